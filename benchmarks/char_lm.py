@@ -1,0 +1,110 @@
+"""Accumulator-constrained quantization of a character language model."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("BREVITAS_AXE_DATA", REPOSITORY.parent / "shared" / "data"))
+CACHE = Path(os.environ.get("BREVITAS_AXE_CACHE", REPOSITORY / ".cache"))
+CONTEXT = 128
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: causal attention with fused projections, then an MLP."""
+
+    def __init__(self, width: int = 192, heads: int = 6) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, time, width] to the same shape."""
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        heads = (t.transpose(1, 2) for t in (q, k, v))
+        mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
+        x = x + self.proj(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class CharLM(nn.Module):
+    """Four blocks between an embedding and a linear head, both of which stay in float."""
+
+    def __init__(self, vocabulary: int, width: int = 192, blocks: int = 4) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(0.02 * torch.randn(CONTEXT, width))
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(blocks)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [batch, time] to logits [batch, time, vocabulary]."""
+        return self.head(self.norm(self.blocks(self.token(tokens) + self.position)))
+
+
+def read_text() -> tuple[Tensor, Tensor, int]:
+    """Training and validation tokens (90/10 split) and the size of the vocabulary."""
+    text = np.frombuffer((DATA / "tinyshakespeare.txt").read_bytes(), np.uint8)
+    vocabulary, tokens = np.unique(text, return_inverse=True)
+    tokens = torch.from_numpy(tokens.astype(np.int64))
+    split = len(tokens) * 9 // 10
+    return tokens[:split], tokens[split:], len(vocabulary)
+
+
+def windows(tokens: Tensor) -> Tensor:
+    """Cuts [n] tokens into rows of CONTEXT + 1 that overlap by one token."""
+    return tokens.unfold(0, CONTEXT + 1, CONTEXT)
+
+
+@torch.no_grad()
+def perplexity(model: nn.Module, rows: Tensor) -> float:
+    """exp of the mean cross-entropy over every next character of `rows`."""
+    loss = sum(
+        F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
+        for batch in rows.split(64)
+    )
+    return math.exp(min(loss.item() / rows[:, 1:].numel(), 50.0))
+
+
+def train(tokens: Tensor, vocabulary: int, steps: int) -> CharLM:
+    """AdamW with a warm-up and a cosine schedule, seed 0, batches of 32 windows."""
+    torch.manual_seed(0)
+    model = CharLM(vocabulary)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.05)
+    starts = tokens.unfold(0, CONTEXT + 1, 1)
+    for step in range(steps):
+        batch = starts[torch.randint(len(starts), (32,))]
+        loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            print(f"step {step}: training loss {loss.item():.3f}", flush=True)
+    return model.eval()
+
+
+def load_model(steps: int) -> CharLM:
+    """The trained model, from the cache where it is there."""
+    tokens, _, vocabulary = read_text()
+    path = CACHE / f"char_lm_{steps}.pt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(train(tokens, vocabulary, steps).state_dict(), path)
+    model = CharLM(vocabulary)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model.eval()

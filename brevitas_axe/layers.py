@@ -1,0 +1,214 @@
+"""Finds quantized dot products and unrolls them to matrices.
+
+Every layer here is seen as `groups` independent products of an integer matrix [rows, K] with
+columns of K integers: one row per output channel of the group, K = (input channels / groups) ×
+kernel, in the order in which the weight tensor stores them. A transposed convolution is unrolled
+over its whole kernel; an output pixel meets a subset of these taps, so bounds are safe.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from brevitas import nn as qnn
+from brevitas.proxy import DecoupledWeightQuantProxyFromInjector
+from brevitas.quant_tensor import IntQuantTensor
+from torch import Tensor, nn
+
+from brevitas_axe.accumulator import InputRange
+from brevitas_axe.errors import InvalidOption, NonFiniteValues, UnsupportedLayer
+
+_CONVOLUTIONS = (qnn.QuantConv1d, qnn.QuantConv2d, qnn.QuantConv3d)
+_TRANSPOSED = (qnn.QuantConvTranspose1d, qnn.QuantConvTranspose2d, qnn.QuantConvTranspose3d)
+DOT_PRODUCTS = (qnn.QuantLinear, *_CONVOLUTIONS, *_TRANSPOSED)
+_RECURRENT = (qnn.QuantLSTM, qnn.QuantRNN)
+_PLAIN = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    """Quantized linear and convolution layers by module name, in definition order.
+
+    Args:
+        model: any module that holds Brevitas layers.
+        exclude: module names to leave out; each must exist in the model.
+
+    Raises:
+        InvalidOption: an excluded name does not exist.
+        UnsupportedLayer: a quantized layer whose accumulators cannot be held here (LSTM and RNN
+            gates, group-wise or asymmetric weights), unless excluded.
+    """
+    modules = dict(model.named_modules())
+    for name in exclude:
+        if name not in modules:
+            raise InvalidOption(
+                f"the excluded layer '{name}' is not in the model; it has: "
+                f"{', '.join(n for n, m in modules.items() if isinstance(m, DOT_PRODUCTS))}."
+            )
+    found = {}
+    for name, module in modules.items():
+        if any(name == e or name.startswith(f"{e}.") for e in exclude):
+            continue
+        if isinstance(module, _RECURRENT):
+            raise UnsupportedLayer(
+                f"layer '{name}' is recurrent and its gates cannot be given an accumulator "
+                f"budget; exclude it by name, exclude=('{name}',)."
+            )
+        if isinstance(module, DOT_PRODUCTS) and module.weight_quant.is_quant_enabled:
+            if module.weight_quant.is_groupwise:
+                raise UnsupportedLayer(
+                    f"layer '{name}' has group-wise weight scales, whose accumulators cannot be "
+                    "bounded here; use a per-channel or per-tensor weight quantizer or exclude it."
+                )
+            found[name] = module
+    return found
+
+
+def find_unquantized(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[str]:
+    """Names of linear and convolution layers without integer weights."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _PLAIN)
+        and not any(name == e or name.startswith(f"{e}.") for e in exclude)
+        and not (isinstance(module, DOT_PRODUCTS) and module.weight_quant.is_quant_enabled)
+    ]
+
+
+def layer_groups(module: nn.Module) -> int:
+    """Number of independent groups of a layer."""
+    return int(getattr(module, "groups", 1))
+
+
+def unroll_weight(module: nn.Module, weight: Tensor) -> Tensor:
+    """Weight tensor (or anything of its shape) → [groups, rows, K]."""
+    groups = layer_groups(module)
+    if isinstance(module, _TRANSPOSED):
+        inputs, rows = weight.shape[:2]
+        grouped = weight.reshape(groups, inputs // groups, rows, -1).transpose(1, 2)
+        return grouped.reshape(groups, rows, -1)
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def roll_weight(module: nn.Module, unrolled: Tensor) -> Tensor:
+    """Inverse of `unroll_weight`: [groups, rows, K] → the weight's own shape."""
+    shape = module.weight.shape
+    if isinstance(module, _TRANSPOSED):
+        groups, rows = unrolled.shape[:2]
+        grouped = unrolled.reshape(groups, rows, shape[0] // groups, -1).transpose(1, 2)
+        return grouped.reshape(shape)
+    return unrolled.reshape(shape)
+
+
+def unroll_input(module: nn.Module, x: Tensor) -> Tensor:
+    """Layer input → [samples, groups, K, positions], one column per dot product.
+
+    Args:
+        module: a layer of `find_layers`.
+        x: input as the layer receives it: [..., K] for a linear layer (any number of leading
+            dimensions), [N, C, *spatial] or unbatched [C, *spatial] for convolutions.
+    """
+    if isinstance(module, qnn.QuantLinear):
+        return x.reshape(1, 1, -1, x.shape[-1]).transpose(2, 3)
+    spatial = len(module.kernel_size)
+    if x.dim() == spatial + 1:
+        x = x.unsqueeze(0)
+    if isinstance(module, _TRANSPOSED):
+        patches = _transposed_patches(module, x)
+    else:
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = F.pad(x, tuple(module._reversed_padding_repeated_twice), mode=mode)
+        patches = _patches(x, module.kernel_size, module.stride, module.dilation)
+    groups = layer_groups(module)
+    return patches.reshape(x.shape[0], groups, patches.shape[1] // groups, -1)
+
+
+def _patches(x: Tensor, kernel: tuple, stride: tuple, dilation: tuple) -> Tensor:
+    """im2col in one to three dimensions: [N, C, *spatial] → [N, C·kernel, positions]."""
+    if len(kernel) == 1:
+        return F.unfold(x.unsqueeze(2), (1, kernel[0]), (1, dilation[0]), 0, (1, stride[0]))
+    if len(kernel) == 2:
+        return F.unfold(x, kernel, dilation, 0, stride)
+    for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        span = gap * (size - 1) + 1
+        x = x.unfold(2 + axis, span, step)[..., ::gap]
+    # [N, C, *positions, *kernel] → [N, C, *kernel, *positions]
+    order = (0, 1, *range(2 + len(kernel), 2 + 2 * len(kernel)), *range(2, 2 + len(kernel)))
+    channels = x.shape[1] * torch.Size(kernel).numel()
+    return x.permute(order).reshape(x.shape[0], channels, -1)
+
+
+def _transposed_patches(module: nn.Module, x: Tensor) -> Tensor:
+    """Inputs that meet each tap of a transposed convolution, zeros where none does."""
+    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+    size = [
+        (n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)
+    ]
+    stuffed = x.new_zeros(*x.shape[:2], *size)
+    stuffed[(..., *(slice(None, None, s) for s in stride))] = x
+    pad: list[int] = []
+    for k, d, p, o in zip(
+        kernel, dilation, module.padding, module.output_padding, strict=True
+    ):
+        reach = d * (k - 1) - p
+        pad = [reach, reach + o, *pad]
+    patches = _patches(F.pad(stuffed, pad), kernel, (1,) * len(kernel), dilation)
+    # A transposed convolution reads its kernel backwards.
+    taps = patches.reshape(x.shape[0], x.shape[1], -1, patches.shape[-1])
+    return taps.flip(2).reshape(patches.shape)
+
+
+def input_range(quant_input: IntQuantTensor) -> InputRange:
+    """Integers that a quantized activation can take, minus its zero point.
+
+    Narrow ranges are not used: consumers such as FINN compute with the full data type.
+    """
+    bits = int(quant_input.bit_width.max())
+    signed = bool(quant_input.signed)
+    points = quant_input.zero_point.detach().round()
+    result = InputRange.from_bits(bits, signed, zero_point=int(points.min()))
+    return result.union(InputRange.from_bits(bits, signed, zero_point=int(points.max())))
+
+
+def is_accumulator_aware(module: nn.Module) -> bool:
+    """True for Brevitas's own A2Q and A2Q+ weight quantizers."""
+    return isinstance(module.weight_quant, DecoupledWeightQuantProxyFromInjector)
+
+
+def integer_weight(
+    name: str, module: nn.Module, quant_input: IntQuantTensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Integer weights and scale that a layer computes with.
+
+    Args:
+        name: layer name, for messages.
+        module: a layer of `find_layers`.
+        quant_input: quantized input; A2Q and A2Q+ need it, ours remembers its range.
+
+    Returns:
+        (integers, scale): integers int64 in the weight's shape, scale as the quantizer gives it.
+
+    Raises:
+        NonFiniteValues: weights or scales hold NaN or infinity.
+        UnsupportedLayer: non-zero zero point.
+    """
+    with torch.no_grad():
+        if not torch.isfinite(module.weight).all():
+            raise NonFiniteValues(
+                f"the weights of layer '{name}' hold NaN or infinity; repair the checkpoint."
+            )
+        weight = module.quant_weight(quant_input)
+        if bool((weight.zero_point != 0).any()):
+            raise UnsupportedLayer(
+                f"layer '{name}' has asymmetric weights (non-zero zero point), which hardware "
+                "multiplies unshifted; use a symmetric weight quantizer."
+            )
+        scale = weight.scale.double()
+        return (weight.value.double() / scale).round().to(torch.int64), weight.scale

@@ -1,0 +1,5 @@
+"""What an injector runs: Brevitas proxies that hold the accumulator budget."""
+
+from brevitas_axe.proxies.weight import AccumulatorAwareWeightQuantProxy
+
+__all__ = ["AccumulatorAwareWeightQuantProxy"]

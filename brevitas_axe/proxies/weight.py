@@ -1,0 +1,146 @@
+"""Weight proxy that holds an accumulator budget in every forward."""
+
+from __future__ import annotations
+
+import torch
+from brevitas import config
+from brevitas.proxy import WeightQuantProxyFromInjector
+from brevitas.quant_tensor import IntQuantTensor
+from torch import Tensor, nn
+
+from brevitas_axe.accumulator import InputRange, check_bit_width, tile_starts
+from brevitas_axe.errors import MissingInputQuantizer, UnsupportedLayer
+from brevitas_axe.layers import input_range, roll_weight, unroll_weight
+from brevitas_axe.proxies.projection import exceeds, project
+
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
+    """Quantizes as its Brevitas injector says, then keeps every dot product inside ±(2^(P-1)-1).
+
+    Rows that fit pass bit for bit; the others are projected (`project`). The budget follows the
+    widest range of integers that the layer's input has had so far (a module may be called with
+    several inputs); that range is part of the state dict.
+
+    Attributes:
+        accumulator_bit_width: P; None leaves the weights unconstrained.
+        accumulator_tile_size: inputs per inner accumulator; None means the whole dot product.
+    """
+
+    def __init__(self, quant_layer: nn.Module, quant_injector) -> None:
+        super().__init__(quant_layer, quant_injector)
+        self.accumulator_bit_width: int | None = quant_injector.accumulator_bit_width
+        self.accumulator_tile_size: int | None = quant_injector.accumulator_tile_size
+        if self.accumulator_bit_width is not None:
+            self.accumulator_bit_width = check_bit_width(self.accumulator_bit_width)
+        tile_starts(1, self.accumulator_tile_size)
+        # 0 in both means that no quantized input has been seen yet.
+        self.register_buffer("input_low", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("input_high", torch.zeros((), dtype=torch.int64))
+        self._reach: InputRange | None = None
+
+    @property
+    def requires_quant_input(self) -> bool:
+        return True
+
+    @property
+    def input_range(self) -> InputRange | None:
+        """Widest range of input integers seen, None before the first quantized input."""
+        if self._reach is None and int(self.input_high) > int(self.input_low):
+            self._reach = InputRange(int(self.input_low), int(self.input_high))
+        return self._reach
+
+    def set_input_range(self, reach: InputRange | None) -> None:
+        """Replaces what has been seen; None forgets it (after narrowing the activations)."""
+        self._reach = reach
+        self.input_low.fill_(reach.low if reach else 0)
+        self.input_high.fill_(reach.high if reach else 0)
+
+    def observe(self, quant_input: Tensor | IntQuantTensor | None) -> InputRange:
+        """Widens the range by this input's and returns it.
+
+        Raises:
+            MissingInputQuantizer: neither this input nor an earlier one was quantized.
+        """
+        known = self.input_range
+        if isinstance(quant_input, IntQuantTensor):
+            seen = input_range(quant_input)
+            wider = seen if known is None else known.union(seen)
+            if wider != known:
+                self.set_input_range(wider)
+            return wider
+        if known is None:
+            raise MissingInputQuantizer(
+                f"the input of {_describe(self.tracked_module_list[0])} is not quantized to "
+                "integers, so its accumulator cannot be bounded; give the layer an input_quant, "
+                "or feed it a QuantTensor."
+            )
+        return known
+
+    def forward(
+        self, x: Tensor, quant_input: Tensor | IntQuantTensor | None = None
+    ) -> Tensor | IntQuantTensor:
+        if not self.is_quant_enabled or self.export_mode or self.accumulator_bit_width is None:
+            return super().forward(x)
+        reach = self.observe(quant_input)
+        if self._cached_weight is not None and not self.training:
+            return self._cached_weight.quant_tensor
+        # Half precision cannot hold w/scale closely enough to round 8-bit integers back.
+        wide = x.float() if x.dtype in _LOW_PRECISION else x
+        value, scale, zero_point, bit_width = self.tensor_quant(wide)
+        value = self._within_budget(wide, value, scale, zero_point, bit_width, reach).to(x.dtype)
+        if self.skip_create_quant_tensor:
+            return value
+        out = self.create_quant_tensor((value, scale, zero_point, bit_width))
+        if self.cache_inference_quant_weight and not self.training:
+            self._cached_weight = self.cache_class(
+                out.detach(), metadata_only=self.cache_inference_quant_weight_metadata_only
+            )
+        return out
+
+    def _within_budget(
+        self,
+        x: Tensor,
+        value: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bit_width: Tensor,
+        reach: InputRange,
+    ) -> Tensor:
+        layer = self.tracked_module_list[0]
+        with torch.no_grad():
+            if bool((zero_point != 0).any()):
+                raise UnsupportedLayer(
+                    f"{_describe(layer)} has asymmetric weights, which hardware multiplies "
+                    "unshifted; use a symmetric weight quantizer."
+                )
+            integers = unroll_weight(layer, (value / scale).round().to(torch.int64)).flatten(0, 1)
+            budget = reach, self.accumulator_bit_width, self.accumulator_tile_size
+            over = exceeds(integers, *budget)
+            if not bool(over.any()):
+                return value
+            quant = self.tensor_quant.int_quant
+            low, high = int(quant.min_int(bit_width)), int(quant.max_int(bit_width))
+            floats = unroll_weight(layer, x / scale).flatten(0, 1)[over]
+            integers[over] = project(floats.clamp(low, high), low, high, *budget)
+            grouped = integers.unflatten(0, unroll_weight(layer, value).shape[:2])
+            held = roll_weight(layer, grouped).to(value.dtype) * scale
+            rows = roll_weight(layer, over.view(*grouped.shape[:2], 1).expand_as(grouped))
+        # Straight through: the gradient is that of the plain quantizer.
+        return torch.where(rows, held + (value - value.detach()), value)
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._reach = None
+        for key in ("input_low", "input_high"):
+            if config.IGNORE_MISSING_KEYS and prefix + key in missing_keys:
+                missing_keys.remove(prefix + key)
+
+
+def _describe(layer: nn.Module) -> str:
+    return f"{type(layer).__name__}{tuple(layer.weight.shape)}"

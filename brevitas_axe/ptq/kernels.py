@@ -1,0 +1,160 @@
+"""Compiled CPU kernels of the solvers.
+
+Rules of this file: arrays are C-contiguous and passed whole, with index ranges, so that each kernel
+is compiled once per float type; the innermost loop runs over rows, which are contiguous; every
+number that a guarantee rests on is int64. `contract` is the only fast-math flag where a NaN must
+stay visible.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+# Rows that one task carries: a block of 64 columns of them stays in the second-level cache.
+ROWS_PER_TASK = 128
+# Magnitudes are cut here before they become integers: 2^31 times an input cannot pass 2^62.
+LARGEST_MAGNITUDE = 2.0**30
+
+
+@njit(parallel=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def quantize_block(
+    start,
+    stop,
+    backward,
+    forgets_shrinkage,
+    coupling,
+    pivot,
+    carried,
+    base,
+    target,
+    tile_of,
+    scale,
+    threshold,
+    input_low,
+    input_high,
+    weight_low,
+    weight_high,
+    room_above,
+    room_below,
+    integers,
+    error,
+    residual,
+):
+    """Decides the columns [start, stop) for every group and row, one column after the other.
+
+    Column t gets c_t = base_t - (carried_t + sum_j coupling_tj error_j) / pivot_t over the columns
+    j of the block decided before it; c_t is shrunk by the threshold, cut to what the accumulator
+    still takes, and rounded half to even.
+
+    Args:
+        start, stop: columns of this block.
+        backward: whether the last column of the block is decided first.
+        forgets_shrinkage: whether the error leaves out what threshold and budget took from c_t.
+        coupling: [groups, stop - start, stop - start].
+        pivot: [groups, K]; zero marks a dead input, whose integer is 0.
+        carried: [groups, stop - start, rows], the sum over the columns of earlier blocks.
+        base, target: [groups, K, rows].
+        tile_of: int64 [groups, K].
+        scale, threshold: [groups, tiles, rows].
+        input_low, input_high: int64 [groups, K].
+        weight_low, weight_high: int64.
+        room_above, room_below: int64 [groups, tiles, rows], what the largest and the smallest
+            reachable sum may still grow by; updated.
+        integers: int32 [groups, K, rows]; written.
+        error: [groups, K, rows], s q - target; written.
+        residual: float64 [groups, rows], the sum of (pivot_t (c_t - s q_t))^2; updated.
+    """
+    groups, _, rows = base.shape
+    chunks = (rows + ROWS_PER_TASK - 1) // ROWS_PER_TASK
+    for task in prange(groups * chunks):
+        g = task // chunks
+        first = (task % chunks) * ROWS_PER_TASK
+        last = min(rows, first + ROWS_PER_TASK)
+        for step in range(stop - start):
+            t = stop - start - 1 - step if backward else step
+            for before in range(step):
+                j = stop - start - 1 - before if backward else before
+                factor = coupling[g, t, j]
+                for r in range(first, last):
+                    carried[g, t, r] += factor * error[g, start + j, r]
+            k = start + t
+            tile = tile_of[g, k]
+            p = pivot[g, k]
+            low = -input_low[g, k]
+            high = input_high[g, k]
+            for r in range(first, last):
+                s = scale[g, tile, r]
+                corrected = base[g, k, r] - carried[g, t, r] / p if p != 0 else p
+                negative = corrected < 0
+                magnitude = (abs(corrected) - threshold[g, tile, r]) / s
+                if not magnitude > 0:
+                    magnitude = magnitude * 0
+                if magnitude > LARGEST_MAGNITUDE:
+                    magnitude = magnitude * 0 + LARGEST_MAGNITUDE
+                grow_above = low if negative else high
+                grow_below = high if negative else low
+                above = room_above[g, tile, r]
+                below = room_below[g, tile, r]
+                most = np.int64(np.ceil(magnitude))
+                if most * grow_above > above or most * grow_below > below:
+                    if grow_above > 0:
+                        most = min(most, above // grow_above)
+                    if grow_below > 0:
+                        most = min(most, below // grow_below)
+                    if magnitude > most:
+                        magnitude = magnitude * 0 + most
+                q = min(np.int64(np.rint(magnitude)), most)
+                q = min(q, -weight_low if negative else weight_high)
+                room_above[g, tile, r] = above - q * grow_above
+                room_below[g, tile, r] = below - q * grow_below
+                q = -q if negative else q
+                integers[g, k, r] = q
+                miss = s * q - corrected
+                residual[g, r] += np.float64(p * miss) ** 2
+                if forgets_shrinkage:
+                    kept = -s * magnitude if negative else s * magnitude
+                    error[g, k, r] = s * q - target[g, k, r] + (corrected - kept)
+                else:
+                    error[g, k, r] = s * q - target[g, k, r]
+
+
+@njit(parallel=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+def l1_thresholds(weight, tile_length, radius, threshold):
+    """Threshold of the Euclidean projection of every centred tile on an l1 ball.
+
+    Michelot's iteration: the threshold of the active entries only grows, and the entries below it
+    leave, until none does (Michelot 1986, doi 10.1007/BF00938486).
+
+    Args:
+        weight: [n, K].
+        tile_length: entries per tile; the last tile may be short, and is centred as it is.
+        radius: [n, tiles] of the balls, in the units of weight.
+        threshold: [n, tiles]; written. Zero where the tile is inside its ball.
+    """
+    n, columns = weight.shape
+    tiles = radius.shape[1]
+    for task in prange(n * tiles):
+        row = task // tiles
+        tile = task % tiles
+        first = tile * tile_length
+        last = min(columns, first + tile_length)
+        mean = 0.0
+        for k in range(first, last):
+            mean += weight[row, k]
+        mean /= last - first
+        theta = 0.0
+        active = 0
+        while True:
+            total = 0.0
+            count = 0
+            for k in range(first, last):
+                size = abs(weight[row, k] - mean)
+                if size > theta:
+                    total += size
+                    count += 1
+            if count == active or (active == 0 and total <= radius[row, tile]):
+                break
+            active = count
+            theta = (total - radius[row, tile]) / count
+        threshold[row, tile] = theta

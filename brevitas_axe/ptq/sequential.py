@@ -1,0 +1,145 @@
+"""The column-by-column solve that GPFQ, OPTQ and Qronos share.
+
+All of them decide one column after the other,
+
+    c_t = base_t - (1 / pivot_t) sum_{j decided before t} coupling_tj (s q_j - target_j),
+    q_t = round(what the accumulator still takes of the shrunk c_t),
+
+and differ only in base, target, coupling and pivot: a `Recursion`. It is solved in blocks: the sum
+over earlier blocks is one matrix product, the rest runs in a compiled kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from brevitas_axe.errors import NonFiniteValues
+from brevitas_axe.ptq.kernels import quantize_block
+from brevitas_axe.ptq.problem import LayerProblem
+
+# Columns per block: wide enough for an efficient matrix product, and the kernel's share is small.
+BLOCK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Recursion:
+    """What one algorithm feeds to the solve; columns are in storage order.
+
+    Attributes:
+        order: int64 [groups, K], the input column stored at each position; None if natural.
+        backward: whether the last position is decided first.
+        coupling: [groups, K, K]; read only between a column and those decided before it.
+        pivot: [groups, K]; zero marks a dead input, whose integer is 0.
+        base: [groups, K, rows].
+        target: [groups, K, rows].
+        forgets_shrinkage: whether the error that is passed on leaves out what threshold and
+            budget took away, as the published A2GPTQ does.
+    """
+
+    order: Tensor | None
+    backward: bool
+    coupling: Tensor
+    pivot: Tensor
+    base: Tensor
+    target: Tensor
+    forgets_shrinkage: bool = False
+
+
+def storage_order(problem: LayerProblem, act_order: bool, backward: bool) -> Tensor | None:
+    """Input column at each position, int64 [groups, K]; None where it is the natural order."""
+    if not act_order and not backward:
+        return None
+    if act_order:
+        diagonal = problem.hessian.diagonal(dim1=-2, dim2=-1)
+        order = torch.argsort(diagonal, dim=-1, descending=True)
+    else:
+        order = torch.arange(problem.columns).expand(problem.weight.shape[0], -1)
+    return order.flip(-1) if backward else order
+
+
+def columns_first(matrix: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """[groups, rows, K] to [groups, K, rows] in storage order, contiguous."""
+    matrix = matrix.detach().to(dtype).mT.contiguous()
+    return matrix if order is None else matrix[torch.arange(len(order)).unsqueeze(-1), order]
+
+
+def reordered(moments: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """[groups, K, K] with rows and columns in storage order; not copied in the natural order."""
+    moments = moments.detach().to(dtype)
+    if order is None:
+        return moments
+    group = torch.arange(moments.shape[0])[:, None, None]
+    return moments[group, order.unsqueeze(-1), order.unsqueeze(-2)]
+
+
+def run(
+    recursion: Recursion, problem: LayerProblem, scale: Tensor, threshold: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Solves one recursion for all rows.
+
+    Args:
+        recursion: the algorithm's matrices.
+        problem: gives tiles, ranges and the accumulator's width.
+        scale, threshold: [groups, rows, tiles].
+
+    Returns:
+        integers: int32 [groups, rows, K], inside the accumulator's budget.
+        residual: float64 [groups, rows], sum over columns of (pivot_t (c_t - s q_t))^2.
+
+    Raises:
+        NonFiniteValues: the recursion overflowed.
+    """
+    groups, columns, rows = recursion.base.shape
+    order = recursion.order
+    if order is None:
+        order = torch.arange(columns).expand(groups, -1)
+    bits = problem.accumulator_bit_width
+    low, high = problem.input_range
+    if bits is None:
+        # Inputs of zero leave every budget untouched.
+        low, high = torch.zeros_like(low), torch.zeros_like(high)
+    room = torch.full((groups, problem.tiles, rows), 0 if bits is None else 2 ** (bits - 1) - 1)
+    integers = torch.empty(groups, columns, rows, dtype=torch.int32)
+    error = torch.empty_like(recursion.base)
+    residual = torch.zeros(groups, rows, dtype=torch.float64)
+    shared = [
+        tensor.contiguous().numpy()
+        for tensor in (
+            recursion.base,
+            recursion.target,
+            problem.tile_of_column[order],
+            scale.mT,
+            threshold.mT,
+            low.gather(1, order),
+            high.gather(1, order),
+        )
+    ]
+    pivot = recursion.pivot.contiguous().numpy()
+    weight_range = (problem.weight_low, problem.weight_high)
+    written = [t.numpy() for t in (room, room.clone(), integers, error, residual)]
+    starts = range(0, columns, BLOCK)
+    for start in reversed(starts) if recursion.backward else starts:
+        stop = min(start + BLOCK, columns)
+        block = slice(start, stop)
+        done = slice(stop, columns) if recursion.backward else slice(0, start)
+        carried = torch.bmm(recursion.coupling[:, block, done], error[:, done])
+        quantize_block(
+            start,
+            stop,
+            recursion.backward,
+            recursion.forgets_shrinkage,
+            recursion.coupling[:, block, block].contiguous().numpy(),
+            pivot,
+            carried.numpy(),
+            *shared,
+            *weight_range,
+            *written,
+        )
+    if not residual.isfinite().all():
+        raise NonFiniteValues("The column-by-column solve overflowed: the inputs are too large.")
+    if recursion.order is not None:
+        integers = integers[torch.arange(groups).unsqueeze(-1), order.argsort(-1)]
+    return integers.mT.contiguous(), residual

@@ -1,0 +1,44 @@
+"""The soft threshold of the published method."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from brevitas_axe.ptq.kernels import l1_thresholds
+from brevitas_axe.ptq.problem import LayerProblem
+
+
+def published_threshold(problem: LayerProblem, scale: Tensor) -> Tensor:
+    """How far each weight is shrunk, so that the accumulator's budget is spread over the tile.
+
+    The centred tile is projected on the l1 ball of radius Z s, Z = (2^P - 2) / (high - low)
+    (AXE, arXiv 2409.17092, section 3; the radius is that of A2Q+, arXiv 2401.10432, eq. 19). The
+    threshold only shapes the solution: the clamp alone gives the guarantee, so floats may be used.
+
+    Args:
+        problem: the layer; dead inputs (zero on the Hessian's diagonal) count as zero weights.
+        scale: [groups, rows, tiles].
+
+    Returns:
+        [groups, rows, tiles] in the units of the weight; zero without an accumulator limit.
+    """
+    threshold = torch.zeros_like(scale, memory_format=torch.contiguous_format)
+    if problem.accumulator_bit_width is None:
+        return threshold
+    low, high = problem.input_range
+    widest = int((high - low).max())
+    if widest == 0:
+        return threshold
+    radius = (2**problem.accumulator_bit_width - 2) / widest * scale
+    weight = problem.weight.detach().to(problem.dtype)
+    alive = problem.hessian.diagonal(dim1=-2, dim2=-1) != 0
+    if not bool(alive.all()):
+        weight = weight * alive.unsqueeze(-2)
+    l1_thresholds(
+        weight.reshape(-1, problem.columns).contiguous().numpy(),
+        problem.tile_length,
+        radius.reshape(-1, problem.tiles).contiguous().numpy(),
+        threshold.view(-1, problem.tiles).numpy(),
+    )
+    return threshold
