@@ -13,7 +13,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import brevitas
@@ -92,13 +92,10 @@ class Experiment:
         """Solves two settings and counts the weights whose integers differ."""
 
         def compare() -> dict:
-            pairs = zip(
-                *(integer_weights(self.solved(s)[0]).values() for s in (first, second)),
-                strict=True,
-            )
+            a, b = (integer_weights(self.solved(s)[0]) for s in (first, second))
             return {
-                "differing": sum(int(np.sum(a != b)) for a, b in pairs),
-                "integers": sum(w.numel() for w in self.model.parameters() if w.ndim > 1),
+                "differing": sum(int(np.sum(a[name] != b[name])) for name in a),
+                "integers": sum(q.size for q in a.values()),
             }
 
         key = self._key(first) | {"compared with": self._key(second)}
@@ -254,8 +251,3 @@ def solver_fingerprint() -> str:
     files: list[Path] = [*sorted((room / "ptq").glob("*.py")), room / "accumulator.py"]
     code = "".join(ast.dump(ast.parse(file.read_text())) for file in files)
     return hashlib.sha256(code.encode()).hexdigest()
-
-
-def limited(arms: Iterable[str], base: Setting, orders: Sequence[bool] = (False,)) -> list[Setting]:
-    """`base` for each arm and each order."""
-    return [replace(base, arm=arm, act_order=order) for arm in arms for order in orders]

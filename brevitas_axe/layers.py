@@ -177,6 +177,52 @@ def input_range(quant_input: IntQuantTensor) -> InputRange:
     return result.union(InputRange.from_bits(bits, signed, zero_point=int(points.max())))
 
 
+def observe_inputs(
+    model: nn.Module, layers: dict[str, nn.Module], args: tuple, kwargs: dict | None = None
+) -> dict[str, list[InputRange | None]]:
+    """Runs one forward in evaluation mode and notes what arrives at every call of every layer.
+
+    A2Q and A2Q+ quantizers remember their input from it, so that `integer_weight` needs none.
+
+    Args:
+        model: holds the layers.
+        layers: those of interest, as `find_layers` gives them.
+        args: positional arguments of the forward.
+        kwargs: keyword arguments of the forward.
+
+    Returns:
+        Layer name → one range per call, None where the input was not quantized to integers. In
+        the order of first execution; layers that were not called are absent.
+    """
+    calls: dict[str, list[InputRange | None]] = {}
+
+    def note(name: str):
+        def hook(layer: nn.Module, args: tuple, kwargs: dict) -> None:
+            quantized = layer.input_quant(args[0] if args else next(iter(kwargs.values())))
+            known = isinstance(quantized, IntQuantTensor)
+            calls.setdefault(name, []).append(input_range(quantized) if known else None)
+            if known and is_accumulator_aware(layer):
+                layer.weight_quant.cache_inference_quant_act = True
+
+        return hook
+
+    training = {module: module.training for module in model.modules()}
+    handles = [
+        layer.register_forward_pre_hook(note(name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(*args, **(kwargs or {}))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return calls
+
+
 def is_accumulator_aware(module: nn.Module) -> bool:
     """True for Brevitas's own A2Q and A2Q+ weight quantizers."""
     return isinstance(module.weight_quant, DecoupledWeightQuantProxyFromInjector)

@@ -71,7 +71,9 @@ def test_no_arrow_points_back(path: Path) -> None:
         public = target == "__init__" and room in {"quickstart", "cli"}
         assert public or RANK[target] <= RANK[room], f"{path}:{line}: {room} imports {target}"
         if room in INDEPENDENT:
-            assert target not in JUDGED, f"{path}:{line}: {room} judges {target}, so not by its code"
+            assert target not in JUDGED, (
+                f"{path}:{line}: {room} judges {target}, so not by its code"
+            )
 
 
 def test_accumulator_needs_only_errors() -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from brevitas_axe.ptq.levels import finish
 from brevitas_axe.ptq.problem import LayerProblem, LayerSolution
 from brevitas_axe.ptq.sequential import Recursion, columns_first, reordered, storage_order
-from brevitas_axe.ptq.solve import finish
 
 # Rows of the lower triangle that are multiplied at once.
 STRIP = 256

@@ -8,12 +8,10 @@ factorization, and no inverse.
 
 from __future__ import annotations
 
-import torch
-
 from brevitas_axe.ptq.factor import damped_factor
+from brevitas_axe.ptq.levels import finish
 from brevitas_axe.ptq.problem import LayerProblem, LayerSolution
 from brevitas_axe.ptq.sequential import Recursion, columns_first, reordered, storage_order
-from brevitas_axe.ptq.solve import finish
 
 # Share of the mean diagonal that is added to the diagonal, as in the authors' code.
 DAMPING = 0.01

@@ -2,22 +2,22 @@
 
 Rules of this file: arrays are C-contiguous and passed whole, with index ranges, so that each kernel
 is compiled once per float type; the innermost loop runs over rows, which are contiguous; every
-number that a guarantee rests on is int64. `contract` is the only fast-math flag where a NaN must
+number that a guarantee rests on is int64. The caller runs them in threads (threads.py). `contract` is the only fast-math flag where a NaN must
 stay visible.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
-# Rows that one task carries: a block of 64 columns of them stays in the second-level cache.
-ROWS_PER_TASK = 128
+# Rows that are carried together: a block of 64 columns of them stays in the second-level cache.
+ROWS_AT_ONCE = 128
 # Magnitudes are cut here before they become integers: 2^31 times an input cannot pass 2^62.
 LARGEST_MAGNITUDE = 2.0**30
 
 
-@njit(parallel=True, cache=True, fastmath={"contract"}, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 def quantize_block(
     start,
     stop,
@@ -66,11 +66,11 @@ def quantize_block(
         residual: float64 [groups, rows], the sum of (pivot_t (c_t - s q_t))^2; updated.
     """
     groups, _, rows = base.shape
-    chunks = (rows + ROWS_PER_TASK - 1) // ROWS_PER_TASK
-    for task in prange(groups * chunks):
+    chunks = (rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
+    for task in range(groups * chunks):
         g = task // chunks
-        first = (task % chunks) * ROWS_PER_TASK
-        last = min(rows, first + ROWS_PER_TASK)
+        first = (task % chunks) * ROWS_AT_ONCE
+        last = min(rows, first + ROWS_AT_ONCE)
         for step in range(stop - start):
             t = stop - start - 1 - step if backward else step
             for before in range(step):
@@ -119,7 +119,7 @@ def quantize_block(
                     error[g, k, r] = s * q - target[g, k, r]
 
 
-@njit(parallel=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 def l1_thresholds(weight, tile_length, radius, threshold):
     """Threshold of the Euclidean projection of every centred tile on an l1 ball.
 
@@ -134,7 +134,7 @@ def l1_thresholds(weight, tile_length, radius, threshold):
     """
     n, columns = weight.shape
     tiles = radius.shape[1]
-    for task in prange(n * tiles):
+    for task in range(n * tiles):
         row = task // tiles
         tile = task % tiles
         first = tile * tile_length

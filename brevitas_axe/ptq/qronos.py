@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.ptq.factor import damped_factor
+from brevitas_axe.ptq.levels import finish
 from brevitas_axe.ptq.problem import LayerProblem, LayerSolution
 from brevitas_axe.ptq.sequential import Recursion, columns_first, reordered, storage_order
-from brevitas_axe.ptq.solve import finish
 
 # Damping as a share of the largest eigenvalue, as in the authors' code.
 DAMPING = 1e-6

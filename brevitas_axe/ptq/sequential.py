@@ -19,6 +19,7 @@ from torch import Tensor
 from brevitas_axe.errors import NonFiniteValues
 from brevitas_axe.ptq.kernels import quantize_block
 from brevitas_axe.ptq.problem import LayerProblem
+from brevitas_axe.ptq.threads import over_rows
 
 # Columns per block: wide enough for an efficient matrix product, and the kernel's share is small.
 BLOCK = 64
@@ -93,53 +94,78 @@ def run(
         NonFiniteValues: the recursion overflowed.
     """
     groups, columns, rows = recursion.base.shape
-    order = recursion.order
-    if order is None:
-        order = torch.arange(columns).expand(groups, -1)
+    integers = torch.empty(groups, rows, columns, dtype=torch.int32)
+    residual = torch.zeros(groups, rows, dtype=torch.float64)
+
+    def work(some_groups: slice, some_rows: slice) -> None:
+        part = (some_groups, some_rows)
+        _run_part(
+            recursion, problem, scale[part], threshold[part], part, integers[part], residual[part]
+        )
+
+    over_rows(work, groups, rows)
+    if not residual.isfinite().all():
+        raise NonFiniteValues("The column-by-column solve overflowed: the inputs are too large.")
+    return integers, residual
+
+
+def _run_part(
+    recursion: Recursion,
+    problem: LayerProblem,
+    scale: Tensor,
+    threshold: Tensor,
+    part: tuple[slice, slice],
+    integers: Tensor,
+    residual: Tensor,
+) -> None:
+    """Solves some groups and rows; writes their integers and residual."""
+    some_groups, some_rows = part
+    base = recursion.base[some_groups, :, some_rows].contiguous()
+    target = recursion.target[some_groups, :, some_rows].contiguous()
+    coupling = recursion.coupling[some_groups]
+    groups, columns, rows = base.shape
     bits = problem.accumulator_bit_width
-    low, high = problem.input_range
+    low, high = (bound[some_groups] for bound in problem.input_range)
     if bits is None:
         # Inputs of zero leave every budget untouched.
         low, high = torch.zeros_like(low), torch.zeros_like(high)
+    order = recursion.order
+    order = torch.arange(columns).expand(groups, -1) if order is None else order[some_groups]
     room = torch.full((groups, problem.tiles, rows), 0 if bits is None else 2 ** (bits - 1) - 1)
-    integers = torch.empty(groups, columns, rows, dtype=torch.int32)
-    error = torch.empty_like(recursion.base)
-    residual = torch.zeros(groups, rows, dtype=torch.float64)
-    shared = [
-        tensor.contiguous().numpy()
-        for tensor in (
-            recursion.base,
-            recursion.target,
-            problem.tile_of_column[order],
-            scale.mT,
-            threshold.mT,
-            low.gather(1, order),
-            high.gather(1, order),
-        )
-    ]
-    pivot = recursion.pivot.contiguous().numpy()
-    weight_range = (problem.weight_low, problem.weight_high)
-    written = [t.numpy() for t in (room, room.clone(), integers, error, residual)]
+    error = torch.empty_like(base)
+    chosen = torch.empty(base.shape, dtype=torch.int32)
+    lost = torch.zeros(groups, rows, dtype=torch.float64)
+    read = (
+        base,
+        target,
+        problem.tile_of_column[order],
+        scale.mT,
+        threshold.mT,
+        low.gather(1, order),
+        high.gather(1, order),
+    )
+    read = [tensor.contiguous().numpy() for tensor in read]
+    written = [tensor.numpy() for tensor in (room, room.clone(), chosen, error, lost)]
+    pivot = recursion.pivot[some_groups].contiguous().numpy()
     starts = range(0, columns, BLOCK)
     for start in reversed(starts) if recursion.backward else starts:
         stop = min(start + BLOCK, columns)
         block = slice(start, stop)
         done = slice(stop, columns) if recursion.backward else slice(0, start)
-        carried = torch.bmm(recursion.coupling[:, block, done], error[:, done])
         quantize_block(
             start,
             stop,
             recursion.backward,
             recursion.forgets_shrinkage,
-            recursion.coupling[:, block, block].contiguous().numpy(),
+            coupling[:, block, block].contiguous().numpy(),
             pivot,
-            carried.numpy(),
-            *shared,
-            *weight_range,
+            torch.bmm(coupling[:, block, done], error[:, done]).numpy(),
+            *read,
+            problem.weight_low,
+            problem.weight_high,
             *written,
         )
-    if not residual.isfinite().all():
-        raise NonFiniteValues("The column-by-column solve overflowed: the inputs are too large.")
     if recursion.order is not None:
-        integers = integers[torch.arange(groups).unsqueeze(-1), order.argsort(-1)]
-    return integers.mT.contiguous(), residual
+        chosen = chosen[torch.arange(groups).unsqueeze(-1), order.argsort(-1)]
+    integers.copy_(chosen.mT)
+    residual.copy_(lost)

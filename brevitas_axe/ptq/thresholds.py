@@ -7,6 +7,7 @@ from torch import Tensor
 
 from brevitas_axe.ptq.kernels import l1_thresholds
 from brevitas_axe.ptq.problem import LayerProblem
+from brevitas_axe.ptq.threads import over_rows
 
 
 def published_threshold(problem: LayerProblem, scale: Tensor) -> Tensor:
@@ -35,10 +36,18 @@ def published_threshold(problem: LayerProblem, scale: Tensor) -> Tensor:
     alive = problem.hessian.diagonal(dim1=-2, dim2=-1) != 0
     if not bool(alive.all()):
         weight = weight * alive.unsqueeze(-2)
-    l1_thresholds(
-        weight.reshape(-1, problem.columns).contiguous().numpy(),
-        problem.tile_length,
-        radius.reshape(-1, problem.tiles).contiguous().numpy(),
-        threshold.view(-1, problem.tiles).numpy(),
-    )
+    weight, radius = weight.contiguous(), radius.contiguous()
+
+    def work(some_groups: slice, some_rows: slice) -> None:
+        part = (some_groups, some_rows)
+        result = torch.empty_like(threshold[part], memory_format=torch.contiguous_format)
+        l1_thresholds(
+            weight[part].flatten(0, 1).contiguous().numpy(),
+            problem.tile_length,
+            radius[part].flatten(0, 1).contiguous().numpy(),
+            result.flatten(0, 1).numpy(),
+        )
+        threshold[part] = result
+
+    over_rows(work, *scale.shape[:2])
     return threshold

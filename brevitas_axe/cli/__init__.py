@@ -1,0 +1,56 @@
+"""The command line: `brevitas-axe quickstart | quantize | certify | emulate`.
+
+Rules of this room: one file per command, each with `add(commands)` that declares its options and
+`run(arguments) -> exit status`. Heavy imports stay inside `run`, so that --help answers at once.
+Exit status: 0 done or proven, 1 not proven, 2 unusable input, said in one sentence on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from brevitas_axe.cli import certify, emulate, quantize, quickstart
+from brevitas_axe.errors import AxeError
+
+_UNUSABLE = 2
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status = arguments.run(arguments)
+        # Inside the try: a reader that has gone away shows up when the last lines are flushed.
+        sys.stdout.flush()
+        return status
+    except AxeError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        # Python would report the same error once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}.")
+    except KeyboardInterrupt:
+        return _fail("interrupted.", _INTERRUPTED)
+
+
+def _fail(message: str, status: int = _UNUSABLE) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="brevitas-axe",
+        description="Quantize a Brevitas model so that no accumulator can overflow, and prove it.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (quickstart, quantize, certify, emulate):
+        command.add(commands)
+    return parser

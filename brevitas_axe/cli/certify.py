@@ -1,0 +1,42 @@
+"""`brevitas-axe certify`: proves, from a QONNX file alone, that no accumulator overflows."""
+
+from __future__ import annotations
+
+import argparse
+
+from brevitas_axe.cli import options
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "certify",
+        help="prove from a QONNX file that no accumulator can overflow",
+        description="Exit status 0: proven. 1: not proven. 2: the input cannot be used.",
+    )
+    parser.add_argument("model", help="a QONNX file, ours or not")
+    options.add_accumulator(parser)
+    options.add_tile(parser)
+    options.add_plan(parser)
+    options.add_exclude(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from brevitas_axe.certify import certify_file
+    from brevitas_axe.plan import Plan
+
+    certificate = certify_file(
+        arguments.model,
+        accumulator_bit_width=arguments.accumulator_bits,
+        tile_size=arguments.tile_size,
+        plan=None if arguments.plan is None else Plan.load(arguments.plan),
+        exclude=tuple(arguments.exclude),
+    )
+    if arguments.json:
+        print(certificate.to_json())
+    else:
+        Console().print(certificate.table())
+    return 0 if certificate.ok else 1

@@ -1,0 +1,62 @@
+"""`brevitas-axe emulate`: runs a QONNX file with P-bit accumulators."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+from brevitas_axe.cli import options
+from brevitas_axe.errors import InvalidOption
+
+
+def add(commands) -> None:
+    parser = commands.add_parser("emulate", help="run a QONNX file with P-bit accumulators")
+    parser.add_argument("model", help="a QONNX file")
+    parser.add_argument("--inputs", required=True, metavar="X.npy", help="one batch of inputs")
+    parser.add_argument("--output", required=True, metavar="Y.npy", help="where the result goes")
+    options.add_accumulator(parser, required=True)
+    options.add_tile(parser)
+    parser.add_argument(
+        "--overflow",
+        choices=["wrap", "saturate"],
+        default="wrap",
+        help="what an accumulator does with a sum that it cannot hold (default wrap)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from brevitas_axe.emulate import emulate
+    from brevitas_axe.files import write_whole
+
+    inputs = _load(arguments.inputs)
+    outputs = emulate(
+        arguments.model,
+        inputs,
+        arguments.accumulator_bits,
+        tile_size=arguments.tile_size,
+        overflow=arguments.overflow,
+    ).outputs
+    buffer = io.BytesIO()
+    np.save(buffer, outputs)
+    write_whole(arguments.output, buffer.getvalue())
+    print(f"{arguments.output}: {outputs.dtype} {list(outputs.shape)}")
+    return 0
+
+
+def _load(path: str):
+    import numpy as np
+
+    if not Path(path).is_file():
+        raise InvalidOption(f"--inputs {path} does not exist.")
+    try:
+        # Pickles would run code of whoever wrote the file.
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InvalidOption(f"--inputs {path} is not a plain .npy array: {error}.") from None
+    if not isinstance(array, np.ndarray):
+        raise InvalidOption(f"--inputs {path} is an archive; give one .npy array.")
+    return array

@@ -1,0 +1,132 @@
+"""`brevitas-axe quantize`: the whole job on the user's own model and data."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from brevitas_axe.cli import options
+from brevitas_axe.cli.usercode import call, load_function
+from brevitas_axe.errors import EmptyCalibration, InvalidOption
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "quantize",
+        help="quantize, prove and export your own model",
+        description="Writes model.onnx, plan.json, certificate.json, summary.json and report.html.",
+    )
+    parser.add_argument("model", metavar="FILE.py:FUNCTION", help="returns the torch model")
+    parser.add_argument(
+        "--calibration",
+        required=True,
+        metavar="FILE.py:FUNCTION",
+        help="returns an iterable of input batches",
+    )
+    options.add_accumulator(parser)
+    parser.add_argument("--weight-bits", type=int, default=4, metavar="N", help="default 4")
+    parser.add_argument("--input-bits", type=int, default=8, metavar="N", help="default 8")
+    options.add_tile(parser)
+    options.add_plan(parser)
+    parser.add_argument("--algorithm", choices=["gpfq", "gptq", "qronos"], default="qronos")
+    parser.add_argument(
+        "--quality",
+        choices=["fast", "best"],
+        default="best",
+        help="fast: the algorithm as published; best (default): far less loss, same guarantee",
+    )
+    parser.add_argument(
+        "--act-order",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="solve the columns with the largest inputs first",
+    )
+    options.add_exclude(parser)
+    parser.add_argument(
+        "--state", metavar="DIR", help="progress is kept here; a run that was killed continues"
+    )
+    parser.add_argument("--output", default="results", metavar="DIR", help="default: results")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.accumulator_bits is None and arguments.plan is None:
+        raise InvalidOption("give --accumulator-bits, or --plan with a width per layer.")
+    from rich.console import Console
+
+    import brevitas_axe
+    from brevitas_axe.certify import certify_file
+    from brevitas_axe.plan import Plan
+    from brevitas_axe.report import open_folder, write_folder
+
+    plan = None if arguments.plan is None else Plan.load(arguments.plan)
+    folder = open_folder(arguments.output)
+    model = _model(arguments.model)
+    batches = _batches(arguments.calibration)
+
+    start = time.perf_counter()
+    result = brevitas_axe.quantize(
+        model,
+        batches,
+        accumulator_bit_width=arguments.accumulator_bits,
+        weight_bit_width=arguments.weight_bits,
+        input_bit_width=arguments.input_bits,
+        tile_size=arguments.tile_size,
+        plan=plan,
+        algorithm=arguments.algorithm,
+        quality=arguments.quality,
+        act_order=arguments.act_order,
+        exclude=tuple(arguments.exclude),
+        state=arguments.state,
+    )
+    path = folder / "model.onnx"
+    brevitas_axe.export_qonnx(result.model, _example(batches[0]), path)
+    # The proof that counts is the one that reads the file, as the next tool will.
+    certificate = certify_file(path, plan=result.plan, exclude=tuple(arguments.exclude))
+    summary = {
+        "title": f"{arguments.model}, quantized for narrow accumulators",
+        "accumulator": arguments.accumulator_bits,
+        "tile": arguments.tile_size,
+        "arms": [],
+        "layers": result.layers,
+        "seconds": round(time.perf_counter() - start, 1),
+        "environment": {"algorithm": arguments.algorithm, "quality": arguments.quality},
+    }
+    files = write_folder(folder, summary, certificate, result.plan)
+    console = Console()
+    console.print(certificate.table())
+    for file in [path, *files]:
+        print(file)
+    return 0 if certificate.ok else 1
+
+
+def _model(reference: str) -> Any:
+    import torch
+
+    model = call(load_function(reference), reference)
+    if not isinstance(model, torch.nn.Module):
+        raise InvalidOption(
+            f"{reference} must return a torch.nn.Module, but it returned {type(model).__name__}."
+        )
+    return model
+
+
+def _batches(reference: str) -> list[Any]:
+    function = load_function(reference)
+    batches = call(lambda: _listed(function()), reference)
+    if batches is None:
+        raise InvalidOption(f"{reference} must return an iterable of input batches.")
+    if not batches:
+        raise EmptyCalibration(f"{reference} yields no batch; calibration needs at least one.")
+    return batches
+
+
+def _listed(value: object) -> list[Any] | None:
+    return list(value) if isinstance(value, Iterable) else None
+
+
+def _example(batch: Any) -> tuple[Any, ...]:
+    """The first batch as export arguments."""
+    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)

@@ -1,0 +1,65 @@
+"""Functions that a user names as `file.py:function`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from brevitas_axe.errors import InvalidOption
+
+
+def load_function(reference: str) -> Callable[..., Any]:
+    """Imports the file, with its folder on the path, and returns the function.
+
+    Raises:
+        InvalidOption: the reference, the file or the function does not exist, or importing fails.
+    """
+    path_text, _, name = reference.rpartition(":")
+    path = Path(path_text).resolve()
+    if not path_text or not name.isidentifier():
+        raise InvalidOption(f"'{reference}' is not of the form my_model.py:function.")
+    if not path.is_file():
+        raise InvalidOption(f"'{reference}' names the file {path_text}, which does not exist.")
+    module = _load(path, reference)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InvalidOption(f"{path_text} has no function named '{name}'.")
+    return function
+
+
+def call(function: Callable[..., Any], reference: str) -> Any:
+    """Calls the user's function; what it raises becomes one sentence with file and line."""
+    try:
+        return function()
+    except Exception as error:
+        raise InvalidOption(f"{reference} failed: {_describe(error)}.") from error
+
+
+def _load(path: Path, reference: str) -> Any:
+    # The same file may give the model and the data: it is imported once, as Python would do.
+    name = f"_brevitas_axe_user_{path.stem}_{abs(hash(str(path)))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InvalidOption(f"'{reference}' does not name a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise InvalidOption(f"{path} cannot be imported: {_describe(error)}.") from error
+    return module
+
+
+def _describe(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    return f"{type(error).__name__}: {first_line.rstrip('.')}{where}"

@@ -1,0 +1,358 @@
+"""Brevitas-style context managers: forward over the calibration data, `update()`, layer by layer.
+
+    with torch.no_grad(), axe_gptq_mode(model, accumulator_bit_width=16) as axe:
+        for _ in range(axe.num_layers):
+            for x in calibration:
+                axe.model(x)
+            axe.update()
+
+Only the first round of forwards starts at the model's input: later rounds continue each batch from
+the layer where it stopped (walk.py), and may be left out altogether.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from brevitas.graph.calibrate import QuantizationStatusManager
+from torch import nn
+from tqdm.auto import tqdm
+
+from brevitas_axe.apply import apply_precision, is_power_of_two, is_shared_scale, write_solution
+from brevitas_axe.errors import (
+    EmptyCalibration,
+    InvalidOption,
+    MissingInputQuantizer,
+    NonFiniteValues,
+    UnsupportedLayer,
+)
+from brevitas_axe.layers import find_layers, integer_weight, observe_inputs, unroll_weight
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.ptq.moments import Moments, dequantized
+from brevitas_axe.ptq.problem import LayerProblem, LayerSolution
+from brevitas_axe.ptq.solvers import SOLVERS
+from brevitas_axe.ptq.state import Fingerprint, SavedLayers
+from brevitas_axe.ptq.walk import SuspendedForward, abandon_all, add_hooks
+
+QUALITIES = ("fast", "best")
+
+
+class axe_mode:
+    """Solves every quantized layer of a model under an accumulator budget, in place.
+
+    Args:
+        model: a Brevitas model with calibrated activation quantizers. Weight quantizers are
+            replaced by accumulator-aware ones with the same bits and granularity.
+        accumulator_bit_width: P for every layer; None leaves accumulators unconstrained.
+        plan: per-layer widths instead of one P; layers it does not name are left alone.
+        accumulator_tile_size: inputs per inner accumulator, None for whole dot products.
+        solver: registered solver, "gpfq", "gptq" or "qronos".
+        act_order: order columns by their input's second moment. Default: False for "fast", as
+            published, and True for "best".
+        quality: "fast" is the published algorithm, with Brevitas's integers; "best" searches
+            scales, thresholds, targets and single integers under the same budget.
+        exclude: names of layers to leave alone.
+        state: folder for progress; a killed run continues from it to the same integers.
+        progress: show a progress bar.
+
+    Attributes:
+        num_layers: number of `update()` calls to make.
+        log: one entry per solved layer.
+
+    Raises:
+        InvalidPlan, InvalidOption, UnsupportedLayer, MissingInputQuantizer, NonFiniteValues,
+        EmptyCalibration, InvalidState: each names the layer and the way out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        accumulator_bit_width: int | None = None,
+        *,
+        plan: Plan | None = None,
+        accumulator_tile_size: int | None = None,
+        solver: str = "gptq",
+        act_order: bool | None = None,
+        quality: str = "best",
+        exclude: tuple[str, ...] = (),
+        state: str | Path | None = None,
+        progress: bool = False,
+    ) -> None:
+        if solver not in SOLVERS:
+            raise InvalidOption(f"solver '{solver}' is unknown; choose from {', '.join(SOLVERS)}.")
+        if quality not in QUALITIES:
+            raise InvalidOption(f"quality '{quality}' is unknown; choose 'fast' or 'best'.")
+        if plan is not None and (accumulator_bit_width, accumulator_tile_size) != (None, None):
+            raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
+        layers = find_layers(model, tuple(exclude))
+        if plan is None:
+            precision = LayerPrecision(
+                accumulator=accumulator_bit_width, tile=accumulator_tile_size
+            )
+            plan = Plan.uniform(layers, precision)
+            clip_tiles = True
+        else:
+            plan.check_names(layers)
+            clip_tiles = False
+        self.root = model
+        self.layers = {name: layers[name] for name in plan.layers}
+        self.plan = Plan({n: self._clipped(n, clip_tiles, plan[n]) for n in plan.layers})
+        self.solver, self.quality = solver, quality
+        self.act_order = quality == "best" if act_order is None else act_order
+        self.needs_float = not (solver == "gptq" and quality == "fast")
+        self.log: list[dict] = []
+        self._saved = None if state is None else SavedLayers(state)
+        self._fingerprint = Fingerprint(
+            {
+                "plan": self.plan.to_json(),
+                "solver": solver,
+                "quality": quality,
+                "act_order": self.act_order,
+                "exclude": list(exclude),
+            }
+        )
+        self._progress = progress
+        self._entered = False
+
+    def _clipped(self, name: str, clip: bool, precision: LayerPrecision) -> LayerPrecision:
+        """One tile size for a whole model: layers with fewer inputs take a single tile."""
+        layer = self.layers[name]
+        if clip and precision.tile and precision.tile >= unroll_weight(layer, layer.weight).shape[2]:
+            return LayerPrecision(accumulator=precision.accumulator)
+        return precision
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def __enter__(self) -> axe_mode:
+        for name, layer in self.layers.items():
+            if not torch.isfinite(layer.weight).all():
+                raise NonFiniteValues(
+                    f"the weights of layer '{name}' hold NaN or infinity; repair the checkpoint."
+                )
+        self._untie()
+        self._training = {module: module.training for module in self.root.modules()}
+        self.root.eval()
+        self._batches: list[tuple[tuple, dict]] = []
+        self._forwards: list[tuple[SuspendedForward, SuspendedForward | None]] = []
+        self._handles: list = []
+        self._done: set[str] = set()
+        self._round, self._position = 0, 0
+        self._float_model: nn.Module | None = None
+        self._bar = tqdm(total=self.num_layers, desc="layers", disable=not self._progress)
+        self._entered = True
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        abandon_all(forward for pair in self._forwards for forward in pair)
+        for handle in self._handles:
+            handle.remove()
+        for module, training in self._training.items():
+            module.training = training
+        self._bar.close()
+        self._forwards, self._batches, self._float_model = [], [], None
+        self._entered = False
+        if kind is None:
+            missing = [name for name in self.layers if name not in self._done]
+            if missing and not self._done:
+                raise EmptyCalibration(
+                    "no layer was solved: run axe.model(batch) over the calibration data, then "
+                    "axe.update(), once per layer."
+                )
+            if missing:
+                raise UnsupportedLayer(
+                    f"layers left unsolved: {', '.join(missing)}; call update() num_layers times, "
+                    "and exclude layers that the calibration never reaches."
+                )
+
+    def model(self, *args, **kwargs) -> None:
+        """One calibration batch: records it in the first round, advances it in later ones."""
+        if not self._entered:
+            raise InvalidOption("use the mode as a context manager: with axe_gptq_mode(...) as axe.")
+        if self._round == 0:
+            if not self._batches:
+                self._prepare(args, kwargs)
+            if self._saved is not None:
+                self._fingerprint.add((args, kwargs))
+            self._batches.append((args, kwargs))
+            real = None
+            if self.needs_float:
+                real = SuspendedForward(self._float_model, args, kwargs)
+            self._forwards.append((SuspendedForward(self.root, args, kwargs), real))
+        elif self._position >= len(self._forwards):
+            raise InvalidOption(
+                f"this round brings more batches than the first, which had {len(self._forwards)}; "
+                "calibrate with the same batches in every round."
+            )
+        self._advance(self._position)
+        self._position += 1
+
+    def update(self) -> bool:
+        """Solves the layer where the forwards have stopped. False when none is left."""
+        if not self._batches:
+            raise EmptyCalibration(
+                "update() came before any calibration batch; call axe.model(batch) first."
+            )
+        if self._round == 0 and self._saved is not None:
+            self._run = self._fingerprint.hexdigest()
+        for position in range(self._position if self._round else 0, len(self._forwards)):
+            self._advance(position)
+        self._round, self._position = self._round + 1, 0
+        name = next((quant.layer for quant, _ in self._forwards if quant.layer), None)
+        if name is None:
+            return False
+        start = time.perf_counter()
+        entry = self._solve(name)
+        self.log.append({"name": name, "seconds": time.perf_counter() - start, **entry})
+        self._done.add(name)
+        self._bar.set_postfix_str(name)
+        self._bar.update()
+        return len(self._done) < self.num_layers
+
+    def _prepare(self, args: tuple, kwargs: dict) -> None:
+        """Looks at one forward, then installs quantizers and hooks."""
+        calls = observe_inputs(self.root, self.layers, args, kwargs)
+        for name, ranges in calls.items():
+            if self.plan[name].accumulator is not None and None in ranges:
+                raise MissingInputQuantizer(
+                    f"the input of layer '{name}' is not quantized to integers, so its "
+                    "accumulator cannot be bounded; give it an input_quant, feed it a "
+                    f"QuantTensor, or exclude it by name, exclude=('{name}',)."
+                )
+        for name, layer in self.layers.items():
+            apply_precision(name, layer, self.plan[name])
+        # Input bits may have changed with the plan, and with them the ranges.
+        self._calls = observe_inputs(self.root, self.layers, args, kwargs)
+        if self._saved is not None:
+            self._fingerprint.add(self.root)
+        self._handles = add_hooks(self.layers)
+        if self.needs_float:
+            self._float_model = copy.deepcopy(self.root)
+            twins = dict(self._float_model.named_modules())
+            QuantizationStatusManager.disable_param_quantization(self._float_model, False)
+            QuantizationStatusManager.disable_act_quantization(self._float_model, False)
+            QuantizationStatusManager.disable_return_quant_tensor(self._float_model)
+            # The copied hooks are those of the original: same names, same effect.
+            assert all(twins[name]._forward_pre_hooks for name in self.layers)
+
+    def _untie(self) -> None:
+        """Gives every layer its own weight tensor: a solved one must not overwrite another."""
+        owners: dict[int, str] = {}
+        for module_name, module in self.root.named_modules():
+            for parameter_name, parameter in module.named_parameters(recurse=False):
+                owners.setdefault(id(parameter), f"{module_name}.{parameter_name}")
+        for name, layer in self.layers.items():
+            shared = sum(
+                parameter is layer.weight
+                for module in self.root.modules()
+                for parameter in module._parameters.values()
+            )
+            if shared > 1:
+                layer.weight = nn.Parameter(layer.weight.detach().clone())
+
+    def _advance(self, position: int) -> None:
+        for forward in self._forwards[position]:
+            if forward is not None and (forward.layer is None or forward.layer in self._done):
+                forward.advance(lambda name: name not in self._done)
+
+    def _solve(self, name: str) -> dict:
+        layer = self.layers[name]
+        weight = unroll_weight(layer, layer.weight.detach())
+        index = len(self._done)
+        if self._saved is not None:
+            solution = self._saved.load(index, name, self._run, weight.shape)
+            if solution is not None:
+                self._write(name, solution)
+                return {"resumed": True}
+        collect = self._collect_all if len(self._calls.get(name, ())) > 1 else self._collect
+        moments = collect(name)
+        quant = layer.weight_quant.tensor_quant
+        bits = quant.msb_clamp_bit_width_impl()
+        reach = layer.weight_quant.input_range
+        _, scale = integer_weight(name, layer)
+        statistics = moments.finish()
+        if layer.bias is None or self.quality == "fast":
+            statistics["quant_mean"] = statistics["float_mean"] = None
+        problem = LayerProblem(
+            weight=weight.float(),
+            scale=scale.detach().float().reshape(-1).expand(weight[..., 0].numel()).reshape(
+                weight.shape[:2]
+            ),
+            weight_low=int(quant.int_quant.min_int(bits)),
+            weight_high=int(quant.int_quant.max_int(bits)),
+            input_low=reach.low if reach else 0,
+            input_high=reach.high if reach else 0,
+            accumulator_bit_width=self.plan[name].accumulator,
+            tile_size=self.plan[name].tile,
+            shared_scale=is_shared_scale(layer),
+            power_of_two=is_power_of_two(layer),
+            **statistics,
+        )
+        solution = SOLVERS[self.solver](problem, act_order=self.act_order, quality=self.quality)
+        if self._saved is not None:
+            self._saved.save(index, name, self._run, solution)
+        self._write(name, solution)
+        return {
+            "resumed": False,
+            "inputs": weight.shape[2],
+            "outputs": weight.shape[0] * weight.shape[1],
+            "samples": moments.samples,
+        }
+
+    def _write(self, name: str, solution: LayerSolution) -> None:
+        write_solution(
+            name, self.layers[name], solution.integers, solution.scale, solution.bias_shift
+        )
+
+    def _collect(self, name: str) -> Moments:
+        """Moments from the forwards that sleep in front of the layer."""
+        layer = self.layers[name]
+        moments = Moments(name, layer, cross=self.needs_float)
+        for quant, real in self._forwards:
+            if quant.layer != name:
+                continue
+            if real is not None and real.layer != name:
+                raise UnsupportedLayer(
+                    f"layer '{name}' is reached by the quantized model but not by the float one "
+                    "for the same batch; use solver='gptq', quality='fast', or exclude it."
+                )
+            self._add(moments, quant.layer_input, None if real is None else real.layer_input)
+        return moments
+
+    def _collect_all(self, name: str) -> Moments:
+        """Moments of a layer that one forward calls several times: over all its calls."""
+        layer = self.layers[name]
+        moments = Moments(name, layer, cross=self.needs_float)
+        for args, kwargs in self._batches:
+            pair = [SuspendedForward(self.root, args, kwargs)]
+            if self.needs_float:
+                pair.append(SuspendedForward(self._float_model, args, kwargs))
+            try:
+                while True:
+                    for forward in pair:
+                        forward.advance(name.__eq__)
+                    if any(forward.finished for forward in pair):
+                        break
+                    self._add(moments, *(forward.layer_input for forward in pair))
+            finally:
+                abandon_all(pair)
+        return moments
+
+    def _add(self, moments: Moments, quant_input: object, float_input: object = None) -> None:
+        layer = moments.layer
+        quantized = layer.input_quant(quant_input)
+        if layer.weight_quant.accumulator_bit_width is not None:
+            layer.weight_quant.observe(quantized)
+        moments.add(
+            dequantized(quantized), None if float_input is None else dequantized(float_input)
+        )
+
+
+axe_gpfq_mode = partial(axe_mode, solver="gpfq")
+axe_gptq_mode = partial(axe_mode, solver="gptq")
+axe_qronos_mode = partial(axe_mode, solver="qronos")

@@ -1,0 +1,95 @@
+"""Second moments of a layer's inputs, as the solvers need them."""
+
+from __future__ import annotations
+
+import torch
+from brevitas.quant_tensor import IntQuantTensor
+from torch import Tensor, nn
+
+from brevitas_axe.errors import EmptyCalibration, NonFiniteValues
+from brevitas_axe.layers import layer_groups, unroll_input, unroll_weight
+
+# Unrolled patches are made for so many numbers at a time: bounds memory, not the result's meaning.
+_CHUNK = 2**23
+
+
+class Moments:
+    """Running sums over samples of X~X~^T, X~X^T and the means.
+
+    Args:
+        name: layer name, for messages.
+        layer: the layer whose inputs are collected.
+        cross: collect X~X^T too; needs the float inputs.
+    """
+
+    def __init__(self, name: str, layer: nn.Module, cross: bool) -> None:
+        groups, _, columns = unroll_weight(layer, layer.weight).shape
+        self.name, self.layer = name, layer
+        self.samples = 0
+        square = (groups, columns, columns)
+        self._hessian = torch.zeros(square, dtype=torch.float64)
+        self._cross = torch.zeros(square, dtype=torch.float64) if cross else None
+        self._quant_sum = torch.zeros(groups, columns, dtype=torch.float64)
+        self._float_sum = torch.zeros(groups, columns, dtype=torch.float64)
+
+    def add(self, quant_input: Tensor, float_input: Tensor | None = None) -> None:
+        """Adds one batch of layer inputs (dequantized, and float where cross is collected)."""
+        inputs = [quant_input] if self._cross is None else [quant_input, float_input]
+        inputs = [_batched(self.layer, x) for x in inputs]
+        kernel = torch.Size(getattr(self.layer, "kernel_size", ())).numel()
+        step = max(1, _CHUNK * inputs[0].shape[0] // (inputs[0].numel() * kernel + 1))
+        for chunk in zip(*(x.split(step) for x in inputs), strict=True):
+            self._add_chunk(*(_columns(self.layer, x) for x in chunk))
+
+    def _add_chunk(self, quant: Tensor, real: Tensor | None = None) -> None:
+        self.samples += quant.shape[-1]
+        self._hessian += quant @ quant.mT
+        self._quant_sum += quant.sum(-1)
+        if real is not None:
+            self._cross += quant @ real.mT
+            self._float_sum += real.sum(-1)
+
+    def finish(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor | None]:
+        """Means over samples: hessian, cross [groups, K, K] and quant_mean, float_mean [groups, K].
+
+        Raises:
+            EmptyCalibration: nothing was added.
+            NonFiniteValues: an input was NaN or infinite.
+        """
+        if self.samples == 0:
+            raise EmptyCalibration(
+                f"no calibration sample reached layer '{self.name}'; feed batches that do, or "
+                "exclude the layer by name."
+            )
+        if not bool(torch.isfinite(self._hessian).all()):
+            raise NonFiniteValues(
+                f"the calibration inputs of layer '{self.name}' hold NaN or infinity; clean the "
+                "data or the layers before it."
+            )
+        cross = None if self._cross is None else (self._cross / self.samples).to(dtype)
+        return {
+            "hessian": (self._hessian / self.samples).to(dtype),
+            "cross": cross,
+            "quant_mean": self._quant_sum / self.samples,
+            "float_mean": None if cross is None else self._float_sum / self.samples,
+        }
+
+
+def _batched(layer: nn.Module, x: Tensor) -> Tensor:
+    """Samples first, so that a batch can be split."""
+    x = x.detach()
+    if isinstance(layer, nn.Linear):
+        return x.reshape(-1, x.shape[-1])
+    return x.unsqueeze(0) if x.dim() == len(layer.kernel_size) + 1 else x
+
+
+def _columns(layer: nn.Module, x: Tensor) -> Tensor:
+    """[groups, K, samples × positions] in float32 (float64 stays)."""
+    x = x if x.dtype == torch.float64 else x.float()
+    patches = unroll_input(layer, x)
+    return patches.permute(1, 2, 0, 3).reshape(layer_groups(layer), patches.shape[2], -1)
+
+
+def dequantized(layer_input: object) -> Tensor:
+    """Plain tensor of what a layer receives."""
+    return layer_input.value if isinstance(layer_input, IntQuantTensor) else layer_input

@@ -1,0 +1,100 @@
+"""Saved progress of a long run: one file per solved layer, each whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from brevitas_axe.errors import InvalidState
+from brevitas_axe.files import write_whole
+from brevitas_axe.ptq.problem import LayerSolution
+
+
+class Fingerprint:
+    """What a run depends on: model, data and settings. Two equal ones give equal integers."""
+
+    def __init__(self, settings: dict) -> None:
+        self._hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+
+    def add(self, value: object) -> None:
+        """Adds tensors, modules and plain values, recursively."""
+        if isinstance(value, nn.Module):
+            self.add(dict(value.state_dict()))
+        elif isinstance(value, Tensor):
+            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            self._hash.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            self._hash.update(raw.numpy().tobytes())
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                self._hash.update(str(key).encode())
+                self.add(item)
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                self.add(item)
+        else:
+            self._hash.update(repr(value).encode())
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+class SavedLayers:
+    """The solved layers of one run in a folder, layer-0000.npz and so on, in order of solving."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def save(self, index: int, name: str, run: str, solution: LayerSolution) -> None:
+        """Writes one layer.
+
+        Args:
+            index: position in the order of solving.
+            name: layer name.
+            run: fingerprint of the run.
+            solution: what was solved.
+        """
+        arrays = {"integers": solution.integers.numpy(), "scale": solution.scale.numpy()}
+        if solution.bias_shift is not None:
+            arrays["bias_shift"] = solution.bias_shift.numpy()
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, name=np.array(name), run=np.array(run), **arrays)
+        write_whole(self._path(index), buffer.getvalue())
+
+    def load(self, index: int, name: str, run: str, shape: torch.Size) -> LayerSolution | None:
+        """Reads one layer back; None when it was not solved yet.
+
+        Raises:
+            InvalidState: the file is corrupted, or belongs to another run.
+        """
+        path = self._path(index)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                saved = {key: data[key] for key in data.files}
+            if str(saved["name"]) != name or str(saved["run"]) != run:
+                raise InvalidState(
+                    f"the state in {self.folder} belongs to another model, calibration set or "
+                    "setting; choose an empty folder, or delete it to start afresh."
+                )
+            integers, scale = torch.from_numpy(saved["integers"]), torch.from_numpy(saved["scale"])
+            shift = saved.get("bias_shift")
+            if integers.shape != shape or integers.dtype != torch.int32:
+                raise ValueError("wrong shape")
+            return LayerSolution(
+                integers, scale, None if shift is None else torch.from_numpy(shift)
+            )
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise InvalidState(
+                f"the state file {path} is corrupted ({error}); delete it to solve its layer again."
+            ) from None
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"layer-{index:04d}.npz"

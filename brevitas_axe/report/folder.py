@@ -1,0 +1,50 @@
+"""The folder that a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.files import write_whole
+from brevitas_axe.plan import Plan
+from brevitas_axe.report.page import write_page
+
+
+def open_folder(directory: str | Path) -> Path:
+    """Makes the folder, before a long run rather than after it.
+
+    Raises:
+        InvalidOption: it cannot be created.
+    """
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidOption(
+            f"the output folder {directory} cannot be created: {error.strerror}; "
+            "choose another with --output."
+        ) from None
+    return directory
+
+
+def write_folder(
+    directory: Path, summary: Mapping[str, Any], certificate: Any, plan: Plan
+) -> list[Path]:
+    """Writes plan.json, certificate.json, summary.json and report.html.
+
+    Returns:
+        The files, in the order in which a person would open them.
+    """
+    report = directory / "report.html"
+    files = {
+        directory / "certificate.json": certificate.to_json(),
+        directory / "plan.json": plan.to_json(),
+        directory / "summary.json": json.dumps(summary, indent=2) + "\n",
+    }
+    for path, text in files.items():
+        write_whole(path, text.encode())
+    write_page(report, summary, certificate, plan)
+    return [report, *files]

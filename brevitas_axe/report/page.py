@@ -1,0 +1,254 @@
+"""One self-contained HTML page: no script, no request, every text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from brevitas_axe.files import write_whole
+from brevitas_axe.plan import Plan
+from brevitas_axe.report import plots
+from brevitas_axe.report.style import CSS
+from brevitas_axe.report.tables import COLUMNS, bits, percent
+
+_HOW_TO_READ = (
+    (
+        "Accumulator",
+        "A dot product adds up weight × input in a register of P bits. If a sum leaves "
+        "±(2^(P−1) − 1) it wraps around, and the result is wrong.",
+    ),
+    (
+        "Proven width",
+        "The smallest P that no input can overflow, whatever the order of the additions: computed "
+        "in exact integers from the weights and from the range of the input's quantizer, not "
+        "from a test set.",
+    ),
+    (
+        "Minimum and maximum",
+        "The worst sums over all rows and tiles of the layer. Both must lie inside the target's "
+        "range; the margin is the number of bits left over.",
+    ),
+    (
+        "Tile",
+        "With a tile size T, every T products share one accumulator of the target width, and an "
+        "outer accumulator adds up the tiles.",
+    ),
+    (
+        "Not proven",
+        "Either the sums need more bits than the target, or the reason column says what stood in "
+        "the way of a proof. Excluded layers are listed, and nothing is claimed for them.",
+    ),
+)
+
+
+def write_page(
+    path: str | Path,
+    summary: Mapping[str, Any],
+    certificate: Any = None,
+    plan: Plan | None = None,
+) -> None:
+    """Writes the report, whole or not at all.
+
+    Args:
+        path: the .html file.
+        summary: see `brevitas_axe.report`.
+        certificate: a `brevitas_axe.certify.Certificate`, or None.
+        plan: the widths that were asked for, or None.
+    """
+    write_whole(path, page(summary, certificate, plan).encode())
+
+
+def page(summary: Mapping[str, Any], certificate: Any = None, plan: Plan | None = None) -> str:
+    """The report as HTML text; see `write_page`."""
+    title = escape(str(summary["title"]))
+    body = [
+        f"<h1>{title}</h1>",
+        _paragraph(summary.get("description")),
+        _facts(summary, certificate),
+        _arms(summary.get("arms") or ()),
+        _certificate(certificate),
+        _layers(summary.get("layers") or ()),
+        _plan(plan),
+        _how_to_read(),
+        _footer(summary),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _facts(summary: Mapping[str, Any], certificate: Any) -> str:
+    facts = []
+    if certificate is not None:
+        label = "proven" if certificate.ok else "not proven"
+        facts.append((_badge(label, certificate.ok), "overflow certificate"))
+        widths = [e.proven_bit_width for e in certificate.entries if e.proven_bit_width is not None]
+        if widths:
+            facts.append((f"{max(widths)} bits", "widest accumulator needed"))
+    if summary.get("accumulator") is not None:
+        tile = summary.get("tile")
+        label = "accumulator asked for" + (f", tile {tile}" if tile else "")
+        facts.append((f"{summary['accumulator']} bits", label))
+    measured = [arm for arm in summary.get("arms") or () if arm.get("accuracy") is not None]
+    # Where the story starts and where it ends; nothing is picked by its accuracy.
+    for arm in (
+        *[arm for arm in measured if arm.get("kind") == "reference"][:1],
+        *[arm for arm in measured if arm.get("kind") == "ours"][-1:],
+    ):
+        facts.append((percent(arm["accuracy"]), escape(str(arm["name"]))))
+    if summary.get("seconds") is not None:
+        facts.append((f"{summary['seconds']:.0f} s", "whole run"))
+    cells = "".join(
+        f'<div class="fact"><b>{value}</b><span>{label}</span></div>' for value, label in facts
+    )
+    return f'<div class="facts">{cells}</div>' if cells else ""
+
+
+def _arms(arms: Sequence[Mapping[str, Any]]) -> str:
+    if not arms:
+        return ""
+    rows = []
+    for arm in arms:
+        cells = [escape(value(arm)) for _, value in COLUMNS]
+        if arm.get("accumulator") is not None:
+            cells[6] = _badge(cells[6], bool(arm.get("overflow_free")))
+        kind = arm.get("kind")
+        rows.append((cells, kind if kind in {"ours", "overflow"} else ""))
+    parts = [
+        "<h2>What the accumulator costs</h2>",
+        _table([heading for heading, _ in COLUMNS], rows, numbers=range(1, 6)),
+    ]
+    if any(arm.get("accuracy") is not None for arm in arms):
+        parts.append(_plot(plots.accuracy_bars(arms), "accuracy of every arm"))
+    return "\n".join(parts)
+
+
+def _certificate(certificate: Any) -> str:
+    if certificate is None:
+        return ""
+    headings = [
+        "layer", "operation", "inputs", "weights", "input", "minimum", "maximum",
+        "proven width", "target", "margin", "verdict",
+    ]  # fmt: skip
+    rows = []
+    for entry in certificate.entries:
+        cells = [
+            f'<span class="name">{escape(str(entry.name))}</span>',
+            *(_cell(entry.op), _cell(entry.inputs), _cell(entry.weight_type)),
+            *(_cell(entry.input_type), _cell(entry.minimum), _cell(entry.maximum)),
+            *(_cell(entry.proven_bit_width), _cell(entry.target), _cell(entry.margin)),
+            _badge("proven" if entry.proven else "not proven", entry.proven)
+            + (f'<br><span class="soft">{escape(entry.reason)}</span>' if entry.reason else ""),
+        ]
+        rows.append((cells, ""))
+    parts = ["<h2>Overflow certificate</h2>", _table(headings, rows, numbers=[2, *range(5, 10)])]
+    if any(entry.proven_bit_width is not None for entry in certificate.entries):
+        parts.append(_plot(plots.layer_widths(certificate), "proven and target width per layer"))
+        if any(entry.target is not None for entry in certificate.entries):
+            parts.append(_plot(plots.budget_use(certificate), "budget use per layer"))
+    return "\n".join(parts)
+
+
+def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
+    if not layers:
+        return ""
+    rows = [
+        (
+            [
+                f'<span class="name">{escape(str(layer["name"]))}</span>',
+                *(_significant(layer.get(key)) for key in ("loss_before", "loss_after")),
+                _significant(layer.get("seconds")),
+            ],
+            "",
+        )
+        for layer in layers
+    ]
+    return (
+        "<h2>What the solver did</h2>\n"
+        + _paragraph("Squared error of each layer's output on the calibration data.")
+        + _table(["layer", "error before", "error after", "seconds"], rows, numbers=range(1, 4))
+    )
+
+
+def _plan(plan: Plan | None) -> str:
+    if plan is None or not plan.layers:
+        return ""
+    rows = [
+        (
+            [
+                f'<span class="name">{escape(name)}</span>',
+                bits(precision.weight, "as it is"),
+                bits(precision.input, "as it is"),
+                bits(precision.accumulator, "unlimited"),
+                bits(precision.tile, "–"),
+            ],
+            "",
+        )
+        for name, precision in plan.layers.items()
+    ]
+    headings = ["layer", "weight bits", "input bits", "accumulator bits", "tile"]
+    return "<h2>Plan</h2>\n" + _table(headings, rows, numbers=range(1, 5))
+
+
+def _how_to_read() -> str:
+    items = "".join(f"<dt>{escape(t)}</dt><dd>{escape(d)}</dd>" for t, d in _HOW_TO_READ)
+    return f"<h2>How to read this page</h2>\n<dl>{items}</dl>"
+
+
+def _footer(summary: Mapping[str, Any]) -> str:
+    environment = summary.get("environment") or {}
+    text = " · ".join(f"{key} {value}" for key, value in environment.items())
+    return f"<footer>{escape('brevitas_axe' + (' · ' + text if text else ''))}</footer>"
+
+
+def _table(
+    headings: Sequence[str],
+    rows: Iterable[tuple[Sequence[str], str]],
+    numbers: Iterable[int],
+) -> str:
+    """A table from (cells as HTML, row class) pairs; `numbers` are right-aligned columns."""
+    right = set(numbers)
+
+    def cells(tag: str, values: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{' class=number' if index in right else ''}>{value}</{tag}>"
+            for index, value in enumerate(values)
+        )
+
+    body = "\n".join(
+        f"<tr{f' class={kind}' if kind else ''}>{cells('td', values)}</tr>" for values, kind in rows
+    )
+    head = cells("th", [escape(heading) for heading in headings])
+    return (
+        f'<div class="card"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table></div>"
+    )
+
+
+def _plot(figure: Any, description: str) -> str:
+    markup = plots.svg(figure).replace(
+        "<svg", f'<svg role="img" aria-label="{escape(description)}"', 1
+    )
+    return f'<div class="card plot">{markup}</div>'
+
+
+def _badge(text: str, good: bool) -> str:
+    return f'<span class="badge {"good" if good else "bad"}">{escape(text)}</span>'
+
+
+def _paragraph(text: object) -> str:
+    return f'<p class="soft">{escape(str(text))}</p>' if text else ""
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else escape(str(value))
+
+
+def _significant(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, (int, float)) else "–"

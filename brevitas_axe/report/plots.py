@@ -1,0 +1,167 @@
+"""Figures, drawn without pyplot so that no global backend is touched.
+
+`svg` turns a figure into markup whose text and grid take the page's own colours, so one drawing
+serves a light and a dark page; `png` is for the README.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from brevitas_axe.accumulator import accumulator_limit
+
+# Stand-ins that `svg` replaces by the page's CSS variables.
+_INK, _FAINT = "#101112", "#d0d1d2"
+_CSS = {_INK: "var(--ink)", _FAINT: "var(--line)"}
+
+KIND_COLOURS = {
+    "reference": "#8a94a6",
+    "overflow": "#d1495b",
+    "published": "#4a90d9",
+    "ours": "#2a9d6f",
+}
+_TARGET = "#e08e2b"
+_ROW_INCHES, _MOST_INCHES = 0.34, 60.0
+
+
+def accuracy_bars(arms: Sequence[Mapping[str, Any]]) -> Figure:
+    """One horizontal bar per arm that has an accuracy, in the table's order."""
+    shown = [arm for arm in arms if arm.get("accuracy") is not None]
+    figure, axes = _rows([_label(arm) for arm in shown])
+    values = [100 * arm["accuracy"] for arm in shown]
+    colours = [KIND_COLOURS[arm.get("kind") or "reference"] for arm in shown]
+    axes.barh(range(len(shown)), values, color=colours, height=0.66)
+    for row, value in enumerate(values):
+        axes.text(value + 1, row, f"{value:.1f}", va="center", color=_INK, fontsize=8)
+    axes.set_xlim(0, 112)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("accuracy, %")
+    return figure
+
+
+def accuracy_curve(curves: Mapping[str, Sequence[tuple[int, float]]], kinds: Mapping[str, str]):
+    """Accuracy against accumulator width, one line per name.
+
+    Args:
+        curves: name → (accumulator bits, accuracy in [0, 1]) points.
+        kinds: name → kind, for the colour.
+    """
+    figure, axes = _axes(6.4, 3.4)
+    for index, (name, points) in enumerate(curves.items()):
+        widths, accuracies = zip(*sorted(points), strict=True)
+        axes.plot(
+            widths,
+            [100 * value for value in accuracies],
+            marker="o",
+            markersize=4,
+            linestyle=("-", "--", ":", "-.")[index % 4],
+            color=KIND_COLOURS[kinds[name]],
+            label=name,
+        )
+    axes.set_xlabel("accumulator width P, bits")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(color=_FAINT, linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+    return figure
+
+
+def layer_widths(certificate: Any) -> Figure:
+    """Proven accumulator width of every dot product, with its target as a tick."""
+    entries = [entry for entry in certificate.entries if entry.proven_bit_width is not None]
+    figure, axes = _rows([entry.name for entry in entries])
+    widths = [entry.proven_bit_width for entry in entries]
+    axes.barh(range(len(entries)), widths, color=[_proof_colour(e) for e in entries], height=0.6)
+    for row, entry in enumerate(entries):
+        axes.text(0.2, row, f"{entry.proven_bit_width}", va="center", color="white", fontsize=8)
+        if entry.target is not None:
+            axes.plot([entry.target] * 2, [row - 0.42, row + 0.42], color=_TARGET, linewidth=2.5)
+    targets = [entry.target for entry in entries if entry.target is not None]
+    axes.set_xlim(0, max([*widths, *targets, 1]) * 1.05)
+    axes.set_xlabel("accumulator bits: proven (bar) and target (tick)")
+    return figure
+
+
+def budget_use(certificate: Any) -> Figure:
+    """Worst-case sum of every dot product as a share of its accumulator's limit."""
+    entries = [
+        entry
+        for entry in certificate.entries
+        if entry.proven_bit_width is not None and entry.target is not None
+    ]
+    figure, axes = _rows([entry.name for entry in entries])
+    shares = [
+        100 * max(abs(entry.minimum), abs(entry.maximum)) / accumulator_limit(entry.target)
+        for entry in entries
+    ]
+    axes.barh(range(len(entries)), shares, color=[_proof_colour(e) for e in entries], height=0.6)
+    axes.axvline(100, color=_TARGET, linewidth=2)
+    # A layer far over its budget would squeeze the others to nothing.
+    if max(shares, default=0) > 400:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(0, max([*shares, 100]) * 1.08)
+    axes.set_xlabel("largest possible sum, % of what the accumulator holds")
+    return figure
+
+
+def svg(figure: Figure) -> str:
+    """Inline SVG markup, the same bytes for the same figure."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "brevitas_axe", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    markup = buffer.getvalue()
+    markup = markup[markup.index("<svg") :]
+    for stand_in, variable in _CSS.items():
+        markup = markup.replace(stand_in, variable)
+    return markup
+
+
+def png(figure: Figure, dots_per_inch: int = 160) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor="white")
+    return buffer.getvalue()
+
+
+def _label(arm: Mapping[str, Any]) -> str:
+    if arm.get("weight") is None:
+        return str(arm["name"])
+    return f"{arm['name']}  W{arm['weight']}A{arm['input']}"
+
+
+def _proof_colour(entry: Any) -> str:
+    return KIND_COLOURS["ours" if entry.proven else "overflow"]
+
+
+def _rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
+    """Axes for one horizontal bar per label, first label on top."""
+    figure, axes = _axes(7.2, min(0.8 + _ROW_INCHES * max(len(labels), 1), _MOST_INCHES))
+    # parse_math off: a layer may be called "a$b$".
+    axes.set_yticks(range(len(labels)), [str(label) for label in labels], parse_math=False)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=_FAINT, linewidth=0.6)
+    axes.spines["left"].set_visible(False)
+    return figure, axes
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axisbelow(True)
+    axes.patch.set_alpha(0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color(_FAINT)
+    axes.tick_params(colors=_INK, labelsize=8)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    axes.xaxis.label.set_fontsize(9)
+    axes.yaxis.label.set_fontsize(9)
+    return figure, axes
