@@ -13,6 +13,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -71,12 +72,20 @@ class Experiment:
     batches: Sequence[Tensor]
     evaluate: Callable[[nn.Module], float]
     content: dict = field(default_factory=dict)
+    _calibrated: dict[tuple[int, int], nn.Module] = field(default_factory=dict, repr=False)
+
+    def calibrated(self, weight_bits: int, input_bits: int) -> nn.Module:
+        """A quantized copy with its scales set; the calibration runs once per pair of widths."""
+        widths = (weight_bits, input_bits)
+        if widths not in self._calibrated:
+            self._calibrated[widths] = calibrate(self.quantize(*widths), self.batches)
+        return deepcopy(self._calibrated[widths])
 
     def solved(self, setting: Setting) -> tuple[nn.Module, float]:
         """The model with the weights that the arm chose, and the seconds it took."""
         if setting.arm == "none float":
             return self.model, 0.0
-        model = calibrated(self.quantize(setting.weight_bits, setting.input_bits), self.batches)
+        model = self.calibrated(setting.weight_bits, setting.input_bits)
         start = time.perf_counter()
         if setting.arm != "none nearest":
             solve(model, setting, self.batches)
@@ -143,9 +152,8 @@ class Experiment:
 
 
 @torch.no_grad()
-def calibrated(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+def calibrate(model: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
     """Sets every input scale from the batches, and every weight scale from the weights."""
-    batches = list(batches)
     with calibration_mode(model):
         for batch in batches:
             model(batch)

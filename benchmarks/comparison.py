@@ -18,7 +18,12 @@ from arms import Experiment, Setting
 from records import print_table, write_json
 
 OWNERS = ("none", "brevitas", "fast", "best")
-UNLIMITED = ("none nearest", "brevitas gptq", "fast gptq", "best qronos")
+UNLIMITED = (
+    ("none nearest", False),
+    ("brevitas gptq", False),
+    ("fast gptq", False),
+    ("best qronos", True),
+)  # arm, act_order; our `best` quality orders its columns by default
 PUBLISHED = (("gptq", False), ("gpfq", False), ("gpfq", True))  # solver, act_order
 SOLVERS = ("gpfq", "gptq", "qronos")
 Widths = Sequence[tuple[int, int]]
@@ -60,9 +65,9 @@ def compare(
     owners, measure = arguments.owners, experiment.measure
     rows = [measure(Setting("none float"))] if "none" in owners else []
     rows += [
-        measure(Setting(arm, *pair))
-        for pair, arm in product(bits, UNLIMITED)
-        if arm.split()[0] in owners
+        measure(setting)
+        for setting in at_widths(Setting(""), UNLIMITED, bits)
+        if setting.arm.split()[0] in owners
     ]
     winners = []
     for tile, limit in product(tiles, accumulators):
@@ -72,12 +77,12 @@ def compare(
         if reference is not None and limit not in reference:
             theirs = []
         settings = at_widths(point, [*theirs, *fast], bits)
-        settings += at_widths(point, [(f"best {s}", False) for s in solvers], bits)
+        settings += at_widths(point, [(f"best {s}", True) for s in solvers], bits)
         here = [measure(s) for s in settings if s.arm.split()[0] in owners]
         rows += here
         if not arguments.quick and {"fast", "best"} <= set(owners):
             wider = at_widths(point, fast, sweep)
-            ours = at_widths(point, [("best qronos", False)], sweep)
+            ours = at_widths(point, [("best qronos", True)], sweep)
             for side, owner, settings in (("published AXE", "fast", wider), ("ours", "best", ours)):
                 pool = [row for row in here if row["arm"].startswith(owner)]
                 pool += [measure(s) for s in settings if (s.weight_bits, s.input_bits) not in bits]

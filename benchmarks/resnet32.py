@@ -20,6 +20,7 @@ import resource
 import subprocess
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ class ResNet32(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
         for stage, (inputs, outputs) in enumerate([(16, 16), (16, 32), (32, 64)], start=1):
             widths = [inputs] + [outputs] * 5
-            blocks = (ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+            blocks = (ResidualBlock(a, b) for a, b in pairwise(widths))
             setattr(self, f"layer{stage}", nn.Sequential(*blocks))
         self.linear = nn.Linear(64, 10)
 

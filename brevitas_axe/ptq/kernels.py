@@ -2,8 +2,8 @@
 
 Rules of this file: arrays are C-contiguous and passed whole, with index ranges, so that each kernel
 is compiled once per float type; the innermost loop runs over rows, which are contiguous; every
-number that a guarantee rests on is int64. The caller runs them in threads (threads.py). `contract` is the only fast-math flag where a NaN must
-stay visible.
+number that a guarantee rests on is int64; `contract` is the only fast-math flag where a NaN must
+stay visible. The caller runs the kernels in threads (threads.py).
 """
 
 from __future__ import annotations
@@ -67,56 +67,73 @@ def quantize_block(
     """
     groups, _, rows = base.shape
     chunks = (rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
+    magnitudes = np.empty(ROWS_AT_ONCE, base.dtype)
+    values = np.empty(ROWS_AT_ONCE, base.dtype)
+    largest = magnitudes.dtype.type(LARGEST_MAGNITUDE)
     for task in range(groups * chunks):
         g = task // chunks
-        first = (task % chunks) * ROWS_AT_ONCE
-        last = min(rows, first + ROWS_AT_ONCE)
+        # Loops run over slices: only with those does the compiler use vector instructions.
+        some = slice((task % chunks) * ROWS_AT_ONCE, min((task % chunks + 1) * ROWS_AT_ONCE, rows))
+        lost = residual[g, some]
         for step in range(stop - start):
             t = stop - start - 1 - step if backward else step
+            corrected = carried[g, t, some]
+            size = len(corrected)
             for before in range(step):
                 j = stop - start - 1 - before if backward else before
                 factor = coupling[g, t, j]
-                for r in range(first, last):
-                    carried[g, t, r] += factor * error[g, start + j, r]
+                past = error[g, start + j, some]
+                for r in range(size):
+                    corrected[r] += factor * past[r]
+
             k = start + t
             tile = tile_of[g, k]
             p = pivot[g, k]
+            s = scale[g, tile, some]
+            wanted = base[g, k, some]
+            shrink = threshold[g, tile, some]
+            for r in range(size):
+                corrected[r] = wanted[r] - corrected[r] / p if p != 0 else p
+                over = max(abs(corrected[r]) - shrink[r], magnitudes.dtype.type(0))
+                magnitudes[r] = min(over / s[r], largest)
+
+            chosen = integers[g, k, some]
+            aboves = room_above[g, tile, some]
+            belows = room_below[g, tile, some]
             low = -input_low[g, k]
             high = input_high[g, k]
-            for r in range(first, last):
-                s = scale[g, tile, r]
-                corrected = base[g, k, r] - carried[g, t, r] / p if p != 0 else p
-                negative = corrected < 0
-                magnitude = (abs(corrected) - threshold[g, tile, r]) / s
-                if not magnitude > 0:
-                    magnitude = magnitude * 0
-                if magnitude > LARGEST_MAGNITUDE:
-                    magnitude = magnitude * 0 + LARGEST_MAGNITUDE
-                grow_above = low if negative else high
-                grow_below = high if negative else low
-                above = room_above[g, tile, r]
-                below = room_below[g, tile, r]
-                most = np.int64(np.ceil(magnitude))
-                if most * grow_above > above or most * grow_below > below:
-                    if grow_above > 0:
-                        most = min(most, above // grow_above)
-                    if grow_below > 0:
-                        most = min(most, below // grow_below)
-                    if magnitude > most:
-                        magnitude = magnitude * 0 + most
-                q = min(np.int64(np.rint(magnitude)), most)
-                q = min(q, -weight_low if negative else weight_high)
-                room_above[g, tile, r] = above - q * grow_above
-                room_below[g, tile, r] = below - q * grow_below
-                q = -q if negative else q
-                integers[g, k, r] = q
-                miss = s * q - corrected
-                residual[g, r] += np.float64(p * miss) ** 2
+            for r in range(size):
+                q = 0
+                if magnitudes[r] > 0:
+                    negative = corrected[r] < 0
+                    grow_above = low if negative else high
+                    grow_below = high if negative else low
+                    most = np.int64(np.ceil(magnitudes[r]))
+                    if most * grow_above > aboves[r] or most * grow_below > belows[r]:
+                        most -= 1
+                        if most > 0 and grow_above > 0:
+                            most = min(most, aboves[r] // grow_above)
+                        if most > 0 and grow_below > 0:
+                            most = min(most, belows[r] // grow_below)
+                        magnitudes[r] = min(magnitudes[r], most)
+                    q = min(np.int64(np.rint(magnitudes[r])), most)
+                    q = min(q, -weight_low if negative else weight_high)
+                    aboves[r] -= q * grow_above
+                    belows[r] -= q * grow_below
+                    q = -q if negative else q
+                chosen[r] = q
+                values[r] = q
+
+            passed_on = error[g, k, some]
+            aim = target[g, k, some]
+            for r in range(size):
+                value = s[r] * values[r]
+                miss = p * (value - corrected[r])
+                lost[r] += miss * miss
+                passed_on[r] = value - aim[r]
                 if forgets_shrinkage:
-                    kept = -s * magnitude if negative else s * magnitude
-                    error[g, k, r] = s * q - target[g, k, r] + (corrected - kept)
-                else:
-                    error[g, k, r] = s * q - target[g, k, r]
+                    kept = np.copysign(s[r] * magnitudes[r], corrected[r])
+                    passed_on[r] += corrected[r] - kept
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from brevitas_axe.certify import Certificate
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.files import write_whole
 from brevitas_axe.plan import Plan
@@ -31,7 +32,7 @@ def open_folder(directory: str | Path) -> Path:
 
 
 def write_folder(
-    directory: Path, summary: Mapping[str, Any], certificate: Any, plan: Plan
+    directory: Path, summary: Mapping[str, Any], certificate: Certificate, plan: Plan
 ) -> list[Path]:
     """Writes plan.json, certificate.json, summary.json and report.html.
 

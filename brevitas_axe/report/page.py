@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from brevitas_axe.certify import Certificate
 from brevitas_axe.files import write_whole
 from brevitas_axe.plan import Plan
 from brevitas_axe.report import plots
@@ -46,7 +47,7 @@ _HOW_TO_READ = (
 def write_page(
     path: str | Path,
     summary: Mapping[str, Any],
-    certificate: Any = None,
+    certificate: Certificate | None = None,
     plan: Plan | None = None,
 ) -> None:
     """Writes the report, whole or not at all.
@@ -54,13 +55,15 @@ def write_page(
     Args:
         path: the .html file.
         summary: see `brevitas_axe.report`.
-        certificate: a `brevitas_axe.certify.Certificate`, or None.
+        certificate: the proof, or None.
         plan: the widths that were asked for, or None.
     """
     write_whole(path, page(summary, certificate, plan).encode())
 
 
-def page(summary: Mapping[str, Any], certificate: Any = None, plan: Plan | None = None) -> str:
+def page(
+    summary: Mapping[str, Any], certificate: Certificate | None = None, plan: Plan | None = None
+) -> str:
     """The report as HTML text; see `write_page`."""
     title = escape(str(summary["title"]))
     body = [
@@ -83,12 +86,12 @@ def page(summary: Mapping[str, Any], certificate: Any = None, plan: Plan | None 
     )
 
 
-def _facts(summary: Mapping[str, Any], certificate: Any) -> str:
+def _facts(summary: Mapping[str, Any], certificate: Certificate | None) -> str:
     facts = []
     if certificate is not None:
         label = "proven" if certificate.ok else "not proven"
         facts.append((_badge(label, certificate.ok), "overflow certificate"))
-        widths = [e.proven_bit_width for e in certificate.entries if e.proven_bit_width is not None]
+        widths = [entry.width for entry in certificate.judged if entry.width is not None]
         if widths:
             facts.append((f"{max(widths)} bits", "widest accumulator needed"))
     if summary.get("accumulator") is not None:
@@ -129,26 +132,31 @@ def _arms(arms: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def _certificate(certificate: Any) -> str:
+def _certificate(certificate: Certificate | None) -> str:
     if certificate is None:
         return ""
     headings = [
-        "layer", "operation", "inputs", "weights", "input", "minimum", "maximum",
+        "layer", "operation", "K", "tile", "weights", "input", "minimum", "maximum",
         "proven width", "target", "margin", "verdict",
     ]  # fmt: skip
     rows = []
     for entry in certificate.entries:
-        cells = [
-            f'<span class="name">{escape(str(entry.name))}</span>',
-            *(_cell(entry.op), _cell(entry.inputs), _cell(entry.weight_type)),
-            *(_cell(entry.input_type), _cell(entry.minimum), _cell(entry.maximum)),
-            *(_cell(entry.proven_bit_width), _cell(entry.target), _cell(entry.margin)),
-            _badge("proven" if entry.proven else "not proven", entry.proven)
-            + (f'<br><span class="soft">{escape(entry.reason)}</span>' if entry.reason else ""),
-        ]
-        rows.append((cells, ""))
-    parts = ["<h2>Overflow certificate</h2>", _table(headings, rows, numbers=[2, *range(5, 10)])]
-    if any(entry.proven_bit_width is not None for entry in certificate.entries):
+        facts = (
+            *(entry.op, entry.inputs, entry.tile_size, entry.weight_type, entry.input_type),
+            *(entry.minimum, entry.maximum, entry.width, entry.target, entry.margin_bits),
+        )
+        if entry.name in certificate.excluded:
+            verdict = '<span class="soft">excluded</span>'
+        else:
+            verdict = _badge("proven" if entry.fits else "not proven", entry.fits)
+            verdict += f'<br><span class="soft">{escape(entry.verdict)}</span>'
+        name = f'<span class="name">{escape(entry.layer or entry.name)}</span>'
+        rows.append(([name, *map(_cell, facts), verdict], ""))
+    parts = [
+        "<h2>Overflow certificate</h2>",
+        _table(headings, rows, numbers=[2, 3, *range(6, 11)]),
+    ]
+    if any(entry.width is not None for entry in certificate.entries):
         parts.append(_plot(plots.layer_widths(certificate), "proven and target width per layer"))
         if any(entry.target is not None for entry in certificate.entries):
             parts.append(_plot(plots.budget_use(certificate), "budget use per layer"))

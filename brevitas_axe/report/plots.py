@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from brevitas_axe.accumulator import accumulator_limit
+from brevitas_axe.certify import Certificate, DotProduct
 
 # Stand-ins that `svg` replaces by the page's CSS variables.
 _INK, _FAINT = "#101112", "#d0d1d2"
@@ -45,7 +46,9 @@ def accuracy_bars(arms: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def accuracy_curve(curves: Mapping[str, Sequence[tuple[int, float]]], kinds: Mapping[str, str]):
+def accuracy_curve(
+    curves: Mapping[str, Sequence[tuple[int, float]]], kinds: Mapping[str, str]
+) -> Figure:
     """Accuracy against accumulator width, one line per name.
 
     Args:
@@ -71,41 +74,36 @@ def accuracy_curve(curves: Mapping[str, Sequence[tuple[int, float]]], kinds: Map
     return figure
 
 
-def layer_widths(certificate: Any) -> Figure:
+def layer_widths(certificate: Certificate) -> Figure:
     """Proven accumulator width of every dot product, with its target as a tick."""
-    entries = [entry for entry in certificate.entries if entry.proven_bit_width is not None]
-    figure, axes = _rows([entry.name for entry in entries])
-    widths = [entry.proven_bit_width for entry in entries]
-    axes.barh(range(len(entries)), widths, color=[_proof_colour(e) for e in entries], height=0.6)
-    for row, entry in enumerate(entries):
-        axes.text(0.2, row, f"{entry.proven_bit_width}", va="center", color="white", fontsize=8)
+    rows = [(entry, entry.width) for entry in certificate.entries if entry.width is not None]
+    figure, axes = _bars([(entry, float(width)) for entry, width in rows])
+    for row, (entry, width) in enumerate(rows):
+        axes.text(0.2, row, f"{width}", va="center", color="white", fontsize=8)
         if entry.target is not None:
             axes.plot([entry.target] * 2, [row - 0.42, row + 0.42], color=_TARGET, linewidth=2.5)
-    targets = [entry.target for entry in entries if entry.target is not None]
-    axes.set_xlim(0, max([*widths, *targets, 1]) * 1.05)
+    reach = [max(width, entry.target or 0) for entry, width in rows]
+    axes.set_xlim(0, max([*reach, 1]) * 1.05)
     axes.set_xlabel("accumulator bits: proven (bar) and target (tick)")
     return figure
 
 
-def budget_use(certificate: Any) -> Figure:
+def budget_use(certificate: Certificate) -> Figure:
     """Worst-case sum of every dot product as a share of its accumulator's limit."""
-    entries = [
-        entry
-        for entry in certificate.entries
-        if entry.proven_bit_width is not None and entry.target is not None
-    ]
-    figure, axes = _rows([entry.name for entry in entries])
-    shares = [
-        100 * max(abs(entry.minimum), abs(entry.maximum)) / accumulator_limit(entry.target)
-        for entry in entries
-    ]
-    axes.barh(range(len(entries)), shares, color=[_proof_colour(e) for e in entries], height=0.6)
+    rows = []
+    for entry in certificate.entries:
+        if entry.minimum is None or entry.maximum is None or entry.target is None:
+            continue
+        largest = max(-entry.minimum, entry.maximum)
+        rows.append((entry, 100 * largest / accumulator_limit(entry.target)))
+    figure, axes = _bars(rows)
     axes.axvline(100, color=_TARGET, linewidth=2)
+    most = max([share for _, share in rows], default=0)
     # A layer far over its budget would squeeze the others to nothing.
-    if max(shares, default=0) > 400:
+    if most > 400:
         axes.set_xscale("log")
     else:
-        axes.set_xlim(0, max([*shares, 100]) * 1.08)
+        axes.set_xlim(0, max(most, 100) * 1.08)
     axes.set_xlabel("largest possible sum, % of what the accumulator holds")
     return figure
 
@@ -134,8 +132,12 @@ def _label(arm: Mapping[str, Any]) -> str:
     return f"{arm['name']}  W{arm['weight']}A{arm['input']}"
 
 
-def _proof_colour(entry: Any) -> str:
-    return KIND_COLOURS["ours" if entry.proven else "overflow"]
+def _bars(rows: Sequence[tuple[DotProduct, float]]) -> tuple[Figure, Axes]:
+    """One bar per dot product, green where it is proven to fit."""
+    figure, axes = _rows([entry.layer or entry.name for entry, _ in rows])
+    colours = [KIND_COLOURS["ours" if entry.fits else "overflow"] for entry, _ in rows]
+    axes.barh(range(len(rows)), [value for _, value in rows], color=colours, height=0.6)
+    return figure, axes
 
 
 def _rows(labels: Sequence[str]) -> tuple[Figure, Axes]:

@@ -1,0 +1,232 @@
+"""What a proof says: one `DotProduct` per accumulator, one `Certificate` per model or file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from brevitas_axe.accumulator import accumulator_limit, check_bit_width
+from brevitas_axe.errors import InvalidOption, NotProven
+from brevitas_axe.files import write_whole
+from brevitas_axe.plan import Plan
+
+_FORMAT = "brevitas_axe.certificate.v1"
+
+
+@dataclass(frozen=True)
+class DotProduct:
+    """The proof of one dot product, or the reason why there is none.
+
+    Sums are in units of weight scale × input scale: the integers that the accumulator holds.
+
+    Attributes:
+        name: node name (file) or module name (live model), unique in the certificate.
+        op: operator or module type.
+        layer: module name, as a Plan writes it; None when it cannot be told from the file.
+        weight: name of the weight initializer or parameter.
+        shape: shape of the weights.
+        inputs: length K of the dot product.
+        tile_size: inputs per tile T; None means one accumulator for the whole row.
+        weight_type: qonnx DataType of the weights.
+        input_type: qonnx DataType of the other operand.
+        input_range: integers of the other operand, zero point subtracted, zero included.
+        minimum: smallest worst-case sum of any tile.
+        maximum: largest worst-case sum of any tile.
+        width: bits of the inner accumulator, proven enough.
+        outer_width: bits of the accumulator that adds the tiles, proven enough from the actual
+            tile sums; None without tiles.
+        outer_bound: ⌈P_I + log2(K/T)⌉ of the target (or of `width`); None without tiles.
+        width_with_bias: bits when the bias goes through the (outer) accumulator too; None when
+            there is no usable bias.
+        target: bits that were asked for.
+        proven: True when the sums above are a proof.
+        reason: why not, empty when proven.
+        assumptions: what the proof takes from the file or model without checking it.
+    """
+
+    name: str
+    op: str
+    layer: str | None = None
+    weight: str | None = None
+    shape: tuple[int, ...] | None = None
+    inputs: int | None = None
+    tile_size: int | None = None
+    weight_type: str | None = None
+    input_type: str | None = None
+    input_range: tuple[int, int] | None = None
+    minimum: int | None = None
+    maximum: int | None = None
+    width: int | None = None
+    outer_width: int | None = None
+    outer_bound: int | None = None
+    width_with_bias: int | None = None
+    target: int | None = None
+    proven: bool = False
+    reason: str = ""
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Proven, and within the target if there is one."""
+        if not self.proven or self.width is None:
+            return False
+        return self.target is None or self.width <= self.target
+
+    @property
+    def margin_bits(self) -> int | None:
+        """Bits to spare, negative when too wide."""
+        return None if self.width is None or self.target is None else self.target - self.width
+
+    @property
+    def margin_units(self) -> int | None:
+        """Distance of the worst-case sum from ±(2^(P-1) - 1), negative when it overflows."""
+        if self.minimum is None or self.maximum is None or self.target is None:
+            return None
+        return accumulator_limit(self.target) - max(-self.minimum, self.maximum)
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Names under which a plan or an exclusion may mean this entry."""
+        return tuple(dict.fromkeys(n for n in (self.layer, self.name, self.weight) if n))
+
+    @property
+    def verdict(self) -> str:
+        """One clause: what was found, and by how much."""
+        if not self.proven:
+            return f"not proven: {self.reason}"
+        if not self.fits:
+            return f"overflows: needs {self.width} bits, target {self.target}"
+        return f"fits in {self.width} bits"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The overflow certificate of one model.
+
+    Attributes:
+        entries: one per dot product, in execution order.
+        excluded: names of entries that the caller took out of the verdict.
+        subject: what was certified: a file name, or the class of a live model.
+        sha256: of the ONNX file; None for a live model.
+        external: (location, sha256) of every external data file that was read.
+        tool_version: of brevitas_axe.
+    """
+
+    entries: tuple[DotProduct, ...]
+    excluded: tuple[str, ...] = ()
+    subject: str = ""
+    sha256: str | None = None
+    external: tuple[tuple[str, str], ...] = ()
+    tool_version: str = ""
+
+    @property
+    def judged(self) -> tuple[DotProduct, ...]:
+        """Entries that count."""
+        return tuple(e for e in self.entries if e.name not in self.excluded)
+
+    @property
+    def ok(self) -> bool:
+        """True when there is something to judge, and all of it is proven and within its target."""
+        return bool(self.judged) and all(entry.fits for entry in self.judged)
+
+    @property
+    def failures(self) -> tuple[DotProduct, ...]:
+        """Entries that are not proven or too wide."""
+        return tuple(entry for entry in self.judged if not entry.fits)
+
+    def require(self) -> Certificate:
+        """Returns itself, or raises NotProven in one sentence when `ok` is False."""
+        if self.ok:
+            return self
+        if not self.judged:
+            raise NotProven(f"{self.subject}: there is no dot product to certify.")
+        first, more = self.failures[0], len(self.failures) - 1
+        raise NotProven(
+            f"{self.subject}: '{first.name}' {first.verdict}"
+            + (f" (and {more} more)." if more else ".")
+        )
+
+    def to_json(self) -> str:
+        """Strict JSON, the same bytes for the same certificate."""
+        entries = [
+            {**asdict(e), "fits": e.fits, "excluded": e.name in self.excluded}
+            for e in self.entries
+        ]
+        data = {**asdict(self), "entries": entries, "ok": self.ok, "format": _FORMAT}
+        return json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Writes the JSON file, whole or not at all."""
+        write_whole(path, self.to_json().encode())
+
+    def table(self) -> Table:
+        """A rich table, one row per dot product."""
+        table = Table(title=Text(f"{self.subject}: {'proven' if self.ok else 'NOT proven'}"))
+        for heading in ("dot product", "K", "tile", "weights", "inputs"):
+            table.add_column(heading)
+        for heading in ("min", "max", "bits", "outer", "+bias", "target"):
+            table.add_column(heading, justify="right")
+        table.add_column("verdict")
+        for e in self.entries:
+            verdict = "excluded" if e.name in self.excluded else e.verdict
+            cells = (e.layer or e.name, e.inputs, e.tile_size, e.weight_type, e.input_type)
+            sums = (e.minimum, e.maximum, e.width, e.outer_width, e.width_with_bias, e.target)
+            # Text, not str: a name from a file must not be read as rich markup.
+            table.add_row(*(Text("–" if c is None else str(c)) for c in (*cells, *sums, verdict)))
+        return table
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Asked-for widths: a plan by layer, and one width and tile size for everything else."""
+
+    accumulator_bit_width: int | None = None
+    tile_size: int | None = None
+    plan: Plan | None = None
+
+    def __post_init__(self) -> None:
+        if self.accumulator_bit_width is not None:
+            check_bit_width(self.accumulator_bit_width)
+
+    def of(self, aliases: Sequence[str]) -> tuple[int | None, int | None]:
+        """(accumulator width, tile size) for the entry with these names."""
+        width, tile = self.accumulator_bit_width, self.tile_size
+        for alias in aliases:
+            if self.plan is not None and alias in self.plan.layers:
+                planned = self.plan[alias]
+                # None in a plan leaves the width that holds for everything else.
+                return planned.accumulator or width, planned.tile or tile
+        return width, tile
+
+    def check_names(self, entries: Sequence[DotProduct]) -> None:
+        """Raises InvalidPlan when the plan names something that is not there."""
+        known = {alias for entry in entries for alias in entry.aliases}
+        if self.plan is not None and not set(self.plan.layers) <= known:
+            self.plan.check_names(entry.aliases[0] for entry in entries)
+
+
+def excluded_names(entries: Sequence[DotProduct], exclude: Sequence[str]) -> tuple[str, ...]:
+    """Entry names meant by exclude; raises InvalidOption for a name that is not there."""
+    if isinstance(exclude, str):
+        exclude = (exclude,)
+    for name in exclude:
+        if not any(name in entry.aliases for entry in entries):
+            raise InvalidOption(
+                f"exclude names '{name}', which is no dot product here; they are: "
+                f"{', '.join(entry.aliases[0] for entry in entries) or 'none'}."
+            )
+    return tuple(e.name for e in entries if any(name in e.aliases for name in exclude))
+
+
+def tool_version() -> str:
+    """Installed version of brevitas_axe."""
+    try:
+        return metadata.version("brevitas-axe")
+    except metadata.PackageNotFoundError:
+        return "unknown"

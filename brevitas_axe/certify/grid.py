@@ -1,0 +1,220 @@
+"""Tensors that live on an integer grid, and the arithmetic that puts them there.
+
+A tensor's value is `scale × integer`. What is known of every tensor of a file is one of:
+`Grid` (it lives on a grid, with these integers), `Constant` (its values are in the file) or
+`Unknown` (neither, and why). Quantizers are computed as QONNX executes them, in the arithmetic
+of their own arrays (float32), so that the integers here are the integers there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+MAX_WEIGHT_BITS = 32
+MAX_INPUT_BITS = 64
+
+
+class Unprovable(Exception):
+    """Internal: this tensor cannot be put on a grid; the text says why, without a full stop."""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Nothing provable about this tensor."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Values that are in the file.
+
+    Attributes:
+        values: the array.
+        name: initializer or node that holds it.
+        onnx_type: TensorProto element type.
+        note: why its datatype annotation does not hold, empty when it does or there is none.
+    """
+
+    values: np.ndarray
+    name: str
+    onnx_type: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values `scale × integer`, zero point already subtracted.
+
+    Attributes:
+        scale: scalar, or broadcastable to the tensor; finite, nowhere 0.
+        low: smallest integer; high: largest integer.
+        type: qonnx DataType name of the stored integers.
+        integers: int64, when the tensor is constant.
+        asymmetric: a non-zero zero point was subtracted.
+        weight: initializer that holds it, when constant.
+        hints: names from which the layer can be told, best first.
+        assumptions: what is taken from the file without checking it.
+    """
+
+    scale: np.ndarray
+    low: int
+    high: int
+    type: str
+    integers: np.ndarray | None = None
+    asymmetric: bool = False
+    weight: str | None = None
+    hints: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def scalar(self) -> bool:
+        """One scale for the whole tensor."""
+        return self.scale.size == 1
+
+    @property
+    def values(self) -> np.ndarray:
+        """The real values of a constant grid."""
+        if self.integers is None:
+            raise Unprovable("it is not constant")
+        return self.integers * self.scale
+
+    def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> Grid:
+        """The constant grid after an operation that only moves or repeats elements."""
+        integers = function(self.integers)
+        scale = self.scale
+        if not self.scalar:
+            scale = function(np.broadcast_to(scale, self.integers.shape))
+        return replace(self, integers=integers, scale=scale)
+
+
+Fact = Grid | Constant | Unknown
+
+
+def checked_scale(scale: np.ndarray, where: str) -> np.ndarray:
+    """The scale, collapsed to a scalar where all its values agree."""
+    scale = np.asarray(scale)
+    if scale.size == 0 or scale.dtype.kind != "f":
+        raise Unprovable(f"{where} has no floating-point scale")
+    if not np.isfinite(scale).all() or np.any(scale == 0):
+        raise Unprovable(f"{where} has a scale that is 0, infinite or NaN")
+    return scale.reshape(-1)[0] * np.ones((), scale.dtype) if np.ptp(scale) == 0 else scale
+
+
+def single_integer(values: np.ndarray, what: str, low: int, high: int) -> int:
+    """The one integer that values hold, between low and high."""
+    values = np.asarray(values)
+    if values.size == 0 or not np.isfinite(values).all() or np.ptp(values) != 0:
+        raise Unprovable(f"{what} is not one finite number")
+    value = float(values.reshape(-1)[0])
+    if value != int(value) or not low <= value <= high:
+        raise Unprovable(f"{what} is {value:g}, not an integer from {low} to {high}")
+    return int(value)
+
+
+def quantizer_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
+    """Integers of a QONNX Quant, zero point included. Signed one-bit means -1 and 1."""
+    if signed and bits == 1:
+        return -1, 1
+    if signed:
+        return -(2 ** (bits - 1)) + narrow, 2 ** (bits - 1) - 1
+    return 0, 2**bits - 1 - narrow
+
+
+def type_name(bits: int, signed: bool) -> str:
+    """qonnx DataType name of a Quant's integers."""
+    if bits == 1:
+        return "BIPOLAR" if signed else "BINARY"
+    return f"{'INT' if signed else 'UINT'}{bits}"
+
+
+def smallest_type(integers: np.ndarray) -> str:
+    """Smallest qonnx DataType that holds these integers."""
+    low, high = int(integers.min(initial=0)), int(integers.max(initial=0))
+    if low < 0:
+        return f"INT{max((-low - 1).bit_length(), high.bit_length()) + 1}"
+    return type_name(max(high.bit_length(), 1), signed=False)
+
+
+def rounding(mode: str) -> Callable[[np.ndarray], np.ndarray]:
+    """QONNX rounding mode as a function; raises Unprovable for an unknown one."""
+    modes = {
+        "ROUND": np.round,
+        "HALF_EVEN": np.round,
+        "CEIL": np.ceil,
+        "FLOOR": np.floor,
+        "UP": lambda x: np.sign(x) * np.ceil(np.abs(x)),
+        "DOWN": np.trunc,
+        "HALF_UP": lambda x: np.sign(x) * np.floor(np.abs(x) + 0.5),
+        "HALF_DOWN": lambda x: np.sign(x) * np.ceil(np.abs(x) - 0.5),
+    }
+    if mode.upper() not in modes:
+        raise Unprovable(f"rounding mode '{mode[:20]}' is unknown")
+    return modes[mode.upper()]
+
+
+def quantize(
+    values: np.ndarray,
+    scale: np.ndarray,
+    zero_point: int,
+    bits: int,
+    signed: bool,
+    narrow: bool,
+    mode: str,
+) -> np.ndarray:
+    """Integers of QONNX's Quant on a constant, zero point included.
+
+    The steps and their order are those of the QONNX standard: divide, add the zero point, clip,
+    round; in the arrays' own precision.
+
+    Returns:
+        int64, shape of values.
+
+    Raises:
+        Unprovable: values are not finite, or the scale does not broadcast to them.
+    """
+    if bits > MAX_WEIGHT_BITS:
+        raise Unprovable(f"{bits}-bit weights are wider than {MAX_WEIGHT_BITS} bits")
+    scaled = values / scale + values.dtype.type(zero_point)
+    if scaled.shape != values.shape:
+        raise Unprovable("its scale does not fit its shape")
+    if not np.isfinite(scaled).all():
+        raise Unprovable("its values are infinite or NaN")
+    if signed and bits == 1:
+        return np.where(scaled >= 0, 1, -1).astype(np.int64)
+    low, high = quantizer_range(bits, signed, narrow)
+    # Clip in the array's precision, as QONNX does; then exactly, where that rounded the bound.
+    clipped = np.clip(scaled, scaled.dtype.type(low), scaled.dtype.type(high))
+    return np.clip(rounding(mode)(clipped).astype(np.int64), low, high)
+
+
+def exact_integers(values: np.ndarray) -> np.ndarray | None:
+    """values as int64 if each one is an integer of at most 32 bits, else None."""
+    if values.dtype.kind not in "fiub" or values.size == 0:
+        return None
+    with np.errstate(invalid="ignore"):
+        if not np.all((np.abs(values.astype(np.float64)) <= 2.0**MAX_WEIGHT_BITS)):
+            return None
+        integers = values.astype(np.int64)
+    return integers if np.all(integers == values) else None
+
+
+def integer_constant(constant: Constant) -> Grid:
+    """An unscaled constant as a grid of scale 1, if its values are integers."""
+    if constant.note:
+        raise Unprovable(constant.note)
+    integers = exact_integers(constant.values)
+    if integers is None:
+        raise Unprovable(f"'{constant.name}' holds values that are not integers; quantize it")
+    return Grid(
+        scale=np.ones(()),
+        low=int(integers.min()),
+        high=int(integers.max()),
+        type=smallest_type(integers),
+        integers=integers,
+        weight=constant.name,
+        hints=(constant.name,),
+    )

@@ -1,0 +1,234 @@
+"""Writes a Brevitas model as QONNX: integer-exact weights, proven accumulators annotated.
+
+Since Brevitas 0.12.1 its own export writes `Quant(raw weight)`, which drops whatever a quantizer
+does beyond rounding: A2Q's norm and zero-centring, and our projection. Here the weights that are
+traced are integers × scale, so that rounding gives exactly these integers back, and the file is
+read again and compared with the model before it appears under its name.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from brevitas.export.onnx.qonnx.handler import BrevitasWeightQuantProxyHandler
+from brevitas.export.onnx.qonnx.manager import QONNXDynamoManager, QONNXManager
+from qonnx.core.datatype import DataType
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
+from qonnx.transformation.extract_conv_bias import ExtractBiasFromConv
+from qonnx.transformation.gemm_to_matmul import GemmToMatMul
+from qonnx.transformation.general import GiveUniqueNodeNames
+from qonnx.transformation.infer_shapes import InferShapes
+from torch import Tensor, nn
+
+from brevitas_axe.certify import Certificate, certify_file
+from brevitas_axe.errors import ExportRefused
+from brevitas_axe.export.readiness import check_file, check_model
+from brevitas_axe.files import write_whole
+from brevitas_axe.layers import find_layers, integer_weight, observe_inputs
+from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy
+
+# Key of the model metadata that lists the proven accumulators by node name.
+ACCUMULATORS_KEY = "brevitas_axe.accumulators"
+_WEIGHT_OPS = ("Quant", "BipolarQuant")
+_TOLERANCE = 1e-4
+
+
+class _AccumulatorAwareHandler(BrevitasWeightQuantProxyHandler):
+    handled_layer = AccumulatorAwareWeightQuantProxy
+
+
+class _Manager(QONNXManager):
+    handlers = [*QONNXManager.handlers, _AccumulatorAwareHandler]
+
+
+class _DynamoManager(QONNXDynamoManager):
+    handlers = [*QONNXDynamoManager.handlers, _AccumulatorAwareHandler]
+
+
+def export_qonnx(
+    model: nn.Module,
+    args: Tensor | tuple,
+    export_path: str | Path,
+    *,
+    target: str = "finn",
+    dynamo: bool = False,
+    **kwargs,
+) -> onnx.ModelProto:
+    """Exports a Brevitas model whose file holds exactly the model's integers.
+
+    Args:
+        model: a Brevitas model; ours, or with A2Q, A2Q+ or ordinary integer weight quantizers.
+        args: example input(s) of the forward.
+        export_path: where the file goes; it appears whole or not at all.
+        target: "finn" refuses what FINN would refuse or silently get wrong; "qonnx" refuses only
+            what would be wrong in the file itself.
+        dynamo: torch's newer exporter. FINN needs False (see the README).
+        **kwargs: passed on to `torch.onnx.export`.
+
+    Returns:
+        The model as written: bias-free `MatMul` and `Conv` nodes whose outputs are annotated
+        SCALEDINT<P> with the proven accumulator width, and metadata under
+        `brevitas_axe.accumulators`.
+
+    Raises:
+        ExportRefused: one sentence with the layer's name and the way out.
+    """
+    args = args if isinstance(args, tuple) else (args,)
+    layers = find_layers(model)
+    calls = observe_inputs(model, layers, args)
+    check_model(model, layers, calls, target)
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "model.onnx"
+        with torch.no_grad(), _integer_exact_weights(layers) as integers:
+            _trace(model, args, raw, dynamo, kwargs)
+            weights = {name: layer.weight.detach().numpy() for name, layer in layers.items()}
+        proto = _streamlined(_with_weight_names(onnx.load(raw), weights))
+    certificate = certify_file(proto)
+    _check_integers(proto, integers)
+    check_file(proto, target)
+    _check_output(model, args, proto)
+    _annotate(proto, certificate)
+    write_whole(export_path, proto.SerializeToString())
+    return proto
+
+
+@contextmanager
+def _integer_exact_weights(layers: dict[str, nn.Module]) -> Iterator[dict[str, np.ndarray]]:
+    """Lets every layer hold integers × scale while it is traced; yields the integers by name."""
+    saved, integers = {}, {}
+    try:
+        for name, layer in layers.items():
+            q, scale = integer_weight(name, layer)
+            integers[name] = q.cpu().numpy()
+            saved[name] = layer.weight.data
+            layer.weight.data = (q.double() * scale.double()).to(layer.weight.dtype)
+        yield integers
+    finally:
+        for name, weight in saved.items():
+            layers[name].weight.data = weight
+
+
+def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict) -> None:
+    manager = _DynamoManager if dynamo else _Manager
+    if dynamo:
+        kwargs = {"optimize": True, "external_data": False, "verbose": False, **kwargs}
+    training = {module: module.training for module in model.modules()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracer warnings about Brevitas's own code
+            manager.export(model, args=args, export_path=str(path), dynamo=dynamo, **kwargs)
+    except BaseException:
+        # Brevitas leaves a model in export mode when an export fails.
+        if not dynamo or hasattr(model, "_brevitas_return_quant_tensor_state"):
+            manager.set_export_mode(model, enabled=False)
+        raise
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _with_weight_names(
+    proto: onnx.ModelProto, weights: dict[str, np.ndarray]
+) -> onnx.ModelProto:
+    """Calls every quantized weight `<layer>.weight`; dynamo loses these names."""
+    wrapped = ModelWrapper(proto)
+    unnamed = {name for name in weights if wrapped.get_initializer(f"{name}.weight") is None}
+    for node in proto.graph.node:
+        value = wrapped.get_initializer(node.input[0]) if node.input else None
+        if node.op_type not in _WEIGHT_OPS or value is None:
+            continue
+        name = next((n for n in sorted(unnamed) if np.array_equal(weights[n], value)), None)
+        if name is not None:
+            unnamed.remove(name)
+            wrapped.rename_tensor(node.input[0], f"{name}.weight")
+    return wrapped.model
+
+
+def _streamlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Makes every accumulator a tensor of its own: no bias inside Conv or Gemm."""
+    wrapped = ModelWrapper(proto)
+    known = set(wrapped.get_all_tensor_names())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # qonnx warns about opsets newer than its table
+        for step in (
+            InferShapes(),
+            GiveUniqueNodeNames(),
+            GemmToMatMul(),
+            ExtractBiasFromConv(),
+            InferShapes(),
+            GiveUniqueNodeNames(),
+        ):
+            wrapped = wrapped.transform(step)
+    # qonnx gives new tensors random names; the same model must give the same file.
+    for node in wrapped.graph.node:
+        for index, name in enumerate(node.input):
+            if name and name not in known:
+                known.add(f"{node.name}_input_{index}")
+                wrapped.rename_tensor(name, f"{node.name}_input_{index}")
+    return wrapped.model
+
+
+def _check_integers(proto: onnx.ModelProto, integers: dict[str, np.ndarray]) -> None:
+    """The file's weight quantizers must give exactly the model's integers."""
+    wrapped = ModelWrapper(proto)
+    found = {}
+    for node in proto.graph.node:
+        weight = wrapped.get_initializer(node.input[0]) if node.input else None
+        if node.op_type in _WEIGHT_OPS and weight is not None:
+            scale = wrapped.get_initializer(node.input[1])
+            ratio = weight / scale
+            found[node.input[0]] = np.sign(ratio) if "Bip" in node.op_type else np.round(ratio)
+    for name, expected in integers.items():
+        actual = found.get(f"{name}.weight")
+        if actual is None or not np.array_equal(actual, expected):
+            raise ExportRefused(
+                f"the exported weights of layer '{name}' are not the model's integers; export "
+                "with dynamo=False, and report the layer if that does not help."
+            )
+
+
+def _check_output(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> None:
+    """The file must compute what the model computes."""
+    with torch.no_grad():
+        training = {module: module.training for module in model.modules()}
+        expected = model.eval()(*args)
+        for module, mode in training.items():
+            module.training = mode
+    expected = expected if isinstance(expected, Tensor) else expected.value
+    wrapped = ModelWrapper(proto)
+    names = [i.name for i in proto.graph.input if wrapped.get_initializer(i.name) is None]
+    feed = {name: arg.numpy() for name, arg in zip(names, args, strict=True)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        actual = next(iter(execute_onnx(wrapped, feed).values()))
+    error = np.abs(actual - expected.numpy()).max()
+    if not error <= _TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise ExportRefused(
+            f"the exported file computes something else than the model (difference {error:.3g}); "
+            "please report the model's layers."
+        )
+
+
+def _annotate(proto: onnx.ModelProto, certificate: Certificate) -> None:
+    """Writes the proven widths on accumulator tensors and into the model's metadata."""
+    wrapped = ModelWrapper(proto)
+    accumulators = {}
+    for entry in certificate.entries:
+        if not entry.proven:
+            continue
+        node = next(n for n in proto.graph.node if n.name == entry.name)
+        width = entry.outer_width or entry.width
+        # Scaled: the tensor holds integers times the weight and input scales.
+        wrapped.set_tensor_datatype(node.output[0], DataType[f"SCALEDINT<{width}>"])
+        accumulators[entry.name] = {"layer": entry.layer, "bit_width": width}
+    item = proto.metadata_props.add()
+    item.key, item.value = ACCUMULATORS_KEY, json.dumps(accumulators, sort_keys=True)

@@ -1,0 +1,123 @@
+"""The whole run: prepare, calibrate, solve under the accumulator budget, prove."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from brevitas_axe.certify import Certificate, certify
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.layers import find_layers
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.prepare import as_batches, has_quantizers, to_brevitas
+from brevitas_axe.ptq import axe_mode
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What `quantize` returns.
+
+    Attributes:
+        model: the solved Brevitas model, in evaluation mode.
+        plan: the widths every layer ended with.
+        certificate: proof from the live model.
+        layers: one log entry per layer, in order of solving.
+    """
+
+    model: nn.Module
+    plan: Plan
+    certificate: Certificate
+    layers: list[dict]
+
+
+def quantize(
+    model: nn.Module,
+    calibration: object,
+    *,
+    accumulator_bit_width: int | None = None,
+    weight_bit_width: int = 4,
+    input_bit_width: int = 8,
+    tile_size: int | None = None,
+    plan: Plan | None = None,
+    algorithm: str = "qronos",
+    quality: str = "best",
+    act_order: bool | None = None,
+    exclude: tuple[str, ...] = (),
+    state: str | Path | None = None,
+    progress: bool = True,
+) -> QuantizeResult:
+    """Quantizes a model so that no accumulator can overflow, and proves it.
+
+    Args:
+        model: a plain PyTorch model, or a Brevitas model with calibrated activations (whose own
+            bit widths are kept). Not modified.
+        calibration: batches, see `brevitas_axe.prepare.as_batches`.
+        accumulator_bit_width: P for every layer; None leaves them unconstrained.
+        weight_bit_width: bits of the weights of a plain model.
+        input_bit_width: bits of the activations of a plain model; its own input has 8.
+        tile_size: inputs per inner accumulator, None for whole dot products.
+        plan: per-layer widths instead of one P and tile.
+        algorithm: "gpfq", "gptq" or "qronos".
+        quality: "fast" (as published) or "best".
+        act_order: column order, see `brevitas_axe.ptq.axe_mode`.
+        exclude: names of layers to leave without a budget, and out of the certificate.
+        state: folder for progress; a killed run continues from it to the same integers.
+        progress: show progress bars.
+
+    Returns:
+        Model, plan, certificate and log.
+    """
+    if plan is not None and (accumulator_bit_width, tile_size) != (None, None):
+        raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
+    batches = as_batches(calibration)
+    if has_quantizers(model):
+        quantized = copy.deepcopy(model).eval()
+    else:
+        quantized = to_brevitas(
+            model,
+            batches,
+            weight_bit_width=weight_bit_width,
+            input_bit_width=input_bit_width,
+            progress=progress,
+        )
+    exclude = tuple(exclude)
+    with (
+        torch.no_grad(),
+        axe_mode(
+            quantized,
+            accumulator_bit_width,
+            plan=plan,
+            accumulator_tile_size=tile_size,
+            solver=algorithm,
+            act_order=act_order,
+            quality=quality,
+            exclude=exclude,
+            state=state,
+            progress=progress,
+        ) as axe,
+    ):
+        for args, kwargs in batches:
+            axe.model(*args, **kwargs)
+        while axe.update():
+            pass
+    final = _final_plan(quantized, axe.plan)
+    args, kwargs = batches[0]
+    certificate = certify(quantized, plan=final, exclude=exclude, args=args, kwargs=kwargs)
+    return QuantizeResult(quantized, final, certificate, axe.log)
+
+
+def _final_plan(model: nn.Module, plan: Plan) -> Plan:
+    """The plan with the bits that the quantizers really have."""
+    layers = find_layers(model)
+    final: dict[str, LayerPrecision] = {}
+    for name, precision in plan.layers.items():
+        proxy = layers[name].weight_quant
+        bits = int(proxy.tensor_quant.msb_clamp_bit_width_impl())
+        reach = proxy.input_range
+        inputs = None if reach is None else (reach.high - reach.low).bit_length()
+        final[name] = replace(precision, weight=bits, input=inputs)
+    return Plan(final)

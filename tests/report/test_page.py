@@ -1,0 +1,117 @@
+"""The HTML page: complete, self-contained, escaped."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.report import open_folder, write_folder
+from brevitas_axe.report.page import page
+from tests.report.samples import ARM, FLOAT, PLAN, certificate, entry
+
+HOSTILE = '<script>alert("x")</script>$\\frac{&'
+
+
+VOID = {"meta", "br", "use", "path", "rect", "image"}
+
+
+class Checker(HTMLParser):
+    """Counts tags and notes every address that a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.add(tag)
+        self.addresses += [v for k, v in attrs if k in {"src", "href", "xlink:href"} and v]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        if tag in VOID:
+            return
+        assert self.open, f"stray </{tag}>"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.text.append(data)
+
+
+def read(html: str) -> Checker:
+    checker = Checker()
+    checker.feed(html)
+    assert not checker.open
+    return checker
+
+
+def test_page_is_well_formed_and_fetches_nothing() -> None:
+    summary = {"title": "Run", "accumulator": 12, "arms": [FLOAT, ARM], "seconds": 3.2}
+    checker = read(page(summary, certificate(entry("conv"), entry("fc")), PLAN))
+    assert "script" not in checker.tags
+    assert {"table", "svg"} <= checker.tags
+    assert all(address.startswith("#") for address in checker.addresses)
+    text = " ".join(checker.text)
+    assert "97.5 %" in text
+    assert "98.4 %" in text
+    assert "UINT4" in text
+
+
+def test_every_text_is_escaped() -> None:
+    summary = {
+        "title": HOSTILE,
+        "description": HOSTILE,
+        "arms": [{**ARM, "name": HOSTILE, "note": HOSTILE}],
+        "layers": [{"name": HOSTILE, "loss_before": 1.0, "loss_after": 0.5, "seconds": 0.1}],
+        "environment": {HOSTILE: HOSTILE},
+    }
+    bad = entry(HOSTILE, proven=False, op=HOSTILE, weight_type=HOSTILE, reason=HOSTILE)
+    checker = read(page(summary, certificate(bad), Plan({HOSTILE: LayerPrecision()})))
+    assert "script" not in checker.tags
+    assert HOSTILE in " ".join(checker.text)
+
+
+def test_page_says_when_nothing_is_proven() -> None:
+    unknown = entry(
+        "gru", proven=False, reason="no input quantizer", width=None, minimum=None, maximum=None,
+    )  # fmt: skip
+    html = page({"title": "Run"}, certificate(unknown, entry("fc", target=8)))
+    assert html.count(">not proven<") == 3  # the verdict, and both layers
+    assert "no input quantizer" in html
+    assert "needs 12 bits, target 8" in html
+
+
+def test_excluded_layers_are_shown_without_a_claim() -> None:
+    html = page({"title": "Run"}, certificate(entry("a"), entry("head"), excluded=("head",)))
+    assert ">excluded<" in html
+    assert html.count(">proven<") == 2  # the verdict, and layer a
+
+
+def test_title_alone_is_enough() -> None:
+    assert "<table" not in page({"title": "Run"})
+
+
+def test_page_is_reproducible() -> None:
+    summary = {"title": "Run", "arms": [FLOAT, ARM]}
+    assert page(summary, certificate(entry("conv"))) == page(summary, certificate(entry("conv")))
+
+
+def test_folder_holds_every_file(tmp_path) -> None:
+    folder = open_folder(tmp_path / "a" / "b")
+    files = write_folder(folder, {"title": "Run", "arms": [ARM]}, certificate(entry("c")), PLAN)
+    assert sorted(file.name for file in files) == sorted(p.name for p in folder.iterdir())
+    assert Plan.load(folder / "plan.json") == PLAN
+    assert json.loads((folder / "summary.json").read_text())["arms"] == [ARM]
+
+
+def test_folder_that_cannot_be_made_is_refused_by_name(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidOption, match="--output"):
+        open_folder(tmp_path / "file" / "folder")
