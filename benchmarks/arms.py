@@ -93,9 +93,9 @@ class Experiment:
 
     def measure(self, setting: Setting) -> dict:
         """One row of the table, from the cache if it is there."""
-        row = asdict(setting) | recorded(self.name, self._key(setting), lambda: self._run(setting))
-        print(f"{self.name}: {row}", flush=True)
-        return row
+        result = recorded(self.name, self._key(setting), lambda: self._run(setting))
+        print(f"{setting}: {self.metric} {result[self.metric]}", flush=True)
+        return asdict(setting) | result
 
     def differing_integers(self, first: Setting, second: Setting) -> dict:
         """Solves two settings and counts the weights whose integers differ."""

@@ -125,6 +125,16 @@ def is_power_of_two(layer: nn.Module) -> bool:
     return "PowerOfTwo" in type(restrict.restrict_clamp_scaling.restrict_value_impl).__name__
 
 
+def current_scale(layer: nn.Module) -> Tensor:
+    """Scale of one of our quantizers, [groups, rows] (a shared one repeated)."""
+    with torch.no_grad():
+        quant = layer.weight_quant.tensor_quant
+        threshold = quant.int_scaling_impl(quant.msb_clamp_bit_width_impl())
+        scale = quant.scaling_impl(layer.weight, threshold).detach().flatten()
+        groups, rows, _ = unroll_weight(layer, layer.weight).shape
+        return scale.expand(groups * rows).reshape(groups, rows)
+
+
 def set_scale(layer: nn.Module, scale: Tensor) -> Tensor:
     """Fixes the scale parameter of one of our quantizers; returns the scale it then computes.
 

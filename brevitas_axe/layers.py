@@ -108,17 +108,19 @@ def roll_weight(module: nn.Module, unrolled: Tensor) -> Tensor:
 
 
 def unroll_input(module: nn.Module, x: Tensor) -> Tensor:
-    """Layer input → [samples, groups, K, positions], one column per dot product.
+    """Layer input → [groups, K, columns], one column per dot product of every sample.
 
     Args:
         module: a layer of `find_layers`.
         x: input as the layer receives it: [..., K] for a linear layer (any number of leading
             dimensions), [N, C, *spatial] or unbatched [C, *spatial] for convolutions.
+
+    Returns:
+        Columns ordered by sample, then by output position.
     """
     if isinstance(module, qnn.QuantLinear):
-        return x.reshape(1, 1, -1, x.shape[-1]).transpose(2, 3)
-    spatial = len(module.kernel_size)
-    if x.dim() == spatial + 1:
+        return x.reshape(-1, x.shape[-1]).mT.unsqueeze(0)
+    if x.dim() == len(module.kernel_size) + 1:
         x = x.unsqueeze(0)
     if isinstance(module, _TRANSPOSED):
         patches = _transposed_patches(module, x)
@@ -126,43 +128,34 @@ def unroll_input(module: nn.Module, x: Tensor) -> Tensor:
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         x = F.pad(x, tuple(module._reversed_padding_repeated_twice), mode=mode)
         patches = _patches(x, module.kernel_size, module.stride, module.dilation)
-    groups = layer_groups(module)
-    return patches.reshape(x.shape[0], groups, patches.shape[1] // groups, -1)
+    return patches.unflatten(0, (layer_groups(module), -1))
 
 
 def _patches(x: Tensor, kernel: tuple, stride: tuple, dilation: tuple) -> Tensor:
-    """im2col in one to three dimensions: [N, C, *spatial] → [N, C·kernel, positions]."""
-    if len(kernel) == 1:
-        return F.unfold(x.unsqueeze(2), (1, kernel[0]), (1, dilation[0]), 0, (1, stride[0]))
-    if len(kernel) == 2:
-        return F.unfold(x, kernel, dilation, 0, stride)
+    """im2col: [N, C, *spatial] → [C·kernel, N·positions], by one copy of a strided view."""
+    axes = len(kernel)
+    x = x.transpose(0, 1)
     for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True)):
-        span = gap * (size - 1) + 1
-        x = x.unfold(2 + axis, span, step)[..., ::gap]
-    # [N, C, *positions, *kernel] → [N, C, *kernel, *positions]
-    order = (0, 1, *range(2 + len(kernel), 2 + 2 * len(kernel)), *range(2, 2 + len(kernel)))
-    channels = x.shape[1] * torch.Size(kernel).numel()
-    return x.permute(order).reshape(x.shape[0], channels, -1)
+        x = x.unfold(2 + axis, gap * (size - 1) + 1, step)[..., ::gap]
+    # [C, N, *positions, *kernel] → [C, *kernel, N, *positions]
+    order = (0, *range(2 + axes, 2 + 2 * axes), *range(1, 2 + axes))
+    return x.permute(order).reshape(x.shape[0] * torch.Size(kernel).numel(), -1)
 
 
 def _transposed_patches(module: nn.Module, x: Tensor) -> Tensor:
     """Inputs that meet each tap of a transposed convolution, zeros where none does."""
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
-    size = [
-        (n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)
-    ]
+    size = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)]
     stuffed = x.new_zeros(*x.shape[:2], *size)
     stuffed[(..., *(slice(None, None, s) for s in stride))] = x
     pad: list[int] = []
-    for k, d, p, o in zip(
-        kernel, dilation, module.padding, module.output_padding, strict=True
-    ):
+    for k, d, p, o in zip(kernel, dilation, module.padding, module.output_padding, strict=True):
         reach = d * (k - 1) - p
         pad = [reach, reach + o, *pad]
     patches = _patches(F.pad(stuffed, pad), kernel, (1,) * len(kernel), dilation)
     # A transposed convolution reads its kernel backwards.
-    taps = patches.reshape(x.shape[0], x.shape[1], -1, patches.shape[-1])
-    return taps.flip(2).reshape(patches.shape)
+    taps = patches.reshape(x.shape[1], -1, patches.shape[-1])
+    return taps.flip(1).reshape(patches.shape)
 
 
 def input_range(quant_input: IntQuantTensor) -> InputRange:

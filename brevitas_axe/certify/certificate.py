@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from brevitas_axe.accumulator import accumulator_limit, check_bit_width
+from brevitas_axe.accumulator import accumulator_limit, check_bit_width, tile_starts
 from brevitas_axe.errors import InvalidOption, NotProven
 from brevitas_axe.files import write_whole
 from brevitas_axe.plan import Plan
@@ -155,8 +155,7 @@ class Certificate:
     def to_json(self) -> str:
         """Strict JSON, the same bytes for the same certificate."""
         entries = [
-            {**asdict(e), "fits": e.fits, "excluded": e.name in self.excluded}
-            for e in self.entries
+            {**asdict(e), "fits": e.fits, "excluded": e.name in self.excluded} for e in self.entries
         ]
         data = {**asdict(self), "entries": entries, "ok": self.ok, "format": _FORMAT}
         return json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n"
@@ -193,6 +192,7 @@ class Targets:
     def __post_init__(self) -> None:
         if self.accumulator_bit_width is not None:
             check_bit_width(self.accumulator_bit_width)
+        tile_starts(1, self.tile_size)
 
     def of(self, aliases: Sequence[str]) -> tuple[int | None, int | None]:
         """(accumulator width, tile size) for the entry with these names."""
@@ -204,11 +204,15 @@ class Targets:
                 return planned.accumulator or width, planned.tile or tile
         return width, tile
 
-    def check_names(self, entries: Sequence[DotProduct]) -> None:
-        """Raises InvalidPlan when the plan names something that is not there."""
-        known = {alias for entry in entries for alias in entry.aliases}
+    def check_aliases(self, aliases: Sequence[Sequence[str]]) -> None:
+        """Raises InvalidPlan when the plan names something that is not there.
+
+        Args:
+            aliases: the names of each dot product, the one to show first.
+        """
+        known = {name for names in aliases for name in names}
         if self.plan is not None and not set(self.plan.layers) <= known:
-            self.plan.check_names(entry.aliases[0] for entry in entries)
+            self.plan.check_names(dict.fromkeys(names[0] for names in aliases))
 
 
 def excluded_names(entries: Sequence[DotProduct], exclude: Sequence[str]) -> tuple[str, ...]:

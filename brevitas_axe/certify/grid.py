@@ -56,7 +56,6 @@ class Grid:
         integers: int64, when the tensor is constant.
         asymmetric: a non-zero zero point was subtracted.
         weight: initializer that holds it, when constant.
-        hints: names from which the layer can be told, best first.
         assumptions: what is taken from the file without checking it.
     """
 
@@ -67,7 +66,6 @@ class Grid:
     integers: np.ndarray | None = None
     asymmetric: bool = False
     weight: str | None = None
-    hints: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
 
     @property
@@ -196,7 +194,7 @@ def exact_integers(values: np.ndarray) -> np.ndarray | None:
     if values.dtype.kind not in "fiub" or values.size == 0:
         return None
     with np.errstate(invalid="ignore"):
-        if not np.all((np.abs(values.astype(np.float64)) <= 2.0**MAX_WEIGHT_BITS)):
+        if not np.all(np.abs(values.astype(np.float64)) <= 2.0**MAX_WEIGHT_BITS):
             return None
         integers = values.astype(np.int64)
     return integers if np.all(integers == values) else None
@@ -216,5 +214,4 @@ def integer_constant(constant: Constant) -> Grid:
         type=smallest_type(integers),
         integers=integers,
         weight=constant.name,
-        hints=(constant.name,),
     )

@@ -36,7 +36,7 @@ class Node:
 
     @property
     def domain(self) -> str:
-        return "" if self.proto.domain == "ai.onnx" else self.proto.domain
+        return plain_domain(self.proto.domain)
 
     @property
     def inputs(self) -> list[str]:
@@ -95,9 +95,8 @@ class ModelFile:
 
     def opset(self, domain: str = "") -> int:
         """Version of an operator set, 1 if the file does not import it."""
-        versions = [
-            o.version for o in self.model.opset_import if o.domain.replace("ai.onnx", "") == domain
-        ]
+        imports = self.model.opset_import
+        versions = [o.version for o in imports if plain_domain(o.domain) == domain]
         return max(versions, default=1)
 
     def array(self, tensor: onnx.TensorProto) -> np.ndarray:
@@ -144,6 +143,11 @@ class ModelFile:
         with path.open("rb") as file:
             file.seek(offset)
             return file.read(length)
+
+
+def plain_domain(domain: str) -> str:
+    """An operator set's domain, "" for the standard one under either of its names."""
+    return "" if domain == "ai.onnx" else domain
 
 
 def shown(name: str) -> str:
@@ -278,7 +282,7 @@ def _ordered(graph: onnx.GraphProto, subject: str) -> tuple[Node, ...]:
     waiting, consumers = [], [[] for _ in nodes]
     for index, node in enumerate(nodes):
         sources = set()
-        for tensor in (*node.proto.input, *_captured(node.proto)):
+        for tensor in (*node.proto.input, *captured(node.proto)):
             if tensor in producer:
                 sources.add(producer[tensor])
             elif tensor not in given and tensor in node.proto.input:
@@ -311,7 +315,7 @@ def subgraphs(proto: onnx.NodeProto) -> list[onnx.GraphProto]:
     return graphs + [g for a in proto.attribute for g in a.graphs]
 
 
-def _captured(proto: onnx.NodeProto) -> list[str]:
+def captured(proto: onnx.NodeProto) -> list[str]:
     """Tensors that a node's subgraphs may take from outside (own names included)."""
     names, stack = [], subgraphs(proto)
     while stack:

@@ -21,12 +21,15 @@ class Integers:
         low: smallest input integer, ≤ 0.
         high: largest input integer, ≥ 0.
         bias: float64 [rows] in units of the accumulator, or None.
+        step: float64 [rows] or scalar, the real value of one unit of the accumulator; NaN where it
+            differs between the outputs of one row. No proof depends on it.
     """
 
     weights: np.ndarray
     low: int
     high: int
     bias: np.ndarray | None = None
+    step: np.ndarray | float = np.nan
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,8 @@ def prove(found: Found, targets: Targets) -> DotProduct:
     integers = found.integers
     if integers is None or integers.weights.size == 0:
         reason = found.reason or "its weights are empty"
-        return DotProduct(
-            **entry, target=target, reason=reason, assumptions=found.assumptions
-        )
-    rows, inputs = integers.weights.shape
+        return DotProduct(**entry, target=target, reason=reason, assumptions=found.assumptions)
+    inputs = integers.weights.shape[1]
     tiled = tile_size is not None and tile_size < inputs
     minimum, maximum = worst_case_sums(
         integers.weights, integers.low, integers.high, tile_size if tiled else None
@@ -122,5 +123,3 @@ def _with_bias(
         low = min(low, int(row_low) + min(int(units), 0))
         high = max(high, int(row_high) + max(int(units), 0))
     return required_bit_width(low, high), note
-
-

@@ -69,7 +69,7 @@ def quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:
         values = constant_values(source, where)
         stored = quantize(values, scale, zero_point, bits, signed, narrow, mode)
         name = source.name if isinstance(source, Constant) else source.weight
-        return _constant(stored, zero_point, scale, type_name(bits, signed), name, node)
+        return _constant(stored, zero_point, scale, type_name(bits, signed), name)
     low, high = quantizer_range(bits, signed, narrow and reading.honour_narrow)
     return _dynamic(low, high, zero_point, scale, type_name(bits, signed), where)
 
@@ -83,7 +83,7 @@ def bipolar_quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:
         if not np.isfinite(source.values).all():
             raise Unprovable(f"'{source.name}' holds values that are infinite or NaN")
         stored = np.where(source.values >= 0, 1, -1).astype(np.int64)
-        return _constant(stored, 0, scale, "BIPOLAR", source.name, node)
+        return _constant(stored, 0, scale, "BIPOLAR", source.name)
     return Grid(scale, -1, 1, "BIPOLAR")
 
 
@@ -161,7 +161,7 @@ def quantize_linear(node: Node, facts: list[Fact], reading: Reading) -> Grid:
         if scaled.shape != source.values.shape or not np.isfinite(scaled).all():
             raise Unprovable(f"'{source.name}' cannot be quantized by {where}")
         stored = (np.clip(scaled, -(2.0**40), 2.0**40).astype(np.int64) + offset).clip(low, high)
-        return _constant(stored, 0, np.ones(()), declared, source.name, node)
+        return _constant(stored, 0, np.ones(()), declared, source.name)
     return Grid(np.ones(()), low, high, declared)
 
 
@@ -208,7 +208,9 @@ def datatype_range(name: str, what: str) -> tuple[int, int]:
 
 def _onnx_integers(kind: int, where: str) -> tuple[str, int, int]:
     """(qonnx name, low, high) of a TensorProto integer type."""
-    name = onnx.TensorProto.DataType.Name(kind) if kind in onnx.TensorProto.DataType.values() else ""
+    name = (
+        onnx.TensorProto.DataType.Name(kind) if kind in onnx.TensorProto.DataType.values() else ""
+    )
     low, high = datatype_range(name, f"the integer type of {where}")
     return name, low, high
 
@@ -234,13 +236,10 @@ def _constant(
     scale: np.ndarray,
     declared: str,
     name: str | None,
-    node: Node,
 ) -> Grid:
     integers = stored - zero_point
     if integers.size == 0:
         raise Unprovable(f"'{name}' is empty")
-    # Hints in the order in which they name a layer reliably; a scale is often shared.
-    hints = (name or "", node.name, *node.inputs[1:2])
     return Grid(
         scale=scale,
         low=int(integers.min()),
@@ -249,7 +248,6 @@ def _constant(
         integers=integers,
         asymmetric=bool(np.any(np.asarray(zero_point) != 0)),
         weight=name,
-        hints=hints,
     )
 
 
@@ -279,4 +277,3 @@ STANDARD_QUANTIZERS = {
     "QuantizeLinear": quantize_linear,
     "DequantizeLinear": dequantize_linear,
 }
-

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from brevitas_axe.accumulator import InputRange, accumulator_limit
 
-_BISECTIONS = 40
+# Halvings of λ: it ends within 2^-24 of the largest weight.
+_BISECTIONS = 24
 
 
 def tiled(rows: Tensor, tile_size: int | None) -> Tensor:
@@ -49,7 +50,8 @@ def project(
     Each tile is shrunk towards 0 by the smallest λ whose rounded result fits, found by bisection;
     fitting is decided on int64 sums. For unsigned inputs positive and negative weights have
     budgets of their own, hence each its own λ (AXE, arXiv 2409.17092, Eq. 15-17; A2Q+ for the
-    one-sided form).
+    one-sided form). Weights that change at this very λ, as many as still fit, stay larger by one:
+    otherwise a tile of equal weights would vanish as a whole.
 
     Args:
         values: weights in units of the scale [rows, K], floating point.
@@ -91,4 +93,17 @@ def project(
             (torch.where(ok, a, m), torch.where(ok, m, b))
             for ok, m, (a, b) in zip(fitting, middle, bounds, strict=True)
         ]
-    return shrunk(bounds[0][1], bounds[1][1]).flatten(1)[:, : values.shape[1]]
+    fitting = shrunk(*(b for _, b in bounds))
+    wanted = shrunk(*(a.clamp(min=0) for a, _ in bounds))
+    return _filled(fitting, wanted, reach, limit).flatten(1)[:, : values.shape[1]]
+
+
+def _filled(fitting: Tensor, wanted: Tensor, reach: InputRange, limit: int) -> Tensor:
+    """Takes over from wanted, first weights first, what the tiles of fitting have room for."""
+    step = wanted - fitting
+    at_low, at_high = step * reach.low, step * reach.high
+    below, above = torch.minimum(at_low, at_high), torch.maximum(at_low, at_high)
+    minimum, maximum = (bound.unsqueeze(-1) for bound in extreme_sums(fitting, reach))
+    room_below = (minimum + below.cumsum(-1) >= -limit) | (below == 0)
+    room_above = (maximum + above.cumsum(-1) <= limit) | (above == 0)
+    return fitting + step * (room_below & room_above)

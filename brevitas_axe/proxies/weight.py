@@ -53,7 +53,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
 
     def set_input_range(self, reach: InputRange | None) -> None:
         """Replaces what has been seen; None forgets it (after narrowing the activations)."""
-        self._reach = reach
+        self._reach, self._cached_weight = reach, None
         self.input_low.fill_(reach.low if reach else 0)
         self.input_high.fill_(reach.high if reach else 0)
 
@@ -136,7 +136,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self._reach = None
+        self._reach = self._cached_weight = None
         for key in ("input_low", "input_high"):
             if config.IGNORE_MISSING_KEYS and prefix + key in missing_keys:
                 missing_keys.remove(prefix + key)

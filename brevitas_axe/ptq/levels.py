@@ -6,6 +6,7 @@ import torch
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.ptq.problem import LayerProblem, LayerSolution
+from brevitas_axe.ptq.search import improve
 from brevitas_axe.ptq.sequential import Recursion, run
 from brevitas_axe.ptq.thresholds import published_threshold
 
@@ -21,4 +22,5 @@ def finish(problem: LayerProblem, recursion: Recursion, quality: str) -> LayerSo
         raise InvalidOption(f'quality is "fast" or "best", not {quality!r}.')
     scale = problem.tile_scale
     integers, _ = run(recursion, problem, scale, published_threshold(problem, scale))
-    return LayerSolution(integers, problem.scale)
+    published = LayerSolution(integers, problem.scale)
+    return published if quality == "fast" else improve(problem, published)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import time
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import torch
@@ -22,7 +22,14 @@ from brevitas.graph.calibrate import QuantizationStatusManager
 from torch import nn
 from tqdm.auto import tqdm
 
-from brevitas_axe.apply import apply_precision, is_power_of_two, is_shared_scale, write_solution
+from brevitas_axe.accumulator import InputRange
+from brevitas_axe.apply import (
+    apply_precision,
+    current_scale,
+    is_power_of_two,
+    is_shared_scale,
+    write_solution,
+)
 from brevitas_axe.errors import (
     EmptyCalibration,
     InvalidOption,
@@ -30,7 +37,7 @@ from brevitas_axe.errors import (
     NonFiniteValues,
     UnsupportedLayer,
 )
-from brevitas_axe.layers import find_layers, integer_weight, observe_inputs, unroll_weight
+from brevitas_axe.layers import find_layers, observe_inputs, unroll_weight
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.ptq.moments import Moments, dequantized
 from brevitas_axe.ptq.problem import LayerProblem, LayerSolution
@@ -226,8 +233,12 @@ class axe_mode:
                 )
         for name, layer in self.layers.items():
             apply_precision(name, layer, self.plan[name])
-        # Input bits may have changed with the plan, and with them the ranges.
-        self._calls = observe_inputs(self.root, self.layers, args, kwargs)
+        if any(precision.input is not None for precision in self.plan.layers.values()):
+            calls = observe_inputs(self.root, self.layers, args, kwargs)
+        for name, (first, *others) in calls.items():
+            reach = reduce(InputRange.union, others, first) if None not in calls[name] else None
+            self.layers[name].weight_quant.set_input_range(reach)
+        self._calls = {name: len(ranges) for name, ranges in calls.items()}
         if self._saved is not None:
             self._fingerprint.add(self.root)
         self._handles = add_hooks(self.layers)
@@ -269,20 +280,17 @@ class axe_mode:
             if solution is not None:
                 self._write(name, solution)
                 return {"resumed": True}
-        collect = self._collect_all if len(self._calls.get(name, ())) > 1 else self._collect
+        collect = self._collect_all if self._calls.get(name, 1) > 1 else self._collect
         moments = collect(name)
         quant = layer.weight_quant.tensor_quant
         bits = quant.msb_clamp_bit_width_impl()
         reach = layer.weight_quant.input_range
-        _, scale = integer_weight(name, layer)
         statistics = moments.finish()
         if layer.bias is None or self.quality == "fast":
             statistics["quant_mean"] = statistics["float_mean"] = None
         problem = LayerProblem(
             weight=weight.float(),
-            scale=scale.detach().float().reshape(-1).expand(weight[..., 0].numel()).reshape(
-                weight.shape[:2]
-            ),
+            scale=current_scale(layer).float(),
             weight_low=int(quant.int_quant.min_int(bits)),
             weight_high=int(quant.int_quant.max_int(bits)),
             input_low=reach.low if reach else 0,

@@ -7,10 +7,10 @@ from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
 from brevitas_axe.errors import EmptyCalibration, NonFiniteValues
-from brevitas_axe.layers import layer_groups, unroll_input, unroll_weight
+from brevitas_axe.layers import unroll_input, unroll_weight
 
-# Unrolled patches are made for so many numbers at a time: bounds memory, not the result's meaning.
-_CHUNK = 2**23
+# Unrolled inputs are made for so many numbers at a time: bounds memory, and keeps them in cache.
+_CHUNK = 2**20
 
 
 class Moments:
@@ -33,21 +33,26 @@ class Moments:
         self._float_sum = torch.zeros(groups, columns, dtype=torch.float64)
 
     def add(self, quant_input: Tensor, float_input: Tensor | None = None) -> None:
-        """Adds one batch of layer inputs (dequantized, and float where cross is collected)."""
+        """Adds one batch of layer inputs (dequantized, and float where cross is collected).
+
+        Products are summed in float32 within a batch and in float64 over batches.
+        """
         inputs = [quant_input] if self._cross is None else [quant_input, float_input]
         inputs = [_batched(self.layer, x) for x in inputs]
         kernel = torch.Size(getattr(self.layer, "kernel_size", ())).numel()
         step = max(1, _CHUNK * inputs[0].shape[0] // (inputs[0].numel() * kernel + 1))
+        hessian, cross = torch.zeros(()), torch.zeros(())
         for chunk in zip(*(x.split(step) for x in inputs), strict=True):
-            self._add_chunk(*(_columns(self.layer, x) for x in chunk))
-
-    def _add_chunk(self, quant: Tensor, real: Tensor | None = None) -> None:
-        self.samples += quant.shape[-1]
-        self._hessian += quant @ quant.mT
-        self._quant_sum += quant.sum(-1)
-        if real is not None:
-            self._cross += quant @ real.mT
-            self._float_sum += real.sum(-1)
+            quant, *real = (_columns(self.layer, x) for x in chunk)
+            self.samples += quant.shape[-1]
+            self._quant_sum += quant.sum(-1)
+            hessian = _accumulated(hessian, quant, quant)
+            if real:
+                self._float_sum += real[0].sum(-1)
+                cross = _accumulated(cross, quant, real[0])
+        self._hessian += hessian
+        if self._cross is not None:
+            self._cross += cross
 
     def finish(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor | None]:
         """Means over samples: hessian, cross [groups, K, K] and quant_mean, float_mean [groups, K].
@@ -86,8 +91,12 @@ def _batched(layer: nn.Module, x: Tensor) -> Tensor:
 def _columns(layer: nn.Module, x: Tensor) -> Tensor:
     """[groups, K, samples × positions] in float32 (float64 stays)."""
     x = x if x.dtype == torch.float64 else x.float()
-    patches = unroll_input(layer, x)
-    return patches.permute(1, 2, 0, 3).reshape(layer_groups(layer), patches.shape[2], -1)
+    return unroll_input(layer, x)
+
+
+def _accumulated(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """total + left right^T, in place after the first time."""
+    return total.baddbmm_(left, right.mT) if total.dim() else left @ right.mT
 
 
 def dequantized(layer_input: object) -> Tensor:

@@ -174,23 +174,28 @@ class LayerSolution:
     scale: Tensor
     bias_shift: Tensor | None = None
 
+    def value(self, problem: LayerProblem) -> Tensor:
+        """[groups, rows, K] float64 weights that the integers stand for."""
+        return self.integers * expanded(self.scale.double(), problem)
+
     def loss(self, problem: LayerProblem) -> Tensor:
         """Exact loss of each row, without the constant w X X^T w / n.
 
         Computed on demand: in float64 it costs more than a fast solve.
 
         Returns:
-            [groups, rows] float64, s^2 q H q - 2 s q G w (centred where the bias is shifted).
+            [groups, rows] float64, x H x - 2 x G w for x = s q, less what the shifted bias
+            takes: the square of the mean error.
         """
-        hessian, cross = problem.hessian.double(), problem.cross
-        cross = hessian if cross is None else cross.double()
-        if self.bias_shift is not None:
-            hessian, cross = centred(problem, hessian, cross)
-        scale = self.scale if self.scale.ndim == 3 else self.scale.unsqueeze(-1)
-        tile = problem.tile_of_column if self.scale.ndim == 3 else torch.zeros(1, dtype=torch.int64)
-        value = self.integers.double() * scale.double()[:, :, tile]
-        wanted = problem.weight.detach().double() @ cross.mT
-        return (value * (value @ hessian - 2 * wanted)).sum(-1)
+        cross = problem.hessian if problem.cross is None else problem.cross
+        value, weight = self.value(problem), problem.weight.detach().double()
+        loss = (value * (value @ problem.hessian.double() - 2 * weight @ cross.double().mT)).sum(-1)
+        return loss if self.bias_shift is None else loss - self.bias_shift.double().square()
+
+
+def expanded(scale: Tensor, problem: LayerProblem) -> Tensor:
+    """[groups, rows] or [groups, rows, tiles] to a scale per weight, broadcast to columns."""
+    return scale.unsqueeze(-1) if scale.ndim == 2 else scale[:, :, problem.tile_of_column]
 
 
 def centred(problem: LayerProblem, hessian: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
