@@ -3,7 +3,7 @@
     python benchmarks/digits_net.py [--quick] [--owners none brevitas fast best] [--output FILE]
 
 Regular, depthwise, pointwise, grouped and strided convolutions and a residual addition, trained by
-this script in under a minute. All layers, first and last too, have W-bit weights, unsigned A-bit
+this script in about a minute. All layers, first and last too, have W-bit weights, unsigned A-bit
 inputs and the same accumulator; accuracy is on 30 % of the images, held out.
 """
 

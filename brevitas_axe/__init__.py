@@ -1,35 +1,37 @@
 """Accumulator-aware quantization for Brevitas: overflow made impossible, proven, exported."""
 
-from importlib import import_module
+from brevitas_axe.apply import apply_plan
+from brevitas_axe.certify import Certificate, certify, certify_file
+from brevitas_axe.emulate import emulate
+from brevitas_axe.errors import AxeError
+from brevitas_axe.export import export_qonnx
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.ptq import axe_gpfq_mode, axe_gptq_mode, axe_qronos_mode
+from brevitas_axe.quantize import QuantizeResult, quantize
+from brevitas_axe.quantizers import (
+    Int8WeightPerChannelFixedPointAXE,
+    Int8WeightPerChannelFloatAXE,
+    Int8WeightPerTensorFixedPointAXE,
+    Int8WeightPerTensorFloatAXE,
+)
 
-_HOME = {
-    "AxeError": "errors",
-    "Certificate": "certify",
-    "Int8WeightPerChannelFixedPointAXE": "quantizers",
-    "Int8WeightPerChannelFloatAXE": "quantizers",
-    "Int8WeightPerTensorFixedPointAXE": "quantizers",
-    "Int8WeightPerTensorFloatAXE": "quantizers",
-    "LayerPrecision": "plan",
-    "Plan": "plan",
-    "QuantizeResult": "quantize",
-    "apply_plan": "apply",
-    "axe_gpfq_mode": "ptq",
-    "axe_gptq_mode": "ptq",
-    "axe_qronos_mode": "ptq",
-    "certify": "certify",
-    "certify_file": "certify",
-    "emulate": "emulate",
-    "export_qonnx": "export",
-    "quantize": "quantize",
-}
-
-__all__ = list(_HOME)
-
-
-def __getattr__(name: str):
-    # Looked up on first use, so that `brevitas-axe --help` does not wait for torch.
-    if name not in _HOME:
-        raise AttributeError(f"module 'brevitas_axe' has no attribute '{name}'")
-    value = getattr(import_module(f"brevitas_axe.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__all__ = [
+    "AxeError",
+    "Certificate",
+    "Int8WeightPerChannelFixedPointAXE",
+    "Int8WeightPerChannelFloatAXE",
+    "Int8WeightPerTensorFixedPointAXE",
+    "Int8WeightPerTensorFloatAXE",
+    "LayerPrecision",
+    "Plan",
+    "QuantizeResult",
+    "apply_plan",
+    "axe_gpfq_mode",
+    "axe_gptq_mode",
+    "axe_qronos_mode",
+    "certify",
+    "certify_file",
+    "emulate",
+    "export_qonnx",
+    "quantize",
+]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from brevitas.core.bit_width import BitWidthConst
 from brevitas.inject.enum import ScalingImplType, ScalingPerOutputType
 from torch import Tensor, nn
 
-from brevitas_axe.accumulator import tile_starts
+from brevitas_axe.accumulator import InputRange, tile_starts
 from brevitas_axe.errors import (
     InvalidOption,
     InvalidPlan,
@@ -45,15 +47,19 @@ def apply_plan(
     """
     layers = find_layers(model, exclude)
     plan.check_names(layers)
-    if args is not None:
-        observe_inputs(model, layers, args)
+    calls = {} if args is None else observe_inputs(model, layers, args)
     for name, precision in plan.layers.items():
-        apply_precision(name, layers[name], precision)
+        apply_precision(name, layers[name], precision, calls.get(name, ()))
     return model
 
 
-def apply_precision(name: str, layer: nn.Module, precision: LayerPrecision) -> None:
-    """One layer of `apply_plan`."""
+def apply_precision(
+    name: str,
+    layer: nn.Module,
+    precision: LayerPrecision,
+    arriving: Sequence[InputRange | None] = (),
+) -> None:
+    """One layer of `apply_plan`; `arriving` is what `observe_inputs` saw at its calls."""
     if precision.tile is not None:
         columns = unroll_weight(layer, layer.weight).shape[-1]
         if precision.tile > columns:
@@ -63,7 +69,7 @@ def apply_precision(name: str, layer: nn.Module, precision: LayerPrecision) -> N
             )
         tile_starts(columns, precision.tile)
     if precision.input is not None:
-        _set_input_bits(name, layer, precision.input)
+        _set_input_bits(name, layer, precision.input, arriving)
     make_accumulator_aware(name, layer)
     proxy = layer.weight_quant
     if precision.weight is not None:
@@ -195,9 +201,14 @@ def _set_bits(proxy: nn.Module, bits: int) -> None:
     proxy.quant_injector = proxy.quant_injector.let(bit_width=bits)
 
 
-def _set_input_bits(name: str, layer: nn.Module, bits: int) -> None:
+def _set_input_bits(
+    name: str, layer: nn.Module, bits: int, arriving: Sequence[InputRange | None]
+) -> None:
     proxy = layer.input_quant
     if not proxy.is_quant_enabled:
+        known = [*arriving, getattr(layer.weight_quant, "input_range", None)]
+        if any(reach and (reach.high - reach.low).bit_length() == bits for reach in known):
+            return
         raise InvalidPlan(
             f"layer '{name}' takes its input from another layer's quantizer; set the input bits "
             "there and leave them out of this layer's plan."

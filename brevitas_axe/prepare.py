@@ -7,6 +7,7 @@ quantizers, calibration. Models that cannot be traced are quantized layer by lay
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 from collections.abc import Sequence
 
@@ -47,6 +48,8 @@ def as_batches(calibration: object) -> list[Batch]:
         NonFiniteValues: a batch holds NaN or infinity.
     """
     batches: list[Batch] = []
+    if isinstance(calibration, Tensor):
+        raise InvalidOption("calibration data is one tensor; give a list of batches, such as [x].")
     try:
         items = list(calibration)  # type: ignore[call-overload]
     except TypeError:
@@ -56,8 +59,12 @@ def as_batches(calibration: object) -> list[Batch]:
     for index, item in enumerate(items):
         if isinstance(item, dict):
             batch: Batch = ((), item)
+        elif isinstance(item, (tuple, list)):
+            batch = (tuple(item[:1]), {})
         else:
-            batch = ((item[0] if isinstance(item, (tuple, list)) else item,), {})
+            batch = ((item,), {})
+        if batch == ((), {}):
+            raise EmptyCalibration(f"calibration batch {index} is empty; leave it out.")
         for value in (*batch[0], *batch[1].values()):
             if not isinstance(value, Tensor):
                 continue
@@ -100,26 +107,33 @@ def to_brevitas(
     Returns:
         A Brevitas model in evaluation mode.
     """
-    model = copy.deepcopy(model).eval()
     weight = {"weight_quant": weight_quant, "weight_bit_width": weight_bit_width}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.fx's own deprecations inside Brevitas
-            quantized = brevitas_quantize(
-                preprocess_for_quantize(model),
-                quant_identity_map=_with_bits(QUANT_IDENTITY_MAP, input_bit_width),
-                compute_layer_map=_with_weights(COMPUTE_LAYER_MAP, weight, {}),
-                quant_act_map=_with_bits(QUANT_ACT_MAP, input_bit_width),
-            )
-        _fit_ends(quantized, batches, model_input_bit_width)
-    except torch.fx.proxy.TraceError:
-        inputs = {"input_bit_width": input_bit_width}
-        quantized = layerwise_quantize(
-            model, _with_weights(LAYERWISE_COMPUTE_LAYER_MAP, weight, inputs)
+        quantized = _spelled_for_brevitas(_traced(copy.deepcopy(model).eval()))
+        quantized = brevitas_quantize(
+            quantized,
+            quant_identity_map=_with_bits(QUANT_IDENTITY_MAP, input_bit_width),
+            compute_layer_map=_with_weights(COMPUTE_LAYER_MAP, weight, {}),
+            quant_act_map=_with_bits(QUANT_ACT_MAP, input_bit_width),
         )
-    quantized.eval()
-    calibrate(quantized, batches, progress)
-    return quantized
+        _fit_ends(quantized, batches, model_input_bit_width)
+        return _calibrated(quantized, batches, progress)
+    except Exception:
+        # Tracing breaks Python code in many ways, some of which show only when the graph runs.
+        inputs = {"input_bit_width": input_bit_width}
+        layer_map = _with_weights(LAYERWISE_COMPUTE_LAYER_MAP, weight, inputs)
+        quantized = layerwise_quantize(copy.deepcopy(model).eval(), layer_map)
+        return _calibrated(quantized, batches, progress)
+
+
+def _calibrated(model: nn.Module, batches: Sequence[Batch], progress: bool) -> nn.Module:
+    """Evaluation mode, calibrated, and seen to run."""
+    model.eval()
+    calibrate(model, batches, progress)
+    args, kwargs = batches[0]
+    with torch.no_grad():
+        model(*args, **kwargs)
+    return model
 
 
 def calibrate(model: nn.Module, batches: Sequence[Batch], progress: bool = False) -> None:
@@ -128,6 +142,53 @@ def calibrate(model: nn.Module, batches: Sequence[Batch], progress: bool = False
     with torch.no_grad(), calibration_mode(model):
         for args, kwargs in bar:
             model(*args, **kwargs)
+
+
+def _traced(model: nn.Module) -> torch.fx.GraphModule:
+    """The graph of a model, cleaned by Brevitas, batch norms folded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.fx's own deprecations inside Brevitas
+        return preprocess_for_quantize(model)
+
+
+def _spelled_for_brevitas(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Rewrites what Brevitas does not read: it fails on x.relu(), and requantizes after a Flatten.
+
+    Its second quantizer would be signed, and so lose a bit of what a ReLU gave.
+    """
+    for node in list(model.graph.nodes):
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        with model.graph.inserting_before(node):
+            if node.op == "call_method" and node.target in ("relu", "relu_"):
+                model.add_submodule(f"{node.name}_module", nn.ReLU())
+                new = model.graph.call_module(f"{node.name}_module", node.args[:1])
+            elif isinstance(module, nn.Flatten):
+                dims = (module.start_dim, module.end_dim)
+                new = model.graph.call_function(torch.flatten, (node.args[0], *dims))
+            elif _flattens(node):
+                new = model.graph.call_function(torch.flatten, (node.args[0], 1))
+            else:
+                continue
+        node.replace_all_uses_with(new)
+        model.graph.erase_node(node)
+    model.graph.eliminate_dead_code()
+    model.recompile()
+    return model
+
+
+def _flattens(node: torch.fx.Node) -> bool:
+    """True for x.view(x.shape[0], -1), x.reshape(x.size(0), -1) and the like."""
+    if node.op != "call_method" or node.target not in ("view", "reshape") or len(node.args) != 3:
+        return False
+    x, size, rest = node.args
+    kind = getattr(size, "op", None)  # a number has none
+    if rest != -1 or kind is None:
+        return False
+    if kind == "call_method":
+        return size.target == "size" and size.args == (x, 0)
+    if size.target is not operator.getitem or size.args[1] != 0:
+        return False
+    return size.args[0].target in (getattr, "size") and size.args[0].args in ((x, "shape"), (x,))
 
 
 def _with_bits(layer_map: dict, bits: int) -> dict:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from brevitas_axe.accumulator import one_sided_budgets, required_bit_width
 from brevitas_axe.certify import Certificate, certify
-from brevitas_axe.errors import InvalidOption
-from brevitas_axe.layers import find_layers
+from brevitas_axe.errors import AccumulatorTooNarrow, InvalidOption
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.prepare import as_batches, has_quantizers, to_brevitas
 from brevitas_axe.ptq import axe_mode
@@ -102,20 +102,32 @@ def quantize(
     ):
         for args, kwargs in batches:
             axe.model(*args, **kwargs)
+        _check_widths(axe)
         while axe.update():
             pass
-    final = _final_plan(quantized, axe.plan)
+    final = _final_plan(axe)
     args, kwargs = batches[0]
     certificate = certify(quantized, plan=final, exclude=exclude, args=args, kwargs=kwargs)
     return QuantizeResult(quantized, final, certificate, axe.log)
 
 
-def _final_plan(model: nn.Module, plan: Plan) -> Plan:
+def _check_widths(axe: axe_mode) -> None:
+    """Refuses, before any work, a width at which all weights of a layer would have to be zero."""
+    for name, precision in axe.plan.layers.items():
+        bits, reach = precision.accumulator, axe.layers[name].weight_quant.input_range
+        if bits and reach and not any(one_sided_budgets(bits, reach.low, reach.high)):
+            raise AccumulatorTooNarrow(
+                f"a {bits}-bit accumulator does not hold one input of layer '{name}', which lies "
+                f"in [{reach.low}, {reach.high}], so all its weights would be zero; give it "
+                f"{required_bit_width(reach.low, reach.high)} bits or more, or its input fewer."
+            )
+
+
+def _final_plan(axe: axe_mode) -> Plan:
     """The plan with the bits that the quantizers really have."""
-    layers = find_layers(model)
     final: dict[str, LayerPrecision] = {}
-    for name, precision in plan.layers.items():
-        proxy = layers[name].weight_quant
+    for name, precision in axe.plan.layers.items():
+        proxy = axe.layers[name].weight_quant
         bits = int(proxy.tensor_quant.msb_clamp_bit_width_impl())
         reach = proxy.input_range
         inputs = None if reach is None else (reach.high - reach.low).bit_length()

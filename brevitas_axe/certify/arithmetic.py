@@ -17,10 +17,11 @@ from brevitas_axe.certify.grid import (
     Unknown,
     Unprovable,
     checked_scale,
+    covering_type,
     exact_integers,
 )
 from brevitas_axe.certify.modelfile import Node
-from brevitas_axe.certify.moves import MAX_FOLDED, Rule, run
+from brevitas_axe.certify.moves import MAX_GROWN, Rule, run
 from brevitas_axe.certify.quantizers import Reading, constant_values
 
 
@@ -31,7 +32,8 @@ def relu(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     return replace(source, low=max(source.low, 0), high=max(source.high, 0))
 
 
-def clip(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+def clip(node: Node, facts: list[Fact], reading: Reading) -> Fact:
+    """Clip to bounds that lie on the grid, as exporters narrow eight bits to fewer."""
     source = facts[0]
     bounds = [constant_values(f, f"a bound of Clip '{node.name}'") for f in facts[1:]]
     if not bounds and reading.opset < 11:
@@ -39,16 +41,17 @@ def clip(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     if len(bounds) != 2 or any(b.size != 1 for b in bounds):
         raise Unprovable(f"Clip '{node.name}' has no two constant bounds")
     if isinstance(source, Constant):
-        return replace(source, values=np.clip(source.values, *bounds))
+        return replace(source, values=np.clip(source.values, bounds[0], bounds[1]))
     if not isinstance(source, Grid) or not source.scalar or source.scale < 0:
         raise Unprovable(f"Clip '{node.name}' of this tensor is not followed")
     low, high = (float(b.reshape(-1)[0]) / float(source.scale) for b in bounds)
     low, high = max(low, float(source.low)), min(high, float(source.high))
     if low != int(low) or high != int(high) or low > high:
         raise Unprovable(f"the bounds of Clip '{node.name}' are no multiples of the scale")
+    clipped = replace(source, low=int(low), high=int(high))
     if source.integers is None:
-        return replace(source, low=int(low), high=int(high))
-    return source.mapped(lambda array: np.clip(array, int(low), int(high)))
+        return clipped
+    return clipped.mapped(lambda array: np.clip(array, int(low), int(high)))
 
 
 def add(node: Node, facts: list[Fact], reading: Reading) -> Grid:
@@ -63,11 +66,7 @@ def add(node: Node, facts: list[Fact], reading: Reading) -> Grid:
         raise Unprovable(f"Add '{node.name}' adds tensors with zero points")
     low, high = sum(grid.low for grid in grids), sum(grid.high for grid in grids)
     united = _united(node, grids)
-    ends = np.array([low, high], dtype=object)
-    bits = max(int(ends[1]).bit_length(), (-int(ends[0]) - 1).bit_length() if low < 0 else 0)
-    return replace(
-        united, low=low, high=high, type=f"INT{bits + 1}" if low < 0 else f"UINT{max(bits, 1)}"
-    )
+    return replace(united, low=low, high=high, type=covering_type(low, high))
 
 
 def _shifted(node: Node, fact: Fact, constant: Constant, sign: int = 1) -> Grid:
@@ -117,7 +116,7 @@ def _rescaled(node: Node, source: Grid, scale: np.ndarray) -> Grid:
 
 
 def _same_scale(node: Node, grids: list[Grid]) -> None:
-    if any(not g.scalar or g.scale.reshape(()) != grids[0].scale.reshape(-1)[0] for g in grids):
+    if any(not grid.scalar or grid.scale != grids[0].scale for grid in grids):
         raise Unprovable(
             f"{node.op} '{node.name}' joins tensors of different scales; share one quantizer"
         )
@@ -141,11 +140,13 @@ def _dynamic(node: Node, fact: Fact) -> Grid:
 def concat(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     grids = [_grid(node, fact) for fact in facts]
     if all(grid.integers is not None for grid in grids):
-        if sum(grid.integers.size for grid in grids) > MAX_FOLDED:
+        if sum(grid.constant.size for grid in grids) > MAX_GROWN:
             raise Unprovable(f"Concat '{node.name}' of constants is too large")
-        integers = run(node, [grid.integers for grid in grids], reading)[0]
-        scales = [np.broadcast_to(grid.scale, grid.integers.shape) for grid in grids]
-        scale = checked_scale(run(node, scales, reading)[0], node.name)
+        integers = run(node, [grid.constant for grid in grids], reading)[0]
+        scale = grids[0].scale
+        if any(not grid.scalar or grid.scale != scale for grid in grids):
+            scales = [np.broadcast_to(grid.scale, grid.constant.shape) for grid in grids]
+            scale = checked_scale(run(node, scales, reading)[0], node.name)
         return replace(
             grids[0],
             integers=integers,
@@ -164,12 +165,13 @@ def where(node: Node, facts: list[Fact], reading: Reading) -> Grid:
 def _united(node: Node, grids: list[Grid]) -> Grid:
     """Smallest range that holds every one of them, on their common scale."""
     _same_scale(node, grids)
-    widest = max(grids, key=lambda grid: grid.high - grid.low)
+    low, high = min(grid.low for grid in grids), max(grid.high for grid in grids)
+    types = {grid.type for grid in grids if (grid.low, grid.high) == (low, high)}
     return Grid(
         scale=grids[0].scale,
-        low=min(grid.low for grid in grids),
-        high=max(grid.high for grid in grids),
-        type=widest.type,
+        low=low,
+        high=high,
+        type=min(types, default=covering_type(low, high)),
         asymmetric=any(grid.asymmetric for grid in grids),
         assumptions=tuple(dict.fromkeys(a for grid in grids for a in grid.assumptions)),
     )

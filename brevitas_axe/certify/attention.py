@@ -11,9 +11,7 @@ from torch import nn
 
 from brevitas_axe.certify.grid import Unprovable
 from brevitas_axe.certify.proof import Found, Integers
-from brevitas_axe.certify.tensors import InputFact, join
-
-Reader = Callable[[object, int | None], InputFact]
+from brevitas_axe.certify.tensors import InputFact, join, read_input
 
 _PRODUCTS = {
     "scores": ("q_scaled_quant", "k_transposed_quant"),
@@ -29,11 +27,13 @@ class Attention:
         self._left: dict[str, InputFact | Unprovable] = {}
         self._calls: dict[str, list[Found]] = {product: [] for product in _PRODUCTS}
 
-    def hooks(self, read: Reader) -> Iterator[Any]:
+    def hooks(self) -> Iterator[Any]:
         """Hooks on the four quantizers in front of the products."""
         for product, (left, right) in _PRODUCTS.items():
-            yield getattr(self._module, left).register_forward_hook(self._keep(product, read))
-            yield getattr(self._module, right).register_forward_hook(self._join(product, read))
+            # The proxies: the layers around them hand on plain tensors.
+            left, right = (getattr(self._module, side).act_quant for side in (left, right))
+            yield left.register_forward_hook(self._keep(product))
+            yield right.register_forward_hook(self._join(product))
 
     def found(self) -> Iterator[Found]:
         """One dot product for each of the two."""
@@ -46,32 +46,31 @@ class Attention:
     def _label(self, product: str) -> str:
         return f"{self._name}.{product}" if self._name else product
 
-    def _keep(self, product: str, read: Reader) -> Callable:
-        def hook(_module: nn.Module, _args: tuple, output: object) -> None:
-            self._left[product] = _judge(output, read, None)
+    def _keep(self, product: str) -> Callable:
+        def hook(module: nn.Module, _args: tuple, output: object) -> None:
+            self._left[product] = _judge(module, output, None)
 
         return hook
 
-    def _join(self, product: str, read: Reader) -> Callable:
-        def hook(_module: nn.Module, _args: tuple, output: object) -> None:
+    def _join(self, product: str) -> Callable:
+        def hook(module: nn.Module, _args: tuple, output: object) -> None:
             # The right operand is summed over its axis 1, so that is where a scale may not vary.
-            sides = (self._left[product], _judge(output, read, 1))
+            sides = (self._left[product], _judge(module, output, 1))
             self._calls[product].append(_found(self._label(product), *sides))
 
         return hook
 
 
-def _judge(output: object, read: Reader, axis: int | None) -> InputFact | Unprovable:
+def _judge(proxy: nn.Module, output: object, axis: int | None) -> InputFact | Unprovable:
     try:
-        return read(output, axis)
+        return read_input(output, axis, exact=bool(proxy.is_quant_enabled))
     except Unprovable as reason:
         return reason
 
 
 def _found(name: str, left: InputFact | Unprovable, right: InputFact | Unprovable) -> Found:
-    for side in (left, right):
-        if isinstance(side, Unprovable):
-            return Found(name, "bmm", reason=str(side))
+    if isinstance(left, Unprovable) or isinstance(right, Unprovable):
+        return Found(name, "bmm", reason=str(left if isinstance(left, Unprovable) else right))
     if left.scale.size > 1 or right.scale.size > 1 or not np.isfinite(right.scale):
         return Found(name, "bmm", reason="its inputs have a scale per channel")
     corners = [x * y for x in (left.low, left.high) for y in (right.low, right.high)]

@@ -8,10 +8,19 @@ with zeros inserted: every output is a sub-sum of the row, so the row's bounds h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from brevitas_axe.certify.grid import Constant, Fact, Grid, Unknown, Unprovable, integer_constant
+from brevitas_axe.certify.grid import (
+    Constant,
+    Fact,
+    Grid,
+    Unknown,
+    Unprovable,
+    integer_constant,
+    is_constant,
+)
 from brevitas_axe.certify.hidden import hidden_products, suspicious_functions
 from brevitas_axe.certify.modelfile import ModelFile, Node
 from brevitas_axe.certify.names import Names
@@ -45,17 +54,11 @@ def operand(tensor: str, facts: Facts) -> Grid:
     return integer_constant(fact) if isinstance(fact, Constant) else fact
 
 
-def is_constant(tensor: str, facts: Facts) -> bool:
-    """True when the tensor's values are in the file."""
-    fact = facts[tensor]
-    return isinstance(fact, Constant) or (isinstance(fact, Grid) and fact.integers is not None)
-
-
 def weight_side(node: Node, facts: Facts) -> int | None:
     """Which input of a dot product holds the weights: 1, 0, or None for two activations."""
-    if node.op in ("Conv", "ConvTranspose") or is_constant(node.inputs[1], facts):
+    if node.op in ("Conv", "ConvTranspose") or is_constant(facts[node.inputs[1]]):
         return 1
-    return 0 if is_constant(node.inputs[0], facts) else None
+    return 0 if is_constant(facts[node.inputs[0]]) else None
 
 
 def rows_of(node: Node, side: int, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
@@ -84,7 +87,7 @@ def rows_of(node: Node, side: int, shape: tuple[int, ...]) -> Callable[[np.ndarr
 
 def _describe(node: Node, facts: Facts, names: Names, shapes: Shapes) -> Found:
     """A dot product with its integers, or with the reason why it has none."""
-    described = {"name": node.name, "op": node.op}
+    found = Found(node.name, node.op)
     try:
         if len(node.inputs) < 2 or not all(node.inputs[:2]):
             raise Unprovable("it lacks an input")
@@ -94,26 +97,25 @@ def _describe(node: Node, facts: Facts, names: Names, shapes: Shapes) -> Found:
         if side is None:
             return _of_activations(node, facts, shapes)
         tensor = node.inputs[side]
-        described |= {"layer": names.layer(node, tensor), "weight": names.initializer(tensor)}
+        found = replace(found, layer=names.layer(node, tensor), weight=names.initializer(tensor))
         weights = _labelled("weights", tensor, facts)
         if weights.integers is None:
             raise Unprovable("its weights are not constants of the file")
-        described |= {"shape": weights.integers.shape, "weight_type": weights.type}
+        found = replace(found, shape=weights.constant.shape, weight_type=weights.type)
         inputs = _labelled("input", node.inputs[1 - side], facts)
-        described |= {"input_type": inputs.type, "assumptions": inputs.assumptions}
+        found = replace(found, input_type=inputs.type, assumptions=inputs.assumptions)
         if weights.asymmetric:
             raise Unprovable(
                 "its weights have a zero point, and hardware multiplies the stored integers; use "
                 "symmetric weights"
             )
-        integers = _integers(node, side, weights, inputs, facts, names)
-        return Found(**described, integers=integers)
+        return replace(found, integers=_integers(node, side, weights, inputs, facts, names))
     except Unprovable as reason:
-        return Found(**described, reason=str(reason))
+        return replace(found, reason=str(reason))
     except InvalidModelFile:
         raise
     except Exception as error:  # a malformed node must become a named entry, not a crash
-        return Found(**described, reason=f"it is malformed ({type(error).__name__})")
+        return replace(found, reason=f"it is malformed ({type(error).__name__})")
 
 
 def _labelled(what: str, tensor: str, facts: Facts) -> Grid:
@@ -127,11 +129,11 @@ def _labelled(what: str, tensor: str, facts: Facts) -> Grid:
 def _integers(
     node: Node, side: int, weights: Grid, inputs: Grid, facts: Facts, names: Names
 ) -> Integers:
-    shape = weights.integers.shape
+    shape = weights.constant.shape
     if node.op in ("Conv", "ConvTranspose") and len(shape) < 3:
         raise Unprovable(f"its weights have the impossible shape {list(shape)}")
     lay = rows_of(node, side, shape)
-    matrix = lay(weights.integers)
+    matrix = lay(weights.constant)
     scale = lay(np.broadcast_to(weights.scale, shape)) if not weights.scalar else weights.scale
     if scale.ndim == 2:
         if np.any(scale != scale[:, :1]):
@@ -188,25 +190,20 @@ def _of_activations(node: Node, facts: Facts, shapes: Shapes) -> Found:
         _labelled(f"{which} input", tensor, facts)
         for which, tensor in zip(("left", "right"), node.inputs[:2], strict=True)
     )
-    described = {
-        "name": node.name,
-        "op": node.op,
-        "weight_type": right.type,
-        "input_type": left.type,
-    }
+    found = Found(node.name, node.op, weight_type=right.type, input_type=left.type)
     if not (left.scalar and right.scalar):
-        return Found(**described, reason="its inputs have a scale per channel")
+        return replace(found, reason="its inputs have a scale per channel")
     transposed = node.op == "Gemm" and node.attribute("transA", 0)
     length = shapes.dimension(node.inputs[0], -2 if transposed else -1)
     if length is None or not 1 <= length <= _MAX_DYNAMIC_INPUTS:
-        return Found(
-            **described,
+        return replace(
+            found,
             reason="it multiplies two activations and its length is not fixed by the input shape",
         )
     corners = [x * y for x in (left.low, left.high) for y in (right.low, right.high)]
     note = f"its length is {length}, as the declared input shape implies"
-    return Found(
-        **described,
+    return replace(
+        found,
         integers=Integers(np.ones((1, length), np.int64), min(*corners, 0), max(*corners, 0)),
         assumptions=tuple(dict.fromkeys((*left.assumptions, *right.assumptions, note))),
     )

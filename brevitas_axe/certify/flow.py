@@ -137,8 +137,9 @@ def _constant_node(node: Node, file: ModelFile) -> Fact:
         if attribute.name == "value" and attribute.HasField("t"):
             constant = Constant(file.array(attribute.t), node.name, attribute.t.data_type)
         elif attribute.name in ("value_float", "value_floats"):
-            numbers = [attribute.f] if attribute.name == "value_float" else attribute.floats
-            constant = Constant(np.float32(numbers), node.name, onnx.TensorProto.FLOAT)
+            numbers = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+            values = np.asarray(numbers, np.float32)
+            constant = Constant(values, node.name, onnx.TensorProto.FLOAT)
         elif attribute.name in ("value_int", "value_ints"):
             numbers = attribute.i if attribute.name == "value_int" else list(attribute.ints)
             constant = Constant(np.asarray(numbers, np.int64), node.name, onnx.TensorProto.INT64)

@@ -74,22 +74,31 @@ class Grid:
         return self.scale.size == 1
 
     @property
-    def values(self) -> np.ndarray:
-        """The real values of a constant grid."""
+    def constant(self) -> np.ndarray:
+        """The integers of a constant grid; raises Unprovable for a computed one."""
         if self.integers is None:
             raise Unprovable("it is not constant")
-        return self.integers * self.scale
+        return self.integers
+
+    @property
+    def values(self) -> np.ndarray:
+        """The real values of a constant grid."""
+        return self.constant * self.scale
 
     def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> Grid:
         """The constant grid after an operation that only moves or repeats elements."""
-        integers = function(self.integers)
         scale = self.scale
         if not self.scalar:
-            scale = function(np.broadcast_to(scale, self.integers.shape))
-        return replace(self, integers=integers, scale=scale)
+            scale = function(np.broadcast_to(scale, self.constant.shape))
+        return replace(self, integers=function(self.constant), scale=scale)
 
 
 Fact = Grid | Constant | Unknown
+
+
+def is_constant(fact: Fact) -> bool:
+    """True when the tensor's values are in the file."""
+    return isinstance(fact, Constant) or (isinstance(fact, Grid) and fact.integers is not None)
 
 
 def checked_scale(scale: np.ndarray, where: str) -> np.ndarray:
@@ -123,15 +132,14 @@ def quantizer_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
 
 
 def type_name(bits: int, signed: bool) -> str:
-    """qonnx DataType name of a Quant's integers."""
+    """DataType name, as qonnx has it, of a Quant's integers."""
     if bits == 1:
         return "BIPOLAR" if signed else "BINARY"
     return f"{'INT' if signed else 'UINT'}{bits}"
 
 
-def smallest_type(integers: np.ndarray) -> str:
-    """Smallest qonnx DataType that holds these integers."""
-    low, high = int(integers.min(initial=0)), int(integers.max(initial=0))
+def covering_type(low: int, high: int) -> str:
+    """Smallest qonnx DataType that holds the integers from low to high."""
     if low < 0:
         return f"INT{max((-low - 1).bit_length(), high.bit_length()) + 1}"
     return type_name(max(high.bit_length(), 1), signed=False)
@@ -190,7 +198,7 @@ def quantize(
 
 
 def exact_integers(values: np.ndarray) -> np.ndarray | None:
-    """values as int64 if each one is an integer of at most 32 bits, else None."""
+    """The values as int64 if each one is an integer of at most 32 bits, else None."""
     if values.dtype.kind not in "fiub" or values.size == 0:
         return None
     with np.errstate(invalid="ignore"):
@@ -207,11 +215,12 @@ def integer_constant(constant: Constant) -> Grid:
     integers = exact_integers(constant.values)
     if integers is None:
         raise Unprovable(f"'{constant.name}' holds values that are not integers; quantize it")
+    low, high = int(integers.min()), int(integers.max())
     return Grid(
         scale=np.ones(()),
-        low=int(integers.min()),
-        high=int(integers.max()),
-        type=smallest_type(integers),
+        low=low,
+        high=high,
+        type=covering_type(low, high),
         integers=integers,
         weight=constant.name,
     )

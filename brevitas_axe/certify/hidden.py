@@ -7,20 +7,22 @@ from collections.abc import Iterator
 import onnx
 
 from brevitas_axe.certify.flow import QONNX_DOMAINS, local_functions
-from brevitas_axe.certify.grid import Constant, Fact, Grid
+from brevitas_axe.certify.grid import Fact, Grid, is_constant
 from brevitas_axe.certify.modelfile import ModelFile, Node, plain_domain, shown, subgraphs
 from brevitas_axe.certify.names import Names
 from brevitas_axe.certify.proof import Found
+from brevitas_axe.certify.quantizers import constant_values
 
-_DOT_LIKE = frozenset(
-    "MatMul Gemm Conv ConvTranspose MatMulInteger ConvInteger QLinearConv QLinearMatMul Einsum "
-    "LSTM GRU RNN Attention DeformConv LinearAttention CausalConvWithState DFT STFT".split()
-)
-_QONNX_SAFE = frozenset(
-    "Quant IntQuant BipolarQuant FloatQuant Trunc MultiThreshold QuantAvgPool2d Im2Col "
-    "MaxPoolNHWC DebugMarker".split()
-)
-_CHANNELS_LAST_SAFE = frozenset(("BatchNormalization", "MaxPool"))
+_DOT_LIKE = {
+    *("MatMul", "Gemm", "Conv", "ConvTranspose", "MatMulInteger", "ConvInteger", "QLinearConv"),
+    *("QLinearMatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention", "DeformConv", "DFT", "STFT"),
+    *("LinearAttention", "CausalConvWithState"),
+}
+_QONNX_SAFE = {
+    *("Quant", "IntQuant", "BipolarQuant", "FloatQuant", "Trunc", "MultiThreshold"),
+    *("QuantAvgPool2d", "Im2Col", "MaxPoolNHWC", "DebugMarker"),
+}
+_CHANNELS_LAST_SAFE = {"BatchNormalization", "MaxPool"}
 
 
 Functions = dict[tuple[str, str], str]
@@ -80,11 +82,8 @@ def _product_sum(node: Node, facts: dict[str, Fact], names: Names) -> str:
     if product is None or product.op != "Mul" or product.domain != "":
         return ""
     operands = [facts[tensor] for tensor in product.inputs]
-    weighted = any(
-        (f.values if isinstance(f, Constant) else f.integers).size > 1
-        for f in operands
-        if isinstance(f, Constant) or (isinstance(f, Grid) and f.integers is not None)
-    )
+    constants = [constant_values(f, "a factor") for f in operands if is_constant(f)]
+    weighted = any(constant.size > 1 for constant in constants)
     if weighted or all(isinstance(f, Grid) for f in operands):
         return f"it sums the products of '{product.name}'; write it as MatMul"
     return ""

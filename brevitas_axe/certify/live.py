@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,14 +32,18 @@ from brevitas_axe.certify.certificate import (
 from brevitas_axe.certify.grid import Unprovable
 from brevitas_axe.certify.proof import Found, prove
 from brevitas_axe.certify.tensors import InputFact, join, layer_integers, read_input
-from brevitas_axe.errors import InvalidOption
+from brevitas_axe.errors import AxeError, InvalidOption
 from brevitas_axe.plan import Plan
 
-_PRODUCTS = frozenset(
-    "mm addmm bmm baddbmm addbmm mv addmv dot vdot matmul linear einsum convolution _convolution "
-    "mkldnn_convolution convolution_overrideable _int_mm _trilinear".split()
+_PRODUCTS = {
+    *("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "matmul", "linear"),
+    *("einsum", "convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable"),
+    *("_int_mm", "_trilinear"),
+}
+_PRODUCT_FAMILIES = (
+    *("_scaled_dot_product", "lstm", "gru", "rnn", "quantized"),
+    *("_native_multi_head", "_transformer_encoder"),
 )
-_PRODUCT_FAMILIES = ("_scaled_dot_product", "lstm", "gru", "rnn", "_native_multi_head", "quantized")
 _RECURRENT = (QuantRecurrentStackBase, nn.RNNBase, nn.RNNCellBase)
 _FLOAT = (nn.Linear, _ConvNd, nn.Bilinear, nn.MultiheadAttention, *_RECURRENT)
 _GATES = "the gates of recurrent layers are not supported; unroll them into linear layers"
@@ -68,6 +72,7 @@ def certify(
         exclude: layers that do not count.
         args: example inputs. Their values do not matter to the proof, only that every layer is
             reached, and, for products of two activations, their shape.
+        kwargs: example keyword inputs.
 
     Raises:
         InvalidOption: no args, a model that fails on them, or an unknown name in exclude.
@@ -91,6 +96,8 @@ def certify(
     with _evaluating(model), torch.no_grad(), watch.hooks(), _Strays(watch):
         try:
             model(*args, **kwargs)
+        except AxeError:
+            raise
         except Exception as error:
             first_line = next(iter(str(error).splitlines()), "")
             raise InvalidOption(
@@ -188,7 +195,7 @@ class _Watch:
         yield module.register_forward_pre_hook(enter)
         yield module.register_forward_hook(leave, with_kwargs=True)
         if name in self.attention:
-            yield from self.attention[name].hooks(self._read)
+            yield from self.attention[name].hooks()
 
     def _read(self, value: object, channel_axis: int | None) -> InputFact:
         return read_input(value, channel_axis, isinstance(value, IntQuantTensor) and (
@@ -196,32 +203,33 @@ class _Watch:
         ))  # fmt: skip
 
     def _record(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        found = {"name": name, "op": type(module).__name__, "layer": name}
+        found = Found(name, type(module).__name__, layer=name)
         calls = self.calls.setdefault(name, [])
-        if self._kind(module) == "float":
+        if not isinstance(module, QuantWeightBiasInputOutputLayer):
             reason = _GATES if isinstance(module, _RECURRENT) else _UNQUANTIZED
-            calls.append(Found(**found, reason=reason))
+            calls.append(replace(found, reason=reason))
             return
-        found |= {"weight": f"{name}.weight", "shape": tuple(module.weight.shape)}
+        found = replace(
+            found, weight=f"{name}.weight", shape=tuple(module.get_parameter("weight").shape)
+        )
         try:
             given = args[0] if args else next(iter(kwargs.values()))
             arrived = module.input_quant(module.unpack_input(given))
             fact = self._read(arrived, 1 if isinstance(module, _ConvNd) else None)
-            found |= {"input_type": fact.type, "assumptions": fact.assumptions}
+            found = replace(found, input_type=fact.type, assumptions=fact.assumptions)
             integers, weight_type = layer_integers(
                 module, arrived, fact, transposed=isinstance(module, _ConvTransposeNd)
             )
-            calls.append(Found(**found, integers=integers, weight_type=weight_type))
+            calls.append(replace(found, integers=integers, weight_type=weight_type))
         except Unprovable as reason:
-            calls.append(Found(**found, reason=str(reason)))
+            calls.append(replace(found, reason=str(reason)))
 
     def found(self) -> Iterator[Found]:
         """One dot product per layer (over all its calls), per attention product, per stray."""
         for name, module in self.layers.items():
-            described = {"name": name, "op": type(module).__name__, "layer": name}
             if self._kind(module) == "float" and self._part_of_float(name):
                 continue
-            unreached = Found(**described, reason=_UNREACHED)
+            unreached = Found(name, type(module).__name__, layer=name, reason=_UNREACHED)
             yield join(self.calls.get(name) or [unreached])
         for attention in self.attention.values():
             yield from attention.found()

@@ -185,7 +185,7 @@ def read(path_or_model: str | os.PathLike | onnx.ModelProto | object) -> ModelFi
             f"a model file is a path or an ONNX model, not {type(path_or_model).__name__}."
         )
     external = []
-    for tensor in _tensors(model):
+    for tensor in _tensors(model, subject):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             external.append(external_path(tensor, folder, subject))
     return ModelFile(
@@ -246,18 +246,28 @@ def _parse(data: bytes, subject: str) -> onnx.ModelProto:
     return model
 
 
-def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Every tensor anywhere in a message: initializers, attributes, subgraphs, functions."""
-    stack = [message]
+def _tensors(model: onnx.ModelProto, subject: str) -> Iterator[onnx.TensorProto]:
+    """Every tensor anywhere in a model: initializers, attributes, subgraphs, functions.
+
+    Raises InvalidModelFile for a name that is no text: protobuf hands those out as bytes.
+    """
+    stack: list[Message] = [model]
     while stack:
         message = stack.pop()
         if isinstance(message, onnx.TensorProto):
             yield message
-            continue
         for description, value in message.ListFields():
+            single = isinstance(value, Message | str | bytes | int | float)
+            values: Any = (value,) if single else value
             if description.message_type is not None:
-                repeated = not isinstance(value, Message)
-                stack.extend(value if repeated else (value,))
+                stack.extend(values)
+            elif description.type == description.TYPE_STRING and any(
+                isinstance(text, bytes) for text in values
+            ):
+                raise InvalidModelFile(
+                    f"{subject} holds a {description.name} that is no UTF-8 text; export the model "
+                    "again."
+                )
 
 
 def _ordered(graph: onnx.GraphProto, subject: str) -> tuple[Node, ...]:
@@ -279,6 +289,12 @@ def _ordered(graph: onnx.GraphProto, subject: str) -> tuple[Node, ...]:
                     f"'{name}'; export the model again."
                 )
             producer[output] = index
+    for value in graph.output:
+        if value.name not in producer and value.name not in given:
+            raise InvalidModelFile(
+                f"{subject}: nothing defines the output '{shown(value.name)}'; export the model "
+                "again."
+            )
     waiting, consumers = [], [[] for _ in nodes]
     for index, node in enumerate(nodes):
         sources = set()

@@ -13,11 +13,12 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from brevitas_axe.certify.grid import Constant, Fact, Grid, Unknown, Unprovable
+from brevitas_axe.certify.grid import Constant, Fact, Grid, Unknown, Unprovable, is_constant
 from brevitas_axe.certify.modelfile import Node
 from brevitas_axe.certify.quantizers import Reading, constant_values
 
-MAX_FOLDED = 2**27
+# Elements that joining constants may reach: a small file can ask for any number of them.
+MAX_GROWN = 2**24
 
 Rule = Callable[[Node, list[Fact], Reading], Fact]
 
@@ -30,7 +31,8 @@ def run(node: Node, arrays: list[np.ndarray], reading: Reading) -> list[np.ndarr
     graph = onnx.helper.make_graph([node.proto], "one", inputs, outputs)
     opset = onnx.helper.make_opsetid("", reading.opset)
     model = onnx.helper.make_model(graph, opset_imports=[opset])
-    return ReferenceEvaluator(model).run(None, dict(zip(names, arrays, strict=True)))
+    results = ReferenceEvaluator(model).run(None, dict(zip(names, arrays, strict=True)))
+    return [np.asarray(result) for result in results]
 
 
 def moves(pads_zero: bool = False, selects: bool = False, folds: bool = True) -> Rule:
@@ -46,7 +48,7 @@ def moves(pads_zero: bool = False, selects: bool = False, folds: bool = True) ->
         source = facts[0]
         if isinstance(source, Unknown):
             return source
-        if isinstance(source, Constant) or source.integers is not None:
+        if isinstance(source, Constant) or is_constant(source):
             if not folds:
                 raise Unprovable(f"{node.op} '{node.name}' of a constant is not followed")
             return _folded(node, source, facts[1:], reading, part=0)
@@ -74,12 +76,14 @@ def _folded(
 ) -> Fact:
     """A constant after the operator."""
     arrays = [constant_values(fact, f"an input of '{node.name}'") for fact in others]
-    size = source.values.size if isinstance(source, Constant) else source.integers.size
-    if size * max((a.size for a in arrays if node.op == "Gather"), default=1) > MAX_FOLDED:
-        raise Unprovable(f"{node.op} '{node.name}' of a constant is too large")
+    array = source.values if isinstance(source, Constant) else source.constant
+    if node.op == "Gather":
+        rows = array.shape[node.attribute("axis", 0)]
+        if array.size // max(rows, 1) * arrays[0].size > MAX_GROWN:
+            raise Unprovable(f"Gather '{node.name}' of a constant is too large")
 
     def function(array: np.ndarray) -> np.ndarray:
-        return np.asarray(run(node, [array, *arrays], reading)[part])
+        return run(node, [array, *arrays], reading)[part]
 
     if isinstance(source, Constant):
         return replace(source, values=function(source.values))
@@ -89,8 +93,8 @@ def _folded(
 def gather(node: Node, facts: list[Fact], reading: Reading) -> Fact:
     """Gather; of a constant table by computed indices, it is an embedding."""
     source, indices = facts
-    table = isinstance(source, Grid) and source.integers is not None
-    if table and isinstance(indices, Unknown) and source.scalar:
+    table = isinstance(source, Grid) and is_constant(source) and source.scalar
+    if table and isinstance(indices, Unknown):
         return replace(source, integers=None, weight=None)
     return moves()(node, facts, reading)
 
@@ -113,7 +117,7 @@ def pad(node: Node, facts: list[Fact], reading: Reading) -> Fact:
 
 
 def im2col(node: Node, facts: list[Fact], reading: Reading) -> Fact:
-    """qonnx Im2Col: patches of the image, padded with zeros."""
+    """Im2Col of qonnx: patches of the image, padded with zeros."""
     if node.attribute("pad_value", 0) != 0:
         raise Unprovable(f"Im2Col '{node.name}' pads with a value other than 0")
     return moves(pads_zero=True, folds=False)(node, facts, reading)

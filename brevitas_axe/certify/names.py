@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from brevitas_axe.certify.grid import Constant, Fact, Grid
+from brevitas_axe.certify.grid import Fact, is_constant
 from brevitas_axe.certify.modelfile import ModelFile, Node, shown
 
 
@@ -66,11 +66,7 @@ class Names:
         if len(followers) != 1 or followers[0].op != "Add" or output in self._outputs:
             return ""
         others = [tensor for tensor in followers[0].inputs if tensor != output]
-        fact = facts[others[0]] if len(others) == 1 else None
-        constant = isinstance(fact, Constant) or (
-            isinstance(fact, Grid) and fact.integers is not None
-        )
-        return others[0] if constant else ""
+        return others[0] if len(others) == 1 and is_constant(facts[others[0]]) else ""
 
     def producer(self, tensor: str) -> Node | None:
         """The node that computes a tensor."""

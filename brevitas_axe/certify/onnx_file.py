@@ -17,6 +17,7 @@ from brevitas_axe.certify.dots import find
 from brevitas_axe.certify.flow import analyse
 from brevitas_axe.certify.modelfile import read
 from brevitas_axe.certify.proof import prove
+from brevitas_axe.errors import AxeError, InvalidModelFile
 from brevitas_axe.plan import Plan
 
 
@@ -47,8 +48,15 @@ def certify_file(
     """
     targets = Targets(accumulator_bit_width, tile_size, plan)
     file = read(path_or_model)
-    facts = analyse(file, honour_narrow)
-    entries = tuple(prove(found, targets) for found in find(file, facts))
+    try:
+        found = tuple(find(file, analyse(file, honour_narrow)))
+    except AxeError:
+        raise
+    except Exception as error:  # what a hostile file can still provoke in a library
+        raise InvalidModelFile(
+            f"{file.subject} cannot be analysed ({type(error).__name__}); export the model again."
+        ) from error
+    entries = tuple(prove(dot_product, targets) for dot_product in found)
     targets.check_aliases([entry.aliases for entry in entries])
     return Certificate(
         entries=entries,

@@ -18,6 +18,7 @@ from brevitas_axe.certify.grid import (
     Grid,
     Unprovable,
     checked_scale,
+    is_constant,
     quantize,
     quantizer_range,
     single_integer,
@@ -64,11 +65,11 @@ def quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     )  # fmt: skip
     signed, narrow = bool(node.attribute("signed", 1)), bool(node.attribute("narrow", 0))
     source = facts[0]
-    if isinstance(source, Constant) or (isinstance(source, Grid) and source.integers is not None):
+    if is_constant(source):
         mode = node.attribute("rounding_mode", "ROUND")
         values = constant_values(source, where)
         stored = quantize(values, scale, zero_point, bits, signed, narrow, mode)
-        name = source.name if isinstance(source, Constant) else source.weight
+        name = source.weight if isinstance(source, Grid) else getattr(source, "name", None)
         return _constant(stored, zero_point, scale, type_name(bits, signed), name)
     low, high = quantizer_range(bits, signed, narrow and reading.honour_narrow)
     return _dynamic(low, high, zero_point, scale, type_name(bits, signed), where)
@@ -119,7 +120,7 @@ def multi_threshold(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     # A whole out_scale (BIPOLAR is 2·count - 1) leaves plain integers.
     whole = scale == int(scale) and bias == int(bias) if np.isfinite([scale, bias]).all() else False
     step = 1.0 if whole else scale
-    grid_scale = checked_scale(np.float32(step), where)
+    grid_scale = checked_scale(np.asarray(step, np.float32), where)
     ends = [bias / step, (scale * thresholds.shape[1] + bias) / step]
     if any(end != int(end) for end in ends):
         raise Unprovable(f"out_bias of {where} is no multiple of its out_scale")
@@ -185,7 +186,7 @@ def dequantize_linear(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     if source.integers is not None:
         scale, offset = (_along_axis(node, v, source.integers) for v in (scale, offset))
         scale = checked_scale(scale, where)
-        return _constant(source.integers, offset, scale, source.type, source.weight, node)
+        return _constant(source.integers, offset, scale, source.type, source.weight)
     if scale.size > 1 or offset.size > 1:
         raise Unprovable(f"{where} has a scale per channel")
     low, high, offset = source.low, source.high, int(offset.reshape(-1)[0])

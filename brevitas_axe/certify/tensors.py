@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer as Layer
 from brevitas.quant_tensor import IntQuantTensor
-from torch import Tensor, nn
+from torch import Tensor
 
 from brevitas_axe.certify.grid import (
     MAX_INPUT_BITS,
@@ -91,7 +93,7 @@ def read_input(value: object, channel_axis: int | None, exact: bool) -> InputFac
 
 
 def layer_integers(
-    module: nn.Module, arrived: IntQuantTensor, fact: InputFact, transposed: bool
+    module: Layer, arrived: IntQuantTensor, fact: InputFact, transposed: bool
 ) -> tuple[Integers, str]:
     """Integer rows of a Brevitas layer for one call, and their datatype.
 
@@ -142,12 +144,11 @@ def layer_integers(
 
 def join(calls: Sequence[Found]) -> Found:
     """One dot product for all calls of a layer: the union of what arrived at it."""
-    for call in calls:
-        if call.integers is None:
-            return call
     first = calls[0]
-    for call in calls[1:]:
+    for call in calls:
         mine, other = first.integers, call.integers
+        if mine is None or other is None:
+            return first if mine is None else call
         if mine.weights.shape != other.weights.shape or np.any(mine.weights != other.weights):
             return replace(
                 first,
@@ -156,12 +157,15 @@ def join(calls: Sequence[Found]) -> Found:
                 "quantizer",
             )
         low, high = min(mine.low, other.low), max(mine.high, other.high)
-        same = mine.bias is None or np.array_equal(mine.bias, other.bias)
-        integers = Integers(mine.weights, low, high, mine.bias if same else None)
+        same = mine.bias is other.bias or (
+            mine.bias is not None
+            and other.bias is not None
+            and np.array_equal(mine.bias, other.bias)
+        )
         wider = (other.low, other.high) == (low, high)
         first = replace(
             first,
-            integers=integers,
+            integers=Integers(mine.weights, low, high, mine.bias if same else None),
             input_type=call.input_type if wider else first.input_type,
             assumptions=tuple(dict.fromkeys((*first.assumptions, *call.assumptions))),
         )
@@ -176,12 +180,13 @@ def _rows(weight: np.ndarray, groups: int, transposed: bool) -> np.ndarray:
 
 
 def _bias(
-    module: nn.Module, arrived: IntQuantTensor, weight: IntQuantTensor, step: np.ndarray
+    module: Layer, arrived: IntQuantTensor, weight: IntQuantTensor, step: np.ndarray
 ) -> np.ndarray | None:
     """Bias in units of the accumulator, float64 [rows]."""
-    if module.bias is None:
+    parameter = getattr(module, "bias", None)
+    if parameter is None:
         return None
-    bias = module.bias_quant(module.bias, arrived, weight)
+    bias: Any = module.bias_quant(parameter, arrived, weight)  # type: ignore[operator]
     values = bias.value if isinstance(bias, IntQuantTensor) else bias
     return _array(values).reshape(-1) / step
 
@@ -209,7 +214,7 @@ def _finite_scale(scale: Tensor, what: str) -> np.ndarray:
 
 
 def _checked_integers(value: Tensor, scale: np.ndarray, what: str) -> np.ndarray:
-    """value / scale in float64 as int64, if it is as close to integers as value's type allows."""
+    """Integers value / scale, as close to integers as the type of value allows."""
     ratio = _array(value) / scale
     if not np.isfinite(ratio).all():
         raise Unprovable(f"its {what} holds NaN or infinity")

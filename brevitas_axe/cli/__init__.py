@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from brevitas_axe.cli import certify, emulate, quantize, quickstart
@@ -23,7 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        status = arguments.run(arguments)
+        with warnings.catch_warnings():
+            # What Brevitas and torch say to their developers is nothing to act on here.
+            warnings.simplefilter("ignore")
+            status = arguments.run(arguments)
         # Inside the try: a reader that has gone away shows up when the last lines are flushed.
         sys.stdout.flush()
         return status

@@ -17,6 +17,7 @@ def add(commands) -> None:
     parser.add_argument("--output", required=True, metavar="Y.npy", help="where the result goes")
     options.add_accumulator(parser, required=True)
     options.add_tile(parser)
+    options.add_plan(parser)
     parser.add_argument(
         "--overflow",
         choices=["wrap", "saturate"],
@@ -31,19 +32,25 @@ def run(arguments: argparse.Namespace) -> int:
 
     from brevitas_axe.emulate import emulate
     from brevitas_axe.files import write_whole
+    from brevitas_axe.plan import Plan
 
     inputs = _load(arguments.inputs)
-    outputs = emulate(
+    result = emulate(
         arguments.model,
         inputs,
         arguments.accumulator_bits,
         tile_size=arguments.tile_size,
         overflow=arguments.overflow,
-    ).outputs
+        plan=None if arguments.plan is None else Plan.load(arguments.plan),
+    )
     buffer = io.BytesIO()
-    np.save(buffer, outputs)
+    np.save(buffer, result.output)
     write_whole(arguments.output, buffer.getvalue())
-    print(f"{arguments.output}: {outputs.dtype} {list(outputs.shape)}")
+    for name, reason in result.float_nodes.items():
+        print(f"{name}: in floating point, {reason}")
+    for name, count in result.overflow_counts.items():
+        print(f"{name}: {count} overflows, largest sum {result.largest_sums[name]}")
+    print(f"{arguments.output}: {result.output.dtype} {list(result.output.shape)}")
     return 0
 
 

@@ -142,7 +142,7 @@ def _padded(images: np.ndarray, begins: tuple[int, ...], ends: tuple[int, ...]) 
 
 
 def _with_zeros(images: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """stride - 1 zeros between neighbours."""
+    """The images with stride - 1 zeros between neighbours."""
     size = [(n - 1) * s + 1 for n, s in zip(images.shape[2:], geometry.strides, strict=True)]
     spread = np.zeros((*images.shape[:2], *size), images.dtype)
     spread[(slice(None), slice(None), *(slice(None, None, s) for s in geometry.strides))] = images

@@ -14,13 +14,12 @@ import onnxruntime
 from qonnx.core.execute_custom_node import execute_custom_node
 from qonnx.custom_op.registry import is_custom_op
 
-from brevitas_axe.accumulator import check_bit_width
+from brevitas_axe.accumulator import MAX_BIT_WIDTH, check_bit_width
 from brevitas_axe.certify.certificate import Targets
 from brevitas_axe.certify.dots import find, operand
 from brevitas_axe.certify.flow import analyse
 from brevitas_axe.certify.grid import Fact, Grid
 from brevitas_axe.certify.modelfile import ModelFile, Node, captured, read, shown
-from brevitas_axe.certify.proof import Found
 from brevitas_axe.emulate.convolution import Product, convolve
 from brevitas_axe.emulate.overflow import Accumulated, accumulate
 from brevitas_axe.errors import InvalidModelFile, InvalidOption
@@ -50,6 +49,17 @@ class EmulationResult:
     def overflows(self) -> int:
         """Accumulators that left their range, in all."""
         return sum(self.overflow_counts.values())
+
+    @property
+    def output(self) -> np.ndarray:
+        """The array of the model's only output.
+
+        Raises:
+            InvalidOption: the model has several.
+        """
+        if len(self.outputs) != 1:
+            raise InvalidOption(f"the model has the outputs {', '.join(self.outputs)}; name one.")
+        return next(iter(self.outputs.values()))
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.outputs[name]
@@ -95,7 +105,9 @@ def _joined(name: str, pieces: list[dict[str, np.ndarray]]) -> np.ndarray:
     if len(pieces) == 1:
         return pieces[0][name]
     if pieces[0][name].ndim == 0:
-        raise InvalidOption(f"output '{shown(name)}' has no batch axis; pass the model's own batch.")
+        raise InvalidOption(
+            f"output '{shown(name)}' has no batch axis; pass the model's own batch."
+        )
     return np.concatenate([piece[name] for piece in pieces])
 
 
@@ -153,16 +165,18 @@ class _Run:
         self._overflow, self._sessions = overflow, {}
         self._facts: dict[str, Fact] = analyse(file)
         self._constants = {t.name: file.array(t) for t in file.graph.initializer}
-        self._found: dict[str, Found] = {}
+        self._steps: dict[str, np.ndarray | float] = {}
         self._widths: dict[str, tuple[int, int | None]] = {}
+        plain = targets.accumulator_bit_width or MAX_BIT_WIDTH
         aliases = []
         for found in find(file, self._facts):
             aliases.append([n for n in (found.layer, found.name, found.weight) if n])
             if found.integers is None:
                 self.result.float_nodes[found.name] = found.reason
             else:
-                self._found[found.name] = found
-                self._widths[found.name] = targets.of(aliases[-1])
+                self._steps[found.name] = found.integers.step
+                width, tile = targets.of(aliases[-1])
+                self._widths[found.name] = width or plain, tile
         targets.check_aliases(aliases)
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -181,7 +195,7 @@ class _Run:
         return {output.name: context[output.name] for output in self.file.graph.output}
 
     def _execute(self, node: Node, context: dict[str, Any]) -> None:
-        if node.name in self._found:
+        if node.name in self._steps:
             context[node.outputs[0]] = self._product(node, context)
             return
         if is_custom_op(node.proto.domain, node.op):
@@ -208,7 +222,7 @@ class _Run:
         if node.op in ("Conv", "ConvTranspose"):
             channels = (-1, *(1,) * (left.ndim - 2))
             sums = convolve(left, right, node, multiply)
-            step = np.asarray(self._found[node.name].integers.step).reshape(channels)
+            step = np.asarray(self._steps[node.name]).reshape(channels)
             bias = np.asarray(bias).reshape(channels)
             return (sums.astype(np.float64) * step + bias).astype(np.float32)
         steps = [grid.scale.astype(np.float64) for grid in grids]
@@ -217,7 +231,8 @@ class _Run:
                 if node.attribute(flag, 0):
                     left, right = (left.T, right) if index == 0 else (left, right.T)
                     steps[index] = steps[index].T
-        output = _matmul(left, right, multiply).astype(np.float64) * _scale(*steps, right.shape)
+        scale = _scale(steps[0], steps[1], right.shape)
+        output = _matmul(left, right, multiply).astype(np.float64) * scale
         if node.op == "Gemm":
             output = output * node.attribute("alpha", 1.0) + bias * node.attribute("beta", 1.0)
         return output.astype(np.float32)
@@ -246,14 +261,14 @@ def _integers(grid: Grid, values: np.ndarray, node: Node) -> np.ndarray:
     # Zeros that padding inserted may lie outside the quantizer's own range.
     if integers.min(initial=0) < min(grid.low, 0) or integers.max(initial=0) > max(grid.high, 0):
         raise InvalidModelFile(
-                f"node '{node.name}': its input leaves the range {grid.type} that the file "
-                "declares; give it inputs that fit their annotation."
-            )
+            f"node '{node.name}': its input leaves the range {grid.type} that the file "
+            "declares; give it inputs that fit their annotation."
+        )
     return integers.astype(np.int64)
 
 
 def _matmul(left: np.ndarray, right: np.ndarray, multiply: Product) -> np.ndarray:
-    """numpy's matmul rules for vectors, on a product that takes matrices."""
+    """Matmul rules of numpy for vectors, on a product that takes matrices."""
     sums = multiply(np.atleast_2d(left), right if right.ndim > 1 else right[:, None])
     dropped = [axis for axis, operand in ((-1, right), (-2, left)) if operand.ndim == 1]
     # A vector on the right leaves no column axis, a vector on the left no row axis.

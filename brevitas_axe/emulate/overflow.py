@@ -37,7 +37,7 @@ def accumulate(
     tile_size: int | None,
     overflow: str,
 ) -> Accumulated:
-    """left @ right with P-bit two's complement accumulators.
+    """Product left @ right with P-bit two's complement accumulators.
 
     Args:
         left: int64 [..., M, K].
@@ -51,7 +51,8 @@ def accumulate(
     inputs = left.shape[-1]
     bounds = [*tile_starts(inputs, tile_size), inputs]
     reach = _magnitude(left) * _magnitude(right)
-    total, overflows, largest = None, 0, 0
+    total: np.ndarray | None = None
+    overflows = largest = 0
     outer = outer_bit_width(accumulator_bit_width, inputs, tile_size)
     limit = _limit(accumulator_bit_width)
     for start, stop in pairwise(bounds):
@@ -67,11 +68,12 @@ def accumulate(
         overflows += count
         if total is None:
             total = held
-        else:
-            fit = _wrap if overflow == "wrap" else _clip
-            total, count = fit(total + held, outer)
-            overflows += count
-    return Accumulated(total, overflows, largest)
+            continue
+        total, count = (_wrap if overflow == "wrap" else _clip)(total + held, outer)
+        overflows += count
+    # A dot product without inputs has no tile.
+    empty = np.zeros((*left.shape[:-1], right.shape[-1]), np.int64)
+    return Accumulated(empty if total is None else total, overflows, largest)
 
 
 def _limit(bit_width: int) -> int:
@@ -109,7 +111,7 @@ def _clip(sums: np.ndarray, bit_width: int) -> tuple[np.ndarray, int]:
 
 
 def _saturating_matmul(a: np.ndarray, b: np.ndarray, limit: int) -> tuple[np.ndarray, int]:
-    """left @ right clipped after every product, in the order of the inputs."""
+    """Product left @ right clipped after every product, in the order of the inputs."""
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     rows, columns, inputs = a.shape[-2], b.shape[-1], a.shape[-1]
     a = np.broadcast_to(a, (*batch, rows, inputs)).reshape(-1, rows, inputs)

@@ -18,8 +18,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from brevitas.export.onnx.qonnx.handler import BrevitasWeightQuantProxyHandler
+from brevitas.export.onnx.qonnx.handler import (
+    BrevitasDecoupledWeightQuantWithInputProxyHandler,
+    BrevitasWeightQuantProxyHandler,
+)
 from brevitas.export.onnx.qonnx.manager import QONNXDynamoManager, QONNXManager
+from brevitas.proxy import (
+    DecoupledWeightQuantProxyFromInjector,
+    DecoupledWeightQuantWithInputProxyFromInjector,
+    WeightQuantProxyFromInjector,
+)
 from qonnx.core.datatype import DataType
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
@@ -36,22 +44,38 @@ from brevitas_axe.files import write_whole
 from brevitas_axe.layers import find_layers, integer_weight, observe_inputs
 from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy
 
-# Key of the model metadata that lists the proven accumulators by node name.
+# Key of the metadata (qonnx's `get_metadata_prop`) that lists the proven accumulators by node name.
 ACCUMULATORS_KEY = "brevitas_axe.accumulators"
 _WEIGHT_OPS = ("Quant", "BipolarQuant")
 _TOLERANCE = 1e-4
 
 
-class _AccumulatorAwareHandler(BrevitasWeightQuantProxyHandler):
-    handled_layer = AccumulatorAwareWeightQuantProxy
+class _ExactScale:
+    """Writes the scale that the integers were read with; a statistic of them may be another."""
+
+    def prepare_for_export(self, module: nn.Module) -> None:
+        super().prepare_for_export(module)
+        if hasattr(module, "exact_scale"):
+            self.symbolic_kwargs["scale"] = module.exact_scale
+
+
+class _WeightHandler(_ExactScale, BrevitasWeightQuantProxyHandler):
+    handled_layer = (WeightQuantProxyFromInjector, AccumulatorAwareWeightQuantProxy)
+
+
+class _DecoupledHandler(_ExactScale, BrevitasDecoupledWeightQuantWithInputProxyHandler):
+    handled_layer = (
+        DecoupledWeightQuantProxyFromInjector,
+        DecoupledWeightQuantWithInputProxyFromInjector,
+    )
 
 
 class _Manager(QONNXManager):
-    handlers = [*QONNXManager.handlers, _AccumulatorAwareHandler]
+    handlers = [_WeightHandler, _DecoupledHandler, *QONNXManager.handlers]
 
 
 class _DynamoManager(QONNXDynamoManager):
-    handlers = [*QONNXDynamoManager.handlers, _AccumulatorAwareHandler]
+    handlers = _Manager.handlers
 
 
 def export_qonnx(
@@ -76,7 +100,7 @@ def export_qonnx(
 
     Returns:
         The model as written: bias-free `MatMul` and `Conv` nodes whose outputs are annotated
-        SCALEDINT<P> with the proven accumulator width, and metadata under
+        SCALEDINT<P> with the proven accumulator width, and qonnx metadata under
         `brevitas_axe.accumulators`.
 
     Raises:
@@ -104,17 +128,20 @@ def export_qonnx(
 @contextmanager
 def _integer_exact_weights(layers: dict[str, nn.Module]) -> Iterator[dict[str, np.ndarray]]:
     """Lets every layer hold integers × scale while it is traced; yields the integers by name."""
-    saved, integers = {}, {}
+    saved = {name: layer.weight for name, layer in layers.items()}
+    solved = {name: integer_weight(name, layer) for name, layer in layers.items()}
     try:
-        for name, layer in layers.items():
-            q, scale = integer_weight(name, layer)
-            integers[name] = q.cpu().numpy()
-            saved[name] = layer.weight.data
-            layer.weight.data = (q.double() * scale.double()).to(layer.weight.dtype)
-        yield integers
+        for name, (integers, scale) in solved.items():
+            exact = (integers.double() * scale.double()).to(saved[name].dtype)
+            # A parameter of its own, as a tied weight may have another scale elsewhere; set so
+            # that Brevitas does not notice, which would build the quantizer anew.
+            layers[name]._parameters["weight"] = nn.Parameter(exact, requires_grad=False)
+            layers[name].weight_quant.exact_scale = scale
+        yield {name: integers.cpu().numpy() for name, (integers, _) in solved.items()}
     finally:
         for name, weight in saved.items():
-            layers[name].weight.data = weight
+            layers[name]._parameters["weight"] = weight
+            vars(layers[name].weight_quant).pop("exact_scale", None)
 
 
 def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict) -> None:
@@ -200,22 +227,24 @@ def _check_output(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> None
     """The file must compute what the model computes."""
     with torch.no_grad():
         training = {module: module.training for module in model.modules()}
-        expected = model.eval()(*args)
+        outputs = model.eval()(*args)
         for module, mode in training.items():
             module.training = mode
-    expected = expected if isinstance(expected, Tensor) else expected.value
+    outputs = outputs if type(outputs) in (tuple, list) else (outputs,)
     wrapped = ModelWrapper(proto)
     names = [i.name for i in proto.graph.input if wrapped.get_initializer(i.name) is None]
     feed = {name: arg.numpy() for name, arg in zip(names, args, strict=True)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        actual = next(iter(execute_onnx(wrapped, feed).values()))
-    error = np.abs(actual - expected.numpy()).max()
-    if not error <= _TOLERANCE * max(1.0, float(expected.abs().max())):
-        raise ExportRefused(
-            f"the exported file computes something else than the model (difference {error:.3g}); "
-            "please report the model's layers."
-        )
+        found = execute_onnx(wrapped, feed)
+    for output, item in zip(outputs, proto.graph.output, strict=True):
+        expected = getattr(output, "value", output).numpy()
+        error = np.abs(found[item.name] - expected).max()
+        if not error <= _TOLERANCE * max(1.0, float(np.abs(expected).max())):
+            raise ExportRefused(
+                "the exported file computes something else than the model (difference "
+                f"{error:.3g}); please report the model's layers."
+            )
 
 
 def _annotate(proto: onnx.ModelProto, certificate: Certificate) -> None:
@@ -230,5 +259,4 @@ def _annotate(proto: onnx.ModelProto, certificate: Certificate) -> None:
         # Scaled: the tensor holds integers times the weight and input scales.
         wrapped.set_tensor_datatype(node.output[0], DataType[f"SCALEDINT<{width}>"])
         accumulators[entry.name] = {"layer": entry.layer, "bit_width": width}
-    item = proto.metadata_props.add()
-    item.key, item.value = ACCUMULATORS_KEY, json.dumps(accumulators, sort_keys=True)
+    wrapped.set_metadata_prop(ACCUMULATORS_KEY, json.dumps(accumulators, sort_keys=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import torch
 from brevitas import nn as qnn
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
 from qonnx.core.modelwrapper import ModelWrapper
@@ -39,6 +40,11 @@ def check_model(
     if target not in TARGETS:
         raise InvalidOption(f"export target '{target}' is unknown; choose 'finn' or 'qonnx'.")
     for name, layer in layers.items():
+        if layer.weight.dtype != torch.float32:
+            raise ExportRefused(
+                f"layer '{name}' is in {layer.weight.dtype}, but QONNX computes in float32; "
+                "convert the model by model.float() first."
+            )
         integers, _ = integer_weight(name, layer)
         if not bool(integers.any()):
             raise ExportRefused(

@@ -78,6 +78,13 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
             )
         return known
 
+    def retrieve_attribute(self, attribute: str):
+        """Scale, zero point or bit width: no input is needed, as the budget changes neither."""
+        if not self.is_quant_enabled or self._cached_weight is not None:
+            return super().retrieve_attribute(attribute)
+        weight = self.tracked_parameter_list[0]
+        return getattr(self.create_quant_tensor(self.tensor_quant(weight)), attribute)
+
     def forward(
         self, x: Tensor, quant_input: Tensor | IntQuantTensor | None = None
     ) -> Tensor | IntQuantTensor:

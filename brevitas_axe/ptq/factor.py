@@ -7,8 +7,8 @@ from torch import Tensor
 
 from brevitas_axe.errors import NonFiniteValues
 
-# Each retry damps ten times more: from 1e-12 of the mean diagonal, 14 of them pass any rounding.
-RETRIES = 14
+# Each retry damps ten times more: from 1e-12 of the mean diagonal, 20 of them pass any rounding.
+RETRIES = 20
 
 
 def damped_factor(moments: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,8 +32,9 @@ def damped_factor(moments: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     factor, failed = torch.linalg.cholesky_ex(damped)
     if not bool(failed.any()):
         return factor.mT, damping
-    mean = moments.diagonal(dim1=-2, dim2=-1).double().mean(-1)
-    damping = torch.maximum(damping.double(), 1e-12 * mean).clamp_min(1e-30)
+    # Rounding may have left negative numbers on the diagonal.
+    size = moments.diagonal(dim1=-2, dim2=-1).double().abs().mean(-1)
+    damping = torch.maximum(damping.double(), 1e-12 * size).clamp_min(1e-30)
     for _ in range(RETRIES):
         damped = moments.double()
         damped.diagonal(dim1=-2, dim2=-1).add_(damping.unsqueeze(-1))

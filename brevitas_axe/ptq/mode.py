@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from functools import partial, reduce
 from pathlib import Path
 
@@ -128,7 +129,11 @@ class axe_mode:
     def _clipped(self, name: str, clip: bool, precision: LayerPrecision) -> LayerPrecision:
         """One tile size for a whole model: layers with fewer inputs take a single tile."""
         layer = self.layers[name]
-        if clip and precision.tile and precision.tile >= unroll_weight(layer, layer.weight).shape[2]:
+        if (
+            clip
+            and precision.tile
+            and precision.tile >= unroll_weight(layer, layer.weight).shape[2]
+        ):
             return LayerPrecision(accumulator=precision.accumulator)
         return precision
 
@@ -161,6 +166,8 @@ class axe_mode:
             handle.remove()
         for module, training in self._training.items():
             module.training = training
+        for layer in self.layers.values():
+            layer.weight_quant.train(layer.training)  # a new one, perhaps
         self._bar.close()
         self._forwards, self._batches, self._float_model = [], [], None
         self._entered = False
@@ -180,7 +187,9 @@ class axe_mode:
     def model(self, *args, **kwargs) -> None:
         """One calibration batch: records it in the first round, advances it in later ones."""
         if not self._entered:
-            raise InvalidOption("use the mode as a context manager: with axe_gptq_mode(...) as axe.")
+            raise InvalidOption(
+                "use the mode as a context manager: with axe_gptq_mode(...) as axe."
+            )
         if self._round == 0:
             if not self._batches:
                 self._prepare(args, kwargs)
@@ -193,7 +202,7 @@ class axe_mode:
             self._forwards.append((SuspendedForward(self.root, args, kwargs), real))
         elif self._position >= len(self._forwards):
             raise InvalidOption(
-                f"this round brings more batches than the first, which had {len(self._forwards)}; "
+                f"this round brings more batches than the first had ({len(self._forwards)}); "
                 "calibrate with the same batches in every round."
             )
         self._advance(self._position)
@@ -204,6 +213,11 @@ class axe_mode:
         if not self._batches:
             raise EmptyCalibration(
                 "update() came before any calibration batch; call axe.model(batch) first."
+            )
+        if self._round and 0 < self._position < len(self._forwards):
+            raise InvalidOption(
+                f"this round brought {self._position} batches, but the first had "
+                f"{len(self._forwards)}; feed all of them again, or none."
             )
         if self._round == 0 and self._saved is not None:
             self._run = self._fingerprint.hexdigest()
@@ -232,7 +246,7 @@ class axe_mode:
                     f"QuantTensor, or exclude it by name, exclude=('{name}',)."
                 )
         for name, layer in self.layers.items():
-            apply_precision(name, layer, self.plan[name])
+            apply_precision(name, layer, self.plan[name], calls.get(name, ()))
         if any(precision.input is not None for precision in self.plan.layers.values()):
             calls = observe_inputs(self.root, self.layers, args, kwargs)
         for name, (first, *others) in calls.items():
@@ -252,19 +266,18 @@ class axe_mode:
             assert all(twins[name]._forward_pre_hooks for name in self.layers)
 
     def _untie(self) -> None:
-        """Gives every layer its own weight tensor: a solved one must not overwrite another."""
-        owners: dict[int, str] = {}
-        for module_name, module in self.root.named_modules():
-            for parameter_name, parameter in module.named_parameters(recurse=False):
-                owners.setdefault(id(parameter), f"{module_name}.{parameter_name}")
-        for name, layer in self.layers.items():
-            shared = sum(
-                parameter is layer.weight
-                for module in self.root.modules()
-                for parameter in module._parameters.values()
-            )
-            if shared > 1:
-                layer.weight = nn.Parameter(layer.weight.detach().clone())
+        """Gives every layer its own weight and bias: a solved one must not overwrite another."""
+        owners = Counter(
+            id(parameter)
+            for module in self.root.modules()
+            for parameter in module._parameters.values()
+        )
+        for layer in self.layers.values():
+            for kind in ("weight", "bias"):
+                shared = getattr(layer, kind)
+                if shared is not None and owners[id(shared)] > 1:
+                    # Not by setattr: Brevitas would then build the quantizer anew.
+                    layer._parameters[kind] = nn.Parameter(shared.detach().clone())
 
     def _advance(self, position: int) -> None:
         for forward in self._forwards[position]:

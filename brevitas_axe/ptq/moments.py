@@ -66,7 +66,8 @@ class Moments:
                 f"no calibration sample reached layer '{self.name}'; feed batches that do, or "
                 "exclude the layer by name."
             )
-        if not bool(torch.isfinite(self._hessian).all()):
+        sums = (self._hessian,) if self._cross is None else (self._hessian, self._cross)
+        if not all(bool(torch.isfinite(total).all()) for total in sums):
             raise NonFiniteValues(
                 f"the calibration inputs of layer '{self.name}' hold NaN or infinity; clean the "
                 "data or the layers before it."
@@ -95,7 +96,7 @@ def _columns(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _accumulated(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """total + left right^T, in place after the first time."""
+    """Total + left right^T, in place after the first time."""
     return total.baddbmm_(left, right.mT) if total.dim() else left @ right.mT
 
 

@@ -21,6 +21,8 @@ from brevitas_axe.errors import (
 
 # Largest accumulator whose running sums, plus one product below 2^62, stay inside int64.
 WIDEST_ACCUMULATOR = 62
+# Rounding errors of a second moment, in units of its last place, that a variance must exceed.
+ROUNDINGS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,16 +200,22 @@ def expanded(scale: Tensor, problem: LayerProblem) -> Tensor:
     return scale.unsqueeze(-1) if scale.ndim == 2 else scale[:, :, problem.tile_of_column]
 
 
-def centred(problem: LayerProblem, hessian: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+def centred(problem: LayerProblem) -> tuple[Tensor, Tensor]:
     """Second moments about the means, which is what is left after the bias takes the mean error.
 
+    An input whose variance is lost in the rounding of its second moment counts as constant.
+
     Args:
-        problem: gives quant_mean and float_mean, [groups, K].
-        hessian, cross: [groups, K, K] float64 second moments about zero.
+        problem: with both means.
 
     Returns:
-        (hessian - mu~ mu~^T, cross - mu~ mu^T), float64.
+        (hessian - mu~ mu~^T, cross - mu~ mu^T), float64 [groups, K, K].
     """
-    quant_mean, float_mean = problem.quant_mean.double(), problem.float_mean.double()
-    column, row = quant_mean.unsqueeze(-1), quant_mean.unsqueeze(-2)
-    return hessian - column * row, cross - column * float_mean.unsqueeze(-2)
+    hessian = problem.hessian.double()
+    cross = hessian if problem.cross is None else problem.cross.double()
+    column, float_mean = problem.quant_mean.double().unsqueeze(-1), problem.float_mean.double()
+    noise = ROUNDINGS * torch.finfo(problem.hessian.dtype).eps
+    noise = noise * hessian.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+    hessian, cross = hessian - column * column.mT, cross - column * float_mean.unsqueeze(-2)
+    varies = hessian.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) > noise
+    return hessian * varies * varies.mT, cross * varies

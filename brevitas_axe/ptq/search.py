@@ -26,11 +26,16 @@ DAMPING = 1e-3
 SMALLEST, LARGEST, OVERSHOOT = 0.6, 1.1, 1.25
 COARSE_STEPS = 6
 FINE_STEPS = 2
+# Multiples of the best try's scale from which local searches start: below it, where the budget cuts
+# most, they end lower. Rows that fit anyway only start from the powers of them.
+STARTS, FITTING_POWER = (1.0, 0.6), 0.25
+# A move costs a few passes over the columns: moves times columns per row and start are bounded.
+MOVE_BUDGET = 2**19
 # Thresholds tried, as multiples of the published one; the first while the scale is searched.
 THRESHOLDS = (0.5, 0.0, 1.0)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Best:
     """The best try of each row so far.
 
@@ -46,14 +51,18 @@ class Best:
     gamma: Tensor
     multiple: Tensor
 
-    def offer(self, other: Best, together: bool) -> None:
-        """Takes over the rows of another that are better, or all or none of them."""
+    def offer(self, other: Best, together: bool) -> Best:
+        """The better of both, row by row, or all rows of one where they stay together."""
         better = other.loss < self.loss
         if together and not torch.equal(other.gamma, self.gamma):
+            # One scale for all: it changes for all or for none.
             better = (other.loss.sum() < self.loss.sum()).expand_as(better)
-        for name in ("loss", "gamma", "multiple"):
-            setattr(self, name, torch.where(better, getattr(other, name), getattr(self, name)))
-        self.integers[better] = other.integers[better]
+        return Best(
+            torch.where(better, other.loss, self.loss),
+            torch.where(better.unsqueeze(-1), other.integers, self.integers),
+            torch.where(better, other.gamma, self.gamma),
+            torch.where(better, other.multiple, self.multiple),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,50 +99,71 @@ def improve(problem: LayerProblem, published: LayerSolution) -> LayerSolution:
     Returns:
         The best found for each row, or for all rows together where they share one scale.
     """
-    dtype = problem.dtype
-    hessian, cross = problem.hessian, problem.cross
-    if problem.quant_mean is not None:
+    if problem.quant_mean is None:
+        hessian, view = problem.hessian.double(), problem
+        cross = hessian if problem.cross is None else problem.cross.double()
+    else:
         # The bias takes the mean error; what is left is measured about the means.
-        cross = hessian if cross is None else cross
-        hessian, cross = (
-            moments.to(dtype) for moments in centred(problem, hessian.double(), cross.double())
-        )
-    view = replace(problem, hessian=hessian, cross=cross)
-    wanted = problem.weight.double() @ (hessian if cross is None else cross).double().mT
-    best = _search(view)
-    integers, factor = improve_integers(
-        view,
-        hessian.to(dtype),
-        wanted,
-        best.integers,
-        problem.tile_scale * best.gamma.unsqueeze(-1),
-        problem.columns,
+        hessian, cross = centred(problem)
+        view = replace(problem, hessian=hessian.to(problem.dtype), cross=cross.to(problem.dtype))
+    wanted = problem.weight.double() @ cross.mT
+    del cross
+    best = _refined(view, wanted)
+    gamma = best.gamma
+    if problem.shared_scale and not problem.power_of_two:
+        gamma = gamma * _shared_refit(problem, best, hessian, wanted)
+    scale = (problem.scale * (gamma if problem.scale.ndim == 2 else gamma.unsqueeze(-1))).to(
+        problem.scale.dtype
     )
-    gamma = best.gamma * factor
-    scale = problem.scale * (gamma if problem.scale.ndim == 2 else gamma.unsqueeze(-1)).to(dtype)
-    found = _with_shift(problem, LayerSolution(integers, scale))
-    return _better_rows(problem, found, _with_shift(problem, published))
+    found = LayerSolution(best.integers, scale)
+
+    def loss(solution: LayerSolution) -> Tensor:
+        value = solution.value(problem)
+        return (value * (value @ hessian - 2 * wanted)).sum(-1)
+
+    difference = loss(found) - loss(published)
+    if problem.shared_scale:
+        difference = difference.sum().expand_as(difference)
+    return _with_shift(problem, _chosen(difference < 0, found, published))
 
 
-def _search(problem: LayerProblem) -> Best:
-    """The best try of each row."""
+def _refined(problem: LayerProblem, wanted: Tensor) -> Best:
+    """The best of several local searches for each row; wanted is w G^T, float64."""
     damping = DAMPING * problem.hessian.diagonal(dim1=-2, dim2=-1).mean(-1)
     search = Search(problem, *corrected_recursion(problem, True, damping))
     needed = _needed_multiple(problem)
+    most_moves = min(problem.columns, MOVE_BUDGET // problem.columns)
+    found = _search(search, needed)
+    power = torch.where(needed > 1, 1.0, FITTING_POWER)
+    best = None
+    for start in STARTS:
+        gamma = start**power * found.gamma
+        attempt = found if start == 1 else search.attempt(gamma, found.multiple)
+        scale = problem.tile_scale * attempt.gamma.unsqueeze(-1)
+        integers, factor, loss = improve_integers(
+            problem, wanted, attempt.integers, scale, most_moves
+        )
+        refined = Best(loss, integers, attempt.gamma * factor, attempt.multiple)
+        best = refined if best is None else best.offer(refined, problem.shared_scale)
+    return best
+
+
+def _search(search: Search, needed: Tensor) -> Best:
+    """The best try of each row, before any local search."""
     lowest = torch.where(needed > 1, 1.0, SMALLEST)
     span = (needed**OVERSHOOT).clamp_min(LARGEST).div(lowest).log()
     step = span / (COARSE_STEPS - 1)
     multiple = torch.full_like(needed, THRESHOLDS[0])
-    together = problem.shared_scale
+    together = search.problem.shared_scale
     best = search.attempt(lowest, multiple)
     for coarse in range(1, COARSE_STEPS):
-        best.offer(search.attempt(lowest * (coarse * step).exp(), multiple), together)
+        best = best.offer(search.attempt(lowest * (coarse * step).exp(), multiple), together)
     for fine in range(1, FINE_STEPS + 1):
         centre, shift = best.gamma, (step / 2**fine).exp()
-        best.offer(search.attempt(centre * shift, multiple), together)
-        best.offer(search.attempt(centre / shift, multiple), together)
+        best = best.offer(search.attempt(centre * shift, multiple), together)
+        best = best.offer(search.attempt(centre / shift, multiple), together)
     for multiple in THRESHOLDS[1:]:
-        best.offer(search.attempt(best.gamma, torch.full_like(needed, multiple)), together)
+        best = best.offer(search.attempt(best.gamma, torch.full_like(needed, multiple)), together)
     return best
 
 
@@ -159,19 +189,18 @@ def _with_shift(problem: LayerProblem, solution: LayerSolution) -> LayerSolution
     return replace(solution, bias_shift=wanted - given)
 
 
-def _better_rows(
-    problem: LayerProblem, found: LayerSolution, published: LayerSolution
-) -> LayerSolution:
-    """The rows of found where their exact loss is lower, those of published elsewhere."""
-    better = found.loss(problem) < published.loss(problem)
-    if problem.shared_scale:
-        total = found.loss(problem).sum() < published.loss(problem).sum()
-        better = total.expand_as(better)
+def _shared_refit(problem: LayerProblem, best: Best, hessian: Tensor, wanted: Tensor) -> Tensor:
+    """What the one scale of all rows is to be multiplied by, in closed form."""
+    value = best.integers * problem.tile_scale[:, :, problem.tile_of_column].double()
+    value *= best.gamma.unsqueeze(-1)
+    along, energy = (value * wanted).sum(), (value * (value @ hessian)).sum()
+    return along / energy if along > 0 and energy > 0 else torch.ones_like(along)
+
+
+def _chosen(better: Tensor, found: LayerSolution, other: LayerSolution) -> LayerSolution:
+    """The rows of found where better, [groups, rows], and those of another elsewhere."""
     row = better.unsqueeze(-1)
     return LayerSolution(
-        torch.where(row, found.integers, published.integers),
-        torch.where(better if found.scale.ndim == 2 else row, found.scale, published.scale),
-        None
-        if found.bias_shift is None
-        else torch.where(better, found.bias_shift, published.bias_shift),
+        torch.where(row, found.integers, other.integers),
+        torch.where(better if found.scale.ndim == 2 else row, found.scale, other.scale),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from brevitas_axe.errors import InvalidState
 from brevitas_axe.files import write_whole
 from brevitas_axe.ptq.problem import LayerSolution
+
+_DIGEST = hashlib.sha256().digest_size
 
 
 class Fingerprint:
@@ -26,7 +27,13 @@ class Fingerprint:
     def add(self, value: object) -> None:
         """Adds tensors, modules and plain values, recursively."""
         if isinstance(value, nn.Module):
-            self.add(dict(value.state_dict()))
+            for name, module in value.named_modules():
+                kind = type(module).__qualname__, module.extra_repr()
+                facts = getattr(module, "signed", None), getattr(module, "narrow_range", None)
+                self.add((name, *kind, *facts))
+            # Not the state dict: Brevitas keeps constant bit widths out of it.
+            self.add(dict(value.named_parameters()))
+            self.add(dict(value.named_buffers()))
         elif isinstance(value, Tensor):
             raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             self._hash.update(f"{value.dtype}{tuple(value.shape)}".encode())
@@ -46,7 +53,10 @@ class Fingerprint:
 
 
 class SavedLayers:
-    """The solved layers of one run in a folder, layer-0000.npz and so on, in order of solving."""
+    """The solved layers of one run in a folder, layer-0000.solved and so on, in order of solving.
+
+    Each file is the SHA-256 digest of what follows, a NumPy .npz archive.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -65,7 +75,8 @@ class SavedLayers:
             arrays["bias_shift"] = solution.bias_shift.numpy()
         buffer = io.BytesIO()
         np.savez_compressed(buffer, name=np.array(name), run=np.array(run), **arrays)
-        write_whole(self._path(index), buffer.getvalue())
+        content = buffer.getvalue()
+        write_whole(self._path(index), hashlib.sha256(content).digest() + content)
 
     def load(self, index: int, name: str, run: str, shape: torch.Size) -> LayerSolution | None:
         """Reads one layer back; None when it was not solved yet.
@@ -77,7 +88,11 @@ class SavedLayers:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as data:
+            content = path.read_bytes()
+            digest, content = content[:_DIGEST], content[_DIGEST:]
+            if hashlib.sha256(content).digest() != digest:
+                raise ValueError("its checksum is wrong")
+            with np.load(io.BytesIO(content), allow_pickle=False) as data:
                 saved = {key: data[key] for key in data.files}
             if str(saved["name"]) != name or str(saved["run"]) != run:
                 raise InvalidState(
@@ -91,10 +106,10 @@ class SavedLayers:
             return LayerSolution(
                 integers, scale, None if shift is None else torch.from_numpy(shift)
             )
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise InvalidState(
                 f"the state file {path} is corrupted ({error}); delete it to solve its layer again."
             ) from None
 
     def _path(self, index: int) -> Path:
-        return self.folder / f"layer-{index:04d}.npz"
+        return self.folder / f"layer-{index:04d}.solved"

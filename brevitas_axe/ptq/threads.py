@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 
@@ -39,7 +40,7 @@ def over_rows(work: Callable[[slice, slice], None], groups: int, rows: int) -> N
     split_groups = groups >= pieces
     total = groups if split_groups else rows
     edges = [total * i // pieces for i in range(pieces + 1)]
-    slices = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    slices = [slice(a, b) for a, b in pairwise(edges) if a < b]
     whole = slice(0, rows if split_groups else groups)
     arguments = [(s, whole) if split_groups else (whole, s) for s in slices]
     for done in [_pool(threads).submit(work, *pair) for pair in arguments]:

@@ -12,7 +12,7 @@ from brevitas_axe.files import write_whole
 from brevitas_axe.plan import Plan
 from brevitas_axe.report import plots
 from brevitas_axe.report.style import CSS
-from brevitas_axe.report.tables import COLUMNS, bits, percent
+from brevitas_axe.report.tables import COLUMNS, NUMBERS, bits, percent
 
 _HOW_TO_READ = (
     (
@@ -21,7 +21,7 @@ _HOW_TO_READ = (
         "±(2^(P−1) − 1) it wraps around, and the result is wrong.",
     ),
     (
-        "Proven width",
+        "Needs, or proven width",
         "The smallest P that no input can overflow, whatever the order of the additions: computed "
         "in exact integers from the weights and from the range of the input's quantizer, not "
         "from a test set.",
@@ -42,6 +42,16 @@ _HOW_TO_READ = (
         "the way of a proof. Excluded layers are listed, and nothing is claimed for them.",
     ),
 )
+
+
+_LOGGED = {
+    "inputs": "K",
+    "outputs": "outputs",
+    "samples": "samples",
+    "loss_before": "error before",
+    "loss_after": "error after",
+    "seconds": "seconds",
+}
 
 
 def write_page(
@@ -118,14 +128,14 @@ def _arms(arms: Sequence[Mapping[str, Any]]) -> str:
         return ""
     rows = []
     for arm in arms:
-        cells = [escape(value(arm)) for _, value in COLUMNS]
+        cells = [escape(value(arm)) for _, value, _ in COLUMNS]
         if arm.get("accumulator") is not None:
-            cells[6] = _badge(cells[6], bool(arm.get("overflow_free")))
+            cells[5] = _badge(cells[5], bool(arm.get("overflow_free")))
         kind = arm.get("kind")
         rows.append((cells, kind if kind in {"ours", "overflow"} else ""))
     parts = [
         "<h2>What the accumulator costs</h2>",
-        _table([heading for heading, _ in COLUMNS], rows, numbers=range(1, 6)),
+        _table([heading for heading, _, _ in COLUMNS], rows, numbers=NUMBERS),
     ]
     if any(arm.get("accuracy") is not None for arm in arms):
         parts.append(_plot(plots.accuracy_bars(arms), "accuracy of every arm"))
@@ -166,22 +176,20 @@ def _certificate(certificate: Certificate | None) -> str:
 def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
     if not layers:
         return ""
+    # Levels of quality log different things.
+    known = [key for key in _LOGGED if any(key in layer for layer in layers)]
     rows = [
         (
             [
                 f'<span class="name">{escape(str(layer["name"]))}</span>',
-                *(_significant(layer.get(key)) for key in ("loss_before", "loss_after")),
-                _significant(layer.get("seconds")),
+                *(_significant(layer.get(key)) for key in known),
             ],
             "",
         )
         for layer in layers
     ]
-    return (
-        "<h2>What the solver did</h2>\n"
-        + _paragraph("Squared error of each layer's output on the calibration data.")
-        + _table(["layer", "error before", "error after", "seconds"], rows, numbers=range(1, 4))
-    )
+    headings = ["layer", *(_LOGGED[key] for key in known)]
+    return "<h2>What the solver did</h2>\n" + _table(headings, rows, range(1, len(headings)))
 
 
 def _plan(plan: Plan | None) -> str:

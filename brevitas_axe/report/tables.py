@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 Arm = Mapping[str, Any]
 
@@ -19,59 +21,60 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
+def widths(arm: Arm) -> str:
+    """'W4A8', or 'float'."""
+    return "float" if arm.get("weight") is None else f"W{arm['weight']}A{arm['input']}"
+
+
 def accumulator(arm: Arm) -> str:
-    """The width that the arm runs on, with its tile: '12', '12 × 64' or 'unlimited'."""
-    width = bits(arm.get("accumulator"), "unlimited")
+    """The width that the arm runs on, with its tile: '12' or '12, tile 64'."""
+    width = bits(arm.get("accumulator"), "any")
     return width if arm.get("tile") is None else f"{width}, tile {arm['tile']}"
 
 
-def verdict(arm: Arm) -> str:
-    if arm.get("overflow_free"):
-        return "proven"
-    return "–" if arm.get("accumulator") is None else "can overflow"
+def overflow(arm: Arm) -> str:
+    if arm.get("accumulator") is None:
+        return "–"
+    return "excluded" if arm.get("overflow_free") else "possible"
 
 
-COLUMNS: Sequence[tuple[str, Callable[[Arm], str]]] = (
-    ("arm", lambda arm: str(arm["name"])),
-    ("weights", lambda arm: bits(arm.get("weight"), "float")),
-    ("inputs", lambda arm: bits(arm.get("input"), "float")),
-    ("accumulator", accumulator),
-    ("accuracy", lambda arm: percent(arm.get("accuracy"))),
-    ("proven width", lambda arm: bits(arm.get("proven_width"), "–")),
-    ("overflow", verdict),
-    ("note", lambda arm: str(arm.get("note") or "")),
+# Heading, cell, and whether an 80-column terminal has room for it.
+COLUMNS: Sequence[tuple[str, Callable[[Arm], str], bool]] = (
+    ("arm", lambda arm: str(arm["name"]), True),
+    ("bits", widths, True),
+    ("accumulator", accumulator, True),
+    ("accuracy", lambda arm: percent(arm.get("accuracy")), True),
+    ("needs", lambda arm: bits(arm.get("proven_width"), "–"), True),
+    ("overflow", overflow, True),
+    ("note", lambda arm: str(arm.get("note") or ""), False),
 )
+NUMBERS = (2, 3, 4)
 
 _STYLES = {"ours": "bold green", "overflow": "red", "published": "cyan"}
 
 
 def arms_table(summary: Mapping[str, Any]) -> Table:
     """A rich table with one row per arm."""
-    table = Table(title=summary["title"], title_justify="left", header_style="bold")
-    for index, (heading, _) in enumerate(COLUMNS):
-        numeric = 1 <= index <= 5
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
+    table = Table(title=Text(str(summary["title"])), title_justify="left", box=SIMPLE_HEAD)
+    shown = [column for column in COLUMNS if column[2]]
+    for index, (heading, _, _) in enumerate(shown):
+        table.add_column(heading, justify="right" if index in NUMBERS else "left")
     for arm in summary.get("arms", ()):
-        # Cells are plain text: a bracket in a name is not rich markup.
-        table.add_row(
-            *(_plain(value(arm)) for _, value in COLUMNS), style=_STYLES.get(arm.get("kind"), "")
-        )
+        # Text, not str: a bracket in a name is not rich markup.
+        cells = [Text(value(arm)) for _, value, _ in shown]
+        table.add_row(*cells, style=_STYLES.get(arm.get("kind") or "", ""))
     return table
 
 
 def arms_markdown(summary: Mapping[str, Any]) -> str:
     """The same rows as a Markdown table, for the README."""
     lines = [
-        "| " + " | ".join(heading for heading, _ in COLUMNS) + " |",
-        "|---|" + "---:|" * 5 + "---|" * (len(COLUMNS) - 6),
+        "| " + " | ".join(heading for heading, _, _ in COLUMNS) + " |",
+        "|" + "".join("---:|" if i in NUMBERS else "---|" for i in range(len(COLUMNS))),
     ]
     for arm in summary.get("arms", ()):
-        cells = [value(arm).replace("|", "\\|") for _, value in COLUMNS]
+        cells = [value(arm).replace("|", "\\|") for _, value, _ in COLUMNS]
         if arm.get("kind") == "ours":
             cells[0] = f"**{cells[0]}**"
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")

@@ -28,8 +28,8 @@ from brevitas_axe.quantizers import (
     Int8WeightPerTensorFloatAXE,
 )
 
-# Brevitas's graph quantization traces with torch.fx.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+# Brevitas's copy of the torch.fx tracer.
+pytestmark = pytest.mark.filterwarnings("ignore:.treespec.children_specs:FutureWarning")
 
 
 def net() -> nn.Module:

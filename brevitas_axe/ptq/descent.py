@@ -1,0 +1,271 @@
+"""Compiled kernels of the local search (see local_search.py, and kernels.py for the rules).
+
+Notation: x = s q are the weights that integers q stand for, r = x H - w G^T half the gradient of
+the loss; a step d = +-1 of one integer lowers the loss by -2 d s r - s^2 H_kk.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+# First halves of pairs that are tried, best first: the first that finds a partner is taken.
+PAIR_STARTS = 8
+# Moves that lower the loss by less than this share of it are not worth their time.
+LEAST_GAIN = 1e-5
+# The scale is fitted again after this many moves.
+MOVES_PER_REFIT = 16
+# Columns whose gains are compared at once.
+GROUP = 64
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _room_after(q, step, room, low, high, weight_low, weight_high):
+    """(room above, room below) after one step, exact; negative where it does not fit."""
+    new = q + step
+    if new < weight_low or new > weight_high:
+        return -1, -1
+    above = room[0] + max(q * low, q * high) - max(new * low, new * high)
+    below = room[1] + min(new * low, new * high) - min(q * low, q * high)
+    return above, below
+
+
+@njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+def _refit(q, size, half_gradient, wanted):
+    """Moves the scale to its optimum; returns (what it was multiplied by, the loss)."""
+    along = 0.0
+    energy = 0.0
+    for k in range(len(q)):
+        x = size[k] * q[k]
+        along += x * wanted[k]
+        energy += x * (half_gradient[k] + wanted[k])
+    if along <= 0 or energy <= 0:
+        return 1.0, energy - 2 * along
+    ratio = along / energy
+    for k in range(len(q)):
+        size[k] *= ratio
+        half_gradient[k] = ratio * (half_gradient[k] + wanted[k]) - wanted[k]
+    return ratio, -along * ratio
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _gains(half_gradient, coupling, line, size, diagonal, gains):
+    """Writes the gain of each column's better step, had the gradient moved by coupling * line."""
+    for k in range(len(gains)):
+        slope = abs(half_gradient[k] + coupling * line[k])
+        gains[k] = size[k] * (2 * slope - size[k] * diagonal[k])
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _any_above(gains, bound):
+    """Whether any gain passes the bound; counts, because that the compiler vectorizes."""
+    count = 0
+    for k in range(len(gains)):
+        count += gains[k] > bound
+    return count > 0
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _best_single(
+    q, half_gradient, gains, room, tile_length, low, high, weight_low, weight_high, least, starts
+):
+    """(column, gain) of the best step that fits, or -1; fills starts with the best of any."""
+    best, best_gain = -1, least
+    starts[:] = -1
+    cut = -np.inf
+    for first in range(0, len(q), GROUP):
+        last = min(first + GROUP, len(q))
+        if not _any_above(gains[first:last], min(best_gain, cut)):
+            continue
+        for k in range(first, last):
+            gain = gains[k]
+            if gain <= min(best_gain, cut):
+                continue
+            step = -1 if half_gradient[k] > 0 else 1
+            above, below = _room_after(
+                q[k], step, room[k // tile_length], low[k], high[k], weight_low, weight_high
+            )
+            if gain > best_gain and above >= 0 and below >= 0:
+                best, best_gain = k, gain
+            if gain > cut and weight_low <= q[k] + step <= weight_high:
+                place = PAIR_STARTS - 1
+                while place > 0 and (starts[place - 1] < 0 or gains[starts[place - 1]] < gain):
+                    starts[place] = starts[place - 1]
+                    place -= 1
+                starts[place] = k
+                if starts[-1] >= 0:
+                    cut = gains[starts[-1]]
+    return best, best_gain
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _best_partner(
+    i,
+    i_step,
+    i_gain,
+    least,
+    q,
+    half_gradient,
+    line,
+    size,
+    gains,
+    room,
+    tile_length,
+    low,
+    high,
+    weight_low,
+    weight_high,
+):
+    """(column, step, gain of both) of the best step beside that of i, or -1.
+
+    gains are those of the partners once i has moved, for their better direction.
+    """
+    best, best_step, best_gain = -1, 0, least
+    i_tile = i // tile_length
+    moved = np.empty(2, np.int64)
+    moved[0], moved[1] = _room_after(
+        q[i], i_step, room[i_tile], low[i], high[i], weight_low, weight_high
+    )
+    alone = moved[0] >= 0 and moved[1] >= 0
+    begin = 0 if alone else i_tile * tile_length
+    end = len(q) if alone else min(begin + tile_length, len(q))
+    for first in range(begin, end, GROUP):
+        last = min(first + GROUP, end)
+        if not _any_above(gains[first:last], best_gain - i_gain):
+            continue
+        for j in range(first, last):
+            if gains[j] + i_gain <= best_gain or j == i:
+                continue
+            slope = half_gradient[j] + i_step * size[i] * line[j]
+            left = moved if j // tile_length == i_tile else room[j // tile_length]
+            step = -1 if slope > 0 else 1
+            gain = i_gain + gains[j]
+            for _ in range(2):
+                above, below = _room_after(
+                    q[j], step, left, low[j], high[j], weight_low, weight_high
+                )
+                if above >= 0 and below >= 0:
+                    best, best_step, best_gain = j, step, gain
+                    break
+                # The other direction may free what this one lacks.
+                step = -step
+                gain -= 4 * size[j] * abs(slope)
+                if gain <= best_gain:
+                    break
+    return best, best_step, best_gain
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _move(k, step, q, half_gradient, line, size, room, low, high):
+    """Takes one step: integers, room and gradient."""
+    new = q[k] + step
+    room[0] += max(q[k] * low, q[k] * high) - max(new * low, new * high)
+    room[1] += min(new * low, new * high) - min(q[k] * low, q[k] * high)
+    q[k] = new
+    change = step * size[k]
+    for other in range(len(line)):
+        half_gradient[other] += change * line[other]
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def descend(
+    hessian,
+    wanted,
+    integers,
+    scale,
+    half_gradient,
+    factor,
+    losses,
+    tile_length,
+    input_low,
+    input_high,
+    weight_low,
+    weight_high,
+    limit,
+    most_moves,
+    refits,
+):
+    """Local search of every row.
+
+    Args:
+        hessian: [groups, K, K], symmetric.
+        wanted: float64 [groups, rows, K], w G^T.
+        integers: int64 [groups, rows, K], feasible; updated.
+        scale: float64 [groups, rows, tiles].
+        half_gradient: float64 [groups, rows, K], x H - w G^T; overwritten.
+        factor: float64 [groups, rows], what the scale was multiplied by; written.
+        losses: float64 [groups, rows], x H x - 2 x G w; written.
+        tile_length: inputs per tile.
+        input_low, input_high: int64 [groups, K].
+        weight_low, weight_high: int64.
+        limit: int64, largest magnitude of the accumulator.
+        most_moves: moves per row after which it is left as it is.
+        refits: whether the scale may move.
+    """
+    groups, rows, columns = integers.shape
+    room = np.empty((scale.shape[2], 2), np.int64)
+    size = np.empty(columns)
+    gains = np.empty(columns)
+    diagonal = np.empty(columns)
+    starts = np.empty(PAIR_STARTS, np.int64)
+    for task in range(groups * rows):
+        g = task // rows
+        row = task % rows
+        q = integers[g, row]
+        r = half_gradient[g, row]
+        low = input_low[g]
+        high = input_high[g]
+        room[:] = limit
+        loss = 0.0
+        for k in range(columns):
+            tile = k // tile_length
+            diagonal[k] = hessian[g, k, k]
+            size[k] = scale[g, row, tile]
+            room[tile, 0] -= max(q[k] * low[k], q[k] * high[k])
+            room[tile, 1] += min(q[k] * low[k], q[k] * high[k])
+            loss += size[k] * q[k] * (r[k] - wanted[g, row, k])
+        factor[g, row] = 1.0
+        moves = 0
+        settled = not refits
+        while moves < most_moves:
+            if refits and moves % MOVES_PER_REFIT == 0:
+                ratio, loss = _refit(q, size, r, wanted[g, row])
+                factor[g, row] *= ratio
+            least = LEAST_GAIN * abs(loss)
+            _gains(r, 0.0, diagonal, size, diagonal, gains)
+            i, gain = _best_single(
+                q, r, gains, room, tile_length, low, high, weight_low, weight_high, least, starts
+            )
+            i_step = -1 if i >= 0 and r[i] > 0 else 1
+            j, j_step = -1, 0
+            if i < 0:
+                first_gains = gains[starts]
+                for place in range(PAIR_STARTS):
+                    start = starts[place]
+                    if start < 0:
+                        break
+                    step = -1 if r[start] > 0 else 1
+                    line = hessian[g, start]
+                    _gains(r, step * size[start], line, size, diagonal, gains)
+                    partner, partner_step, both = _best_partner(
+                        start, step, first_gains[place], least, q, r, line, size,
+                        gains, room, tile_length, low, high, weight_low, weight_high,
+                    )  # fmt: skip
+                    if partner >= 0:
+                        i, i_step, j, j_step, gain = start, step, partner, partner_step, both
+                        break
+            if i < 0:
+                if settled:
+                    break
+                # A last look after a last fit of the scale.
+                ratio, loss = _refit(q, size, r, wanted[g, row])
+                factor[g, row] *= ratio
+                settled = True
+                continue
+            settled = not refits
+            _move(i, i_step, q, r, hessian[g, i], size, room[i // tile_length], low[i], high[i])
+            if j >= 0:
+                _move(j, j_step, q, r, hessian[g, j], size, room[j // tile_length], low[j], high[j])
+            loss -= gain
+            moves += 1
+        losses[g, row] = loss

@@ -1,0 +1,180 @@
+"""A plan becomes quantizers; solved integers are stored so that the layer computes with them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from brevitas import nn as qnn
+from brevitas.quant import (
+    Int8WeightPerChannelFloat,
+    Int8WeightPerTensorFixedPoint,
+    Int8WeightPerTensorFloat,
+    Uint8ActPerTensorFloat,
+)
+from brevitas.quant.fixed_point import Int8WeightPerChannelFixedPoint
+from brevitas.quant.scaled_int import (
+    Int8AccumulatorAwareWeightQuant,
+    Int8AccumulatorAwareZeroCenterWeightQuant,
+)
+from torch import nn
+
+from brevitas_axe.accumulator import InputRange
+from brevitas_axe.apply import (
+    apply_plan,
+    apply_precision,
+    current_scale,
+    is_power_of_two,
+    is_shared_scale,
+    write_solution,
+)
+from brevitas_axe.errors import (
+    InvalidOption,
+    InvalidPlan,
+    InvalidTile,
+    NotProven,
+    UnsupportedLayer,
+)
+from brevitas_axe.layers import integer_weight, unroll_weight
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy
+
+QUANTIZERS = [
+    Int8WeightPerChannelFloat,
+    Int8WeightPerTensorFloat,
+    Int8WeightPerChannelFixedPoint,
+    Int8WeightPerTensorFixedPoint,
+]
+
+
+def model(weight=Int8WeightPerChannelFloat, act=Uint8ActPerTensorFloat, **options) -> nn.Module:
+    torch.manual_seed(0)
+    result = nn.Sequential(
+        qnn.QuantLinear(20, 6, weight_quant=weight, weight_bit_width=4, input_quant=act, **options)
+    )
+    if act is not None:
+        result[0].input_quant(torch.rand(8, 20))
+    return result.eval()
+
+
+def plan(**precision) -> Plan:
+    return Plan({"0": LayerPrecision(**precision)})
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_an_unbounded_plan_changes_no_integer(quantizer):
+    layers = model(quantizer)
+    before, scale = integer_weight("0", layers[0])
+    apply_plan(layers, plan())
+    after, new_scale = integer_weight("0", layers[0])
+    assert isinstance(layers[0].weight_quant, AccumulatorAwareWeightQuantProxy)
+    assert torch.equal(before, after)
+    assert torch.allclose(scale, new_scale, rtol=1e-6)
+    assert is_shared_scale(layers[0]) == (scale.numel() == 1)
+    assert is_power_of_two(layers[0]) == ("FixedPoint" in quantizer.__name__)
+    assert torch.allclose(current_scale(layers[0]).flatten(), new_scale.flatten().expand(6))
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_weight_bits_change_and_the_scale_follows(quantizer, bits):
+    layers = apply_plan(model(quantizer), plan(weight=bits))
+    integers, _ = integer_weight("0", layers[0])
+    top = 2 ** (bits - 1) - 1
+    assert int(layers[0].weight_quant.bit_width()) == bits
+    assert int(integers.abs().max()) <= top
+    assert int(integers.abs().max()) > top // 2
+    error = (layers[0].quant_weight().value - layers[0].weight).abs().max()
+    assert error <= layers[0].quant_weight().scale.max() * (1.01 if "Fixed" in str(quantizer) else 0.51)
+
+
+def test_input_bits_change_and_with_them_the_range():
+    layers = apply_plan(model(), plan(accumulator=12))
+    layers(torch.rand(2, 20))
+    assert layers[0].weight_quant.input_range == InputRange(0, 255)
+    apply_plan(layers, plan(accumulator=12, input=3))
+    layers(torch.rand(2, 20))
+    assert layers[0].weight_quant.input_range == InputRange(0, 7)
+
+
+def test_a_plan_can_be_applied_again():
+    layers = apply_plan(model(), plan(accumulator=10, tile=5))
+    proxy = layers[0].weight_quant
+    apply_plan(layers, plan(accumulator=12))
+    assert layers[0].weight_quant is proxy
+    assert (proxy.accumulator_bit_width, proxy.accumulator_tile_size) == (12, None)
+
+
+def test_training_mode_is_kept():
+    layers = model().train()
+    layers.eval()
+    layers[0].train()
+    apply_plan(layers, plan())
+    assert layers[0].training
+    assert not layers.training
+    assert layers[0].weight_quant.training
+
+
+@pytest.mark.parametrize(
+    "quantizer", [Int8AccumulatorAwareWeightQuant, Int8AccumulatorAwareZeroCenterWeightQuant]
+)
+def test_a2q_layers_keep_the_integers_they_compute_with(quantizer):
+    layers, x = model(quantizer, weight_accumulator_bit_width=12), torch.rand(3, 20)
+    expected = layers(x)
+    with pytest.raises(InvalidOption, match="'0' has an A2Q quantizer.*args"):
+        apply_plan(layers, plan(accumulator=12))
+    apply_plan(layers, plan(accumulator=12), args=(x,))
+    assert isinstance(layers[0].weight_quant, AccumulatorAwareWeightQuantProxy)
+    assert torch.allclose(layers(x), expected, atol=1e-6)
+
+
+def test_what_does_not_fit_the_model_is_named():
+    with pytest.raises(InvalidPlan, match="does not have: nope; its layers are: 0"):
+        apply_plan(model(), Plan({"nope": LayerPrecision()}))
+    with pytest.raises(InvalidTile, match="tile 21 is larger than the 20 inputs of layer '0'"):
+        apply_plan(model(), plan(accumulator=12, tile=21))
+    with pytest.raises(InvalidPlan, match="'0' takes its input from another"):
+        apply_plan(model(act=None), plan(input=4))
+    with pytest.raises(InvalidPlan, match="does not have: 0"):
+        apply_plan(model(), plan(), exclude=("0",))
+
+
+def test_a_shared_weight_quantizer_is_refused_by_name():
+    first = qnn.QuantLinear(4, 4, weight_quant=Int8WeightPerTensorFloat)
+    layers = nn.Sequential(first, qnn.QuantLinear(4, 4, weight_quant=first.weight_quant))
+    with pytest.raises(UnsupportedLayer, match="'1' shares its weight quantizer"):
+        apply_plan(layers, Plan({"1": LayerPrecision()}))
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_written_integers_come_back(quantizer, dtype):
+    layer = model(quantizer, bias=True).to(dtype)[0]
+    apply_precision("0", layer, LayerPrecision(weight=8, accumulator=32))
+    layer.weight_quant.set_input_range(InputRange(0, 255))
+    generator = torch.Generator().manual_seed(0)
+    shape = unroll_weight(layer, layer.weight).shape
+    integers = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int32)
+    scale = torch.rand(1, 6, generator=generator) * 0.1 + 1e-3
+    if is_shared_scale(layer):
+        scale = scale[:, :1].expand(1, 6)
+    if is_power_of_two(layer):
+        scale = scale.log2().round().exp2()
+    bias, shift = layer.bias.detach().clone(), torch.ones(1, 6)
+    write_solution("0", layer, integers, scale, shift)
+    stored, stored_scale = integer_weight("0", layer)
+    assert torch.equal(stored, integers[0].long())
+    assert torch.allclose(stored_scale.flatten().expand(6).double(), scale[0].double(), rtol=1e-2)
+    assert torch.allclose(layer.bias, bias + 1)
+
+
+def test_integers_that_the_quantizer_cannot_hold_are_not_proven():
+    layer = model()[0]
+    apply_precision("0", layer, LayerPrecision(accumulator=32))
+    layer.weight_quant.set_input_range(InputRange(0, 255))
+    too_large = torch.full((1, 6, 20), 9, dtype=torch.int32)  # 4-bit weights
+    with pytest.raises(NotProven, match="'0' does not reproduce"):
+        write_solution("0", layer, too_large, torch.ones(1, 6), None)
+    layer.weight_quant.accumulator_bit_width = 8
+    too_many = torch.full((1, 6, 20), 7, dtype=torch.int32)
+    with pytest.raises(NotProven, match="'0' does not reproduce"):
+        write_solution("0", layer, too_many, torch.ones(1, 6), None)

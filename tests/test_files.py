@@ -1,0 +1,42 @@
+"""A file appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from brevitas_axe.files import write_whole
+
+
+def test_writes_and_overwrites(tmp_path) -> None:
+    path = tmp_path / "new" / "folder" / "file.bin"
+    write_whole(path, b"one")
+    write_whole(str(path), b"two")
+    assert path.read_bytes() == b"two"
+    assert os.listdir(path.parent) == ["file.bin"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failure_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, step) -> None:
+    path = tmp_path / "file.bin"
+    write_whole(path, b"old")
+
+    def fail(*_args) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file.bin"]
+
+
+def test_an_interrupt_leaves_nothing_behind(tmp_path, monkeypatch) -> None:
+    def interrupt(*_args) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "file.bin", b"new")
+    assert os.listdir(tmp_path) == []
