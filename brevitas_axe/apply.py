@@ -106,7 +106,7 @@ def make_accumulator_aware(name: str, layer: nn.Module) -> None:
         )
         layer.weight.data = (integers * scale.double()).to(layer.weight.dtype)
     else:
-        scale = layer.quant_weight().scale
+        _, scale = integer_weight(name, layer)  # refuses asymmetric weights
         injector = old.quant_injector.let(
             proxy_class=AccumulatorAwareWeightQuantProxy,
             scaling_impl_type=ScalingImplType.PARAMETER_FROM_STATS,

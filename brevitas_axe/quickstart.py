@@ -175,7 +175,7 @@ class Bench:
         }
 
 
-def quickstart(output: str | Path, accumulator_bit_width: int = 9, seed: int = 0) -> bool:
+def quickstart(output: str | Path, accumulator_bit_width: int = 8, seed: int = 0) -> bool:
     """Runs everything and writes the folder; True when the exported model is proven.
 
     Args:
@@ -237,7 +237,7 @@ def compare(bench: Bench, folder: Path) -> tuple[Choice, list[dict[str, Any]]]:
             "unlimited accumulator", "reference", unlimited, accumulator=None, overflow_free=False
         ),
         bench.arm(
-            f"the same file, {width} bits wrap",
+            f"same file, {width} bits wrap",
             "overflow",
             unlimited,
             accuracy=wrapped,
@@ -249,7 +249,7 @@ def compare(bench: Bench, folder: Path) -> tuple[Choice, list[dict[str, Any]]]:
     arms.append(naive(bench, folder))
     ours = None
     for owner, kind, solvers in (
-        ("AXE as published", "published", PUBLISHED),
+        ("published AXE", "published", PUBLISHED),
         ("brevitas_axe", "ours", OURS),
     ):
         same = bench.best([BITS], solvers, width, owner)
@@ -265,7 +265,7 @@ def compare(bench: Bench, folder: Path) -> tuple[Choice, list[dict[str, Any]]]:
 def naive(bench: Bench, folder: Path) -> dict[str, Any]:
     """The arm that only takes bits away, until the data types alone rule overflow out."""
     width = bench.accumulator_bit_width
-    name = f"fewer bits until {width} always fit"
+    name = f"fewer bits until {width} fit"
     fitting = bench.best(bench.widths_that_always_fit(), PUBLISHED, None, "fewer bits")
     if fitting is not None:
         safe = proven_width(fitting.result.certificate) <= width
@@ -276,12 +276,12 @@ def naive(bench: Bench, folder: Path) -> dict[str, Any]:
     proof = export(least.result, bench, path, width)
     return bench.arm(
         name,
-        "overflow",
+        "reference" if proof.ok else "overflow",
         least,
         accuracy=emulated(path, bench.test, width),
         proven_width=proven_width(proof),
         overflow_free=proof.ok,
-        note=f"no widths fit, the fewest need {bench.type_bound(*_LEAST)}; emulated",
+        note=f"no types fit, these may need {bench.type_bound(*_LEAST)}; emulated",
     )
 
 

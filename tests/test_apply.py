@@ -9,6 +9,7 @@ from brevitas.quant import (
     Int8WeightPerChannelFloat,
     Int8WeightPerTensorFixedPoint,
     Int8WeightPerTensorFloat,
+    ShiftedUint8WeightPerTensorFloat,
     Uint8ActPerTensorFloat,
 )
 from brevitas.quant.fixed_point import Int8WeightPerChannelFixedPoint
@@ -136,6 +137,11 @@ def test_what_does_not_fit_the_model_is_named():
         apply_plan(model(act=None), plan(input=4))
     with pytest.raises(InvalidPlan, match="does not have: 0"):
         apply_plan(model(), plan(), exclude=("0",))
+
+
+def test_asymmetric_weights_are_refused_by_name():
+    with pytest.raises(UnsupportedLayer, match="'0' has asymmetric weights"):
+        apply_plan(model(ShiftedUint8WeightPerTensorFloat), plan(accumulator=12))
 
 
 def test_a_shared_weight_quantizer_is_refused_by_name():

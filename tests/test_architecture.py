@@ -18,7 +18,7 @@ SHELVES = [
     ["layers"],
     ["quantizers", "proxies", "transforms", "cost", "sensitivity"],
     ["allocate"],
-    ["apply"],
+    ["apply", "prepare"],
     ["ptq", "finetune"],
     ["certify"],
     ["emulate", "export", "report"],
@@ -29,9 +29,11 @@ SHELVES = [
 ]
 RANK = {room: rank for rank, shelf in enumerate(SHELVES) for room in shelf}
 
+ROOMS = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()} - {"__pycache__"}
+
 # The proof and the emulator share no code with what they judge.
 INDEPENDENT = {"certify", "emulate"}
-JUDGED = {"quantizers", "proxies", "transforms", "apply", "ptq", "finetune", "quantize"}
+JUDGED = {"quantizers", "proxies", "transforms", "apply", "prepare", "ptq", "finetune", "quantize"}
 
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "base", "common", "misc", "general"}
 MAX_LINES = 420  # "about 400"
@@ -55,7 +57,7 @@ def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
             first, _, rest = name.partition(".")
             if first == PACKAGE.name:
                 room = rest.split(".")[0]
-                yield node.lineno, room if room in RANK else "__init__"
+                yield node.lineno, room if room in ROOMS else "__init__"
 
 
 def identify(path: Path) -> str:

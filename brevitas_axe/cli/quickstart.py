@@ -13,7 +13,7 @@ def add(commands) -> None:
     )
     parser.add_argument("--output", default="quickstart", metavar="DIR", help="default: quickstart")
     parser.add_argument("--seed", type=int, default=0)
-    options.add_accumulator(parser, default=9)
+    options.add_accumulator(parser, default=8)
     parser.set_defaults(run=run)
 
 

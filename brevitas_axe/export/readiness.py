@@ -120,7 +120,7 @@ def _check_activations(model: nn.Module) -> None:
                 f"the activation quantizer of '{owner}' has one scale per channel, and FINN "
                 "would leave the next layer in float; use a per-tensor one."
             )
-        if proxy.rounding_mode != "ROUND":
+        if str(proxy.rounding_mode).upper() != "ROUND":
             raise ExportRefused(
                 f"the activation quantizer of '{owner}' rounds by {proxy.rounding_mode}, which "
                 "FINN accepts and gets wrong; use float_to_int_impl_type='round'."

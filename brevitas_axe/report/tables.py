@@ -35,7 +35,7 @@ def accumulator(arm: Arm) -> str:
 def overflow(arm: Arm) -> str:
     if arm.get("accumulator") is None:
         return "–"
-    return "excluded" if arm.get("overflow_free") else "possible"
+    return "impossible" if arm.get("overflow_free") else "possible"
 
 
 # Heading, cell, and whether an 80-column terminal has room for it.
@@ -55,7 +55,8 @@ _STYLES = {"ours": "bold green", "overflow": "red", "published": "cyan"}
 
 def arms_table(summary: Mapping[str, Any]) -> Table:
     """A rich table with one row per arm."""
-    table = Table(title=Text(str(summary["title"])), title_justify="left", box=SIMPLE_HEAD)
+    title = Text(str(summary["title"]), style="bold")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     shown = [column for column in COLUMNS if column[2]]
     for index, (heading, _, _) in enumerate(shown):
         table.add_column(heading, justify="right" if index in NUMBERS else "left")

@@ -200,6 +200,31 @@ def test_a_sum_of_a_signed_and_an_unsigned_tensor_is_not_under_declared() -> Non
     assert "one bit added" in entry.assumptions[0]
 
 
+def test_a_residual_sum_is_proven_and_contains_what_the_file_says(tmp_path) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.middle, self.last = identity(), fc(6, 6), fc()
+            self.shared = identity(Int8ActPerTensorFloat)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(self.shared(x) + self.shared(self.middle(x)))
+
+    torch.manual_seed(6)
+    x = torch.rand(64, 6)
+    model = calibrated(Residual(), x)
+    path = tmp_path / "residual.onnx"
+    with warnings.catch_warnings(action="ignore"):
+        export_qonnx(model, args=x, export_path=str(path), dynamo=False)
+    live, file = certify(model, args=x).entries[1], certify_file(path).entries[1]
+    assert live.proven, live.reason
+    assert file.input_range == (-256, 254)
+    assert live.input_range[0] <= -256
+    assert live.input_range[1] >= 254
+    assert file.width <= live.width <= file.width + 1
+
+
 def test_values_that_contradict_their_declared_type() -> None:
     for value, says in ((300.0, "outside its declared UINT8"), (0.5, "not integer multiples"),
                         (float("nan"), "NaN or infinity")):  # fmt: skip

@@ -54,12 +54,6 @@ QUANTIZERS = {
     "ternary": (SignedTernaryWeightPerTensorConst, {"weight_scaling_init": 0.1}),
 }
 X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-# torch's older exporter, which FINN needs, is deprecated; both traces warn about Brevitas's code.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning:qonnx"),
-]
-
 
 def build(name: str = "ours", bias: bool = True) -> nn.Module:
     torch.manual_seed(0)

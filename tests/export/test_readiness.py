@@ -19,11 +19,9 @@ from brevitas_axe.quantizers import Int8WeightPerChannelFloatAXE
 from tests.export.test_qonnx import calibrated
 
 X = torch.rand(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning:qonnx"),
-    pytest.mark.filterwarnings("ignore:Computing zero point of output accumulator:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Computing zero point of output accumulator:UserWarning"
+)
 WEIGHT = {
     "weight_quant": Int8WeightPerChannelFloatAXE,
     "weight_bit_width": 4,
@@ -45,9 +43,9 @@ class Add(nn.Module):
     def __init__(self, shared: bool) -> None:
         super().__init__()
         self.start, self.one, self.two = signed(), conv(), conv()
-        self.left = signed()
-        self.right = self.left if shared else signed()
-        self.last = conv()
+        self.left = qnn.QuantIdentity(Int8ActPerTensorFloat)
+        self.right = self.left if shared else qnn.QuantIdentity(Int8ActPerTensorFloat)
+        self.last = nn.Sequential(signed(), conv())
 
     def forward(self, x):
         x = self.start(x)
@@ -103,7 +101,7 @@ REFUSED = {
     ),
     "floor": (
         sequential(qnn.QuantIdentity(Floor, return_quant_tensor=True), conv()),
-        "quantizer of '0' rounds by FLOOR.*round",
+        "quantizer of '0' rounds by floor.*round",
     ),
     "wide activation": (
         sequential(signed(bit_width=10), conv()),
@@ -140,6 +138,14 @@ def test_the_qonnx_target_takes_what_only_finn_refuses(name, tmp_path):
 def test_branches_with_one_shared_quantizer_pass(tmp_path):
     torch.manual_seed(0)
     export_qonnx(calibrated(Add(shared=True), X), X, tmp_path / "m.onnx")
+
+
+def test_rounding_may_be_spelled_as_users_do(tmp_path):
+    class Round(Uint8ActPerTensorFloat):
+        float_to_int_impl_type = "round"
+
+    model = nn.Sequential(qnn.QuantIdentity(Round, return_quant_tensor=True), conv())
+    export_qonnx(calibrated(model, X), X, tmp_path / "m.onnx")
 
 
 def test_depthwise_passes(tmp_path):
