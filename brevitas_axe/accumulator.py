@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
@@ -75,9 +76,10 @@ class InputRange:
 
 def check_bit_width(accumulator_bit_width: int) -> int:
     """Returns the width as a Python integer, or raises AccumulatorTooNarrow outside [2, 64]."""
-    if isinstance(accumulator_bit_width, bool) or int(accumulator_bit_width) != (
-        accumulator_bit_width
-    ):
+    integral = isinstance(accumulator_bit_width, Real) and not isinstance(
+        accumulator_bit_width, bool
+    )
+    if not integral or accumulator_bit_width % 1 != 0:
         raise AccumulatorTooNarrow(
             f"an accumulator bit width is an integer, but {accumulator_bit_width!r} was given."
         )

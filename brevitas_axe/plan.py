@@ -14,6 +14,13 @@ from brevitas_axe.files import write_whole
 _FORMAT = "brevitas_axe.plan.v1"
 
 
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key appears twice in one object")
+    return result
+
+
 @dataclass(frozen=True)
 class LayerPrecision:
     """Widths of one layer. None leaves what the model already has.
@@ -79,7 +86,7 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """Parses strict JSON; any unknown key or wrong type raises InvalidPlan."""
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_without_duplicates)
         except (ValueError, RecursionError) as error:
             raise InvalidPlan(f"the plan is not valid JSON: {error}.") from None
         if not isinstance(data, dict) or set(data) != {"format", "layers"}:

@@ -11,9 +11,9 @@ from torch import nn
 
 from brevitas_axe.accumulator import one_sided_budgets, required_bit_width
 from brevitas_axe.certify import Certificate, certify
-from brevitas_axe.errors import AccumulatorTooNarrow, InvalidOption
+from brevitas_axe.errors import AccumulatorTooNarrow, AxeError, InvalidOption
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.prepare import as_batches, has_quantizers, to_brevitas
+from brevitas_axe.prepare import Batch, as_batches, has_quantizers, to_brevitas
 from brevitas_axe.ptq import axe_mode
 
 
@@ -73,18 +73,20 @@ def quantize(
     """
     if plan is not None and (accumulator_bit_width, tile_size) != (None, None):
         raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
+    if not isinstance(model, nn.Module):
+        raise InvalidOption(f"quantize takes a torch.nn.Module, not a {type(model).__name__}.")
     batches = as_batches(calibration)
-    if has_quantizers(model):
-        quantized = copy.deepcopy(model).eval()
-    else:
+    quantized = copy.deepcopy(model).eval()
+    _check_runs(quantized, batches[0])
+    if not has_quantizers(quantized):
         quantized = to_brevitas(
-            model,
+            quantized,
             batches,
             weight_bit_width=weight_bit_width,
             input_bit_width=input_bit_width,
             progress=progress,
         )
-    exclude = tuple(exclude)
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     with (
         torch.no_grad(),
         axe_mode(
@@ -109,6 +111,22 @@ def quantize(
     args, kwargs = batches[0]
     certificate = certify(quantized, plan=final, exclude=exclude, args=args, kwargs=kwargs)
     return QuantizeResult(quantized, final, certificate, axe.log)
+
+
+def _check_runs(model: nn.Module, batch: Batch) -> None:
+    """One forward, so that what is wrong with model or data is told apart from what is ours."""
+    args, kwargs = batch
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except AxeError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise InvalidOption(
+            f"the model fails on calibration batch 0 ({type(error).__name__}: {reason}); give "
+            "batches as its forward takes them."
+        ) from error
 
 
 def _check_widths(axe: axe_mode) -> None:

@@ -85,7 +85,9 @@ def test_weight_bits_change_and_the_scale_follows(quantizer, bits):
     assert int(integers.abs().max()) <= top
     assert int(integers.abs().max()) > top // 2
     error = (layers[0].quant_weight().value - layers[0].weight).abs().max()
-    assert error <= layers[0].quant_weight().scale.max() * (1.01 if "Fixed" in str(quantizer) else 0.51)
+    assert error <= layers[0].quant_weight().scale.max() * (
+        1.01 if "Fixed" in str(quantizer) else 0.51
+    )
 
 
 def test_input_bits_change_and_with_them_the_range():
@@ -121,7 +123,7 @@ def test_training_mode_is_kept():
 def test_a2q_layers_keep_the_integers_they_compute_with(quantizer):
     layers, x = model(quantizer, weight_accumulator_bit_width=12), torch.rand(3, 20)
     expected = layers(x)
-    with pytest.raises(InvalidOption, match="'0' has an A2Q quantizer.*args"):
+    with pytest.raises(InvalidOption, match=r"'0' has an A2Q quantizer.*args"):
         apply_plan(layers, plan(accumulator=12))
     apply_plan(layers, plan(accumulator=12), args=(x,))
     assert isinstance(layers[0].weight_quant, AccumulatorAwareWeightQuantProxy)

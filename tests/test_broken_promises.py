@@ -120,9 +120,7 @@ def test_2b_tied_weights_hold_for_every_layer():
     """The layer solved last overwrites the others."""
     torch.manual_seed(0)
     x = torch.rand(128, 64)
-    model = nn.Sequential(
-        linear(64, 64), nn.ReLU(), linear(64, 64, input_bit_width=4)
-    )
+    model = nn.Sequential(linear(64, 64), nn.ReLU(), linear(64, 64, input_bit_width=4))
     model[2].weight = model[0].weight
     calibrated(model, x)
     assert width(theirs(copy.deepcopy(model), x, 12, a2gpfq_mode)[0]) > 12
@@ -156,7 +154,7 @@ def test_4_an_exception_leaves_no_hook_behind():
         raise KeyboardInterrupt
     with pytest.raises(Exception), torch.no_grad():  # noqa: B017, PT011
         broken(x)
-    with pytest.raises(KeyboardInterrupt), torch.no_grad(), axe_mode(model, 12) as axe:
+    with pytest.raises(KeyboardInterrupt), torch.no_grad(), axe_mode(model, 12) as axe:  # noqa: PT012
         axe.model(x)
         raise KeyboardInterrupt
     assert model(x).isfinite().all()

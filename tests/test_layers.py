@@ -62,7 +62,7 @@ ALL = [
 
 
 def build(kinds, dimensions, case):
-    name, (inputs, outputs, options) = case
+    _, (inputs, outputs, options) = case
     if options.get("padding_mode") == "reflect" and dimensions == 3:
         options = {**options, "padding_mode": "replicate"}
     return kinds[dimensions](inputs, outputs, **options, weight_quant=None).double()

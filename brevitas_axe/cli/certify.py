@@ -23,9 +23,8 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from brevitas_axe.certify import certify_file
+    from brevitas_axe.cli.screen import console
     from brevitas_axe.plan import Plan
 
     certificate = certify_file(
@@ -38,5 +37,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(certificate.to_json())
     else:
-        Console().print(certificate.table())
+        console().print(certificate.table())
     return 0 if certificate.ok else 1

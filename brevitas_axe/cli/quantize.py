@@ -54,10 +54,9 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.accumulator_bits is None and arguments.plan is None:
         raise InvalidOption("give --accumulator-bits, or --plan with a width per layer.")
-    from rich.console import Console
-
     import brevitas_axe
     from brevitas_axe.certify import certify_file
+    from brevitas_axe.cli.screen import console
     from brevitas_axe.plan import Plan
     from brevitas_axe.report import open_folder, write_folder
 
@@ -95,8 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         "environment": {"algorithm": arguments.algorithm, "quality": arguments.quality},
     }
     files = write_folder(folder, summary, certificate, result.plan)
-    console = Console()
-    console.print(certificate.table())
+    console().print(certificate.table())
     for file in [path, *files]:
         print(file)
     return 0 if certificate.ok else 1

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -71,11 +72,11 @@ class _DecoupledHandler(_ExactScale, BrevitasDecoupledWeightQuantWithInputProxyH
 
 
 class _Manager(QONNXManager):
-    handlers = [_WeightHandler, _DecoupledHandler, *QONNXManager.handlers]
+    handlers: ClassVar = [_WeightHandler, _DecoupledHandler, *QONNXManager.handlers]
 
 
 class _DynamoManager(QONNXDynamoManager):
-    handlers = _Manager.handlers
+    handlers: ClassVar = _Manager.handlers
 
 
 def export_qonnx(
@@ -163,9 +164,7 @@ def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict
             module.training = mode
 
 
-def _with_weight_names(
-    proto: onnx.ModelProto, weights: dict[str, np.ndarray]
-) -> onnx.ModelProto:
+def _with_weight_names(proto: onnx.ModelProto, weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     """Calls every quantized weight `<layer>.weight`; dynamo loses these names."""
     wrapped = ModelWrapper(proto)
     unnamed = {name for name in weights if wrapped.get_initializer(f"{name}.weight") is None}

@@ -36,9 +36,10 @@ from brevitas_axe.errors import (
     InvalidOption,
     MissingInputQuantizer,
     NonFiniteValues,
+    UnquantizedLayer,
     UnsupportedLayer,
 )
-from brevitas_axe.layers import find_layers, observe_inputs, unroll_weight
+from brevitas_axe.layers import find_layers, find_unquantized, observe_inputs, unroll_weight
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.ptq.moments import Moments, dequantized
 from brevitas_axe.ptq.problem import LayerProblem, LayerSolution
@@ -96,7 +97,8 @@ class axe_mode:
             raise InvalidOption(f"quality '{quality}' is unknown; choose 'fast' or 'best'.")
         if plan is not None and (accumulator_bit_width, accumulator_tile_size) != (None, None):
             raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
-        layers = find_layers(model, tuple(exclude))
+        exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        layers = find_layers(model, exclude)
         if plan is None:
             precision = LayerPrecision(
                 accumulator=accumulator_bit_width, tile=accumulator_tile_size
@@ -108,6 +110,13 @@ class axe_mode:
             clip_tiles = False
         self.root = model
         self.layers = {name: layers[name] for name in plan.layers}
+        if not self.layers:
+            plain = find_unquantized(model, exclude)
+            raise UnquantizedLayer(
+                "there is no quantized layer to solve"
+                + (f": layer '{plain[0]}' has no integer weights" if plain else "")
+                + "; quantize the model first (brevitas_axe.quantize does), or exclude less."
+            )
         self.plan = Plan({n: self._clipped(n, clip_tiles, plan[n]) for n in plan.layers})
         self.solver, self.quality = solver, quality
         self.act_order = quality == "best" if act_order is None else act_order

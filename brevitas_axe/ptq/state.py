@@ -60,6 +60,8 @@ class SavedLayers:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InvalidState(f"the state {self.folder} is a file; name a folder, new or empty.")
 
     def save(self, index: int, name: str, run: str, solution: LayerSolution) -> None:
         """Writes one layer.

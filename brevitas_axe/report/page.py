@@ -146,8 +146,8 @@ def _certificate(certificate: Certificate | None) -> str:
     if certificate is None:
         return ""
     headings = [
-        "layer", "operation", "K", "tile", "weights", "input", "minimum", "maximum",
-        "proven width", "target", "margin", "verdict",
+        "layer", "verdict", "operation", "K", "tile", "weights", "input", "minimum", "maximum",
+        "proven width", "target", "margin",
     ]  # fmt: skip
     rows = []
     for entry in certificate.entries:
@@ -161,10 +161,10 @@ def _certificate(certificate: Certificate | None) -> str:
             verdict = _badge("proven" if entry.fits else "not proven", entry.fits)
             verdict += f'<br><span class="soft">{escape(entry.verdict)}</span>'
         name = f'<span class="name">{escape(entry.layer or entry.name)}</span>'
-        rows.append(([name, *map(_cell, facts), verdict], ""))
+        rows.append(([name, verdict, *map(_cell, facts)], ""))
     parts = [
         "<h2>Overflow certificate</h2>",
-        _table(headings, rows, numbers=[2, 3, *range(6, 11)]),
+        _table(headings, rows, numbers=[3, 4, *range(7, 12)]),
     ]
     if any(entry.width is not None for entry in certificate.entries):
         parts.append(_plot(plots.layer_widths(certificate), "proven and target width per layer"))
@@ -267,4 +267,4 @@ def _cell(value: object) -> str:
 
 
 def _significant(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, (int, float)) else "–"
+    return f"{value:.3g}" if isinstance(value, float) else _cell(value)

@@ -39,7 +39,7 @@ th { font-size: 12.5px; font-weight: 600; color: var(--soft); white-space: nowra
 tr:last-child td { border-bottom: 0; }
 .number { text-align: right; white-space: nowrap; }
 .name { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 13px;
-  overflow-wrap: anywhere; }
+  white-space: nowrap; }
 tr.ours td { background: var(--good-bg); }
 tr.overflow td { background: var(--bad-bg); }
 .badge { display: inline-block; border-radius: 999px; padding: 1px 10px; font-size: 13px;

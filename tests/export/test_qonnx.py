@@ -55,6 +55,7 @@ QUANTIZERS = {
 }
 X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
+
 def build(name: str = "ours", bias: bool = True) -> nn.Module:
     torch.manual_seed(0)
     quantizer, options = QUANTIZERS[name]

@@ -158,7 +158,9 @@ def test_depthwise_passes(tmp_path):
 def test_all_zero_layers_are_refused_everywhere(target, tmp_path):
     torch.manual_seed(0)
     model = calibrated(nn.Sequential(signed(), conv(weight_accumulator_bit_width=7)), X)
-    with pytest.raises(ExportRefused, match="all weights of layer '1' are zero.*wider accumulator"):
+    with pytest.raises(
+        ExportRefused, match=r"all weights of layer '1' are zero.*wider accumulator"
+    ):
         export_qonnx(model, X, tmp_path / "m.onnx", target=target)
 
 

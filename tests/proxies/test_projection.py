@@ -10,8 +10,10 @@ from brevitas_axe.accumulator import InputRange
 from brevitas_axe.proxies.projection import exceeds, project
 
 RANGES = st.sampled_from(
-    [InputRange(0, 255), InputRange(-128, 127), InputRange(0, 1), InputRange(-8, 7)]
-    + [InputRange(-255, 0), InputRange(-5, 10), InputRange(0, 2**16 - 1)]
+    [
+        InputRange(low, high)
+        for low, high in [(0, 255), (-128, 127), (0, 1), (-8, 7), (-255, 0), (-5, 10), (0, 65535)]
+    ]
 )
 
 
@@ -57,7 +59,9 @@ def test_projected_rows_fit_and_waste_nothing(values, reach, bits, tile, weight_
         if not over[index]:
             assert row == rounded
         # Never past the rounded weight, never of the other sign.
-        assert all(0 <= q * (1 if r >= 0 else -1) <= abs(r) for q, r in zip(row, rounded, strict=True))
+        assert all(
+            0 <= q * (1 if r >= 0 else -1) <= abs(r) for q, r in zip(row, rounded, strict=True)
+        )
         if any(rounded) and max(-reach.low, reach.high) <= limit:
             assert any(row), "a weight of one would have fitted"
 

@@ -238,7 +238,9 @@ def test_the_gradient_is_that_of_the_plain_quantizer():
     for bits in (10, 32):
         layer = linear(bits=bits).train()
         layer(x).sum().backward()
-        gradients.append((layer.weight.grad, layer.weight_quant.tensor_quant.scaling_impl.value.grad))
+        gradients.append(
+            (layer.weight.grad, layer.weight_quant.tensor_quant.scaling_impl.value.grad)
+        )
     (held, held_scale), (free, free_scale) = gradients
     assert torch.equal(held, free)
     assert held_scale.isfinite().all()

@@ -1,4 +1,4 @@
-""""fast" is the published algorithm: a whole model gets the integers of Brevitas's own modes."""
+"""The level "fast" is the published algorithm: a whole model gets the integers of Brevitas."""
 
 from __future__ import annotations
 
@@ -53,16 +53,15 @@ def integers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("act", "act_order", "bits", "tile"),
+    ("algorithm", "act", "act_order", "bits", "tile"),
     [
-        (Uint8ActPerTensorFloat, False, 14, None),
-        (Int8ActPerTensorFloat, True, 14, None),
+        ("gpfq", Uint8ActPerTensorFloat, False, 14, None),
+        ("gptq", Int8ActPerTensorFloat, False, 14, None),
         # Divides every K: Brevitas fills short tiles with zeros before it centres them.
-        (Int8ActPerTensorFloat, False, 12, 9),
-        (Uint8ActPerTensorFloat, True, 12, 9),
+        ("gpfq", Int8ActPerTensorFloat, True, 12, 9),
+        ("gptq", Uint8ActPerTensorFloat, True, 12, 9),
     ],
 )
-@pytest.mark.parametrize("algorithm", ["gpfq", "gptq"])
 def test_a_whole_model_gets_brevitas_s_integers(algorithm, bits, tile, act_order, act):
     model, batches = build(act)
     theirs = copy.deepcopy(model)

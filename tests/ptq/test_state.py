@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -72,11 +73,8 @@ def test_a_run_that_stops_after_any_layer_goes_on(tmp_path, monkeypatch, solved)
             raise Killed
         save(self, index, *args)
 
-    if solved < 3:
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(SavedLayers, "save", save_then_stop)
-            run(build(), tmp_path)
-    else:
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(SavedLayers, "save", save_then_stop)
         run(build(), tmp_path)
     again = build()
     assert same(run(again, tmp_path), expected)

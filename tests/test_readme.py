@@ -1,0 +1,38 @@
+"""What the README promises is what runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from brevitas_axe.certify import certify_file
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_two_commands_are_blocks_of_their_own() -> None:
+    commands = [block.strip() for block in blocks("bash")]
+    assert "pip install -c constraints.txt -e . && brevitas-axe quickstart" in commands
+    assert "pip install -c constraints.txt -e '.[test]' && pytest" in commands
+    # .ci/run takes them from here by this pattern.
+    assert len(re.findall(r"^pip install -c constraints.txt", README, re.MULTILINE)) == 2
+
+
+def test_example_runs_as_printed(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "True\n"
+    assert certify_file(tmp_path / "model.onnx", accumulator_bit_width=14).ok
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
+def test_linked_files_exist(target: str) -> None:
+    assert target.startswith("https://") or (ROOT / target).exists()
