@@ -223,7 +223,8 @@ def fits(
     """True for each row whose every tile stays inside ±(2^(P-1) - 1). Shape [rows]."""
     limit = accumulator_limit(accumulator_bit_width)
     minimum, maximum = worst_case_sums(weights, low, high, tile_size)
-    return np.asarray((minimum >= -limit) & (maximum <= limit), dtype=bool).all(axis=1)
+    inside = np.asarray((minimum >= -limit) & (maximum <= limit), dtype=bool)
+    return np.asarray(inside.all(axis=1))
 
 
 def _as_integers(values: Integers, name: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from brevitas_axe.errors import (
     UnsupportedLayer,
 )
 from brevitas_axe.layers import (
+    Layer,
     find_layers,
     integer_weight,
     is_accumulator_aware,
@@ -55,7 +56,7 @@ def apply_plan(
 
 def apply_precision(
     name: str,
-    layer: nn.Module,
+    layer: Layer,
     precision: LayerPrecision,
     arriving: Sequence[InputRange | None] = (),
 ) -> None:
@@ -78,7 +79,7 @@ def apply_precision(
     proxy.accumulator_tile_size = precision.tile
 
 
-def make_accumulator_aware(name: str, layer: nn.Module) -> None:
+def make_accumulator_aware(name: str, layer: Layer) -> None:
     """Replaces a layer's weight quantizer by ours with the same bits, granularity and scale.
 
     A2Q and A2Q+ layers keep the integers they compute with: these become the weights.
@@ -100,7 +101,8 @@ def make_accumulator_aware(name: str, layer: nn.Module) -> None:
                 "apply_plan the arguments of a forward, args=(x,)."
             )
         integers, scale = integer_weight(name, layer)
-        injector = Int8WeightPerChannelFloatAXE.let(
+        injector: Layer = Int8WeightPerChannelFloatAXE
+        injector = injector.let(
             bit_width=int(old.bit_width().max()),
             accumulator_bit_width=int(old.tensor_quant.pre_scaling_impl.accumulator_bit_width()),
         )
@@ -119,19 +121,19 @@ def make_accumulator_aware(name: str, layer: nn.Module) -> None:
     layer.train(training)
 
 
-def is_shared_scale(layer: nn.Module) -> bool:
+def is_shared_scale(layer: Layer) -> bool:
     """True when one scale serves the whole weight tensor."""
     injector = layer.weight_quant.quant_injector
     return injector.scaling_per_output == ScalingPerOutputType.TENSOR
 
 
-def is_power_of_two(layer: nn.Module) -> bool:
+def is_power_of_two(layer: Layer) -> bool:
     """True when the weight scale is restricted to powers of two."""
     restrict = layer.weight_quant.tensor_quant.scaling_impl.stats_scaling_impl
     return "PowerOfTwo" in type(restrict.restrict_clamp_scaling.restrict_value_impl).__name__
 
 
-def current_scale(layer: nn.Module) -> Tensor:
+def current_scale(layer: Layer) -> Tensor:
     """Scale of one of our quantizers, [groups, rows] (a shared one repeated)."""
     with torch.no_grad():
         quant = layer.weight_quant.tensor_quant
@@ -141,7 +143,7 @@ def current_scale(layer: nn.Module) -> Tensor:
         return scale.expand(groups * rows).reshape(groups, rows)
 
 
-def set_scale(layer: nn.Module, scale: Tensor) -> Tensor:
+def set_scale(layer: Layer, scale: Tensor) -> Tensor:
     """Fixes the scale parameter of one of our quantizers; returns the scale it then computes.
 
     The two may differ in the last bits (the parameter holds the range, scale × largest integer),
@@ -160,7 +162,7 @@ def set_scale(layer: nn.Module, scale: Tensor) -> Tensor:
 
 
 def write_solution(
-    name: str, layer: nn.Module, integers: Tensor, scale: Tensor, bias_shift: Tensor | None
+    name: str, layer: Layer, integers: Tensor, scale: Tensor, bias_shift: Tensor | None
 ) -> None:
     """Stores solved integers in a layer: scale as parameter, weights = integers × scale.
 
@@ -191,7 +193,7 @@ def write_solution(
         )
 
 
-def _set_bits(proxy: nn.Module, bits: int) -> None:
+def _set_bits(proxy: Layer, bits: int) -> None:
     """Bit width of a weight or activation quantizer; keeps its range, so the scale follows."""
     quant = proxy.tensor_quant
     if int(quant.msb_clamp_bit_width_impl()) == bits:
@@ -202,7 +204,7 @@ def _set_bits(proxy: nn.Module, bits: int) -> None:
 
 
 def _set_input_bits(
-    name: str, layer: nn.Module, bits: int, arriving: Sequence[InputRange | None]
+    name: str, layer: Layer, bits: int, arriving: Sequence[InputRange | None]
 ) -> None:
     proxy = layer.input_quant
     if not proxy.is_quant_enabled:

@@ -8,6 +8,8 @@ over its whole kernel; an output pixel meets a subset of these taps, so bounds a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from brevitas import nn as qnn
@@ -17,6 +19,9 @@ from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidOption, NonFiniteValues, UnsupportedLayer
+
+# A Brevitas layer, or a part of one; torch types each attribute of a module as Tensor | Module.
+Layer = Any
 
 _CONVOLUTIONS = (qnn.QuantConv1d, qnn.QuantConv2d, qnn.QuantConv3d)
 _TRANSPOSED = (qnn.QuantConvTranspose1d, qnn.QuantConvTranspose2d, qnn.QuantConvTranspose3d)
@@ -33,7 +38,7 @@ _PLAIN = (
 )
 
 
-def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, Layer]:
     """Quantized linear and convolution layers by module name, in definition order.
 
     Args:
@@ -61,8 +66,9 @@ def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, nn
                 f"layer '{name}' is recurrent and its gates cannot be given an accumulator "
                 f"budget; exclude it by name, exclude=('{name}',)."
             )
-        if isinstance(module, DOT_PRODUCTS) and module.weight_quant.is_quant_enabled:
-            if module.weight_quant.is_groupwise:
+        proxy = _weight_quantizer(module)
+        if proxy is not None:
+            if proxy.is_groupwise:
                 raise UnsupportedLayer(
                     f"layer '{name}' has group-wise weight scales, whose accumulators cannot be "
                     "bounded here; use a per-channel or per-tensor weight quantizer or exclude it."
@@ -78,16 +84,22 @@ def find_unquantized(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[st
         for name, module in model.named_modules()
         if isinstance(module, _PLAIN)
         and not any(name == e or name.startswith(f"{e}.") for e in exclude)
-        and not (isinstance(module, DOT_PRODUCTS) and module.weight_quant.is_quant_enabled)
+        and _weight_quantizer(module) is None
     ]
 
 
-def layer_groups(module: nn.Module) -> int:
+def _weight_quantizer(module: nn.Module) -> Layer:
+    """The weight quantizer of a dot product, None where there is none or it is off."""
+    proxy: Layer = module.weight_quant if isinstance(module, DOT_PRODUCTS) else None
+    return proxy if proxy is not None and proxy.is_quant_enabled else None
+
+
+def layer_groups(module: Layer) -> int:
     """Number of independent groups of a layer."""
     return int(getattr(module, "groups", 1))
 
 
-def unroll_weight(module: nn.Module, weight: Tensor) -> Tensor:
+def unroll_weight(module: Layer, weight: Tensor) -> Tensor:
     """Weight tensor (or anything of its shape) → [groups, rows, K]."""
     groups = layer_groups(module)
     if isinstance(module, _TRANSPOSED):
@@ -97,7 +109,7 @@ def unroll_weight(module: nn.Module, weight: Tensor) -> Tensor:
     return weight.reshape(groups, weight.shape[0] // groups, -1)
 
 
-def roll_weight(module: nn.Module, unrolled: Tensor) -> Tensor:
+def roll_weight(module: Layer, unrolled: Tensor) -> Tensor:
     """Inverse of `unroll_weight`: [groups, rows, K] → the weight's own shape."""
     shape = module.weight.shape
     if isinstance(module, _TRANSPOSED):
@@ -107,7 +119,7 @@ def roll_weight(module: nn.Module, unrolled: Tensor) -> Tensor:
     return unrolled.reshape(shape)
 
 
-def unroll_input(module: nn.Module, x: Tensor) -> Tensor:
+def unroll_input(module: Layer, x: Tensor) -> Tensor:
     """Layer input → [groups, K, columns], one column per dot product of every sample.
 
     Args:
@@ -142,7 +154,7 @@ def _patches(x: Tensor, kernel: tuple, stride: tuple, dilation: tuple) -> Tensor
     return x.permute(order).reshape(x.shape[0] * torch.Size(kernel).numel(), -1)
 
 
-def _transposed_patches(module: nn.Module, x: Tensor) -> Tensor:
+def _transposed_patches(module: Layer, x: Tensor) -> Tensor:
     """Inputs that meet each tap of a transposed convolution, zeros where none does."""
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
     size = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)]
@@ -171,7 +183,7 @@ def input_range(quant_input: IntQuantTensor) -> InputRange:
 
 
 def observe_inputs(
-    model: nn.Module, layers: dict[str, nn.Module], args: tuple, kwargs: dict | None = None
+    model: nn.Module, layers: dict[str, Layer], args: tuple, kwargs: dict | None = None
 ) -> dict[str, list[InputRange | None]]:
     """Runs one forward in evaluation mode and notes what arrives at every call of every layer.
 
@@ -190,7 +202,7 @@ def observe_inputs(
     calls: dict[str, list[InputRange | None]] = {}
 
     def note(name: str):
-        def hook(layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        def hook(layer: Layer, args: tuple, kwargs: dict) -> None:
             quantized = layer.input_quant(args[0] if args else next(iter(kwargs.values())))
             known = isinstance(quantized, IntQuantTensor)
             calls.setdefault(name, []).append(input_range(quantized) if known else None)
@@ -216,13 +228,13 @@ def observe_inputs(
     return calls
 
 
-def is_accumulator_aware(module: nn.Module) -> bool:
+def is_accumulator_aware(module: Layer) -> bool:
     """True for Brevitas's own A2Q and A2Q+ weight quantizers."""
     return isinstance(module.weight_quant, DecoupledWeightQuantProxyFromInjector)
 
 
 def integer_weight(
-    name: str, module: nn.Module, quant_input: IntQuantTensor | None = None
+    name: str, module: Layer, quant_input: IntQuantTensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Integer weights and scale that a layer computes with.
 

@@ -59,7 +59,7 @@ class Plan:
     @classmethod
     def uniform(cls, names: Iterable[str], precision: LayerPrecision) -> Plan:
         """The same precision for every name."""
-        return cls({name: precision for name in names})
+        return cls(dict.fromkeys(names, precision))
 
     def __getitem__(self, name: str) -> LayerPrecision:
         return self.layers[name]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from brevitas import nn as qnn
@@ -33,10 +34,12 @@ from brevitas_axe.layers import DOT_PRODUCTS
 from brevitas_axe.quantizers import Int8WeightPerChannelFloatAXE
 
 Batch = tuple[tuple, dict]
+# A GraphModule or Node, of torch.fx or of Brevitas's copy of it; arguments of nodes are anything.
+Graph = Any
 _RECURRENT = (nn.LSTM, nn.RNN)
 
 
-def as_batches(calibration: object) -> list[Batch]:
+def as_batches(calibration: Iterable[Any]) -> list[Batch]:
     """Calibration data as (args, kwargs) of forwards.
 
     Args:
@@ -51,7 +54,7 @@ def as_batches(calibration: object) -> list[Batch]:
     if isinstance(calibration, Tensor):
         raise InvalidOption("calibration data is one tensor; give a list of batches, such as [x].")
     try:
-        items = list(calibration)  # type: ignore[call-overload]
+        items = list(calibration)
     except TypeError:
         raise InvalidOption(
             "calibration data must be an iterable of batches, such as a DataLoader or a list."
@@ -144,14 +147,14 @@ def calibrate(model: nn.Module, batches: Sequence[Batch], progress: bool = False
             model(*args, **kwargs)
 
 
-def _traced(model: nn.Module) -> torch.fx.GraphModule:
+def _traced(model: nn.Module) -> Graph:
     """The graph of a model, cleaned by Brevitas, batch norms folded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.fx's own deprecations inside Brevitas
         return preprocess_for_quantize(model)
 
 
-def _spelled_for_brevitas(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+def _spelled_for_brevitas(model: Graph) -> Graph:
     """Rewrites what Brevitas does not read: it fails on x.relu(), and requantizes after a Flatten.
 
     Its second quantizer would be signed, and so lose a bit of what a ReLU gave.
@@ -176,7 +179,7 @@ def _spelled_for_brevitas(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return model
 
 
-def _flattens(node: torch.fx.Node) -> bool:
+def _flattens(node: Graph) -> bool:
     """True for x.view(x.shape[0], -1), x.reshape(x.size(0), -1) and the like."""
     if node.op != "call_method" or node.target not in ("view", "reshape") or len(node.args) != 3:
         return False
@@ -218,7 +221,7 @@ def _with_weights(layer_map: dict, weight: dict, inputs: dict) -> dict:
     return result
 
 
-def _fit_ends(model: torch.fx.GraphModule, batches: Sequence[Batch], input_bits: int) -> None:
+def _fit_ends(model: Graph, batches: Sequence[Batch], input_bits: int) -> None:
     """Unsigned model inputs where no sample is negative; no quantizer behind the last layer."""
     for node in list(model.graph.nodes):
         if node.op != "call_module" or not isinstance(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +38,7 @@ class QuantizeResult:
 
 def quantize(
     model: nn.Module,
-    calibration: object,
+    calibration: Iterable[Any],
     *,
     accumulator_bit_width: int | None = None,
     weight_bit_width: int = 4,

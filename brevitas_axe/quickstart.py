@@ -287,7 +287,7 @@ def naive(bench: Bench, folder: Path) -> dict[str, Any]:
 
 def digits(seed: int) -> tuple[Split, Split, Split]:
     """Training, validation and test split."""
-    data = load_digits()
+    data: Any = load_digits()
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(seed))
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1)[order] / 16
     labels = torch.tensor(data.target)[order]
@@ -297,7 +297,7 @@ def digits(seed: int) -> tuple[Split, Split, Split]:
     return first, second, third
 
 
-def train(split: Split, seed: int, epochs: int = _EPOCHS) -> nn.Module:
+def train(split: Split, seed: int, epochs: int = _EPOCHS, progress: bool = True) -> nn.Module:
     """A trained net in evaluation mode; global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -305,7 +305,7 @@ def train(split: Split, seed: int, epochs: int = _EPOCHS) -> nn.Module:
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
         steps = -(-len(split.labels) // _BATCH)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, epochs * steps)
-        for _ in tqdm(range(epochs), desc="training", leave=False):
+        for _ in tqdm(range(epochs), desc="training", leave=False, disable=not progress):
             for picked in torch.randperm(len(split.labels)).split(_BATCH):
                 loss = F.cross_entropy(model(split.images[picked]), split.labels[picked])
                 optimizer.zero_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
-from math import ceil, floor, log2
+from math import ceil, floor, inf, log2, nan
 
 import numpy as np
 import pytest
@@ -243,7 +243,7 @@ def test_fits_judges_each_row_by_itself(rows) -> None:
         assert fits(rows, 0, 15, width).tolist() == [w <= width for w in widths]
 
 
-@pytest.mark.parametrize("width", [1, 0, -3, 65, 16.5, True, "16"])
+@pytest.mark.parametrize("width", [1, 0, -3, 65, 16.5, nan, inf, None, True, "8"])
 def test_impossible_widths_are_refused(width) -> None:
     with pytest.raises(AccumulatorTooNarrow, match="accumulator bit width"):
         check_bit_width(width)

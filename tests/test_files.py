@@ -40,3 +40,16 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path, monkeypatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "file.bin", b"new")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")
+def test_a_file_has_ordinary_permissions(tmp_path) -> None:
+    ordinary, ours = tmp_path / "ordinary", tmp_path / "ours"
+    mask = os.umask(0o022)
+    try:
+        ordinary.write_bytes(b"")
+        write_whole(ours, b"")
+    finally:
+        os.umask(mask)
+    assert ours.stat().st_mode == ordinary.stat().st_mode
+    assert ours.stat().st_mode & 0o777 == 0o644

@@ -57,6 +57,8 @@ def broken(**changes) -> str:
         (broken(extra=1), "exactly the keys"),
         (broken(format="brevitas_axe.plan.v2"), "format"),
         (broken(layers=[]), "layers"),
+        (broken().replace('"layers"', '"format": 1, "layers"'), "a key appears twice"),
+        (broken().replace('"fc"', '"fc": {}, "fc"'), "a key appears twice"),
         (broken(layers={"a": {"weight": 4, "bits": 3}}), "layer 'a'"),
         (broken(layers={"a": 4}), "layer 'a'"),
         (broken(layers={"a": {"weight": "4"}}), "layer 'a': weight"),

@@ -181,13 +181,13 @@ def _rows(weight: np.ndarray, groups: int, transposed: bool) -> np.ndarray:
 
 
 def _bias(
-    module: Layer, arrived: IntQuantTensor, weight: IntQuantTensor, step: np.ndarray
+    module: Any, arrived: IntQuantTensor, weight: IntQuantTensor, step: np.ndarray
 ) -> np.ndarray | None:
     """Bias in units of the accumulator, float64 [rows]."""
     parameter = getattr(module, "bias", None)
     if parameter is None:
         return None
-    bias: Any = module.bias_quant(parameter, arrived, weight)  # type: ignore[operator]
+    bias = module.bias_quant(parameter, arrived, weight)
     values = bias.value if isinstance(bias, IntQuantTensor) else bias
     return _array(values).reshape(-1) / step
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         state=arguments.state,
     )
     path = folder / "model.onnx"
-    brevitas_axe.export_qonnx(result.model, _example(batches[0]), path)
+    brevitas_axe.export_qonnx(result.model, _example(result.model, batches[0]), path)
     # The proof that counts is the one that reads the file, as the next tool will.
     certificate = certify_file(path, plan=result.plan, exclude=tuple(arguments.exclude))
     summary = {
@@ -125,6 +126,9 @@ def _listed(value: object) -> list[Any] | None:
     return list(value) if isinstance(value, Iterable) else None
 
 
-def _example(batch: Any) -> tuple[Any, ...]:
-    """The first batch as export arguments."""
-    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+def _example(model: Any, batch: Any) -> tuple[Any, ...]:
+    """A calibration batch as export arguments, which are positional."""
+    from brevitas_axe.prepare import as_batches
+
+    [(args, kwargs)] = as_batches([batch])
+    return inspect.signature(model.forward).bind(*args, **kwargs).args

@@ -40,9 +40,9 @@ from torch import Tensor, nn
 
 from brevitas_axe.certify import Certificate, certify_file
 from brevitas_axe.errors import ExportRefused
-from brevitas_axe.export.readiness import check_file, check_model
+from brevitas_axe.export.readiness import check_file, check_model, initializer
 from brevitas_axe.files import write_whole
-from brevitas_axe.layers import find_layers, integer_weight, observe_inputs
+from brevitas_axe.layers import Layer, find_layers, integer_weight, observe_inputs
 from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy
 
 # Key of the metadata (qonnx's `get_metadata_prop`) that lists the proven accumulators by node name.
@@ -51,16 +51,16 @@ _WEIGHT_OPS = ("Quant", "BipolarQuant")
 _TOLERANCE = 1e-4
 
 
-class _ExactScale:
+class _ExactScale(BrevitasWeightQuantProxyHandler):
     """Writes the scale that the integers were read with; a statistic of them may be another."""
 
-    def prepare_for_export(self, module: nn.Module) -> None:
+    def prepare_for_export(self, module: Layer) -> None:
         super().prepare_for_export(module)
         if hasattr(module, "exact_scale"):
             self.symbolic_kwargs["scale"] = module.exact_scale
 
 
-class _WeightHandler(_ExactScale, BrevitasWeightQuantProxyHandler):
+class _WeightHandler(_ExactScale):
     handled_layer = (WeightQuantProxyFromInjector, AccumulatorAwareWeightQuantProxy)
 
 
@@ -127,7 +127,7 @@ def export_qonnx(
 
 
 @contextmanager
-def _integer_exact_weights(layers: dict[str, nn.Module]) -> Iterator[dict[str, np.ndarray]]:
+def _integer_exact_weights(layers: dict[str, Layer]) -> Iterator[dict[str, np.ndarray]]:
     """Lets every layer hold integers × scale while it is traced; yields the integers by name."""
     saved = {name: layer.weight for name, layer in layers.items()}
     solved = {name: integer_weight(name, layer) for name, layer in layers.items()}
@@ -169,7 +169,7 @@ def _with_weight_names(proto: onnx.ModelProto, weights: dict[str, np.ndarray]) -
     wrapped = ModelWrapper(proto)
     unnamed = {name for name in weights if wrapped.get_initializer(f"{name}.weight") is None}
     for node in proto.graph.node:
-        value = wrapped.get_initializer(node.input[0]) if node.input else None
+        value = initializer(wrapped, node.input[0]) if node.input else None
         if node.op_type not in _WEIGHT_OPS or value is None:
             continue
         name = next((n for n in sorted(unnamed) if np.array_equal(weights[n], value)), None)
@@ -208,7 +208,7 @@ def _check_integers(proto: onnx.ModelProto, integers: dict[str, np.ndarray]) -> 
     wrapped = ModelWrapper(proto)
     found = {}
     for node in proto.graph.node:
-        weight = wrapped.get_initializer(node.input[0]) if node.input else None
+        weight = initializer(wrapped, node.input[0]) if node.input else None
         if node.op_type in _WEIGHT_OPS and weight is not None:
             scale = wrapped.get_initializer(node.input[1])
             ratio = weight / scale

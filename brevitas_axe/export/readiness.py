@@ -6,6 +6,8 @@ of the layer and the way out; `target="qonnx"` skips those that concern FINN alo
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import onnx
 import torch
@@ -16,7 +18,7 @@ from torch import nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import ExportRefused, InvalidOption
-from brevitas_axe.layers import find_unquantized, integer_weight, layer_groups
+from brevitas_axe.layers import Layer, find_unquantized, integer_weight, layer_groups
 
 TARGETS = ("finn", "qonnx")
 _WIDEST = 8
@@ -25,7 +27,7 @@ _CURVED = (qnn.QuantSigmoid, qnn.QuantTanh, nn.Sigmoid, nn.Tanh, nn.GELU, nn.Lay
 
 def check_model(
     model: nn.Module,
-    layers: dict[str, nn.Module],
+    layers: dict[str, Layer],
     calls: dict[str, list[InputRange | None]],
     target: str,
 ) -> None:
@@ -57,7 +59,7 @@ def check_model(
 
 
 def _check_layers(
-    model: nn.Module, layers: dict[str, nn.Module], calls: dict[str, list[InputRange | None]]
+    model: nn.Module, layers: dict[str, Layer], calls: dict[str, list[InputRange | None]]
 ) -> None:
     plain = find_unquantized(model)
     if plain:
@@ -109,7 +111,8 @@ def _check_activations(model: nn.Module) -> None:
         if not isinstance(proxy, ActQuantProxyFromInjectorBase) or not proxy.is_quant_enabled:
             continue
         owner = name.rpartition(".")[0]
-        scale, zero_point = proxy.scale(), proxy.zero_point()
+        quantizer: Layer = proxy
+        scale, zero_point = quantizer.scale(), quantizer.zero_point()
         if zero_point is not None and bool((zero_point != 0).any()):
             raise ExportRefused(
                 f"the activation quantizer of '{owner}' has a non-zero zero point, which FINN "
@@ -125,9 +128,9 @@ def _check_activations(model: nn.Module) -> None:
                 f"the activation quantizer of '{owner}' rounds by {proxy.rounding_mode}, which "
                 "FINN accepts and gets wrong; use float_to_int_impl_type='round'."
             )
-        if int(proxy.bit_width()) > _WIDEST:
+        if int(quantizer.bit_width()) > _WIDEST:
             raise ExportRefused(
-                f"the activation quantizer of '{owner}' has {int(proxy.bit_width())} bits, and "
+                f"the activation quantizer of '{owner}' has {int(quantizer.bit_width())} bits, and "
                 f"FINN takes at most {_WIDEST}; lower its bit_width."
             )
 
@@ -141,11 +144,17 @@ def check_file(proto: onnx.ModelProto, target: str) -> None:
         if node.op_type != "Add":
             continue
         producers = [wrapped.find_producer(name) for name in node.input]
-        if not all(p is not None and p.op_type == "Quant" for p in producers):
+        quantizers = [p for p in producers if p is not None and p.op_type == "Quant"]
+        if len(quantizers) < len(producers):
             continue
-        scales = [wrapped.get_initializer(p.input[1]) for p in producers]
-        if any(s is None for s in scales) or not np.array_equal(*scales):
+        first, second = (initializer(wrapped, q.input[1]) for q in quantizers)
+        if first is None or second is None or not np.array_equal(first, second):
             raise ExportRefused(
                 f"the branches that meet in '{node.name}' have different scales, and FINN cannot "
                 "add them as integers; give both one shared activation quantizer."
             )
+
+
+def initializer(model: ModelWrapper, name: str) -> np.ndarray | None:
+    """A constant of the file, None where the tensor is not one."""
+    return cast("np.ndarray | None", model.get_initializer(name))

@@ -77,7 +77,8 @@ def project(
         above = extreme_sums(integers.clamp(min=0), reach)
         below = extreme_sums(integers.clamp(max=0), reach)
         if independent:
-            return tuple((lo >= -limit) & (hi <= limit) for lo, hi in (above, below))
+            first, second = ((lo >= -limit) & (hi <= limit) for lo, hi in (above, below))
+            return first, second
         both = (above[0] + below[0] >= -limit) & (above[1] + below[1] <= limit)
         return both, both
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from brevitas import config
 from brevitas.proxy import WeightQuantProxyFromInjector
-from brevitas.quant_tensor import IntQuantTensor
+from brevitas.quant_tensor import IntQuantTensor, QuantTensor
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange, check_bit_width, tile_starts
 from brevitas_axe.errors import MissingInputQuantizer, UnsupportedLayer
-from brevitas_axe.layers import input_range, roll_weight, unroll_weight
+from brevitas_axe.layers import Layer, input_range, roll_weight, unroll_weight
 from brevitas_axe.proxies.projection import exceeds, project
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -28,7 +30,10 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         accumulator_tile_size: inputs per inner accumulator; None means the whole dot product.
     """
 
-    def __init__(self, quant_layer: nn.Module, quant_injector) -> None:
+    input_low: Tensor
+    input_high: Tensor
+
+    def __init__(self, quant_layer: nn.Module, quant_injector: Any) -> None:
         super().__init__(quant_layer, quant_injector)
         self.accumulator_bit_width: int | None = quant_injector.accumulator_bit_width
         self.accumulator_tile_size: int | None = quant_injector.accumulator_tile_size
@@ -87,19 +92,21 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
 
     def forward(
         self, x: Tensor, quant_input: Tensor | IntQuantTensor | None = None
-    ) -> Tensor | IntQuantTensor:
-        if not self.is_quant_enabled or self.export_mode or self.accumulator_bit_width is None:
+    ) -> Tensor | QuantTensor:
+        width = self.accumulator_bit_width
+        if not self.is_quant_enabled or self.export_mode or width is None:
             return super().forward(x)
-        reach = self.observe(quant_input)
+        budget = self.observe(quant_input), width, self.accumulator_tile_size
         if self._cached_weight is not None and not self.training:
             return self._cached_weight.quant_tensor
         # Half precision cannot hold w/scale closely enough to round 8-bit integers back.
         wide = x.float() if x.dtype in _LOW_PRECISION else x
         value, scale, zero_point, bit_width = self.tensor_quant(wide)
-        value = self._within_budget(wide, value, scale, zero_point, bit_width, reach).to(x.dtype)
+        value = self._within_budget(wide, value, scale, zero_point, bit_width, budget).to(x.dtype)
         if self.skip_create_quant_tensor:
             return value
-        out = self.create_quant_tensor((value, scale, zero_point, bit_width))
+        parts: Any = value, scale, zero_point, bit_width  # Brevitas says a tuple of one
+        out = self.create_quant_tensor(parts)
         if self.cache_inference_quant_weight and not self.training:
             self._cached_weight = self.cache_class(
                 out.detach(), metadata_only=self.cache_inference_quant_weight_metadata_only
@@ -113,7 +120,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         scale: Tensor,
         zero_point: Tensor,
         bit_width: Tensor,
-        reach: InputRange,
+        budget: tuple[InputRange, int, int | None],
     ) -> Tensor:
         layer = self.tracked_module_list[0]
         with torch.no_grad():
@@ -123,7 +130,6 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
                     "unshifted; use a symmetric weight quantizer."
                 )
             integers = unroll_weight(layer, (value / scale).round().to(torch.int64)).flatten(0, 1)
-            budget = reach, self.accumulator_bit_width, self.accumulator_tile_size
             over = exceeds(integers, *budget)
             if not bool(over.any()):
                 return value
@@ -149,5 +155,5 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
                 missing_keys.remove(prefix + key)
 
 
-def _describe(layer: nn.Module) -> str:
+def _describe(layer: Layer) -> str:
     return f"{type(layer).__name__}{tuple(layer.weight.shape)}"

@@ -47,5 +47,7 @@ def corrected_recursion(
             base = target.clone()
             base[:, -1] = weight[:, -1] + drift[:, -1] / diagonal[:, -1:].clamp_min(1e-30)
     pivot = factor.diagonal(dim1=-2, dim2=-1).masked_fill(diagonal == 0, 0)
-    matrices = (matrix.to(problem.dtype) for matrix in (factor, pivot, base, target))
-    return Recursion(order, True, *matrices), damping
+    factor, pivot, base, target = (
+        matrix.to(problem.dtype) for matrix in (factor, pivot, base, target)
+    )
+    return Recursion(order, True, factor, pivot, base, target), damping

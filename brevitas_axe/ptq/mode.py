@@ -206,7 +206,7 @@ class axe_mode:
                 self._fingerprint.add((args, kwargs))
             self._batches.append((args, kwargs))
             real = None
-            if self.needs_float:
+            if self._float_model is not None:
                 real = SuspendedForward(self._float_model, args, kwargs)
             self._forwards.append((SuspendedForward(self.root, args, kwargs), real))
         elif self._position >= len(self._forwards):
@@ -258,8 +258,9 @@ class axe_mode:
             apply_precision(name, layer, self.plan[name], calls.get(name, ()))
         if any(precision.input is not None for precision in self.plan.layers.values()):
             calls = observe_inputs(self.root, self.layers, args, kwargs)
-        for name, (first, *others) in calls.items():
-            reach = reduce(InputRange.union, others, first) if None not in calls[name] else None
+        for name, ranges in calls.items():
+            known = [reach for reach in ranges if reach is not None]
+            reach = reduce(InputRange.union, known) if len(known) == len(ranges) else None
             self.layers[name].weight_quant.set_input_range(reach)
         self._calls = {name: len(ranges) for name, ranges in calls.items()}
         if self._saved is not None:
@@ -360,7 +361,7 @@ class axe_mode:
         moments = Moments(name, layer, cross=self.needs_float)
         for args, kwargs in self._batches:
             pair = [SuspendedForward(self.root, args, kwargs)]
-            if self.needs_float:
+            if self._float_model is not None:
                 pair.append(SuspendedForward(self._float_model, args, kwargs))
             try:
                 while True:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any, TypedDict
+
 import torch
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
 from brevitas_axe.errors import EmptyCalibration, NonFiniteValues
-from brevitas_axe.layers import unroll_input, unroll_weight
+from brevitas_axe.layers import Layer, unroll_input, unroll_weight
 
 # Unrolled inputs are made for so many numbers at a time: bounds memory, and keeps them in cache.
 _CHUNK = 2**20
+
+
+class Statistics(TypedDict):
+    """What `LayerProblem` takes of the same names."""
+
+    hessian: Tensor
+    cross: Tensor | None
+    quant_mean: Tensor | None
+    float_mean: Tensor | None
 
 
 class Moments:
@@ -22,7 +33,7 @@ class Moments:
         cross: collect X~X^T too; needs the float inputs.
     """
 
-    def __init__(self, name: str, layer: nn.Module, cross: bool) -> None:
+    def __init__(self, name: str, layer: Layer, cross: bool) -> None:
         groups, _, columns = unroll_weight(layer, layer.weight).shape
         self.name, self.layer = name, layer
         self.samples = 0
@@ -54,7 +65,7 @@ class Moments:
         if self._cross is not None:
             self._cross += cross
 
-    def finish(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor | None]:
+    def finish(self, dtype: torch.dtype = torch.float32) -> Statistics:
         """Means over samples: hessian, cross [groups, K, K] and quant_mean, float_mean [groups, K].
 
         Raises:
@@ -81,7 +92,7 @@ class Moments:
         }
 
 
-def _batched(layer: nn.Module, x: Tensor) -> Tensor:
+def _batched(layer: Layer, x: Tensor) -> Tensor:
     """Samples first, so that a batch can be split."""
     x = x.detach()
     if isinstance(layer, nn.Linear):
@@ -89,7 +100,7 @@ def _batched(layer: nn.Module, x: Tensor) -> Tensor:
     return x.unsqueeze(0) if x.dim() == len(layer.kernel_size) + 1 else x
 
 
-def _columns(layer: nn.Module, x: Tensor) -> Tensor:
+def _columns(layer: Layer, x: Tensor) -> Tensor:
     """[groups, K, samples × positions] in float32 (float64 stays)."""
     x = x if x.dtype == torch.float64 else x.float()
     return unroll_input(layer, x)
@@ -100,6 +111,6 @@ def _accumulated(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return total.baddbmm_(left, right.mT) if total.dim() else left @ right.mT
 
 
-def dequantized(layer_input: object) -> Tensor:
+def dequantized(layer_input: Any) -> Tensor:
     """Plain tensor of what a layer receives."""
     return layer_input.value if isinstance(layer_input, IntQuantTensor) else layer_input

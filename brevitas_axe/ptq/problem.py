@@ -211,6 +211,8 @@ def centred(problem: LayerProblem) -> tuple[Tensor, Tensor]:
     Returns:
         (hessian - mu~ mu~^T, cross - mu~ mu^T), float64 [groups, K, K].
     """
+    assert problem.quant_mean is not None
+    assert problem.float_mean is not None
     hessian = problem.hessian.double()
     cross = hessian if problem.cross is None else problem.cross.double()
     column, float_mean = problem.quant_mean.double().unsqueeze(-1), problem.float_mean.double()

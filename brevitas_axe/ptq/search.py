@@ -9,6 +9,7 @@ lowers the exact loss, and the published solution is always among the candidates
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -135,17 +136,17 @@ def _refined(problem: LayerProblem, wanted: Tensor) -> Best:
     most_moves = min(problem.columns, MOVE_BUDGET // problem.columns)
     found = _search(search, needed)
     power = torch.where(needed > 1, 1.0, FITTING_POWER)
-    best = None
-    for start in STARTS:
+
+    def refined(start: float) -> Best:
         gamma = start**power * found.gamma
         attempt = found if start == 1 else search.attempt(gamma, found.multiple)
         scale = problem.tile_scale * attempt.gamma.unsqueeze(-1)
         integers, factor, loss = improve_integers(
             problem, wanted, attempt.integers, scale, most_moves
         )
-        refined = Best(loss, integers, attempt.gamma * factor, attempt.multiple)
-        best = refined if best is None else best.offer(refined, problem.shared_scale)
-    return best
+        return Best(loss, integers, attempt.gamma * factor, attempt.multiple)
+
+    return reduce(lambda best, other: best.offer(other, problem.shared_scale), map(refined, STARTS))
 
 
 def _search(search: Search, needed: Tensor) -> Best:
@@ -182,7 +183,7 @@ def _needed_multiple(problem: LayerProblem) -> Tensor:
 
 def _with_shift(problem: LayerProblem, solution: LayerSolution) -> LayerSolution:
     """The solution with the mean error in the bias, where there is one."""
-    if problem.quant_mean is None:
+    if problem.quant_mean is None or problem.float_mean is None:
         return solution
     wanted = (problem.weight.double() * problem.float_mean.double().unsqueeze(1)).sum(-1)
     given = (solution.value(problem) * problem.quant_mean.double().unsqueeze(1)).sum(-1)

@@ -148,6 +148,7 @@ def _run_part(
     )
     read = [tensor.contiguous().numpy() for tensor in read]
     written = [tensor.numpy() for tensor in (room, room.clone(), chosen, error, lost)]
+    rest = [*read, problem.weight_low, problem.weight_high, *written]
     pivot = recursion.pivot[some_groups].contiguous().numpy()
     starts = range(0, columns, BLOCK)
     for start in reversed(starts) if recursion.backward else starts:
@@ -162,10 +163,7 @@ def _run_part(
             coupling[:, block, block].contiguous().numpy(),
             pivot,
             torch.bmm(coupling[:, block, done], error[:, done]).numpy(),
-            *read,
-            problem.weight_low,
-            problem.weight_high,
-            *written,
+            *rest,
         )
     if recursion.order is not None:
         chosen = chosen[torch.arange(groups).unsqueeze(-1), order.argsort(-1)]

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,10 @@ class SavedLayers:
             run: fingerprint of the run.
             solution: what was solved.
         """
-        arrays = {"integers": solution.integers.numpy(), "scale": solution.scale.numpy()}
+        arrays: dict[str, Any] = {
+            "integers": solution.integers.numpy(),
+            "scale": solution.scale.numpy(),
+        }
         if solution.bias_shift is not None:
             arrays["bias_shift"] = solution.bias_shift.numpy()
         buffer = io.BytesIO()

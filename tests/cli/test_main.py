@@ -28,6 +28,12 @@ def data():
     generator = torch.Generator().manual_seed(1)
     return [torch.rand(32, 12, generator=generator) for _ in range(2)]
 
+def labelled():
+    return [(x, torch.zeros(32)) for x in data()]
+
+def named():
+    return [{"input": x} for x in data()]
+
 def nothing():
     return []
 
@@ -151,6 +157,13 @@ def test_quantize_leaves_a_folder_that_proves_itself(user_file, tmp_path, capsys
     onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"))
     assert Plan.load(tmp_path / "out" / "plan.json").layers
     assert main(["certify", "out/model.onnx", "--plan", "out/plan.json"]) == 0
+
+
+@pytest.mark.parametrize("calibration", ["labelled", "named"])
+def test_quantize_takes_batches_with_labels_or_by_name(calibration, user_file, capsys) -> None:
+    command = ["quantize", "my_model.py:build", "--calibration", f"my_model.py:{calibration}"]
+    status = main([*command, "--accumulator-bits", "12", "--output", "out", "--quality", "fast"])
+    assert status == 0, capsys.readouterr()
 
 
 @pytest.mark.parametrize(
