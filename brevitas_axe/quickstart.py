@@ -33,8 +33,9 @@ from brevitas_axe.report import arms_table, open_folder, write_folder
 BITS = (4, 4)  # weights and inputs of the arms at equal bits
 _LEAST = (2, 2)
 WEIGHT_BITS, INPUT_BITS = (2, 3, 4), (2, 3, 4, 6)
-PUBLISHED = (("gpfq", "fast"), ("gptq", "fast"))
-OURS = (("qronos", "best"),)
+# Algorithm, quality, act_order: the published one gets every option that it has.
+PUBLISHED = tuple((name, "fast", order) for name in ("gpfq", "gptq") for order in (False, True))
+OURS = (("qronos", "best", True),)
 _EPOCHS, _BATCH, _CALIBRATION = 30, 64, 512
 _TRAINING, _VALIDATION = 900, 400
 
@@ -98,10 +99,11 @@ class Bench:
         self.solved: dict[tuple, Choice] = {}
 
     def solve(
-        self, weight: int, input: int, algorithm: str, quality: str, accumulator: int | None
+        self, weight: int, input: int, solver: tuple[str, str, bool], accumulator: int | None
     ) -> Choice:
         """Quantizes the trained net; the same request is solved once."""
-        key = (weight, input, algorithm, quality, accumulator)
+        algorithm, quality, act_order = solver
+        key = (weight, input, solver, accumulator)
         if key not in self.solved:
             calibrated = to_brevitas(
                 self.model,
@@ -116,21 +118,23 @@ class Bench:
                 accumulator_bit_width=accumulator,
                 algorithm=algorithm,
                 quality=quality,
+                act_order=act_order,
                 progress=False,
             )
             score = accuracy(result.model, self.validation)
-            self.solved[key] = Choice(weight, input, algorithm, result, score)
+            name = algorithm.upper() + (", act-order" if act_order else "")
+            self.solved[key] = Choice(weight, input, name, result, score)
         return self.solved[key]
 
     def best(
         self,
         bits: Iterable[tuple[int, int]],
-        solvers: Sequence[tuple[str, str]],
+        solvers: Sequence[tuple[str, str, bool]],
         accumulator: int | None,
         title: str,
     ) -> Choice | None:
         """The most accurate choice on the validation split; of equals, the one of fewest bits."""
-        requests = [(*pair, *solver) for pair in bits for solver in solvers]
+        requests = [(*pair, solver) for pair in bits for solver in solvers]
         bar = tqdm(requests, desc=title, leave=False)
         choices = [self.solve(*request, accumulator) for request in bar]
         return max(choices, key=lambda c: (c.validation, -c.weight - c.input), default=None)
@@ -170,7 +174,7 @@ class Bench:
             "accuracy": accuracy(choice.result.model, self.test),
             "proven_width": proven_width(choice.result.certificate),
             "overflow_free": choice.result.certificate.ok,
-            "note": choice.algorithm.upper(),
+            "note": choice.algorithm,
             **facts,
         }
 
