@@ -1,20 +1,23 @@
 """Forwards that stop in front of a layer and go on later.
 
-Each calibration batch runs through the model once, in a thread of its own that sleeps whenever its
-forward reaches a layer that is not solved yet. So the inputs of every layer come from continuing
-where the previous layer left off, for any Python model, traceable or not. Exactly one thread runs
-at a time, handed over by semaphores: the order of operations is that of a plain loop.
+Each calibration batch runs through the model once, as a coroutine (a greenlet) that sleeps
+whenever its forward reaches a layer that is not solved yet. So the inputs of every layer come from
+continuing where the previous layer left off, for any Python model, traceable or not. Everything
+runs in the caller's thread, in the order of a plain loop; threads would each keep freed memory in
+an arena of their own.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
+from greenlet import getcurrent, greenlet
 from torch import nn
 
-_current = threading.local()
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+Modes = tuple[bool, list[tuple[bool, torch.dtype]]]
 
 
 class _Abandoned(BaseException):
@@ -22,7 +25,7 @@ class _Abandoned(BaseException):
 
 
 class SuspendedForward:
-    """One forward of one batch.
+    """One forward of one batch, without gradients and under the autocast of its creation.
 
     Attributes:
         layer: name of the layer in front of which it sleeps, None once it has finished.
@@ -34,69 +37,69 @@ class SuspendedForward:
         self.layer: str | None = None
         self.layer_input: object = None
         self.finished = False
-        self._error: BaseException | None = None
-        self._abandoned = False
         self._pauses: Callable[[str], bool] = lambda name: False
-        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
-        autocast = [
-            (device, torch.get_autocast_dtype(device))
-            for device in ("cpu", "cuda")
-            if torch.is_autocast_enabled(device)
-        ]
-        self._thread = threading.Thread(
-            target=self._run, args=(model, args, kwargs, autocast), daemon=True
-        )
+        self._modes: Modes = (False, _modes()[1])
+        self._coroutine = greenlet(self._run)
+        self._coroutine.forward = self
+        self._call: tuple | None = (model, args, kwargs)
 
-    def _run(self, model: nn.Module, args: tuple, kwargs: dict, autocast: list) -> None:
-        self._go.acquire()
-        _current.forward = self
+    def _run(self) -> None:
         try:
-            if not self._abandoned:
-                with torch.no_grad():
-                    for device, dtype in autocast:
-                        torch.set_autocast_enabled(device, True)
-                        torch.set_autocast_dtype(device, dtype)
-                    model(*args, **kwargs)
+            model, args, kwargs = self._call
+            self._call = None
+            model(*args, **kwargs)
         except _Abandoned:
             pass
-        except BaseException as error:
-            self._error = error
         finally:
             self.finished, self.layer, self.layer_input = True, None, None
-            del model, args, kwargs
-            self._stopped.release()
 
     def advance(self, pauses: Callable[[str], bool]) -> None:
-        """Runs on until a layer with pauses(name) or the end; re-raises what the model raises."""
+        """Runs on until a layer with pauses(name) or the end; raises what the model raises."""
         if self.finished:
             return
         self._pauses = pauses
-        if self._thread.ident is None:
-            self._thread.start()
-        self._go.release()
-        self._stopped.acquire()
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        with self._awake():
+            self._coroutine.switch()
 
     def reached(self, name: str, layer_input: object) -> None:
-        """Called by the hook in front of a layer, inside the forward's own thread."""
+        """Called by the hook in front of a layer, inside the forward."""
         if not self._pauses(name):
             return
         self.layer, self.layer_input = name, layer_input
-        self._stopped.release()
-        self._go.acquire()
+        self._coroutine.parent.switch()
         self.layer, self.layer_input = None, None
-        if self._abandoned:
-            raise _Abandoned
 
     def abandon(self) -> None:
         """Ends the forward where it sleeps."""
-        if self.finished or self._thread.ident is None:
-            return
-        self._abandoned = True
-        self._go.release()
-        self._stopped.acquire()
+        if self._coroutine:  # started and not finished
+            with self._awake():
+                self._coroutine.throw(_Abandoned)
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """Swaps torch's gradient and autocast modes: a model may sleep inside a `with` block."""
+        outer = _modes()
+        self._coroutine.parent = getcurrent()
+        _set_modes(self._modes)
+        try:
+            yield
+        finally:
+            self._modes = _modes()
+            _set_modes(outer)
+
+
+def _modes() -> Modes:
+    return torch.is_grad_enabled(), [
+        (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        for device in _AUTOCAST_DEVICES
+    ]
+
+
+def _set_modes(modes: Modes) -> None:
+    torch.set_grad_enabled(modes[0])
+    for device, (enabled, dtype) in zip(_AUTOCAST_DEVICES, modes[1], strict=True):
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
 
 
 def add_hooks(layers: dict[str, nn.Module]) -> list:
@@ -104,7 +107,7 @@ def add_hooks(layers: dict[str, nn.Module]) -> list:
 
     def stop_at(name: str):
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            forward = getattr(_current, "forward", None)
+            forward = getattr(getcurrent(), "forward", None)
             if forward is not None:
                 forward.reached(name, args[0] if args else next(iter(kwargs.values())))
 

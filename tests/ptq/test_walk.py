@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 from torch import nn
@@ -91,17 +89,13 @@ def test_exceptions_come_out_where_it_was_advanced():
     forward.advance("rare".__eq__)  # raised once, not again
 
 
-def test_abandoning_unwinds_the_model_and_ends_the_threads():
+def test_abandoning_unwinds_the_model():
     net, handles = hooked()
-    before = threading.active_count()
     forwards = [SuspendedForward(net, (torch.tensor(3.0),), {}) for _ in range(5)]
     for forward in forwards[:4]:
         forward.advance("twice".__eq__)
-    assert threading.active_count() == before + 4
     abandon_all([*forwards, None])
-    for forward in forwards[:4]:
-        forward._thread.join(5)
-    assert threading.active_count() == before
+    assert [forward.finished for forward in forwards] == [True] * 4 + [False]  # never started
     assert net.cleaned == 4
     for handle in handles:
         handle.remove()
@@ -126,8 +120,7 @@ def test_a_model_that_catches_exceptions_cannot_catch_the_unwinding():
     forward = SuspendedForward(model, (torch.ones(1),), {})
     forward.advance(lambda name: True)
     forward.abandon()
-    forward._thread.join(5)
-    assert not forward._thread.is_alive()
+    assert forward.finished
 
 
 def test_ordinary_forwards_pass_the_hooks():
@@ -135,7 +128,7 @@ def test_ordinary_forwards_pass_the_hooks():
     assert float(net(torch.tensor(3.0))) == 6.0
 
 
-def test_autocast_and_no_grad_hold_inside_the_thread():
+def test_autocast_and_no_grad_hold_inside_the_forward():
     net, _ = hooked(())
     net.first = nn.Linear(2, 2)
     seen = []
@@ -145,3 +138,29 @@ def test_autocast_and_no_grad_hold_inside_the_thread():
         forward = SuspendedForward(net, (torch.ones(1, 2),), {})
     forward.advance(lambda name: False)
     assert seen == [(torch.bfloat16, False)]
+
+
+def test_a_forward_that_sleeps_inside_autocast_leaves_the_caller_alone():
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.seen = nn.Linear(2, 2), []
+
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=torch.bfloat16), torch.enable_grad():
+                self.seen.append(self.layer(x).dtype)
+            self.seen.append(torch.is_autocast_enabled("cpu"))
+
+    model = Inner()
+    add_hooks({"layer": model.layer})
+    first, second = (SuspendedForward(model, (torch.ones(1, 2),), {}) for _ in range(2))
+    with torch.no_grad():
+        first.advance(lambda name: True)
+        second.advance(lambda name: True)
+        assert not torch.is_autocast_enabled("cpu")
+        assert not torch.is_grad_enabled()
+        first.advance(lambda name: True)
+        second.advance(lambda name: True)
+        assert not torch.is_autocast_enabled("cpu")
+    assert torch.is_grad_enabled()
+    assert model.seen == [torch.bfloat16, False, torch.bfloat16, False]
