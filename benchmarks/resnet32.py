@@ -3,10 +3,10 @@
     python benchmarks/resnet32.py [--quick] [--owners none fast best] [--output FILE] [--plot PNG]
     python benchmarks/resnet32.py --time
 
-W-bit weights, unsigned A-bit inputs, 1,000 training images to calibrate, 2,500 to judge. As in the
-A2Q and AXE experiments the first convolution and the classifier are not constrained; here they
-stay in float. The published curve is drawn by our `fast` quality; Brevitas's own code, which takes
-minutes a point, is run at the widths of REFERENCE and its rows stand beside. `--time` runs whole
+W-bit weights, unsigned A-bit inputs, 1,000 training images to calibrate, 2,500 to judge. The first
+convolution and the classifier stay in float, in every arm alike. The published curve is drawn by
+our `fast` quality, which can part from Brevitas's integers at a float32 tie and from there on;
+Brevitas's own code, minutes a point, is run at the widths of REFERENCE, its rows stand beside. `--time` runs whole
 quantizations in a process each and prints seconds and peak memory.
 
 Weights: akamaster/pytorch_resnet_cifar10 (BSD-2-Clause); images: CIFAR-10 (Krizhevsky 2009).

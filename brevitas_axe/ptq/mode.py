@@ -41,6 +41,7 @@ from brevitas_axe.errors import (
 )
 from brevitas_axe.layers import find_layers, find_unquantized, observe_inputs, unroll_weight
 from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.ptq.compilation import compile_kernels, kernels_are_ready
 from brevitas_axe.ptq.moments import Moments, dequantized
 from brevitas_axe.ptq.problem import LayerProblem, LayerSolution
 from brevitas_axe.ptq.solvers import SOLVERS
@@ -48,6 +49,8 @@ from brevitas_axe.ptq.state import Fingerprint, SavedLayers
 from brevitas_axe.ptq.walk import SuspendedForward, abandon_all, add_hooks
 
 QUALITIES = ("fast", "best")
+# Seconds of waiting for kernels that deserve a line; reading them from the cache takes less.
+_NOTICEABLE = 2.0
 
 
 class axe_mode:
@@ -156,6 +159,10 @@ class axe_mode:
                 raise NonFiniteValues(
                     f"the weights of layer '{name}' hold NaN or infinity; repair the checkpoint."
                 )
+        if self._progress and not kernels_are_ready():
+            seconds = compile_kernels()
+            if seconds > _NOTICEABLE:
+                tqdm.write(f"solver kernels compiled in {seconds:.1f} s, and cached for next time")
         self._untie()
         self._training = {module: module.training for module in self.root.modules()}
         self.root.eval()
