@@ -6,8 +6,8 @@
 W-bit weights, unsigned A-bit inputs, 1,000 training images to calibrate, 2,500 to judge. The first
 convolution and the classifier stay in float, in every arm alike. The published curve is drawn by
 our `fast` quality, which can part from Brevitas's integers at a float32 tie and from there on;
-Brevitas's own code, minutes a point, is run at the widths of REFERENCE, its rows stand beside. `--time` runs whole
-quantizations in a process each and prints seconds and peak memory.
+Brevitas's own code, minutes a point, is run at the widths of REFERENCE, its rows stand beside.
+`--time` runs whole quantizations in a process each and prints seconds and peak memory.
 
 Weights: akamaster/pytorch_resnet_cifar10 (BSD-2-Clause); images: CIFAR-10 (Krizhevsky 2009).
 """
