@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -22,6 +23,12 @@ Modes = tuple[bool, list[tuple[bool, torch.dtype]]]
 
 class _Abandoned(BaseException):
     """Unwinds a sleeping forward; no `except Exception` of a model may catch it."""
+
+
+class _Coroutine(greenlet):
+    """Knows its forward, so that a hook can find it."""
+
+    forward: SuspendedForward
 
 
 class SuspendedForward:
@@ -39,14 +46,12 @@ class SuspendedForward:
         self.finished = False
         self._pauses: Callable[[str], bool] = lambda name: False
         self._modes: Modes = (False, _modes()[1])
-        self._coroutine = greenlet(self._run)
+        self._coroutine = _Coroutine(partial(self._run, model, args, kwargs))
         self._coroutine.forward = self
-        self._call: tuple | None = (model, args, kwargs)
+        self._caller = getcurrent()
 
-    def _run(self) -> None:
+    def _run(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         try:
-            model, args, kwargs = self._call
-            self._call = None
             model(*args, **kwargs)
         except _Abandoned:
             pass
@@ -66,7 +71,7 @@ class SuspendedForward:
         if not self._pauses(name):
             return
         self.layer, self.layer_input = name, layer_input
-        self._coroutine.parent.switch()
+        self._caller.switch()
         self.layer, self.layer_input = None, None
 
     def abandon(self) -> None:
@@ -79,7 +84,7 @@ class SuspendedForward:
     def _awake(self) -> Iterator[None]:
         """Swaps torch's gradient and autocast modes: a model may sleep inside a `with` block."""
         outer = _modes()
-        self._coroutine.parent = getcurrent()
+        self._caller = self._coroutine.parent = getcurrent()
         _set_modes(self._modes)
         try:
             yield
@@ -107,9 +112,10 @@ def add_hooks(layers: dict[str, nn.Module]) -> list:
 
     def stop_at(name: str):
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            forward = getattr(getcurrent(), "forward", None)
-            if forward is not None:
-                forward.reached(name, args[0] if args else next(iter(kwargs.values())))
+            current = getcurrent()
+            if isinstance(current, _Coroutine):
+                layer_input = args[0] if args else next(iter(kwargs.values()))
+                current.forward.reached(name, layer_input)
 
         return hook
 
