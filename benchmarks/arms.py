@@ -192,13 +192,18 @@ def solve(model: nn.Module, setting: Setting, batches: Iterable[Tensor]) -> None
 
 
 def certify(model: nn.Module, setting: Setting, example: Tensor) -> bool:
-    """Our own certificate, beside `bits_needed`, which shares no code with it."""
+    """Our own certificate, beside `bits_needed`, which shares no code with it.
+
+    Layers that every arm leaves in float are out of it.
+    """
     import brevitas_axe
+    from brevitas_axe.layers import find_unquantized
 
     return brevitas_axe.certify(
         model,
         accumulator_bit_width=setting.accumulator_bits,
         tile_size=setting.tile_size,
+        exclude=find_unquantized(model),
         args=(example,),
     ).ok
 
