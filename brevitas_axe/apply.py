@@ -9,7 +9,7 @@ from brevitas.core.bit_width import BitWidthConst
 from brevitas.inject.enum import ScalingImplType, ScalingPerOutputType
 from torch import Tensor, nn
 
-from brevitas_axe.accumulator import InputRange, tile_starts
+from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import (
     InvalidOption,
     InvalidPlan,
@@ -68,13 +68,12 @@ def apply_precision(
                 f"tile {precision.tile} is larger than the {columns} inputs of layer '{name}'; "
                 "use a smaller tile or None."
             )
-        tile_starts(columns, precision.tile)
     if precision.input is not None:
         _set_input_bits(name, layer, precision.input, arriving)
     make_accumulator_aware(name, layer)
     proxy = layer.weight_quant
     if precision.weight is not None:
-        _set_bits(proxy, precision.weight)
+        _set_bits(layer, proxy, proxy.tensor_quant, precision.weight)
     proxy.accumulator_bit_width = precision.accumulator
     proxy.accumulator_tile_size = precision.tile
 
@@ -193,14 +192,13 @@ def write_solution(
         )
 
 
-def _set_bits(proxy: Layer, bits: int) -> None:
-    """Bit width of a weight or activation quantizer; keeps its range, so the scale follows."""
-    quant = proxy.tensor_quant
+def _set_bits(layer: Layer, proxy: Layer, quant: Layer, bits: int) -> bool:
+    """Bit width of a proxy's quantizer, whose scale follows; False where it was that already."""
     if int(quant.msb_clamp_bit_width_impl()) == bits:
-        return
-    device = next(iter(proxy.parameters()), torch.empty(0)).device
-    quant.msb_clamp_bit_width_impl = BitWidthConst(bits).to(device)
+        return False
+    quant.msb_clamp_bit_width_impl = BitWidthConst(bits).to(layer.weight.device)
     proxy.quant_injector = proxy.quant_injector.let(bit_width=bits)
+    return True
 
 
 def _set_input_bits(
@@ -215,10 +213,7 @@ def _set_input_bits(
             f"layer '{name}' takes its input from another layer's quantizer; set the input bits "
             "there and leave them out of this layer's plan."
         )
-    inner = proxy.fused_activation_quant_proxy.tensor_quant
-    if int(inner.msb_clamp_bit_width_impl()) == bits:
-        return
-    inner.msb_clamp_bit_width_impl = BitWidthConst(bits).to(layer.weight.device)
-    proxy.quant_injector = proxy.quant_injector.let(bit_width=bits)
-    if isinstance(layer.weight_quant, AccumulatorAwareWeightQuantProxy):
+    quant = proxy.fused_activation_quant_proxy.tensor_quant
+    changed = _set_bits(layer, proxy, quant, bits)
+    if changed and isinstance(layer.weight_quant, AccumulatorAwareWeightQuantProxy):
         layer.weight_quant.set_input_range(None)

@@ -8,6 +8,8 @@ over its whole kernel; an output pixel meets a subset of these taps, so bounds a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -182,6 +184,18 @@ def input_range(quant_input: IntQuantTensor) -> InputRange:
     return result.union(InputRange.from_bits(bits, signed, zero_point=int(points.max())))
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, and every module's own mode again afterwards, whatever happens."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
 def observe_inputs(
     model: nn.Module, layers: dict[str, Layer], args: tuple, kwargs: dict | None = None
 ) -> dict[str, list[InputRange | None]]:
@@ -211,20 +225,16 @@ def observe_inputs(
 
         return hook
 
-    training = {module: module.training for module in model.modules()}
     handles = [
         layer.register_forward_pre_hook(note(name), with_kwargs=True)
         for name, layer in layers.items()
     ]
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(*args, **(kwargs or {}))
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
     return calls
 
 

@@ -28,6 +28,9 @@ from brevitas_axe.layers import (
     unroll_weight,
 )
 
+# torch says this once per process, in whichever test comes first.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+
 SPACE = {1: (9,), 2: (9, 8), 3: (6, 5, 7)}
 CONV = {1: qnn.QuantConv1d, 2: qnn.QuantConv2d, 3: qnn.QuantConv3d}
 TRANSPOSED = {1: qnn.QuantConvTranspose1d, 2: qnn.QuantConvTranspose2d, 3: qnn.QuantConvTranspose3d}
@@ -80,7 +83,6 @@ def product(layer, x):
     return (unroll_weight(layer, layer.weight) @ unroll_input(layer, x)).flatten(0, 1)
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 def test_unrolled_convolution_computes_the_layer(convolution):
     layer, x = convolution
     expected = layer(x) - layer.bias.view(-1, *[1] * (x.dim() - 2))

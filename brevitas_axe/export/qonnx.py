@@ -42,7 +42,7 @@ from brevitas_axe.certify import Certificate, certify_file
 from brevitas_axe.errors import ExportRefused
 from brevitas_axe.export.readiness import check_file, check_model, initializer
 from brevitas_axe.files import write_whole
-from brevitas_axe.layers import Layer, find_layers, integer_weight, observe_inputs
+from brevitas_axe.layers import Layer, evaluating, find_layers, integer_weight, observe_inputs
 from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy
 
 # Key of the metadata (qonnx's `get_metadata_prop`) that lists the proven accumulators by node name.
@@ -149,9 +149,8 @@ def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict
     manager = _DynamoManager if dynamo else _Manager
     if dynamo:
         kwargs = {"optimize": True, "external_data": False, "verbose": False, **kwargs}
-    training = {module: module.training for module in model.modules()}
     try:
-        with warnings.catch_warnings():
+        with evaluating(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracer warnings about Brevitas's own code
             manager.export(model, args=args, export_path=str(path), dynamo=dynamo, **kwargs)
     except BaseException:
@@ -159,9 +158,6 @@ def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict
         if not dynamo or hasattr(model, "_brevitas_return_quant_tensor_state"):
             manager.set_export_mode(model, enabled=False)
         raise
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _with_weight_names(proto: onnx.ModelProto, weights: dict[str, np.ndarray]) -> onnx.ModelProto:
@@ -224,11 +220,8 @@ def _check_integers(proto: onnx.ModelProto, integers: dict[str, np.ndarray]) -> 
 
 def _check_output(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> None:
     """The file must compute what the model computes."""
-    with torch.no_grad():
-        training = {module: module.training for module in model.modules()}
-        outputs = model.eval()(*args)
-        for module, mode in training.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        outputs = model(*args)
     outputs = outputs if type(outputs) in (tuple, list) else (outputs,)
     wrapped = ModelWrapper(proto)
     names = [i.name for i in proto.graph.input if wrapped.get_initializer(i.name) is None]
