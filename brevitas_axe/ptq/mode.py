@@ -41,7 +41,9 @@ from brevitas_axe.errors import (
 )
 from brevitas_axe.layers import find_layers, find_unquantized, observe_inputs, unroll_weight
 from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.ptq.allocator import release_freed_memory
 from brevitas_axe.ptq.compilation import compile_kernels, kernels_are_ready
+from brevitas_axe.ptq.log import describe
 from brevitas_axe.ptq.moments import Moments, dequantized
 from brevitas_axe.ptq.problem import LayerProblem, LayerSolution
 from brevitas_axe.ptq.solvers import SOLVERS
@@ -239,6 +241,7 @@ class axe_mode:
             self._run = self._fingerprint.hexdigest()
         for position in range(self._position if self._round else 0, len(self._forwards)):
             self._advance(position)
+        release_freed_memory()
         self._round, self._position = self._round + 1, 0
         name = next((quant.layer for quant, _ in self._forwards if quant.layer), None)
         if name is None:
@@ -246,6 +249,7 @@ class axe_mode:
         start = time.perf_counter()
         entry = self._solve(name)
         self.log.append({"name": name, "seconds": time.perf_counter() - start, **entry})
+        release_freed_memory()
         self._done.add(name)
         self._bar.set_postfix_str(name)
         self._bar.update()
@@ -335,12 +339,7 @@ class axe_mode:
         if self._saved is not None:
             self._saved.save(index, name, self._run, solution)
         self._write(name, solution)
-        return {
-            "resumed": False,
-            "inputs": weight.shape[2],
-            "outputs": weight.shape[0] * weight.shape[1],
-            "samples": moments.samples,
-        }
+        return {"resumed": False, "samples": moments.samples, **describe(problem, solution)}
 
     def _write(self, name: str, solution: LayerSolution) -> None:
         write_solution(

@@ -21,7 +21,7 @@ from brevitas_axe.ptq.sequential import Recursion, run
 from brevitas_axe.ptq.thresholds import published_threshold
 
 # Share of the mean diagonal that is added to the diagonal for the error diffusion.
-DAMPING = 1e-3
+DAMPING = 1e-2
 # Multiples of the start scale run from the first number to the second, or to where the budget
 # stops biting, whichever is larger (to this power).
 SMALLEST, LARGEST, OVERSHOOT = 0.6, 1.1, 1.25
@@ -117,12 +117,9 @@ def improve(problem: LayerProblem, published: LayerSolution) -> LayerSolution:
         problem.scale.dtype
     )
     found = LayerSolution(best.integers, scale)
-
-    def loss(solution: LayerSolution) -> Tensor:
-        value = solution.value(problem)
-        return (value * (value @ hessian - 2 * wanted)).sum(-1)
-
-    difference = loss(found) - loss(published)
+    ours, theirs = found.value(problem), published.value(problem)
+    # The difference of two losses x H x - 2 x G w, by one product instead of two.
+    difference = ((ours - theirs) * ((ours + theirs) @ hessian - 2 * wanted)).sum(-1)
     if problem.shared_scale:
         difference = difference.sum().expand_as(difference)
     return _with_shift(problem, _chosen(difference < 0, found, published))

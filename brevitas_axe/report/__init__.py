@@ -14,7 +14,7 @@ already say, and no number is written into a text. A summary is a JSON object:
         overflow_free   True when that certificate proves the accumulator the arm runs on
         kind            "reference", "overflow", "published" or "ours": chooses the colour
         note            one short remark, may be empty
-    layers        the solver's log: list of {name, loss_before, loss_after, seconds, …}
+    layers        the solver's log: list of {name, error_rounded, error, budget_used, …}
     seconds       run time
     environment   name → version or seed
 

@@ -48,8 +48,9 @@ _LOGGED = {
     "inputs": "K",
     "outputs": "outputs",
     "samples": "samples",
-    "loss_before": "error before",
-    "loss_after": "error after",
+    "error_rounded": "error if only rounded",
+    "error": "error",
+    "budget_used": "budget used",
     "seconds": "seconds",
 }
 
@@ -176,7 +177,7 @@ def _certificate(certificate: Certificate | None) -> str:
 def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
     if not layers:
         return ""
-    # Levels of quality log different things.
+    # A resumed layer has no figures.
     known = [key for key in _LOGGED if any(key in layer for layer in layers)]
     rows = [
         (

@@ -69,7 +69,7 @@ def test_every_text_is_escaped() -> None:
         "title": HOSTILE,
         "description": HOSTILE,
         "arms": [{**ARM, "name": HOSTILE, "note": HOSTILE}],
-        "layers": [{"name": HOSTILE, "loss_before": 1.0, "loss_after": 0.5, "seconds": 0.1}],
+        "layers": [{"name": HOSTILE, "error_rounded": 1.0, "error": 0.5, "seconds": 0.1}],
         "environment": {HOSTILE: HOSTILE},
     }
     bad = entry(HOSTILE, proven=False, op=HOSTILE, weight_type=HOSTILE, reason=HOSTILE)
