@@ -13,14 +13,17 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import its own shelf and those above it, never one below.
 SHELVES = [
-    ["errors", "files", "accumulator"],
+    ["errors", "files", "accumulator", "registry"],
     ["plan"],
     ["layers"],
-    ["quantizers", "proxies", "transforms", "cost", "sensitivity"],
-    ["allocate"],
+    ["quantizers", "proxies", "transforms"],
     ["apply", "prepare"],
-    ["ptq", "finetune"],
+    ["ptq"],
+    # A scorer applies widths and runs the budgeted solvers.
+    ["cost", "sensitivity"],
+    ["allocate"],
     ["certify"],
+    ["finetune"],  # a certificate at every epoch
     ["emulate", "export", "report"],
     ["quantize"],
     ["quickstart"],

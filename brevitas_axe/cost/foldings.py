@@ -1,0 +1,88 @@
+"""Foldings that meet a throughput with the least hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from brevitas_axe.cost.finn_nodes import HLS, Hardware, estimate
+from brevitas_axe.cost.protocol import Folding, LayerShape, divisors
+from brevitas_axe.cost.total import precisions
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.plan import LayerPrecision, Plan
+
+# Widest word that Vitis HLS handles; FINN streams PE·SIMD weights as one.
+_WIDEST_WORD = 8191
+
+
+def cycles_per_frame(frames_per_second: float, clock_mhz: float) -> int:
+    """Clock cycles that every layer has for one frame.
+
+    Raises:
+        InvalidOption: there is not one cycle, or a number is not positive.
+    """
+    if not (frames_per_second > 0 and clock_mhz > 0):
+        raise InvalidOption(
+            f"frames per second and clock must be positive, not {frames_per_second} and "
+            f"{clock_mhz} MHz."
+        )
+    cycles = int(clock_mhz * 1e6 / frames_per_second)
+    if cycles < 1:
+        raise InvalidOption(
+            f"{frames_per_second} frames per second leave no cycle at {clock_mhz} MHz; ask for "
+            "fewer frames or a faster clock."
+        )
+    return cycles
+
+
+def choose_folding(
+    shape: LayerShape,
+    precision: LayerPrecision,
+    max_cycles: int,
+    hardware: Hardware = HLS,
+) -> Folding:
+    """The folding of one layer that takes at most `max_cycles` with the least hardware.
+
+    Fewest DSP blocks first, then LUTs, then multipliers, then outputs at once. FINN's SetFolding
+    looks at cycles alone: it unfolds inputs first and outputs after them.
+
+    Raises:
+        InvalidOption: no folding is that fast.
+        UnsupportedLayer: FINN cannot build the layer.
+    """
+    best, fastest = None, None
+    for pe in divisors(shape.outputs):
+        for simd in divisors(shape.inputs):
+            # The window in front of a depthwise node widens only when all channels are parallel.
+            if shape.kind == "depthwise" and simd > 1 and pe < shape.outputs:
+                continue
+            if pe * simd * (precision.weight or 0) > _WIDEST_WORD:
+                continue
+            folding = Folding(pe, simd)
+            node = estimate(shape, precision, folding, hardware)
+            fastest = min(node.cycles, fastest or node.cycles)
+            if node.cycles <= max_cycles:
+                rank = (node.dsp, node.lut, pe * simd, pe)
+                best = min(best or (rank, folding), (rank, folding), key=lambda pair: pair[0])
+    if best is None:
+        raise InvalidOption(
+            f"layer '{shape.name}' takes at least {fastest} cycles, but {max_cycles} are allowed; "
+            "ask for fewer frames per second or a faster clock."
+        )
+    return best[1]
+
+
+def choose_foldings(
+    shapes: Mapping[str, LayerShape],
+    plan: Plan,
+    max_cycles: int,
+    hardware: Hardware = HLS,
+) -> dict[str, Folding]:
+    """`choose_folding` for every layer: the slowest of them sets the pace.
+
+    Raises:
+        InvalidPlan: the plan and the shapes do not name the same layers.
+    """
+    return {
+        name: choose_folding(shapes[name], precision, max_cycles, hardware)
+        for name, precision in precisions(plan, shapes).items()
+    }

@@ -1,0 +1,12 @@
+"""Memory of the weights, in bytes."""
+
+from __future__ import annotations
+
+from brevitas_axe.cost.protocol import Formula, LayerShape, Widths
+
+
+def _bytes(shape: LayerShape, bits: Widths) -> float:
+    return shape.weights * bits.weight / 8
+
+
+memory = Formula(_bytes, "bytes", ("weight", "input", "accumulator"))

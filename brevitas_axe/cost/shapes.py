@@ -1,0 +1,197 @@
+"""Shapes and widths of a Brevitas model's layers, seen in one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+from brevitas import nn as qnn
+from brevitas.nn.quant_layer import QuantNonLinearActLayer
+from brevitas.quant_tensor import QuantTensor
+from torch import Tensor, nn
+
+from brevitas_axe.accumulator import InputRange
+from brevitas_axe.cost.protocol import LayerShape
+from brevitas_axe.errors import MissingInputQuantizer
+from brevitas_axe.layers import (
+    DOT_PRODUCTS,
+    Layer,
+    find_layers,
+    is_accumulator_aware,
+    layer_groups,
+    observe_inputs,
+    unroll_weight,
+)
+from brevitas_axe.plan import LayerPrecision, Plan
+
+# What FINN absorbs into the thresholds that follow it.
+_ABSORBED = (
+    nn.Identity,
+    nn.Dropout,
+    nn.ReLU,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+)
+
+
+def layer_shapes(
+    model: nn.Module, args: tuple, kwargs: dict | None = None, exclude: tuple[str, ...] = ()
+) -> dict[str, LayerShape]:
+    """Shape of every quantized layer that one forward calls, in the order of first execution.
+
+    Costs count the whole forward, so give it one sample for costs per sample. A layer that is
+    called twice has the positions of both calls.
+
+    Args:
+        model: a Brevitas model.
+        args: positional arguments of one forward.
+        kwargs: keyword arguments of that forward.
+        exclude: names of layers to leave out.
+
+    Raises:
+        MissingInputQuantizer: a layer's input is not quantized to integers.
+        UnsupportedLayer: as `find_layers`.
+    """
+    layers = find_layers(model, exclude)
+    with _watching(model, layers) as (vectors, output_bits):
+        calls = observe_inputs(model, layers, args, kwargs)
+    shapes = {}
+    for name, reach in _input_ranges(calls).items():
+        layer = layers[name]
+        groups, rows, inputs = unroll_weight(layer, layer.weight).shape
+        linear = isinstance(layer, qnn.QuantLinear)
+        channels = layer.in_features if linear else layer.in_channels
+        # Like qonnx, which lowers a convolution from one channel to one as depthwise.
+        depthwise = not linear and groups == channels == groups * rows
+        shapes[name] = LayerShape(
+            name=name,
+            kind="depthwise" if depthwise else "dense",
+            inputs=inputs,
+            outputs=groups * rows,
+            vectors=vectors[name],
+            groups=layer_groups(layer),
+            kernel=() if linear else tuple(layer.kernel_size),
+            channels=channels,
+            signed=reach.low < 0,
+            output_bits=output_bits.get(name),
+        )
+    return shapes
+
+
+def full_plan(
+    model: nn.Module,
+    args: tuple,
+    kwargs: dict | None = None,
+    exclude: tuple[str, ...] = (),
+    plan: Plan | None = None,
+) -> Plan:
+    """A plan with every None replaced by what the model has, for all layers of `layer_shapes`.
+
+    Args:
+        model: a Brevitas model.
+        args: positional arguments of one forward.
+        kwargs: keyword arguments of that forward.
+        exclude: names of layers to leave out.
+        plan: what takes precedence; None to read the model alone.
+
+    Raises:
+        InvalidPlan: the plan names a layer that the model does not have.
+        MissingInputQuantizer: a layer's input is not quantized to integers.
+    """
+    layers = find_layers(model, exclude)
+    wanted = {} if plan is None else plan.layers
+    Plan(wanted).check_names(layers)
+    ranges = _input_ranges(observe_inputs(model, layers, args, kwargs))
+    full = {}
+    for name, reach in ranges.items():
+        proxy = layers[name].weight_quant
+        accumulator = getattr(proxy, "accumulator_bit_width", None)
+        if is_accumulator_aware(layers[name]):
+            accumulator = int(proxy.tensor_quant.pre_scaling_impl.accumulator_bit_width())
+        present = LayerPrecision(
+            weight=int(proxy.bit_width().max()),
+            input=(reach.high - reach.low).bit_length(),
+            accumulator=accumulator,
+            tile=getattr(proxy, "accumulator_tile_size", None),
+        )
+        own = vars(wanted.get(name, present))
+        given = {key: bits for key, bits in own.items() if bits is not None}
+        full[name] = replace(present, **given)
+    return Plan(full)
+
+
+def _input_ranges(calls: Mapping[str, list[InputRange | None]]) -> dict[str, InputRange]:
+    """Union of the ranges of every layer's calls."""
+    ranges = {}
+    for name, reaches in calls.items():
+        for reach in reaches:
+            if reach is None:
+                raise MissingInputQuantizer(
+                    f"the input of layer '{name}' is not quantized to integers, so its cost is "
+                    f"not known; quantize it, or exclude the layer, exclude=('{name}',)."
+                )
+            ranges[name] = reach.union(ranges.get(name, reach))
+    return ranges
+
+
+@contextmanager
+def _watching(
+    model: nn.Module, layers: Mapping[str, Layer]
+) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    """Notes output positions, and bits of the quantizer that takes an output, during forwards.
+
+    An output is followed by identity through the modules that FINN absorbs into thresholds.
+    """
+    vectors: dict[str, int] = {}
+    bits: dict[str, int] = {}
+    names = {module: name for name, module in layers.items()}
+    # The tensors are kept, so that their identities stay theirs.
+    trail: dict[int, tuple[str, Tensor]] = {}
+
+    def source(x: object) -> str | None:
+        return trail.get(id(_value(x)), (None,))[0]
+
+    def arrives(module: Layer, args: tuple) -> None:
+        name = source(args[0]) if args else None
+        taken = _activation_bits(module)
+        if name is not None and taken is not None:
+            bits[name] = max(taken, bits.get(name, 0))
+
+    def leaves(module: Layer, args: tuple, output: object) -> None:
+        name = source(args[0]) if args and isinstance(module, _ABSORBED) else None
+        if module in names:
+            name = names[module]
+            layer, value = layers[name], _value(output)
+            rows = unroll_weight(layer, layer.weight).shape[:2].numel()
+            vectors[name] = vectors.get(name, 0) + value.numel() // rows
+            if layer.output_quant.is_quant_enabled:
+                bits[name] = int(layer.output_quant.bit_width().max())
+        if name is not None:
+            value = _value(output)
+            trail[id(value)] = (name, value)
+
+    handles = [module.register_forward_pre_hook(arrives) for module in model.modules()]
+    handles += [module.register_forward_hook(leaves) for module in model.modules()]
+    try:
+        yield vectors, bits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _value(x: Any) -> Any:
+    return cast(Any, x).value if isinstance(x, QuantTensor) else x
+
+
+def _activation_bits(module: Layer) -> int | None:
+    """Bits to which a module quantizes what arrives at it; None if it does not."""
+    names = []
+    if isinstance(module, QuantNonLinearActLayer):
+        names = ["input_quant", "act_quant"]
+    elif isinstance(module, DOT_PRODUCTS):
+        names = ["input_quant"]
+    proxies: list[Layer] = [getattr(module, name) for name in names]
+    return next((int(p.bit_width().max()) for p in proxies if p.is_quant_enabled), None)
