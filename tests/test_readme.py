@@ -25,11 +25,15 @@ def test_two_commands_are_blocks_of_their_own() -> None:
     assert len(re.findall(r"^pip install -c constraints.txt", README, re.MULTILINE)) == 2
 
 
-def test_example_runs_as_printed(tmp_path, monkeypatch, capsys) -> None:
+def test_examples_run_as_printed(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    (example,) = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
-    assert capsys.readouterr().out == "True\n"
+    names: dict = {}
+    for example in blocks("python"):  # the later ones go on from the first
+        exec(compile(example, "README.md", "exec"), names)
+    proven, price = capsys.readouterr().out.splitlines()
+    assert proven == "True"
+    planned, unplanned = (float(number) for number in price.split(" LUT instead of "))
+    assert 0 < planned < unplanned
     assert certify_file(tmp_path / "model.onnx", accumulator_bit_width=14).ok
 
 
