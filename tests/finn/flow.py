@@ -77,7 +77,7 @@ class Flow:
         self.folder = folder
         self.samples = samples
         self.options = options
-        self.outputs: dict[str, np.ndarray] = {}
+        self.outputs: dict[str, Any] = {}
         self.reached: list[str] = []
         self.errors: list[dict[str, str]] = []
         self.unmapped: list[str] | None = None
@@ -122,7 +122,7 @@ class Flow:
         parts = self.model.get_nodes_by_op_type("StreamingDataflowPartition")
         if len(parts) != 1:
             raise ValueError(f"FINN needs one partition, this graph has {len(parts)}.")
-        self.model = ModelWrapper(getCustomOp(parts[0]).get_nodeattr("model"))
+        self.model = ModelWrapper(str(getCustomOp(parts[0]).get_nodeattr("model")))
 
     def specialized(self) -> None:
         self.model = steps.apply(self.model, SpecializeLayers(self.options.part), *steps.TIDY)
@@ -158,9 +158,10 @@ class Flow:
 
     def write(self) -> None:
         resources, cycles = self.estimates
-        nodes, weights = [], {}
+        nodes: list[dict[str, Any]] = []
+        weights: dict[str, Any] = {}
         for node in self.model.graph.node:
-            entry: dict[str, Any] = {
+            entry = {
                 "name": node.name,
                 "op_type": node.op_type,
                 "domain": node.domain,
@@ -189,7 +190,7 @@ class Flow:
         np.savez(self.folder / "outputs.npz", **self.outputs)
 
     def integers(self, name: str) -> np.ndarray:
-        values = self.model.get_initializer(name)
+        values: Any = self.model.get_initializer(name)
         integers = np.rint(values).astype(np.int64)
         if not np.array_equal(integers, values):
             raise ValueError(f"the weights '{name}' are not integers.")

@@ -25,6 +25,7 @@ from brevitas.quant import (
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from brevitas_axe.layers import Layer
 from brevitas_axe.quantizers import Int8WeightPerChannelFloatAXE
 
 _CLASSES = 10
@@ -64,7 +65,7 @@ class Maker:
         self.widths: Iterator[Widths] = cycle(style.widths)
         self.accumulators: list[int] = []
 
-    def dot(self, kind: type, *args: Any, **options: Any) -> tuple[nn.Module, Widths]:
+    def dot(self, kind: type, *args: Any, **options: Any) -> tuple[Layer, Widths]:
         """A layer with integer weights, and its widths."""
         widths = next(self.widths)
         self.accumulators.append(widths.accumulator)

@@ -63,9 +63,7 @@ def through_finn(path: Path, folder: Path, *samples: np.ndarray, **options: Any)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"flow.py failed:\n{done.stderr}")
-    report = json.loads((folder / "flow.json").read_text())
-    arrays = {
-        name: dict(np.load(folder / f"{name}.npz", allow_pickle=False))
-        for name in ("weights", "outputs")
-    }
-    return Finn(**report, **arrays)
+    report: dict[str, Any] = json.loads((folder / "flow.json").read_text())
+    for name in ("weights", "outputs"):
+        report[name] = dict(np.load(folder / f"{name}.npz"))
+    return Finn(**report)
