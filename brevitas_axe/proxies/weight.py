@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 from brevitas import config
+from brevitas.core.zero_point import ZeroZeroPoint
 from brevitas.proxy import WeightQuantProxyFromInjector
 from brevitas.quant_tensor import IntQuantTensor, QuantTensor
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange, check_bit_width, tile_starts
 from brevitas_axe.errors import MissingInputQuantizer, UnsupportedLayer
-from brevitas_axe.layers import Layer, input_range, roll_weight, unroll_weight
-from brevitas_axe.proxies.projection import exceeds, project
+from brevitas_axe.layers import Layer, input_range
+from brevitas_axe.proxies.held import HeldIntegers
+from brevitas_axe.proxies.projection import Budget
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -21,8 +23,8 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
     """Quantizes as its Brevitas injector says, then keeps every dot product inside ±(2^(P-1)-1).
 
-    Rows that fit pass bit for bit; the others are projected (`project`). The budget follows the
-    widest range of integers that the layer's input has had so far (a module may be called with
+    Tiles that fit pass bit for bit; the others are projected (`HeldIntegers`). The budget follows
+    the widest range of integers that the layer's input has had so far (a module may be called with
     several inputs); that range is part of the state dict.
 
     Attributes:
@@ -43,7 +45,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         # 0 in both means that no quantized input has been seen yet.
         self.register_buffer("input_low", torch.zeros((), dtype=torch.int64))
         self.register_buffer("input_high", torch.zeros((), dtype=torch.int64))
-        self._reach: InputRange | None = None
+        self._cached_budget: Budget | None = None
 
     @property
     def requires_quant_input(self) -> bool:
@@ -52,13 +54,12 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
     @property
     def input_range(self) -> InputRange | None:
         """Widest range of input integers seen, None before the first quantized input."""
-        if self._reach is None and int(self.input_high) > int(self.input_low):
-            self._reach = InputRange(int(self.input_low), int(self.input_high))
-        return self._reach
+        # Read anew each time: averaged and parallel copies write into the buffers.
+        low, high = int(self.input_low), int(self.input_high)
+        return InputRange(low, high) if high > low else None
 
     def set_input_range(self, reach: InputRange | None) -> None:
         """Replaces what has been seen; None forgets it (after narrowing the activations)."""
-        self._reach, self._cached_weight = reach, None
         self.input_low.fill_(reach.low if reach else 0)
         self.input_high.fill_(reach.high if reach else 0)
 
@@ -96,52 +97,45 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         width = self.accumulator_bit_width
         if not self.is_quant_enabled or self.export_mode or width is None:
             return super().forward(x)
-        budget = self.observe(quant_input), width, self.accumulator_tile_size
-        if self._cached_weight is not None and not self.training:
+        budget = Budget(self.observe(quant_input), width, self.accumulator_tile_size)
+        if self.training or budget != self._cached_budget:
+            self._cached_weight = None
+        if self._cached_weight is not None:
             return self._cached_weight.quant_tensor
         # Half precision cannot hold w/scale closely enough to round 8-bit integers back.
         wide = x.float() if x.dtype in _LOW_PRECISION else x
-        value, scale, zero_point, bit_width = self.tensor_quant(wide)
-        value = self._within_budget(wide, value, scale, zero_point, bit_width, budget).to(x.dtype)
+        # Autocast would do the division or the sums in half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            value, scale, zero_point, bit_width = self._held(wide, budget)
+        value = value.to(x.dtype)
         if self.skip_create_quant_tensor:
             return value
         parts: Any = value, scale, zero_point, bit_width  # Brevitas says a tuple of one
         out = self.create_quant_tensor(parts)
         if self.cache_inference_quant_weight and not self.training:
+            self._cached_budget = budget
             self._cached_weight = self.cache_class(
                 out.detach(), metadata_only=self.cache_inference_quant_weight_metadata_only
             )
         return out
 
-    def _within_budget(
-        self,
-        x: Tensor,
-        value: Tensor,
-        scale: Tensor,
-        zero_point: Tensor,
-        bit_width: Tensor,
-        budget: tuple[InputRange, int, int | None],
-    ) -> Tensor:
-        layer = self.tracked_module_list[0]
-        with torch.no_grad():
-            if bool((zero_point != 0).any()):
-                raise UnsupportedLayer(
-                    f"{_describe(layer)} has asymmetric weights, which hardware multiplies "
-                    "unshifted; use a symmetric weight quantizer."
-                )
-            integers = unroll_weight(layer, (value / scale).round().to(torch.int64)).flatten(0, 1)
-            over = exceeds(integers, *budget)
-            if not bool(over.any()):
-                return value
-            quant = self.tensor_quant.int_quant
-            low, high = int(quant.min_int(bit_width)), int(quant.max_int(bit_width))
-            floats = unroll_weight(layer, x / scale).flatten(0, 1)[over]
-            integers[over] = project(floats.clamp(low, high), low, high, *budget)
-            grouped = integers.unflatten(0, unroll_weight(layer, value).shape[:2])
-            held = roll_weight(layer, grouped).to(value.dtype) * scale
-            rows = roll_weight(layer, over.view(*grouped.shape[:2], 1).expand_as(grouped))
-        # Straight through: the gradient is that of the plain quantizer.
-        return torch.where(rows, held + (value - value.detach()), value)
+    def _held(self, x: Tensor, budget: Budget) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Brevitas's quantizer, step by step, with the integers held before they are scaled."""
+        layer, quant = self.tracked_module_list[0], self.tensor_quant
+        if not isinstance(quant.zero_point_impl, ZeroZeroPoint):
+            raise UnsupportedLayer(
+                f"{_describe(layer)} has asymmetric weights, which hardware multiplies "
+                "unshifted; use a symmetric weight quantizer."
+            )
+        bit_width = quant.msb_clamp_bit_width_impl()
+        scale = quant.scaling_impl(x, quant.int_scaling_impl(bit_width))
+        zero_point = quant.zero_point_impl(x, scale, bit_width)
+        low = int(quant.int_quant.min_int(bit_width))
+        high = int(quant.int_quant.max_int(bit_width))
+        ratio = x / scale
+        rounded = quant.int_quant.float_to_int_impl(ratio)
+        integers = HeldIntegers.apply(rounded, ratio.detach(), scale, layer, low, high, budget)
+        return integers * scale, scale, zero_point, bit_width
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -149,7 +143,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self._reach = self._cached_weight = None
+        self._cached_weight = None
         for key in ("input_low", "input_high"):
             if config.IGNORE_MISSING_KEYS and prefix + key in missing_keys:
                 missing_keys.remove(prefix + key)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brevitas_axe.accumulator import InputRange
-from brevitas_axe.proxies.projection import exceeds, project
+from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.proxies.projection import Budget, exceeds, hold, project, tiled
 
 RANGES = st.sampled_from(
     [
@@ -32,6 +34,24 @@ def layers(draw):
     return values
 
 
+def compiled(values, reach, bits, tile, top):
+    """What the CPU's kernel makes of rounded values."""
+    integers = values.round()
+    over = hold(integers, values.clone(), Budget(reach, bits, tile), top)
+    return integers, over
+
+
+def tensorial(values, reach, bits, tile, top):
+    """What other devices compute."""
+    budget, integers = Budget(reach, bits, tile), values.round()
+    size = budget.tile(values.shape[1])
+    tiles = tiled(integers, size)
+    over = exceeds(tiles, budget)
+    tiles = tiles.clone()
+    tiles[over] = project(tiles[over], tiled(values, size)[over], budget)
+    return tiles.flatten(1)[:, : values.shape[1]], over
+
+
 def worst(row, reach, tile):
     """Largest magnitude of any partial sum, tile by tile."""
     tile = tile or len(row)
@@ -42,21 +62,22 @@ def worst(row, reach, tile):
     )
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.parametrize("how", [compiled, tensorial])
+@settings(max_examples=200, deadline=None)
 @given(
     layers(), RANGES, st.integers(2, 30), st.sampled_from([None, 1, 3, 8, 100]), st.integers(1, 8)
 )
-def test_projected_rows_fit_and_waste_nothing(values, reach, bits, tile, weight_bits):
+def test_projected_rows_fit_and_waste_nothing(how, values, reach, bits, tile, weight_bits):
     top = max(2 ** (weight_bits - 1) - 1, 1)
     values = values.clamp(-top, top)
-    result = project(values, -top, top, reach, bits, tile).tolist()
+    result, over = how(values, reach, bits, tile, top)
     limit = 2 ** (bits - 1) - 1
-    plain = values.round().to(torch.int64)
-    over = exceeds(plain, reach, bits, tile)
-    for index, (row, rounded) in enumerate(zip(result, plain.tolist(), strict=True)):
+    rows = zip(result.int().tolist(), values.round().int().tolist(), strict=True)
+    for index, (row, rounded) in enumerate(rows):
         assert worst(row, reach, tile) <= limit
-        assert bool(over[index]) == (worst(rounded, reach, tile) > limit)
-        if not over[index]:
+        fitted = worst(rounded, reach, tile) <= limit
+        assert fitted == (over is None or not bool(over[index].any()))
+        if fitted:
             assert row == rounded
         # Never past the rounded weight, never of the other sign.
         assert all(
@@ -66,21 +87,65 @@ def test_projected_rows_fit_and_waste_nothing(values, reach, bits, tile, weight_
             assert any(row), "a weight of one would have fitted"
 
 
-def test_equal_weights_share_the_budget_instead_of_vanishing():
-    row = project(torch.full((1, 100), 1.0), -7, 7, InputRange(0, 255), 12, None)
+def nearest_error(row, budget):
+    """Smallest squared error of any integers with at most `budget` units: the best units first."""
+    sizes = [abs(v) for v in row]
+    worth = sorted((2 * (a - k) - 1 for a in sizes for k in range(int(a + 1))), reverse=True)
+    return sum(a * a for a in sizes) - sum(w for w in worth[:budget] if w > 0)
+
+
+@pytest.mark.parametrize("how", [compiled, tensorial])
+@pytest.mark.parametrize("kind", ["gauss", "laplace", "uniform", "rounded", "sparse"])
+@pytest.mark.parametrize("share", [0.9, 0.4, 0.1])
+def test_the_projection_is_the_nearest_point(how, kind, share):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(6, 200, generator=generator) * 2.3
+    uniform = torch.rand(6, 200, generator=generator)
+    values = {
+        "gauss": values,
+        "laplace": values * values.abs(),
+        "uniform": 7 * uniform,
+        "rounded": values.round(),
+        "sparse": values * 3 * (uniform < 0.1),
+    }[kind].clamp(-7, 7)
+    units = max(int(values.abs().round().sum(1).min() * share), 1)
+    # Inputs in [-1, 1]: each unit of either sign costs one.
+    bits = units.bit_length() + 1
+    units = 2 ** (bits - 1) - 1
+    result, _ = how(values, InputRange(-1, 1), bits, None, 7)
+    for row, held in zip(values.tolist(), result.tolist(), strict=True):
+        error = sum((v - q) ** 2 for v, q in zip(row, held, strict=True))
+        assert error <= nearest_error(row, units) * 1.001 + 1e-3
+
+
+@pytest.mark.parametrize("how", [compiled, tensorial])
+def test_equal_weights_share_the_budget_instead_of_vanishing(how):
+    row, _ = how(torch.full((1, 100), 1.0), InputRange(0, 255), 12, None, 7)
     assert int(row.sum()) == 2047 // 255
 
 
-def test_only_the_tile_and_side_over_budget_is_shrunk():
+@pytest.mark.parametrize("how", [compiled, tensorial])
+def test_only_the_tile_and_side_over_budget_is_shrunk(how):
     values = torch.tensor([[7.0, 7, 7, -1, -2, 0, 1, 1]])
-    row = project(values, -7, 7, InputRange(0, 15), 8, 4)  # 127 // 15 = 8 per side and tile
+    row, over = how(values, InputRange(0, 15), 8, 4, 7)  # 127 // 15 = 8 per side and tile
+    assert over.tolist() == [[True, False]]
     assert row[0, 3:].tolist() == [-1, -2, 0, 1, 1]
     assert int(row[0, :3].sum()) == 8
 
 
-def test_sums_beyond_float32_are_exact():
-    # 3 · 2^24 is the budget exactly; one more must be seen. Float32 cannot tell them apart.
-    reach, bits = InputRange(0, 1), 33
-    fits = torch.tensor([[2**31, 2**31 - 1]], dtype=torch.int64)
-    assert not exceeds(fits, reach, bits, None).any()
-    assert exceeds(fits + torch.tensor([[0, 1]]), reach, bits, None).all()
+def test_sums_at_the_edge_of_a_budget_beyond_float32_are_told_apart():
+    # The limit is 2^32 - 1 = 65537 · 65535: one unit of 65537 less fits, one more does not.
+    reach, bits = InputRange(0, 65537), 33
+    for units, fits in ((65535, True), (65536, False)):
+        values = torch.tensor([[float(units - 1), 1.0]])
+        integers, over = compiled(values, reach, bits, None, 65536)
+        assert bool(over.any()) != fits
+        assert int(integers.sum()) == 65535
+
+
+def test_sums_that_the_type_would_round_are_refused():
+    values = torch.full((1, 600), 30000.0)
+    with pytest.raises(UnsupportedLayer, match=r"not exact in torch\.float32"):
+        compiled(values, InputRange(0, 255), 16, None, 32767)
+    integers, _ = compiled(values.double(), InputRange(0, 255), 16, None, 32767)
+    assert int(integers.sum()) == 32767 // 255

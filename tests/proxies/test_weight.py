@@ -232,19 +232,47 @@ def test_impossible_tiles_are_refused_at_once(tile):
         linear(weight_accumulator_tile_size=tile)
 
 
-def test_the_gradient_is_that_of_the_plain_quantizer():
+def gradients(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    layer.train()
+    generator = torch.Generator().manual_seed(1)
+    x, push = torch.rand(4, 64, generator=generator), torch.randn(4, 8, generator=generator)
+    (layer(x) * push).sum().backward()
+    return layer.weight.grad, layer.weight_quant.tensor_quant.scaling_impl.value.grad
+
+
+def test_rows_inside_the_budget_get_the_gradient_of_brevitas():
+    free = linear(bits=None)  # Brevitas's own path
+    for layer in (linear(bits=32), free):
+        layer.weight.data[0, :3] *= 3  # beyond the range of the integers
+    held = linear(bits=32)
+    held.weight.data[0, :3] *= 3
+    for ours, brevitas in zip(gradients(held), gradients(free), strict=True):
+        assert torch.allclose(ours, brevitas, rtol=1e-4, atol=1e-5)
+
+
+def test_a_push_that_all_kept_weights_of_a_side_share_moves_none_of_them():
+    free, held = gradients(linear(bits=None))[0], linear(bits=10)
+    found = gradients(held)[0]
+    kept = integers(held)
+    for side in (kept > 0, kept < 0):
+        assert side.any()
+        assert (found * side).sum(1).abs().max() < 1e-4
+    assert torch.allclose(found[kept == 0], free[kept == 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS[:2])
+def test_the_scale_of_held_integers_gets_the_integers_as_gradient(quantizer):
+    layer = linear(bits=10, weight_quant=quantizer).train()
     x = torch.rand(4, 64)
-    gradients = []
-    for bits in (10, 32):
-        layer = linear(bits=bits).train()
-        layer(x).sum().backward()
-        gradients.append(
-            (layer.weight.grad, layer.weight_quant.tensor_quant.scaling_impl.value.grad)
-        )
-    (held, held_scale), (free, free_scale) = gradients
-    assert torch.equal(held, free)
-    assert held_scale.isfinite().all()
-    assert free_scale.any()
+    layer(x)
+    weight = layer.quant_weight()
+    push = torch.randn(8, 64, generator=torch.Generator().manual_seed(2))
+    (push * weight.value).sum().backward()
+    # The parameter is the range, 127 scales.
+    expected = (push * integers(layer)).sum(1) / 127
+    found = layer.weight_quant.tensor_quant.scaling_impl.value.grad
+    expected = expected if found.numel() > 1 else expected.sum()
+    assert torch.allclose(found.flatten(), expected.flatten(), rtol=1e-3, atol=1e-4)
 
 
 def test_training_keeps_the_budget_at_every_step():

@@ -1,0 +1,135 @@
+"""`projection.hold` compiled for the CPU.
+
+Arrays are C-contiguous. Whole numbers are kept in the float type of the arrays, in which all of
+their sums are exact, so that the compiler may reorder them; costs are int64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+_STEPS = 24  # at most; five are usual
+_REORDERS = {"contract", "reassoc", "nsz"}
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def hold_tiles(integers, values, tile, one_sided, both, either, bound, over):
+    """Projects every tile that does not fit, in place.
+
+    Args:
+        integers: whole numbers [rows, K]; updated.
+        values: what they were rounded from [rows, K].
+        tile: inputs per tile; the last tile may be short.
+        one_sided: whether positive and negative weights have budgets of their own.
+        both, either: what S⁺ + S⁻ and |S⁺ − S⁻| cost.
+        bound: largest cost that fits.
+        over: booleans [rows, tiles]; written, True for tiles that did not fit.
+    """
+    sizes, signs = np.empty(tile, values.dtype), np.empty(tile, values.dtype)
+    for task in range(over.size):
+        row, part = task // over.shape[1], task % over.shape[1]
+        some = slice(part * tile, min(part * tile + tile, integers.shape[1]))
+        chosen, wanted = integers[row, some], values[row, some]
+        over[row, part] = cost_of(chosen, both, either) > bound
+        if over[row, part]:
+            a, s = sizes[: len(chosen)], signs[: len(chosen)]
+            for side in (1, -1) if one_sided else (0, 0):
+                select(chosen, wanted, side, a, s)
+                shrink(a, s, both, either, bound, chosen)
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
+def cost_of(integers, both, either):
+    """Cost of whole numbers [T]."""
+    absolute = signed = integers.dtype.type(0)
+    for k in range(len(integers)):
+        absolute += abs(integers[k])
+        signed += integers[k]
+    return np.int64(absolute) * both + abs(np.int64(signed)) * either
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
+def select(integers, values, side, sizes, signs):
+    """Signs and magnitudes of the weights that share a budget, 0 for the others.
+
+    Args:
+        integers, values: [T].
+        side: 1 for positive weights, -1 for negative ones, 0 for all.
+        sizes, signs: [T]; written. A size never rounds to more than its integer.
+    """
+    zero, one, almost = values.dtype.type(0), values.dtype.type(1), values.dtype.type(0.499)
+    for k in range(len(values)):
+        sign = one if integers[k] > zero else (-one if integers[k] < zero else zero)
+        sign = zero if sign * side < 0 else sign
+        signs[k] = sign
+        sizes[k] = min(max(values[k] * sign, zero), sign * integers[k] + almost)
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
+def shrunk_cost(sizes, signs, by, both, either):
+    """Cost of the integers nearest to max(sizes − by, 0)."""
+    zero, half = sizes.dtype.type(0), sizes.dtype.type(0.5)
+    absolute, signed = zero, zero
+    for k in range(len(sizes)):
+        q = np.floor(max(sizes[k] - by + half, zero))
+        absolute += q
+        signed += q * signs[k]
+    return np.int64(absolute) * both + abs(np.int64(signed)) * either
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
+def write(sizes, signs, by, integers):
+    """Writes the integers nearest to max(sizes − by, 0), where signs is not 0."""
+    zero, half = sizes.dtype.type(0), sizes.dtype.type(0.5)
+    for k in range(len(sizes)):
+        q = signs[k] * np.floor(max(sizes[k] - by + half, zero))
+        integers[k] = integers[k] if signs[k] == zero else q
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def shrink(sizes, signs, both, either, bound, integers):
+    """Writes the nearest integers that fit, where signs is not 0.
+
+    Args:
+        sizes, signs: [T], from `select`.
+        both, either, bound: as in `hold_tiles`.
+        integers: [T]; updated.
+    """
+    unit = both + either
+    zero, half = sizes.dtype.type(0), sizes.dtype.type(0.5)
+    low, high = zero, sizes.max()
+    cost = shrunk_cost(sizes, signs, low, both, either)
+    if cost <= bound:
+        high = low
+    else:
+        target = np.log(bound + unit / 2)
+        above, below = np.log(cost + unit / 2) - target, np.log(unit / 2) - target
+        stayed = 0
+        for _ in range(_STEPS):
+            share = min(max(above / (above - below), 0.05), 0.95)
+            middle = sizes.dtype.type(low + (high - low) * share)
+            cost = shrunk_cost(sizes, signs, middle, both, either)
+            found = np.log(cost + unit / 2) - target
+            # Illinois: an end that stays a second time counts half, or it would stay for good.
+            if cost <= bound:
+                high, below = middle, found
+                above = above / 2 if stayed > 0 else above
+                stayed = 1
+                if cost + unit > bound:
+                    break
+            else:
+                low, above = middle, found
+                below = below / 2 if stayed < 0 else below
+                stayed = -1
+    write(sizes, signs, high, integers)
+    room = (bound - shrunk_cost(sizes, signs, high, both, either)) // unit
+    # Units that the two ends disagree on, first weights first.
+    for k in range(len(sizes)):
+        if room <= 0:
+            break
+        more = np.floor(sizes[k] - low + half) - max(np.floor(sizes[k] - high + half), zero)
+        if more > 0 and signs[k] != zero:
+            more = min(more, room)
+            integers[k] += signs[k] * more
+            room -= np.int64(more)
