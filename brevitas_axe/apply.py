@@ -28,29 +28,72 @@ from brevitas_axe.layers import (
 )
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy
-from brevitas_axe.quantizers import Int8WeightPerChannelFloatAXE
+from brevitas_axe.quantizers import (
+    Int8WeightPerChannelFixedPointAXE,
+    Int8WeightPerChannelFloatAXE,
+    Int8WeightPerTensorFixedPointAXE,
+    Int8WeightPerTensorFloatAXE,
+)
+from brevitas_axe.quantizers.a2q import (
+    A2Q_QUANTIZERS,
+    a2q_granularity,
+    a2q_kind,
+    a2q_scale,
+    build_a2q,
+    set_a2q_scale,
+)
+
+# (one scale per tensor, power of two) → what replaces an A2Q quantizer.
+_LIKE_A2Q = {
+    (False, False): Int8WeightPerChannelFloatAXE,
+    (True, False): Int8WeightPerTensorFloatAXE,
+    (False, True): Int8WeightPerChannelFixedPointAXE,
+    (True, True): Int8WeightPerTensorFixedPointAXE,
+}
 
 
 def apply_plan(
-    model: nn.Module, plan: Plan, args: tuple | None = None, exclude: tuple[str, ...] = ()
+    model: nn.Module,
+    plan: Plan,
+    args: tuple | None = None,
+    exclude: tuple[str, ...] = (),
+    quantizer: str = "axe",
 ) -> nn.Module:
     """Gives every planned layer its widths and an accumulator-aware weight quantizer, in place.
+
+    Weights stay as they are, and parameters stay the same objects, so that a live model can be
+    given another plan between two steps of an optimizer; the next forward holds the new budget.
+    Only a change of `quantizer` makes new scales, which an optimizer has to be told about.
 
     Args:
         model: a Brevitas model.
         plan: widths by layer name.
-        args: arguments of one forward; needed where layers have A2Q or A2Q+ quantizers, whose
-            integers depend on the input.
+        args: arguments of one forward, from which every layer learns the range of its input;
+            needed where layers have A2Q or A2Q+ quantizers, or get them.
         exclude: names of layers to leave alone.
+        quantizer: "axe" (ours), "a2q" or "a2q+" (Brevitas's).
 
     Raises:
-        InvalidPlan: a planned layer does not exist, or its input bits are set elsewhere.
+        InvalidPlan: a planned layer does not exist, its input bits are set elsewhere, or it is to
+            have tiles with A2Q.
+        InvalidOption: unknown quantizer, or A2Q without args.
     """
+    if quantizer not in ("axe", *A2Q_QUANTIZERS):
+        names = ", ".join(("axe", *A2Q_QUANTIZERS))
+        raise InvalidOption(f"quantizer '{quantizer}' is unknown; choose from {names}.")
+    if quantizer != "axe" and args is None:
+        raise InvalidOption(
+            "A2Q quantizers depend on their inputs; give apply_plan the arguments of a forward, "
+            "args=(x,)."
+        )
     layers = find_layers(model, exclude)
     plan.check_names(layers)
     calls = {} if args is None else observe_inputs(model, layers, args)
     for name, precision in plan.layers.items():
-        apply_precision(name, layers[name], precision, calls.get(name, ()))
+        apply_precision(name, layers[name], precision, calls.get(name, ()), quantizer)
+    if args is not None:
+        # New quantizers have seen no input yet, and input bits may have changed.
+        observe_inputs(model, {name: layers[name] for name in plan.layers}, args)
     return model
 
 
@@ -59,6 +102,7 @@ def apply_precision(
     layer: Layer,
     precision: LayerPrecision,
     arriving: Sequence[InputRange | None] = (),
+    quantizer: str = "axe",
 ) -> None:
     """One layer of `apply_plan`; `arriving` is what `observe_inputs` saw at its calls."""
     if precision.tile is not None:
@@ -70,6 +114,9 @@ def apply_precision(
             )
     if precision.input is not None:
         _set_input_bits(name, layer, precision.input, arriving)
+    if quantizer != "axe":
+        _make_a2q(name, layer, precision, quantizer)
+        return
     make_accumulator_aware(name, layer)
     proxy = layer.weight_quant
     if precision.weight is not None:
@@ -86,11 +133,7 @@ def make_accumulator_aware(name: str, layer: Layer) -> None:
     old = layer.weight_quant
     if isinstance(old, AccumulatorAwareWeightQuantProxy):
         return
-    if len(old.tracked_module_list) > 1:
-        raise UnsupportedLayer(
-            f"layer '{name}' shares its weight quantizer with another layer, so its scale cannot "
-            "be solved for; give each layer its own weight_quant."
-        )
+    _check_unshared(name, layer)
     training = layer.training
     layer.eval()
     if is_accumulator_aware(layer):
@@ -100,7 +143,7 @@ def make_accumulator_aware(name: str, layer: Layer) -> None:
                 "apply_plan the arguments of a forward, args=(x,)."
             )
         integers, scale = integer_weight(name, layer)
-        injector: Layer = Int8WeightPerChannelFloatAXE
+        injector: Layer = _LIKE_A2Q[a2q_granularity(layer)]
         injector = injector.let(
             bit_width=int(old.bit_width().max()),
             accumulator_bit_width=int(old.tensor_quant.pre_scaling_impl.accumulator_bit_width()),
@@ -118,6 +161,47 @@ def make_accumulator_aware(name: str, layer: Layer) -> None:
     layer.weight_quant.to(layer.weight.device)
     set_scale(layer, scale.detach())
     layer.train(training)
+
+
+def _check_unshared(name: str, layer: Layer) -> None:
+    if len(layer.weight_quant.tracked_module_list) > 1:
+        raise UnsupportedLayer(
+            f"layer '{name}' shares its weight quantizer with another layer, so its scale cannot "
+            "be solved for; give each layer its own weight_quant."
+        )
+
+
+def _make_a2q(name: str, layer: Layer, precision: LayerPrecision, kind: str) -> None:
+    """Gives a layer Brevitas's A2Q or A2Q+, with its own weights, scale and granularity."""
+    if precision.tile is not None:
+        raise InvalidPlan(
+            f"layer '{name}' is planned with tiles, but A2Q bounds whole dot products; leave the "
+            "tile out, or use quantizer='axe'."
+        )
+    old = a2q_kind(layer)
+    if old != kind:
+        _check_unshared(name, layer)
+        bits = int(layer.weight_quant.tensor_quant.msb_clamp_bit_width_impl())
+        if old is None:
+            make_accumulator_aware(name, layer)  # refuses what is not symmetric
+            scale, power_of_two = layer.weight_quant.scale(), is_power_of_two(layer)
+            shared = is_shared_scale(layer)
+        else:
+            scale = a2q_scale(layer)
+            shared, power_of_two = a2q_granularity(layer)
+        build_a2q(layer, kind, bits, scale, shared, power_of_two)
+    proxy = layer.weight_quant
+    quant = proxy.tensor_quant
+    if precision.weight is not None:
+        before = _largest_integer(quant)
+        if _set_bits(layer, proxy, quant, precision.weight):
+            set_a2q_scale(layer, a2q_scale(layer) * (before / _largest_integer(quant)))
+    if precision.accumulator is not None:
+        quant.pre_scaling_impl.accumulator_bit_width.bit_width.fill_(precision.accumulator)
+
+
+def _largest_integer(quant: Layer) -> int:
+    return max(int(quant.decoupled_int_quant.max_int(quant.msb_clamp_bit_width_impl())), 1)
 
 
 def is_shared_scale(layer: Layer) -> bool:
