@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import brevitas
 import numpy as np
@@ -140,10 +139,9 @@ class Experiment:
         }
 
     def _key(self, setting: Setting) -> dict:
-        state = b"".join(t.numpy().tobytes() for t in self.model.state_dict().values())
         ours = setting.arm.startswith(("fast", "best"))
         return asdict(setting) | {
-            "model": hashlib.sha256(state).hexdigest(),
+            "model": model_fingerprint(self.model),
             "content": self.content,
             "torch": torch.__version__,
             "brevitas": brevitas.__version__,
@@ -258,9 +256,19 @@ def bits_needed(model: nn.Module, example: Tensor, tile_size: int | None) -> int
     return largest.bit_length() + 1
 
 
-def solver_fingerprint() -> str:
-    """Changes when the code of our solvers changes; comments and layout do not count."""
-    room = REPOSITORY / "brevitas_axe"
-    files: list[Path] = [*sorted((room / "ptq").glob("*.py")), room / "accumulator.py"]
-    code = "".join(ast.dump(ast.parse(file.read_text())) for file in files)
+def model_fingerprint(model: nn.Module) -> str:
+    """Changes with any parameter or statistic of a model."""
+    state = b"".join(t.numpy().tobytes() for t in model.state_dict().values())
+    return hashlib.sha256(state).hexdigest()
+
+
+def solver_fingerprint(files: Iterable[str] = ("ptq", "accumulator.py")) -> str:
+    """Changes when the code of our solvers changes; comments and layout do not count.
+
+    Args:
+        files: of the package, with folders as a whole.
+    """
+    paths = [REPOSITORY / "brevitas_axe" / name for name in files]
+    found = [f for path in paths for f in (sorted(path.glob("*.py")) if path.is_dir() else [path])]
+    code = "".join(ast.dump(ast.parse(file.read_text())) for file in found)
     return hashlib.sha256(code.encode()).hexdigest()

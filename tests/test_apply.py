@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from brevitas import nn as qnn
+from brevitas.graph.calibrate import calibration_mode
 from brevitas.quant import (
     Int8WeightPerChannelFloat,
     Int8WeightPerTensorFixedPoint,
@@ -28,6 +29,7 @@ from brevitas_axe.apply import (
     is_shared_scale,
     write_solution,
 )
+from brevitas_axe.certify import certify
 from brevitas_axe.errors import (
     InvalidOption,
     InvalidPlan,
@@ -35,9 +37,10 @@ from brevitas_axe.errors import (
     NotProven,
     UnsupportedLayer,
 )
-from brevitas_axe.layers import integer_weight, unroll_weight
+from brevitas_axe.layers import Layer, integer_weight, unroll_weight
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy
+from brevitas_axe.quantizers.a2q import a2q_granularity, a2q_kind, a2q_scale
 
 QUANTIZERS = [
     Int8WeightPerChannelFloat,
@@ -47,7 +50,7 @@ QUANTIZERS = [
 ]
 
 
-def model(weight=Int8WeightPerChannelFloat, act=Uint8ActPerTensorFloat, **options) -> nn.Module:
+def model(weight=Int8WeightPerChannelFloat, act=Uint8ActPerTensorFloat, **options) -> Layer:
     torch.manual_seed(0)
     result = nn.Sequential(
         qnn.QuantLinear(20, 6, weight_quant=weight, weight_bit_width=4, input_quant=act, **options)
@@ -186,3 +189,75 @@ def test_integers_that_the_quantizer_cannot_hold_are_not_proven():
     too_many = torch.full((1, 6, 20), 7, dtype=torch.int32)
     with pytest.raises(NotProven, match="'0' does not reproduce"):
         write_solution("0", layer, too_many, torch.ones(1, 6), None)
+
+
+def widths(net, accumulator) -> list[int]:
+    found = certify(net, accumulator_bit_width=accumulator, args=(torch.rand(2, 20),)).require()
+    return [entry.width or 0 for entry in found.judged]
+
+
+@pytest.mark.parametrize("kind", ["a2q", "a2q+"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_a2q_takes_over_scale_granularity_and_widths(kind, quantizer):
+    net = model(quantizer)
+    weight = net[0].weight
+    before, scale = weight.detach().clone(), net[0].weight_quant.scale().detach()
+    apply_plan(net, plan(accumulator=13), args=(torch.rand(2, 20),), quantizer=kind)
+    assert a2q_kind(net[0]) == kind
+    assert net[0].weight is weight
+    assert torch.equal(weight, before)
+    assert torch.allclose(a2q_scale(net[0]), scale.view_as(a2q_scale(net[0])))
+    assert a2q_granularity(net[0]) == (scale.numel() == 1, "FixedPoint" in quantizer.__name__)
+    assert max(widths(net, 13)) <= 13
+
+
+def test_every_layer_has_a_width_of_its_own_and_quantizers_can_be_changed():
+    net, x = nn.Sequential(*(model()[0] for _ in range(3))), (torch.rand(2, 20),)
+    net[1], net[2] = (qnn.QuantLinear(6, 6, weight_bit_width=4, input_quant=Uint8ActPerTensorFloat)
+                      for _ in range(2))  # fmt: skip
+    with calibration_mode(net):
+        net.eval()(*x)
+    chosen = {"0": 12, "1": 14, "2": 16}
+    each = Plan({name: LayerPrecision(accumulator=p) for name, p in chosen.items()})
+    for kind in ("a2q", "a2q+", "axe", "a2q"):
+        apply_plan(net, each, args=x, quantizer=kind)
+        found = certify(net, plan=each, args=x).require()
+        assert all((entry.width or 0) <= chosen[entry.name] for entry in found.judged)
+
+
+def test_a2q_bits_change_and_the_scale_follows():
+    net, x = model(), (torch.rand(2, 20),)
+    apply_plan(net, plan(accumulator=16), args=x, quantizer="a2q")
+    scale = a2q_scale(net[0])
+    apply_plan(net, plan(accumulator=16, weight=6), args=x, quantizer="a2q")
+    assert torch.allclose(a2q_scale(net[0]), scale * 7 / 31)
+    assert int(net[0].weight_quant.bit_width().max()) == 6
+
+
+def test_what_a2q_cannot_do_is_said():
+    with pytest.raises(InvalidOption, match="a2q\\+"):
+        apply_plan(model(), plan(accumulator=16), quantizer="a3q")
+    with pytest.raises(InvalidOption, match="args="):
+        apply_plan(model(), plan(accumulator=16), quantizer="a2q")
+    tiles = plan(accumulator=16, tile=4)
+    with pytest.raises(InvalidPlan, match="tiles, but A2Q"):
+        apply_plan(model(), tiles, args=(torch.rand(2, 20),), quantizer="a2q")
+
+
+@pytest.mark.parametrize("quantizer", ["axe", "a2q+"])
+def test_a_plan_may_change_between_two_steps(quantizer):
+    net, x = model(), torch.rand(8, 20)
+    apply_plan(net, plan(accumulator=16), args=(x,), quantizer=quantizer)
+    parameters = list(net.parameters())
+    optimizer = torch.optim.Adam(parameters, 0.05)
+    for changed in ({"accumulator": 13}, {"accumulator": 12, "weight": 3}, {"accumulator": 16}):
+        before = net[0].weight.detach().clone()
+        apply_plan(net, plan(**changed), args=(x,), quantizer=quantizer)
+        assert torch.equal(net[0].weight, before)
+        assert all(one is other for one, other in zip(parameters, net.parameters(), strict=True))
+        assert max(widths(net, changed["accumulator"])) <= changed["accumulator"]
+        optimizer.zero_grad()
+        net.train()(x).square().sum().backward()
+        optimizer.step()
+        assert not torch.equal(net[0].weight, before)
+        assert max(widths(net.eval(), changed["accumulator"])) <= changed["accumulator"]

@@ -11,7 +11,7 @@ from brevitas.graph.calibrate import calibration_mode
 from brevitas.quant import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
 from torch import Tensor, nn
 
-from brevitas_axe.layers import find_layers, integer_weight
+from brevitas_axe.layers import Layer, find_layers, integer_weight
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.quantizers import Int8WeightPerChannelFloatAXE
 
@@ -27,7 +27,7 @@ def options(act: type, quantizer: type = Int8WeightPerChannelFloatAXE) -> dict:
     }
 
 
-def conv_net(quantizer: type = Int8WeightPerChannelFloatAXE) -> nn.Module:
+def conv_net(quantizer: type = Int8WeightPerChannelFloatAXE) -> Layer:
     """[n, 2, 6, 6] to 4 logits, with a batch norm and a depthwise layer."""
     torch.manual_seed(0)
     kind = options(Uint8ActPerTensorFloat, quantizer)
@@ -62,7 +62,7 @@ class Block(nn.Module):
         return self.head((x + self.down(F.relu(self.up(x)))).mean(1))
 
 
-def block(quantizer: type = Int8WeightPerChannelFloatAXE) -> nn.Module:
+def block(quantizer: type = Int8WeightPerChannelFloatAXE) -> Layer:
     torch.manual_seed(0)
     return calibrated(Block(quantizer), torch.randn(16, 5, 16))
 
@@ -71,7 +71,7 @@ NETS = {"conv": conv_net, "block": block}
 SHAPES = {"conv": (2, 6, 6), "block": (5, 16)}
 
 
-def calibrated(model: nn.Module, x: Tensor) -> nn.Module:
+def calibrated(model: nn.Module, x: Tensor) -> Layer:
     model.eval()
     with torch.no_grad(), calibration_mode(model):
         model(x)

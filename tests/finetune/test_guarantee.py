@@ -52,7 +52,7 @@ def widths(model: nn.Module, kind: str, plan=None) -> list[int]:
     width = WIDTH if plan is None else None
     exclude = () if kind == "conv" else ("Block.forward",)
     certificate = certify(model, width, plan=plan, exclude=exclude, args=(x,)).require()
-    return [entry.width for entry in certificate.judged]
+    return [entry.width or 0 for entry in certificate.judged]
 
 
 @pytest.mark.parametrize("kind", NETS)

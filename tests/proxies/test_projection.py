@@ -128,6 +128,7 @@ def test_equal_weights_share_the_budget_instead_of_vanishing(how):
 def test_only_the_tile_and_side_over_budget_is_shrunk(how):
     values = torch.tensor([[7.0, 7, 7, -1, -2, 0, 1, 1]])
     row, over = how(values, InputRange(0, 15), 8, 4, 7)  # 127 // 15 = 8 per side and tile
+    assert over is not None
     assert over.tolist() == [[True, False]]
     assert row[0, 3:].tolist() == [-1, -2, 0, 1, 1]
     assert int(row[0, :3].sum()) == 8
@@ -139,6 +140,7 @@ def test_sums_at_the_edge_of_a_budget_beyond_float32_are_told_apart():
     for units, fits in ((65535, True), (65536, False)):
         values = torch.tensor([[float(units - 1), 1.0]])
         integers, over = compiled(values, reach, bits, None, 65536)
+        assert over is not None
         assert bool(over.any()) != fits
         assert int(integers.sum()) == 65535
 

@@ -25,7 +25,7 @@ from brevitas_axe.errors import (
     MissingInputQuantizer,
     UnsupportedLayer,
 )
-from brevitas_axe.layers import integer_weight, unroll_weight
+from brevitas_axe.layers import Layer, integer_weight, unroll_weight
 from brevitas_axe.quantizers import (
     AccumulatorAware,
     Int8WeightPerChannelFixedPointAXE,
@@ -48,7 +48,7 @@ LAYERS = {
 }
 
 
-def linear(columns=64, rows=8, bits=12, seed=0, **options) -> nn.Module:
+def linear(columns=64, rows=8, bits: int | None = 12, seed=0, **options) -> Layer:
     """A layer that its budget binds, in evaluation mode."""
     torch.manual_seed(seed)
     kind = {"input_quant": Uint8ActPerTensorFloat, "weight_quant": Int8WeightPerChannelFloatAXE}
@@ -58,11 +58,11 @@ def linear(columns=64, rows=8, bits=12, seed=0, **options) -> nn.Module:
     return layer.eval()
 
 
-def integers(layer: nn.Module) -> torch.Tensor:
+def integers(layer: Layer) -> torch.Tensor:
     return unroll_weight(layer, integer_weight("layer", layer)[0]).flatten(0, 1)
 
 
-def holds(layer: nn.Module) -> bool:
+def holds(layer: Layer) -> bool:
     proxy = layer.weight_quant
     reach = proxy.input_range
     return bool(
@@ -232,7 +232,7 @@ def test_impossible_tiles_are_refused_at_once(tile):
         linear(weight_accumulator_tile_size=tile)
 
 
-def gradients(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def gradients(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
     layer.train()
     generator = torch.Generator().manual_seed(1)
     x, push = torch.rand(4, 64, generator=generator), torch.randn(4, 8, generator=generator)
