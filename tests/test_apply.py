@@ -50,7 +50,9 @@ QUANTIZERS = [
 ]
 
 
-def model(weight=Int8WeightPerChannelFloat, act=Uint8ActPerTensorFloat, **options) -> Layer:
+def model(
+    weight: Layer = Int8WeightPerChannelFloat, act: Layer = Uint8ActPerTensorFloat, **options
+) -> Layer:
     torch.manual_seed(0)
     result = nn.Sequential(
         qnn.QuantLinear(20, 6, weight_quant=weight, weight_bit_width=4, input_quant=act, **options)
@@ -94,7 +96,7 @@ def test_weight_bits_change_and_the_scale_follows(quantizer, bits):
 
 
 def test_input_bits_change_and_with_them_the_range():
-    layers = apply_plan(model(), plan(accumulator=12))
+    layers: Layer = apply_plan(model(), plan(accumulator=12))
     layers(torch.rand(2, 20))
     assert layers[0].weight_quant.input_range == InputRange(0, 255)
     apply_plan(layers, plan(accumulator=12, input=3))
@@ -103,7 +105,7 @@ def test_input_bits_change_and_with_them_the_range():
 
 
 def test_a_plan_can_be_applied_again():
-    layers = apply_plan(model(), plan(accumulator=10, tile=5))
+    layers: Layer = apply_plan(model(), plan(accumulator=10, tile=5))
     proxy = layers[0].weight_quant
     apply_plan(layers, plan(accumulator=12))
     assert layers[0].weight_quant is proxy
@@ -150,7 +152,7 @@ def test_asymmetric_weights_are_refused_by_name():
 
 
 def test_a_shared_weight_quantizer_is_refused_by_name():
-    first = qnn.QuantLinear(4, 4, weight_quant=Int8WeightPerTensorFloat)
+    first: Layer = qnn.QuantLinear(4, 4, weight_quant=Int8WeightPerTensorFloat)
     layers = nn.Sequential(first, qnn.QuantLinear(4, 4, weight_quant=first.weight_quant))
     with pytest.raises(UnsupportedLayer, match="'1' shares its weight quantizer"):
         apply_plan(layers, Plan({"1": LayerPrecision()}))
