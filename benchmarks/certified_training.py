@@ -1,0 +1,147 @@
+"""Certificates after every optimizer step of a training that moves the weights far.
+
+    python benchmarks/certified_training.py [--quick] [--output FILE]
+
+A ResNet-8 and a transformer block (`trained_nets`), 4-bit weights, 8-bit inputs, are trained by
+AdamW on random images and a random task, at a learning rate that turns most integers over. After
+every step the live model is certified at P bits; every few steps, and at the end, so is the
+exported QONNX file, from nothing but the integers in it. Any dot product that is not proven counts
+as a violation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from brevitas.graph.calibrate import calibration_mode
+from records import print_table, write_json
+from torch import nn
+from trained_nets import Block, resnet8
+
+from brevitas_axe import Int8WeightPerChannelFloatAXE, certify, certify_file, export_qonnx
+from brevitas_axe.finetune import ep_init, parameter_groups
+from brevitas_axe.layers import find_layers, integer_weight
+
+LEARNING_RATE = 0.03  # nearly a third of an integer per weight and step
+NETS = {
+    "ResNet-8": (resnet8, (16, 3, 32, 32), ()),
+    # The products of attention have no weights that a width could be planned for.
+    "transformer block": (lambda weight: Block(weight, 64, 4), (8, 16, 64), ("Block.forward",)),
+}
+
+
+def started(net: str, accumulator_bits: int) -> tuple[nn.Module, torch.Tensor]:
+    """A calibrated network that its budgets bind, and its training data."""
+    torch.manual_seed(0)
+    build, shape, _ = NETS[net]
+    weight = {
+        "weight_quant": Int8WeightPerChannelFloatAXE,
+        "weight_bit_width": 4,
+        "weight_accumulator_bit_width": accumulator_bits,
+    }
+    model = build(weight).eval()
+    x = torch.rand(shape) if len(shape) == 4 else torch.randn(shape)
+    with torch.no_grad(), calibration_mode(model):
+        model(x)
+    return ep_init(model, (x,)), x
+
+
+def integers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Of every layer, flat."""
+    return {
+        name: integer_weight(name, layer)[0].flatten() for name, layer in find_layers(model).items()
+    }
+
+
+def turned_over(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
+    """Fraction of all weight integers that differ."""
+    differing = sum(int((before[name] != after[name]).sum()) for name in before)
+    return differing / sum(q.numel() for q in before.values())
+
+
+def violations(certificate: Any, exclude: tuple[str, ...] = ()) -> int:
+    """Dot products that are not proven to fit."""
+    return sum(entry.name not in exclude for entry in certificate.failures)
+
+
+def exported_violations(model: nn.Module, x: torch.Tensor, bits: int, path: Path) -> int:
+    """Dot products of the exported file that are not proven to fit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, about shapes
+        export_qonnx(model, x[:1], path, target="qonnx")
+    found = certify_file(path, bits)
+    planned = find_layers(model)
+    quantized = [entry for entry in found.entries if entry.layer in planned]
+    assert len(quantized) >= len(planned), "a layer is missing in the file"
+    return sum(not entry.fits for entry in quantized)
+
+
+def train(net: str, bits: int, steps: int, every: int, folder: Path) -> dict[str, object]:
+    """One row of the table."""
+    model, x = started(net, bits)
+    exclude = NETS[net][2]
+    target = torch.randn_like(model(x).detach())
+    optimizer = torch.optim.AdamW(parameter_groups(model, LEARNING_RATE))
+    begun, first, previous = time.perf_counter(), integers(model), integers(model)
+    bad = bad_files = certificates = files = 0
+    moved, losses = [], []
+    for step in range(1, steps + 1):
+        model.train()
+        optimizer.zero_grad()
+        loss = (model(x) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        model.eval()
+        bad += violations(certify(model, bits, exclude=exclude, args=(x[:1],)))
+        certificates += 1
+        if step % every == 0 or step == steps:
+            bad_files += exported_violations(model, x, bits, folder / f"{step}.onnx")
+            files += 1
+        present = integers(model)
+        moved.append(turned_over(previous, present))
+        previous = present
+    return {
+        "net": net,
+        "P": bits,
+        "steps": steps,
+        "certificates": certificates,
+        "violations": bad,
+        "files": files,
+        "violations in files": bad_files,
+        "moved per step": sum(moved) / steps,
+        "moved in all": turned_over(first, previous),
+        "loss, first": losses[0],
+        "loss, last": losses[-1],
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def main() -> None:
+    """Trains every network and prints the table."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small run that proves it works")
+    parser.add_argument("--output", type=Path, help="JSON file for the rows")
+    parser.add_argument("--accumulator", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--every", type=int, default=20, help="steps between exported files")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    steps = 4 if arguments.quick else arguments.steps
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [
+            train(net, arguments.accumulator, steps, arguments.every, Path(folder)) for net in NETS
+        ]
+    print_table("certificates during training", rows)
+    write_json(arguments.output, {"benchmark": "certified training", "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
