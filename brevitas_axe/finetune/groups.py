@@ -16,7 +16,7 @@ from brevitas_axe.quantizers.a2q import a2q_kind, a2q_scale
 
 # A weight moves by this many times the learning rate, in units of its scale: 1e-3 is then a
 # hundredth of the way from one integer to the next per step of Adam. Scales move by the same
-# fraction of themselves; slower ones ended less accurate (benchmarks/finetuning.py).
+# fraction of themselves.
 _STEPS_PER_SCALE = 10.0
 _LOGARITHMIC = (LogFloatRestrictValue, PowerOfTwoRestrictValue)
 
