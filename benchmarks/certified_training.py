@@ -25,6 +25,7 @@ from torch import nn
 from trained_nets import Block, resnet8
 
 from brevitas_axe import Int8WeightPerChannelFloatAXE, certify, certify_file, export_qonnx
+from brevitas_axe.errors import ExportRefused
 from brevitas_axe.finetune import ep_init, parameter_groups
 from brevitas_axe.layers import find_layers, integer_weight
 
@@ -70,11 +71,27 @@ def violations(certificate: Any, exclude: tuple[str, ...] = ()) -> int:
     return sum(entry.name not in exclude for entry in certificate.failures)
 
 
+def export(model: nn.Module, x: torch.Tensor, path: Path) -> None:
+    """Writes the QONNX file, whose weights are the same whatever image it is traced and checked on.
+
+    Float operations in another order now and then round an activation to the next integer, and
+    export then refuses, because outputs differ: the next image is tried.
+    """
+    for index in range(len(x)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the tracer's, about shapes
+                export_qonnx(model, x[index : index + 1], path, target="qonnx")
+        except ExportRefused as refused:
+            if "computes something else" not in str(refused) or index + 1 == len(x):
+                raise
+        else:
+            return
+
+
 def exported_violations(model: nn.Module, x: torch.Tensor, bits: int, path: Path) -> int:
     """Dot products of the exported file that are not proven to fit."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, about shapes
-        export_qonnx(model, x[:1], path, target="qonnx")
+    export(model, x, path)
     found = certify_file(path, bits)
     planned = find_layers(model)
     quantized = [entry for entry in found.entries if entry.layer in planned]
@@ -107,6 +124,8 @@ def train(net: str, bits: int, steps: int, every: int, folder: Path) -> dict[str
         present = integers(model)
         moved.append(turned_over(previous, present))
         previous = present
+        if step % every == 0:
+            print(f"{net}, step {step}: {bad} violations, {bad_files} in files", flush=True)
     return {
         "net": net,
         "P": bits,
