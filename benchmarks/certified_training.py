@@ -46,10 +46,11 @@ def started(net: str, accumulator_bits: int) -> tuple[nn.Module, torch.Tensor]:
         "weight_bit_width": 4,
         "weight_accumulator_bit_width": accumulator_bits,
     }
-    model = build(weight).eval()
+    model = build(weight).train()  # ranges are to be those behind batch norms in training
     x = torch.rand(shape) if len(shape) == 4 else torch.randn(shape)
     with torch.no_grad(), calibration_mode(model):
         model(x)
+    model.eval()
     return ep_init(model, (x,)), x
 
 

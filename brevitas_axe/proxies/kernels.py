@@ -124,11 +124,13 @@ def shrink(sizes, signs, both, either, bound, integers):
                 stayed = -1
     write(sizes, signs, high, integers)
     room = (bound - shrunk_cost(sizes, signs, high, both, either)) // unit
-    # Units that the two ends disagree on, first weights first.
+    # Units that the two ends disagree on, first weights first. The ends may be so close that
+    # rounding decides; the slack never reaches past the integer (see `select`).
+    near = sizes.dtype.type(low - 1e-4)
     for k in range(len(sizes)):
         if room <= 0:
             break
-        more = np.floor(sizes[k] - low + half) - max(np.floor(sizes[k] - high + half), zero)
+        more = np.floor(sizes[k] - near + half) - max(np.floor(sizes[k] - high + half), zero)
         if more > 0 and signs[k] != zero:
             more = min(more, room)
             integers[k] += signs[k] * more
