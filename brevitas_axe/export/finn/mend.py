@@ -1,10 +1,10 @@
 """Mends what can be mended safely in a live Brevitas model, and says what it did.
 
 Three mends. Residual branches get the wider of their two quantizers, weights of full range lose
-their most negative integer, and biases move by a part of an accumulator step so that no sum lies
-halfway between two output levels: FINN, which rounds half up, and torch then agree everywhere.
-The first two change the model's values a little, so mend before post-training quantization; the
-third depends on the integers, so mend again after it.
+their most negative integer, and sums move by a part of their step so that none lies halfway between
+two output levels: FINN, which rounds half up, and torch then agree everywhere. The first two change
+the model's values a little, so mend before post-training quantization; the third depends on the
+integers, so mend again after it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from brevitas import nn as qnn
+from brevitas.nn.quant_layer import QuantNonLinearActLayer
 from torch import Tensor, nn
 
 from brevitas_axe.export.finn.check import walk
@@ -26,6 +27,21 @@ from brevitas_axe.export.qonnx import export_qonnx
 from brevitas_axe.layers import Layer, find_layers
 
 _ROUNDS = 8
+
+
+class Offset(nn.Module):
+    """Adds a constant, which FINN folds into the thresholds behind it.
+
+    Attributes:
+        value: float32, broadcastable to the input.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(x, "value", x) + self.value
 
 
 @dataclass(frozen=True)
@@ -102,30 +118,44 @@ def _narrow(model: nn.Module, graph: Graph) -> list[Change]:
         if name not in names:
             continue
         proxy = layer.weight_quant
+        learned = proxy.tensor_quant.state_dict()
         proxy.quant_injector = proxy.quant_injector.let(narrow_range=True)
         proxy.init_tensor_quant()
-        sentence = f"the weights of '{name}' are now narrow."
-        changes.append(Change(name, "full_range", sentence))
+        proxy.tensor_quant.load_state_dict(learned)
+        changes.append(Change(name, "full_range", f"the weights of '{name}' are now narrow."))
     return changes
 
 
 def _shift(model: nn.Module, graph: Graph) -> list[Change]:
-    """Biases moved so that sums halfway between two levels lie above; nothing else changes."""
+    """Sums moved so that those halfway between two levels lie above; nothing else changes."""
     changes, layers = [], find_layers(model)
     for name, (signal, ties) in graph.ties.items():
+        if np.isnan(ties.shift).any():
+            continue  # no room: another sum would cross a level
         layer: Layer = layers.get(name)
-        shift = ties.shift.reshape(-1)
-        if layer is None or signal.dot is None or np.isnan(shift).any():
-            continue
-        if layer.bias is not None and layer.bias_quant.is_quant_enabled:
-            continue  # the bias would be rounded back
-        rows = layer.weight.shape[0]
-        step = np.broadcast_to(signal.dot.scale.reshape(-1), shift.shape)
-        moved = torch.from_numpy(np.broadcast_to(shift * step, (rows,)).astype(np.float32).copy())
-        with torch.no_grad():
-            bias = torch.zeros(rows) if layer.bias is None else layer.bias
-            layer.bias = nn.Parameter(bias + moved)
-        part = float(np.abs(shift).max())
-        sentence = f"the bias of '{name}' moved by up to {part:g} of an accumulator step."
-        changes.append(Change(name, "tie", sentence))
+        if signal.dot is not None:
+            if layer is None or (layer.bias is not None and layer.bias_quant.is_quant_enabled):
+                continue  # a quantized bias would be rounded back
+            _move_bias(layer, ties.shift * signal.dot.scale)
+            what = f"the bias of '{name}'"
+        else:
+            if graph.quantizations(name) != 1 or not _is_activation(model, name):
+                continue  # a second input of this quantizer would move, too
+            offset = Offset(torch.from_numpy(np.asarray(ties.shift * signal.scale, np.float32)))
+            model.set_submodule(name, nn.Sequential(offset, model.get_submodule(name)))
+            what = f"the input of '{name}'"
+        part = float(np.abs(ties.shift).max())
+        changes.append(Change(name, "tie", f"{what} moved by up to {part:g} of its step."))
     return changes
+
+
+def _move_bias(layer: Layer, shift: np.ndarray) -> None:
+    """Adds to the bias, which is made if there is none. shift: of each output channel or of all."""
+    rows = layer.weight.shape[0]
+    moved = torch.from_numpy(np.broadcast_to(shift.reshape(-1), (rows,)).astype(np.float32))
+    with torch.no_grad():
+        layer.bias = nn.Parameter(moved if layer.bias is None else layer.bias + moved)
+
+
+def _is_activation(model: nn.Module, name: str) -> bool:
+    return isinstance(dict(model.named_modules()).get(name), QuantNonLinearActLayer)

@@ -121,6 +121,7 @@ class Graph:
 
     def __init__(self, model: ModelWrapper, file: ModelFile, facts: dict[str, Fact]) -> None:
         self.model = model
+        self.file = file
         self.facts = facts
         self.names = Names(file)
         self.values: dict[str, Value] = {}
@@ -175,6 +176,15 @@ class Graph:
         """The module that a dot product belongs to, as certificates name it."""
         return self.names.layer(node, node.inputs[1]) or self.name(node)
 
+    def quantizations(self, name: str) -> int:
+        """How many quantizers of computed values belong to a module."""
+        return sum(
+            node.op in ("Quant", "IntQuant")
+            and self.constant(node.inputs[0]) is None
+            and self.name(node) == name
+            for node in self.file.nodes
+        )
+
     def producer(self, tensor: str) -> Node | None:
         """The node that computes a tensor."""
         return self.names.producer(tensor)
@@ -191,17 +201,12 @@ class Graph:
         """Reports that a quantizer meets sums halfway between its levels."""
         layer = signal.dot.layer if signal.dot else name
         self.ties[layer] = (signal, ties)
-        way_out = (
-            "mend_for_finn shifts its bias"
-            if signal.dot
-            else "give it a scale that is no power of two"
-        )
         self.report(
             layer,
             "tie",
             f"sums of '{layer}' can lie exactly halfway between two levels of '{name}', where "
             "FINN rounds up and torch to even",
-            f"{way_out}, by which both agree",
+            "mend_for_finn moves these sums a little, by which both agree",
             "tie",
         )
 
