@@ -116,6 +116,14 @@ def two_relus() -> Any:
     return model
 
 
+def signed_fork() -> nn.Module:
+    """A residual of signed values: both terms on one quantizer."""
+    grid = signed(4)
+    model = Branches(nn.Sequential(conv(), grid), nn.Identity(), torch.add, relu(), *tail())
+    model.start = nn.Sequential(signed(), conv(), grid)
+    return model
+
+
 def split_sums() -> nn.Module:
     model = two_relus()
     model.first[0], model.second[0] = signed(4), signed(8)
@@ -212,6 +220,14 @@ ACCEPTED = {
     ),
     "residual": Case(lambda: residual(True)),
     "residual with a layer": Case(lambda: skipped(True)),
+    "residual of signed values": Case(signed_fork),
+    "concatenation": Case(lambda: joined(True)),
+    "product of branches": Case(
+        lambda: Branches(
+            *(nn.Sequential(conv(), relu()), nn.Sequential(conv(), relu(3)), torch.mul),
+            *(unsigned(), *tail()),
+        )
+    ),
     "perceptron": Case(
         lambda: nn.Sequential(signed(), linear(12, 8), relu(), linear(8)), shape=ROW
     ),
