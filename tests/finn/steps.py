@@ -187,6 +187,8 @@ def hardware(model: ModelWrapper, standalone_thresholds: bool) -> ModelWrapper:
         InferGlobalAccPoolLayer(),
         absorb.AbsorbTransposeIntoMultiThreshold(),
         absorb.AbsorbMulIntoMultiThreshold(),
+        InferDataTypes(),
+        RoundAndClipThresholds(),
     )
     if standalone_thresholds:
         model = apply(model, InferThresholdingLayer())

@@ -113,10 +113,6 @@ def _check_convolution(node: Node, layer: str, source: Signal, weights: Grid, gr
     if image and image[0] != 1:
         problem = f"the batch size at convolution '{layer}' is not 1, and FINN builds for 1"
         graph.report(layer, "batch", problem, "export with one sample, such as x[:1]")
-    sides = zip(image[2:], kernel, pads, pads[len(kernel) :], strict=False)
-    if len(kernel) == 2 and any(n == 1 and (k > 1 or a or b) for n, k, a, b in sides):
-        problem = f"convolution '{layer}' slides along an axis of length 1, which FINN refuses"
-        graph.report(layer, "flat_image", problem, "give it kernel size 1 and no padding there")
     if source.bipolar and any(pads):
         problem = f"convolution '{layer}' pads 1-bit inputs with a zero, which they do not have"
         graph.report(layer, "binary_padding", problem, "use 2 bits or more, or no padding")

@@ -210,6 +210,7 @@ ACCEPTED = {
     "one axis": Case(chain(relu, lambda: conv(kernel=(3, 1), padding=(1, 0)), relu)),
     "max pooling": Case(chain(relu, nn.MaxPool2d(2), size=3)),
     "padded max pooling": Case(chain(relu, nn.MaxPool2d(3, 2, 1), size=3)),
+    "image of one pixel": Case(chain(relu, nn.MaxPool2d(6), size=1)),
     "truncated average": Case(average(cut(), quantized=True)),
     "truncated average, overlapping": Case(average(cut(3, stride=2), quantized=True, size=2)),
     "image average": Case(
@@ -291,7 +292,6 @@ REFUSED = {
         "1",
         (4, 4, 4, 4),
     ),
-    "axis of length 1": Case(chain(relu, nn.MaxPool2d(6), size=1), ("flat_image",), "4"),
     "padding of its own": Case(
         lambda: nn.Sequential(
             *(signed(), conv(), relu(), nn.ZeroPad2d((1, 0, 1, 0))),

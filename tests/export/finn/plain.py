@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,7 +21,7 @@ class Residual(nn.Module):
         self.skip = nn.Conv2d(inputs, outputs, 1, stride) if stride > 1 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.second(self.first(x)) + self.skip(x))
+        return torch.relu(self.second(self.first(x)) + self.skip(x))
 
 
 class ResNet(nn.Module):
