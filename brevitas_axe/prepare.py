@@ -156,9 +156,9 @@ def _traced(model: nn.Module) -> Graph:
 
 
 def _spelled_for_brevitas(model: Graph) -> Graph:
-    """Rewrites what Brevitas does not read: x.relu(), torch.relu(x); it requantizes after a Flatten.
+    """Rewrites what Brevitas does not read, x.relu() and torch.relu(x), or reads amiss.
 
-    Its second quantizer would be signed, and so lose a bit of what a ReLU gave.
+    It would quantize again after a Flatten, signed, and so lose a bit of what a ReLU gave.
     """
     for node in list(model.graph.nodes):
         module = model.get_submodule(node.target) if node.op == "call_module" else None
