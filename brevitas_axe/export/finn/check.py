@@ -20,6 +20,7 @@ from qonnx.transformation.infer_shapes import InferShapes
 
 from brevitas_axe.certify.flow import QONNX_DOMAINS, analyse
 from brevitas_axe.certify.modelfile import ModelFile, Node, read
+from brevitas_axe.certify.names import Names
 from brevitas_axe.errors import InvalidModelFile
 from brevitas_axe.export.finn import joins, layers, quantizers
 from brevitas_axe.export.finn.finding import Finding
@@ -70,7 +71,7 @@ def walk(path_or_model: str | os.PathLike | onnx.ModelProto | Any) -> Graph:
             warnings.simplefilter("ignore")  # qonnx warns about opsets newer than its table
             model = _prepared(original)
             file = read(model)
-            graph = Graph(model, file, analyse(file))
+            graph = Graph(model, file, analyse(file), Names(original))
             for node in file.nodes:
                 _apply(node, graph)
             for output in file.graph.output:

@@ -36,6 +36,8 @@ class Offset(nn.Module):
         value: float32, broadcastable to the input.
     """
 
+    value: Tensor
+
     def __init__(self, value: Tensor) -> None:
         super().__init__()
         self.register_buffer("value", value)

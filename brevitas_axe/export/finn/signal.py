@@ -117,13 +117,19 @@ Value = Host | Lost | Signal
 
 
 class Graph:
-    """A model, the facts of its constants, and the findings so far."""
+    """A model, the facts of its constants, and the findings so far.
 
-    def __init__(self, model: ModelWrapper, file: ModelFile, facts: dict[str, Fact]) -> None:
+    `written` holds the names of the file as it was, before its constants were folded.
+    """
+
+    def __init__(
+        self, model: ModelWrapper, file: ModelFile, facts: dict[str, Fact], written: Names
+    ) -> None:
         self.model = model
         self.file = file
         self.facts = facts
         self.names = Names(file)
+        self.written = written
         self.values: dict[str, Value] = {}
         self.findings: dict[Finding, None] = {}
         self.ties: dict[str, tuple[Signal, Ties]] = {}
@@ -174,7 +180,7 @@ class Graph:
 
     def layer(self, node: Node) -> str:
         """The module that a dot product belongs to, as certificates name it."""
-        return self.names.layer(node, node.inputs[1]) or self.name(node)
+        return self.written.layer(node, node.inputs[1]) or self.name(node)
 
     def quantizations(self, name: str) -> int:
         """How many quantizers of computed values belong to a module."""

@@ -247,6 +247,12 @@ REFUSED = {
         ("float_weights",),
         "3",
     ),
+    "float linear layer": Case(
+        lambda: nn.Sequential(signed(), linear(12, 8), relu(), nn.Linear(8, 4)),
+        ("float_weights",),
+        "3",
+        ROW,
+    ),
     "float input": Case(lambda: nn.Sequential(conv(), relu(), *tail()), ("float_input",), "0"),
     "no activation quantizer": Case(chain(conv, relu), ("float_sums",), "2"),
     "ReLU without quantizer": Case(chain(nn.ReLU(), conv, relu), ("float_relu",), "3"),

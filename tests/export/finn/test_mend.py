@@ -105,6 +105,7 @@ def test_full_range_weights_become_narrow_and_keep_their_learned_scale(tmp_path)
     model, x = build(case), samples(case)
     model[1].weight_quant.tensor_quant.scaling_impl.value.data *= 0.9
     assert rules(model, x[:1], tmp_path) == {"full_range"}
+    mended: Any
     mended, changes = mend_for_finn(model, x[:1])
     assert [(change.layer, change.rule) for change in changes] == [("1", "full_range")]
     assert rules(mended, x[:1], tmp_path) == set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -39,9 +40,9 @@ def test_with_many_bits_it_computes_the_same(name):
 
 def test_bits_are_those_asked_for():
     prepared = prepare_for_finn(trained("vgg"), [X], weight_bit_width=3, input_bit_width=5)
-    layers = [m for m in prepared.modules() if hasattr(m, "weight_quant")]
+    layers: list[Any] = [m for m in prepared.modules() if hasattr(m, "weight_quant")]
     assert {int(layer.quant_weight().bit_width) for layer in layers} == {3}
-    acts = [m.act_quant for m in prepared.modules() if hasattr(m, "act_quant")]
+    acts: list[Any] = [m.act_quant for m in prepared.modules() if hasattr(m, "act_quant")]
     assert {int(quantizer.bit_width()) for quantizer in acts} == {5, 8}
 
 
