@@ -4,7 +4,7 @@ from brevitas_axe.apply import apply_plan
 from brevitas_axe.certify import Certificate, certify, certify_file
 from brevitas_axe.emulate import emulate
 from brevitas_axe.errors import AxeError
-from brevitas_axe.export import export_qonnx
+from brevitas_axe.export import check_finn, export_qonnx, mend_for_finn, prepare_for_finn
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.ptq import axe_gpfq_mode, axe_gptq_mode, axe_qronos_mode
 from brevitas_axe.quantize import QuantizeResult, quantize
@@ -31,7 +31,10 @@ __all__ = [
     "axe_qronos_mode",
     "certify",
     "certify_file",
+    "check_finn",
     "emulate",
     "export_qonnx",
+    "mend_for_finn",
+    "prepare_for_finn",
     "quantize",
 ]

@@ -36,6 +36,7 @@ from brevitas_axe.quantizers import Int8WeightPerChannelFloatAXE
 Batch = tuple[tuple, dict]
 # A GraphModule or Node, of torch.fx or of Brevitas's copy of it; arguments of nodes are anything.
 Graph = Any
+_RELUS = ("relu", "relu_", torch.relu, torch.relu_)
 _RECURRENT = (nn.LSTM, nn.RNN)
 
 
@@ -155,14 +156,14 @@ def _traced(model: nn.Module) -> Graph:
 
 
 def _spelled_for_brevitas(model: Graph) -> Graph:
-    """Rewrites what Brevitas does not read: it fails on x.relu(), and requantizes after a Flatten.
+    """Rewrites what Brevitas does not read, x.relu() and torch.relu(x), or reads amiss.
 
-    Its second quantizer would be signed, and so lose a bit of what a ReLU gave.
+    It would quantize again after a Flatten, signed, and so lose a bit of what a ReLU gave.
     """
     for node in list(model.graph.nodes):
         module = model.get_submodule(node.target) if node.op == "call_module" else None
         with model.graph.inserting_before(node):
-            if node.op == "call_method" and node.target in ("relu", "relu_"):
+            if node.op != "call_module" and node.target in _RELUS:
                 model.add_submodule(f"{node.name}_module", nn.ReLU())
                 new = model.graph.call_module(f"{node.name}_module", node.args[:1])
             elif isinstance(module, nn.Flatten):

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from brevitas_axe.accumulator import check_bit_width, datatype_bound
 from brevitas_axe.certify import Certificate, certify_file
+from brevitas_axe.cost import resource_rows
 from brevitas_axe.emulate import emulate
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.prepare import as_batches, to_brevitas
@@ -205,6 +206,7 @@ def quickstart(output: str | Path, accumulator_bit_width: int = 8, seed: int = 0
         "tile": None,
         "arms": arms,
         "layers": ours.result.layers,
+        "resources": resource_rows(ours.result.model, (bench.test.images[:1],), ours.result.plan),
         "seconds": round(time.perf_counter() - start, 1),
         "environment": {
             **{name: metadata.version(name) for name in ("torch", "brevitas", "qonnx")},

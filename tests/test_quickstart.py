@@ -57,6 +57,7 @@ def test_whole_run_leaves_a_proven_model_and_a_full_table(tmp_path, monkeypatch,
     assert last["kind"] == "ours"
     assert last["overflow_free"]
     assert last["proven_width"] <= 10
+    assert all(row["lut"] <= row["unlimited_lut"] for row in summary["resources"])
     plan = Plan.load(tmp_path / "plan.json")
     assert certify_file(tmp_path / "model.onnx", plan=plan).ok
     # The file that is handed over gives torch's answers on accumulators that wrap.

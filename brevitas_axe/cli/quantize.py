@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     import brevitas_axe
     from brevitas_axe.certify import certify_file
     from brevitas_axe.cli.screen import console
+    from brevitas_axe.cost import resource_rows
     from brevitas_axe.plan import Plan
     from brevitas_axe.report import open_folder, write_folder
 
@@ -82,7 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
         state=arguments.state,
     )
     path = folder / "model.onnx"
-    brevitas_axe.export_qonnx(result.model, _example(result.model, batches[0]), path)
+    example = _example(result.model, batches[0])
+    brevitas_axe.export_qonnx(result.model, example, path)
     # The proof that counts is the one that reads the file, as the next tool will.
     certificate = certify_file(path, plan=result.plan, exclude=tuple(arguments.exclude))
     summary = {
@@ -91,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         "tile": arguments.tile_size,
         "arms": [],
         "layers": result.layers,
+        "resources": resource_rows(result.model, example, result.plan, tuple(arguments.exclude)),
         "seconds": round(time.perf_counter() - start, 1),
         "environment": {"algorithm": arguments.algorithm, "quality": arguments.quality},
     }
@@ -127,8 +130,12 @@ def _listed(value: object) -> list[Any] | None:
 
 
 def _example(model: Any, batch: Any) -> tuple[Any, ...]:
-    """A calibration batch as export arguments, which are positional."""
+    """One sample of a calibration batch as export arguments, which are positional.
+
+    FINN builds for one sample at a time.
+    """
     from brevitas_axe.prepare import as_batches
 
     [(args, kwargs)] = as_batches([batch])
-    return inspect.signature(model.forward).bind(*args, **kwargs).args
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).args
+    return tuple(value[:1] if getattr(value, "ndim", 0) else value for value in bound)

@@ -3,7 +3,7 @@
 from brevitas_axe.cost.finn_nodes import Estimate, FinnCost, Hardware, estimate, thresholding
 from brevitas_axe.cost.foldings import choose_folding, choose_foldings, cycles_per_frame
 from brevitas_axe.cost.protocol import CostModel, Folding, Formula, LayerShape, Widths, widths
-from brevitas_axe.cost.resources import ResourceRow, ResourceTable, resource_table
+from brevitas_axe.cost.resources import ResourceRow, ResourceTable, resource_rows, resource_table
 from brevitas_axe.cost.shapes import full_plan, layer_shapes
 from brevitas_axe.cost.total import cost_model, cost_models, total_cost
 
@@ -26,6 +26,7 @@ __all__ = [
     "estimate",
     "full_plan",
     "layer_shapes",
+    "resource_rows",
     "resource_table",
     "thresholding",
     "total_cost",

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
 
 from brevitas_axe.cost.finn_nodes import HLS, Estimate, Hardware, estimate
 from brevitas_axe.cost.protocol import Folding, LayerShape, widths
+from brevitas_axe.cost.shapes import full_plan, layer_shapes
 from brevitas_axe.cost.total import folding_of, precisions
 from brevitas_axe.plan import Plan
 
@@ -75,3 +79,35 @@ def resource_table(
             )
         )
     return ResourceTable(tuple(rows))
+
+
+def resource_rows(
+    model: nn.Module, args: tuple, plan: Plan, exclude: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
+    """LUT of every layer at one multiplication per cycle, as a report's summary holds them.
+
+    Args:
+        model: a quantized Brevitas model.
+        args: one sample, as positional arguments of the forward.
+        plan: its widths.
+        exclude: names of layers to leave out.
+
+    Returns:
+        By layer: name, accumulator and lut as planned, unlimited_accumulator and unlimited_lut of
+        the same data types without a budget.
+
+    Raises:
+        UnsupportedLayer: FINN cannot build a layer.
+    """
+    shapes = layer_shapes(model, args, exclude=exclude)
+    table = resource_table(full_plan(model, args, exclude=exclude, plan=plan), shapes)
+    return [
+        {
+            "name": row.name,
+            "accumulator": row.accumulator,
+            "lut": round(row.planned.lut),
+            "unlimited_accumulator": row.unlimited,
+            "unlimited_lut": round(row.unplanned.lut),
+        }
+        for row in table.rows
+    ]

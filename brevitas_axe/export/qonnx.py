@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import onnx
@@ -31,16 +31,17 @@ from brevitas.proxy import (
 )
 from qonnx.core.datatype import DataType
 from qonnx.core.modelwrapper import ModelWrapper
-from qonnx.core.onnx_exec import execute_onnx
+from qonnx.core.onnx_exec import execute_node, execute_onnx
 from qonnx.transformation.extract_conv_bias import ExtractBiasFromConv
+from qonnx.transformation.fold_constants import FoldConstants
 from qonnx.transformation.gemm_to_matmul import GemmToMatMul
 from qonnx.transformation.general import GiveUniqueNodeNames
 from qonnx.transformation.infer_shapes import InferShapes
 from torch import Tensor, nn
 
 from brevitas_axe.certify import Certificate, certify_file
-from brevitas_axe.errors import ExportRefused
-from brevitas_axe.export.readiness import check_file, check_model, initializer
+from brevitas_axe.errors import ExportRefused, InvalidOption
+from brevitas_axe.export.finn import check_finn
 from brevitas_axe.files import write_whole
 from brevitas_axe.layers import Layer, evaluating, find_layers, integer_weight, observe_inputs
 from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy
@@ -104,13 +105,18 @@ def export_qonnx(
         SCALEDINT<P> with the proven accumulator width, and qonnx metadata under
         `brevitas_axe.accumulators`.
 
+    Warns:
+        UserWarning: FINN would round exact ties otherwise than torch; `mend_for_finn` helps.
+
     Raises:
         ExportRefused: one sentence with the layer's name and the way out.
     """
+    if target not in ("finn", "qonnx"):
+        raise InvalidOption(f"export target '{target}' is unknown; choose 'finn' or 'qonnx'.")
     args = args if isinstance(args, tuple) else (args,)
     layers = find_layers(model)
-    calls = observe_inputs(model, layers, args)
-    check_model(model, layers, calls, target)
+    observe_inputs(model, layers, args)
+    _check_weights(layers)
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "model.onnx"
         with torch.no_grad(), _integer_exact_weights(layers) as integers:
@@ -119,11 +125,37 @@ def export_qonnx(
         proto = _streamlined(_with_weight_names(onnx.load(raw), weights))
     certificate = certify_file(proto)
     _check_integers(proto, integers)
-    check_file(proto, target)
+    if target == "finn":
+        _check_finn(proto)
     _check_output(model, args, proto)
     _annotate(proto, certificate)
     write_whole(export_path, proto.SerializeToString())
     return proto
+
+
+def _check_weights(layers: dict[str, Layer]) -> None:
+    """What no QONNX file can hold, or no accelerator build."""
+    for name, layer in layers.items():
+        if layer.weight.dtype != torch.float32:
+            raise ExportRefused(
+                f"layer '{name}' is in {layer.weight.dtype}, but QONNX computes in float32; "
+                "convert the model by model.float() first."
+            )
+        integers, _ = integer_weight(name, layer)
+        if not bool(integers.any()):
+            raise ExportRefused(
+                f"all weights of layer '{name}' are zero, which FINN cannot build; give it a "
+                "wider accumulator or more weight bits."
+            )
+
+
+def _check_finn(proto: onnx.ModelProto) -> None:
+    findings = check_finn(proto)
+    for finding in findings:
+        if finding.severity != "tie":
+            raise ExportRefused(finding.sentence)
+    for finding in findings:
+        warnings.warn(finding.sentence, stacklevel=3)
 
 
 @contextmanager
@@ -150,7 +182,7 @@ def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict
     if dynamo:
         kwargs = {"optimize": True, "external_data": False, "verbose": False, **kwargs}
     try:
-        with evaluating(model), warnings.catch_warnings():
+        with evaluating(model), _plain_outputs(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracer warnings about Brevitas's own code
             manager.export(model, args=args, export_path=str(path), dynamo=dynamo, **kwargs)
     except BaseException:
@@ -158,6 +190,22 @@ def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict
         if not dynamo or hasattr(model, "_brevitas_return_quant_tensor_state"):
             manager.set_export_mode(model, enabled=False)
         raise
+
+
+@contextmanager
+def _plain_outputs(model: nn.Module) -> Iterator[None]:
+    """A model that ends in a quantizer gives its values, not every part of a QuantTensor."""
+
+    def values(module: nn.Module, args: tuple, outputs: Any) -> Any:
+        if type(outputs) in (tuple, list):
+            return tuple(getattr(output, "value", output) for output in outputs)
+        return getattr(outputs, "value", outputs)
+
+    handle = model.register_forward_hook(values)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _with_weight_names(proto: onnx.ModelProto, weights: dict[str, np.ndarray]) -> onnx.ModelProto:
@@ -178,11 +226,13 @@ def _with_weight_names(proto: onnx.ModelProto, weights: dict[str, np.ndarray]) -
 def _streamlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Makes every accumulator a tensor of its own: no bias inside Conv or Gemm."""
     wrapped = ModelWrapper(proto)
-    known = set(wrapped.get_all_tensor_names())
+    known = {name for node in proto.graph.node for name in (*node.input, *node.output)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # qonnx warns about opsets newer than its table
+        for step in (InferShapes(), FoldConstants()):
+            wrapped = wrapped.transform(step)
+        _fold_biases(wrapped)
         for step in (
-            InferShapes(),
             GiveUniqueNodeNames(),
             GemmToMatMul(),
             ExtractBiasFromConv(),
@@ -197,6 +247,25 @@ def _streamlined(proto: onnx.ModelProto) -> onnx.ModelProto:
                 known.add(f"{node.name}_input_{index}")
                 wrapped.rename_tensor(name, f"{node.name}_input_{index}")
     return wrapped.model
+
+
+def _fold_biases(wrapped: ModelWrapper) -> None:
+    """Writes quantized biases as the constants they are: FINN adds them to its thresholds."""
+    for node in wrapped.graph.node:
+        bias = node.input[2] if len(node.input) > 2 else ""
+        quantizer = wrapped.find_producer(bias)
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or quantizer is None:
+            continue
+        if all(initializer(wrapped, name) is not None for name in quantizer.input):
+            context = wrapped.make_empty_exec_context()
+            execute_node(quantizer, context, wrapped.graph, 1)
+            wrapped.set_initializer(bias, np.asarray(context[bias]))
+            wrapped.graph.node.remove(quantizer)
+
+
+def initializer(model: ModelWrapper, name: str) -> np.ndarray | None:
+    """A constant of the file, None where the tensor is not one."""
+    return cast("np.ndarray | None", model.get_initializer(name))
 
 
 def _check_integers(proto: onnx.ModelProto, integers: dict[str, np.ndarray]) -> None:

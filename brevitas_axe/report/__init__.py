@@ -15,6 +15,8 @@ already say, and no number is written into a text. A summary is a JSON object:
         kind            "reference", "overflow", "published" or "ours": chooses the colour
         note            one short remark, may be empty
     layers        the solver's log: list of {name, error_rounded, error, budget_used, …}
+    resources     list of {name, accumulator, lut, unlimited_accumulator, unlimited_lut}, see
+                  `brevitas_axe.cost.resource_rows`
     seconds       run time
     environment   name → version or seed
 

@@ -85,6 +85,7 @@ def page(
         _certificate(certificate),
         _layers(summary.get("layers") or ()),
         _plan(plan),
+        _resources(summary.get("resources") or ()),
         _how_to_read(),
         _footer(summary),
     ]
@@ -211,6 +212,23 @@ def _plan(plan: Plan | None) -> str:
     ]
     headings = ["layer", "weight bits", "input bits", "accumulator bits", "tile"]
     return "<h2>Plan</h2>\n" + _table(headings, rows, numbers=range(1, 5))
+
+
+def _resources(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    keys = ("accumulator", "unlimited_accumulator", "lut", "unlimited_lut")
+    cells = [
+        [f'<span class="name">{escape(str(row["name"]))}</span>', *(_cell(row[k]) for k in keys)]
+        for row in rows
+    ]
+    sums = (_cell(sum(row[key] for row in rows)) for key in keys[2:])
+    headings = ["layer", "accumulator bits", "without budget", "LUT", "LUT without budget"]
+    return (
+        "<h2>What it costs on an FPGA</h2>\n"
+        + _table(headings, [(c, "") for c in [*cells, ["sum", "", "", *sums]]], range(1, 5))
+        + _paragraph("FINN's estimates of its matrix units at one multiplication per cycle.")
+    )
 
 
 def _how_to_read() -> str:

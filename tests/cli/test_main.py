@@ -97,6 +97,23 @@ def test_certify_takes_a_plan_and_exclusions(model_file, tmp_path, capsys) -> No
     assert "nobody" in refused(capsys, *command, "--exclude", "nobody")
 
 
+def test_check_says_what_finn_would_refuse(model_file, tmp_path, capsys) -> None:
+    assert main(["check", str(model_file), "--target", "finn"]) == 0
+    assert "builds it as it is" in capsys.readouterr().out
+    model = nn.Sequential(qnn.QuantLinear(6, 5, bias=True, weight_bit_width=3))
+    path = tmp_path / "model.onnx"
+    export_qonnx(model.eval(), torch.rand(1, 6), path, target="qonnx")
+    assert main(["check", str(path)]) == 1
+    shown = capsys.readouterr().out
+    assert "1 finding " in shown
+    assert "float_input" in shown
+    assert main(["check", str(path), "--json"]) == 1
+    finding = json.loads(capsys.readouterr().out)["findings"][0]
+    assert (finding["layer"], finding["severity"]) == ("0", "refused")
+    assert "input_quant" in finding["way_out"]
+    refused(capsys, "check", str(tmp_path / "nothing.onnx"))
+
+
 @pytest.mark.parametrize("content", [None, b"", b"not onnx", b"\x08\x07" * 50])
 def test_certify_refuses_what_is_no_model(content, tmp_path, capsys) -> None:
     path = tmp_path / "x.onnx"

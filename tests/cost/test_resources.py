@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from brevitas import nn as qnn
+from torch import nn
 
 from brevitas_axe.accumulator import datatype_bound
-from brevitas_axe.cost import Estimate, Folding, LayerShape, estimate, resource_table
+from brevitas_axe.cost import Estimate, Folding, LayerShape, estimate, resource_rows, resource_table
 from brevitas_axe.errors import InvalidOption, InvalidPlan
 from brevitas_axe.plan import LayerPrecision, Plan
 
@@ -47,3 +50,17 @@ def test_what_does_not_belong_together_is_refused() -> None:
         resource_table(PLAN, {"conv": SHAPES["conv"]})
     with pytest.raises(InvalidOption, match="layer 'fc' has no folding"):
         resource_table(PLAN, SHAPES, {"conv": FOLDINGS["conv"]})
+
+
+def test_rows_of_a_model_for_its_report() -> None:
+    model = nn.Sequential(
+        qnn.QuantIdentity(bit_width=4, return_quant_tensor=True),
+        qnn.QuantLinear(60, 10, weight_bit_width=4),
+    )
+    x = torch.randn(8, 60)
+    model(x)
+    [row] = resource_rows(model.eval(), (x[:1],), Plan({"1": LayerPrecision(accumulator=9)}))
+    assert row["name"] == "1"
+    assert (row["accumulator"], row["unlimited_accumulator"]) == (9, datatype_bound(60, 4, 4, True))
+    assert 0 < row["lut"] < row["unlimited_lut"]
+    assert resource_rows(model, (x[:1],), Plan({}), exclude=("1",)) == []

@@ -133,18 +133,18 @@ def test_brevitas_s_own_export_has_other_integers_or_cannot(name, tmp_path):
 @pytest.mark.parametrize("name", ["ours", "A2Q+"])
 def test_both_of_torch_s_exporters_give_the_same_integers(name, tmp_path):
     model = build(name)
-    old = export_qonnx(model, X, tmp_path / "old.onnx")
-    new = export_qonnx(model, X, tmp_path / "new.onnx", dynamo=True)
+    old = export_qonnx(model, X[:1], tmp_path / "old.onnx")
+    new = export_qonnx(model, X[:1], tmp_path / "new.onnx", dynamo=True)
     assert [len(list(tmp_path.iterdir()))] == [2]  # no orphan .data file
     for one, other in zip(file_integers(old), file_integers(new), strict=True):
         assert np.array_equal(one, other)
-    assert np.allclose(output(old, X), output(new, X), atol=1e-5)
+    assert np.allclose(output(old, X[:1]), output(new, X[:1]), atol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_proven_widths_are_annotated_for_qonnx_to_read(bias, tmp_path):
     model = build(bias=bias)
-    proto = export_qonnx(model, X, tmp_path / "m.onnx")
+    proto = export_qonnx(model, X[:1], tmp_path / "m.onnx")
     wrapped = ModelWrapper(str(tmp_path / "m.onnx"))
     listed = json.loads(wrapped.get_metadata_prop(room.ACCUMULATORS_KEY))
     certificate = certify_file(tmp_path / "m.onnx")
@@ -161,11 +161,11 @@ def test_proven_widths_are_annotated_for_qonnx_to_read(bias, tmp_path):
 
 def test_the_same_model_gives_the_same_bytes(tmp_path):
     paths = [tmp_path / f"{name}.onnx" for name in "abc"]
-    export_qonnx(build(), X, paths[0])
-    export_qonnx(build(), X, paths[1])
+    export_qonnx(build(), X[:1], paths[0])
+    export_qonnx(build(), X[:1], paths[1])
     model = build()
     for _ in range(2):  # exporting leaves no trace in the model
-        export_qonnx(model, X, paths[2])
+        export_qonnx(model, X[:1], paths[2])
     assert len({path.read_bytes() for path in paths}) == 1
 
 
@@ -175,7 +175,7 @@ def test_exporting_leaves_the_model_as_it_was(tmp_path):
     parameters = dict(model.named_parameters())
     state = copy.deepcopy(model.state_dict())
     modes = [module.training for module in model.modules()]
-    export_qonnx(model, X, tmp_path / "m.onnx")
+    export_qonnx(model, X[:1], tmp_path / "m.onnx")
     assert all(model.get_parameter(name) is value for name, value in parameters.items())
     now = model.state_dict()
     changed = [name for name in state if not torch.equal(state[name], now[name])]
@@ -189,7 +189,7 @@ def fail(*args, **kwargs):
     raise RuntimeError("disk full")
 
 
-@pytest.mark.parametrize("step", ["_streamlined", "check_file", "_check_output", "_trace"])
+@pytest.mark.parametrize("step", ["_streamlined", "check_finn", "_check_output", "_trace"])
 @pytest.mark.parametrize("dynamo", [False])
 def test_a_failing_export_leaves_no_file_and_a_working_model(step, dynamo, tmp_path, monkeypatch):
     model = build()
@@ -201,13 +201,13 @@ def test_a_failing_export_leaves_no_file_and_a_working_model(step, dynamo, tmp_p
     else:
         monkeypatch.setattr(room, step, fail)
     with pytest.raises(RuntimeError, match="disk full"):
-        export_qonnx(model, X, tmp_path / "m.onnx", dynamo=dynamo)
+        export_qonnx(model, X[:1], tmp_path / "m.onnx", dynamo=dynamo)
     assert not any(tmp_path.iterdir())
     monkeypatch.undo()
     with torch.no_grad():
         assert torch.equal(model(X), expected)
     assert all(np.array_equal(before[name], value) for name, value in integers(model).items())
-    export_qonnx(model, X, tmp_path / "m.onnx")
+    export_qonnx(model, X[:1], tmp_path / "m.onnx")
 
 
 def test_an_existing_file_survives_a_refusal(tmp_path):
@@ -216,7 +216,7 @@ def test_an_existing_file_survives_a_refusal(tmp_path):
     model = build()
     model[6].weight.data.zero_()
     with pytest.raises(ExportRefused):
-        export_qonnx(model, X, path)
+        export_qonnx(model, X[:1], path)
     assert path.read_bytes() == b"mine"
     assert os.listdir(tmp_path) == ["m.onnx"]
 
@@ -243,7 +243,7 @@ def test_a_wrong_file_is_noticed_before_it_appears(wrong, tmp_path, monkeypatch)
     monkeypatch.setattr(room, "_streamlined", spoiled)
     match = "weights of layer '3'" if wrong == "weights" else "computes something else"
     with pytest.raises(ExportRefused, match=match):
-        export_qonnx(build(), X, tmp_path / "m.onnx")
+        export_qonnx(build(), X[:1], tmp_path / "m.onnx")
     assert not any(tmp_path.iterdir())
 
 

@@ -8,6 +8,7 @@ between two hardware layers.
 
 from __future__ import annotations
 
+from finn.transformation.fpgadataflow.convert_to_hw.concat import InferConcatLayer
 from finn.transformation.fpgadataflow.convert_to_hw.conv_inp_gen import (
     InferConvInpGen,
 )
@@ -75,6 +76,8 @@ from qonnx.transformation.remove import RemoveIdentityOps
 
 # FINN's Streamline, which renames and infers everything after each of these, ten times slower.
 LINEAR = (
+    # First, or a signed quantizer that feeds an addition and a padded layer goes wrong.
+    reorder.MoveMulPastFork(),
     ConvertSubToAdd(),
     ConvertDivToMul(),
     BatchNormToAffine(),
@@ -103,15 +106,20 @@ LINEAR = (
 RESIDUAL = (
     reorder.MoveLinearPastEltwiseAdd(),
     reorder.MoveChannelwiseLinearPastFork(),
-    reorder.MoveMulPastFork(),
     reorder.MoveMulPastJoinAdd(),
     reorder.MoveAddPastJoinAdd(),
+    reorder.MoveConstMulPastJoinMul(),
+    reorder.MoveAffinePastJoinConcat(),
+    reorder.MoveMulPastJoinConcat(),
+    reorder.MoveAddPastJoinConcat(),
 )
 LAYOUT = (
     reorder.MakeMaxPoolNHWC(),
     reorder.MoveTransposePastFork(),
     reorder.MoveTransposePastEltwise(),
     reorder.MoveTransposePastJoinAdd(),
+    reorder.MoveTransposePastJoinMul(),
+    reorder.MoveTransposePastJoinConcat(),
     absorb.AbsorbTransposeIntoMultiThreshold(),
     absorb.AbsorbConsecutiveTransposes(),
 )
@@ -123,6 +131,7 @@ HARDWARE = (
     InferFMPadding(),
     InferPool(),
     InferConvInpGen(),
+    InferConcatLayer(),
     RemoveCNVtoFCFlatten(),
     InferElementwiseBinaryOperation(),
     InferDuplicateStreamsLayer(),
@@ -162,7 +171,8 @@ def converted(model: ModelWrapper) -> ModelWrapper:
 
 
 def streamlined(model: ModelWrapper) -> ModelWrapper:
-    if any(len(model.get_tensor_shape(i.name) or ()) == 3 for i in model.graph.input):
+    rows = any(len(model.get_tensor_shape(i.name) or ()) == 3 for i in model.graph.input)
+    if rows and model.get_nodes_by_op_type("Conv"):
         model = _with_four_axes(model)
     model = apply(model, reorder.MoveMulPastAdd(), absorb.AbsorbScalarBiasIntoMultiThreshold())
     model = _repeat(model, *LINEAR, *RESIDUAL)
@@ -172,7 +182,14 @@ def streamlined(model: ModelWrapper) -> ModelWrapper:
 
 
 def hardware(model: ModelWrapper, standalone_thresholds: bool) -> ModelWrapper:
-    model = apply(model, InferGlobalAccPoolLayer(), absorb.AbsorbMulIntoMultiThreshold())
+    model = apply(
+        model,
+        InferGlobalAccPoolLayer(),
+        absorb.AbsorbTransposeIntoMultiThreshold(),
+        absorb.AbsorbMulIntoMultiThreshold(),
+        InferDataTypes(),
+        RoundAndClipThresholds(),
+    )
     if standalone_thresholds:
         model = apply(model, InferThresholdingLayer())
     return apply(model, *HARDWARE, *TIDY)

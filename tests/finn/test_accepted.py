@@ -7,7 +7,7 @@ Brevitas's A2Q+, thresholds fused and of their own.
 What FINN does otherwise than torch: its thresholds round halves up, torch rounds them to even. With
 float scales, or behind a batch norm, no value lies halfway. In the residual net with power-of-two
 scales the sums of two branches do: on a grid of 1/4 they meet a ReLU of step 1/2. FINN then equals
-torch with halves rounded up, and only so.
+torch with halves rounded up, and only so; after `mend_for_finn` it equals torch as it is.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from qonnx.core.datatype import DataType
 from torch import nn
 
 from brevitas_axe import LayerPrecision, Plan, export_qonnx, quantize
+from brevitas_axe.export import check_finn, mend_for_finn
 from brevitas_axe.layers import find_layers, integer_weight, observe_inputs
 from brevitas_axe.quantizers import Int8WeightPerTensorFixedPointAXE
 from tests.finn.layers import accumulator_bits, match
@@ -65,12 +66,15 @@ def integers(model: nn.Module, x: torch.Tensor) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.finn
+@pytest.mark.filterwarnings("ignore:.*halfway between two levels:UserWarning")
 @pytest.mark.parametrize("origin", STYLES)
 @pytest.mark.parametrize("name", NETS)
 def test_finn_builds_it(name: str, origin: str, tmp_path: Path) -> None:
     model, accumulators = finished(name, origin)
     x, path = samples(name), tmp_path / "model.onnx"
     export_qonnx(model, x[:1], path)
+    found = {finding.rule for finding in check_finn(path)}
+    assert found == ({"tie"} if (name, origin) == TIES else set())
     standalone = origin == "A2Q+"
     finn = through_finn(
         path, tmp_path / "finn", x.numpy(), stages=["minimized"], standalone_thresholds=standalone
@@ -99,6 +103,23 @@ def test_finn_builds_it(name: str, origin: str, tmp_path: Path) -> None:
         assert distance(output, model, x) > 1e-4, "no sample met a tie"
         model = halves_up(model)
     assert distance(output, model, x) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.finn
+def test_without_ties_finn_rounds_as_torch_does(tmp_path: Path) -> None:
+    model, _ = finished(*TIES)
+    x, path = samples(TIES[0]), tmp_path / "model.onnx"
+    mended, changes = mend_for_finn(model, x[:1])
+    assert {change.rule for change in changes} == {"tie"}
+    export_qonnx(mended, x[:1], path)
+    assert check_finn(path) == []
+    finn = through_finn(path, tmp_path / "finn", x.numpy(), stages=["minimized"])
+    assert not finn.errors
+    output = finn.outputs["minimized"].reshape(SAMPLES, -1)
+    assert distance(output, mended, x) < 1e-4
+    # What FINN computed of the model as it was.
+    assert distance(output, halves_up(model), x) < 1e-4
 
 
 def distance(output: np.ndarray, model: nn.Module, x: torch.Tensor) -> float:

@@ -94,6 +94,14 @@ def test_excluded_layers_are_shown_without_a_claim() -> None:
     assert html.count(">proven<") == 2  # the verdict, and layer a
 
 
+def test_costs_are_shown_with_and_without_the_budget() -> None:
+    row = {"accumulator": 12, "lut": 400, "unlimited_accumulator": 16, "unlimited_lut": 500}
+    rows = [{"name": HOSTILE, **row}, {"name": "fc", **row}]
+    text = read(page({"title": "Run", "resources": rows})).text
+    for value in (HOSTILE, "LUT without budget", "400", "500", "800", "1000"):
+        assert value in text
+
+
 def test_title_alone_is_enough() -> None:
     assert "<table" not in page({"title": "Run"})
 

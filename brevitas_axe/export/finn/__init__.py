@@ -1,0 +1,6 @@
+"""What FINN would make of a file or model, found before FINN."""
+
+from brevitas_axe.export.finn.check import check_finn
+from brevitas_axe.export.finn.finding import Finding
+
+__all__ = ["Finding", "check_finn"]

@@ -1,0 +1,116 @@
+"""Finds, from a QONNX file alone, what FINN would refuse or get wrong.
+
+The rules say what FINN's own flow makes of a graph: quantized weights become integers, activation
+quantizers thresholds, and every scale and offset between them is moved into these thresholds.
+Measured with finn-plus 1.6.1 (its streamlining for residual nets) and qonnx 1.0.0; every rule is
+held against FINN itself in tests/finn/test_refusals.py.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import onnx
+from onnx.external_data_helper import load_external_data_for_model
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.transformation.fold_constants import FoldConstants
+from qonnx.transformation.infer_shapes import InferShapes
+
+from brevitas_axe.certify.flow import QONNX_DOMAINS, analyse
+from brevitas_axe.certify.modelfile import ModelFile, Node, read
+from brevitas_axe.certify.names import Names
+from brevitas_axe.errors import InvalidModelFile
+from brevitas_axe.export.finn import joins, layers, quantizers
+from brevitas_axe.export.finn.finding import Finding
+from brevitas_axe.export.finn.joins import Rule
+from brevitas_axe.export.finn.signal import Graph, Host, forked
+
+_QUANTIZERS: dict[str, Rule] = {
+    "Quant": quantizers.quant,
+    "IntQuant": quantizers.quant,
+    "BipolarQuant": quantizers.bipolar_quant,
+    "Trunc": quantizers.trunc,
+}
+_STANDARD: dict[str, Rule] = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "MatMul", "Gemm"), layers.dot_product),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), joins.affine),
+    "BatchNormalization": joins.batch_norm,
+    "Concat": joins.concat,
+    "Relu": joins.relu,
+    "MaxPool": joins.max_pool,
+    "AveragePool": quantizers.average_pool,
+    "GlobalAveragePool": joins.global_average_pool,
+    **dict.fromkeys(("Flatten", "Reshape", "Transpose"), joins.move),
+    **dict.fromkeys(("Identity", "Dropout"), joins.stay),
+    "Pad": joins.pad,
+}
+
+
+def check_finn(path_or_model: str | os.PathLike | onnx.ModelProto | Any) -> list[Finding]:
+    """What FINN would refuse, or build wrong, of a QONNX file.
+
+    Args:
+        path_or_model: path of the file, a ModelProto, or a qonnx ModelWrapper.
+
+    Returns:
+        The findings in order of execution; empty if FINN builds the file as it is.
+
+    Raises:
+        InvalidModelFile: the file is missing, corrupted, unsafe or cannot be analysed.
+    """
+    return list(walk(path_or_model).findings)
+
+
+def walk(path_or_model: str | os.PathLike | onnx.ModelProto | Any) -> Graph:
+    """The graph of a file after every rule has seen it. Raises as `check_finn`."""
+    original = read(path_or_model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # qonnx warns about opsets newer than its table
+            model = _prepared(original)
+            file = read(model)
+            graph = Graph(model, file, analyse(file), Names(original))
+            for node in file.nodes:
+                _apply(node, graph)
+            for output in file.graph.output:
+                joins.end(graph.values.get(output.name, Host()), output.name, graph)
+    except InvalidModelFile:
+        raise
+    except Exception as error:  # what a broken file can provoke in a library
+        raise InvalidModelFile(
+            f"{original.subject} cannot be analysed ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:120]}); export the model again."
+        ) from error
+    return graph
+
+
+def _prepared(file: ModelFile) -> ModelWrapper:
+    """Shapes inferred and constants folded, as FINN does first; names stay."""
+    model = onnx.ModelProto()
+    model.CopyFrom(file.model)
+    if file.external:
+        load_external_data_for_model(model, str(file.folder))
+    wrapped = ModelWrapper(model)
+    for node in model.graph.node:
+        if node.op_type in _QUANTIZERS:
+            node.domain = QONNX_DOMAINS[0]
+    for step in (InferShapes(), FoldConstants(exclude_op_types=[*_QUANTIZERS])):
+        wrapped = wrapped.transform(step)
+    return wrapped
+
+
+def _apply(node: Node, graph: Graph) -> None:
+    """Gives the outputs of one node their values."""
+    inputs = [
+        graph.values.get(tensor, Host())
+        for tensor in node.inputs
+        if tensor and graph.constant(tensor) is None
+    ]
+    if not inputs:
+        return  # constants are looked up in the facts
+    table = _QUANTIZERS if node.domain in QONNX_DOMAINS else _STANDARD if not node.domain else {}
+    value = table.get(node.op, joins.unknown)(node, inputs, graph)
+    for output in node.outputs:
+        graph.values[output] = forked(value) if graph.uses(output) > 1 else value

@@ -1,0 +1,39 @@
+"""What a check says about one layer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+# refused: FINN raises, never ends, or leaves the layer in float.
+# wrong: FINN builds it without a word, and it computes something else.
+# tie: equal but for inputs that lie exactly between two levels.
+Severity = Literal["refused", "wrong", "tie"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason why FINN would not build a file, or would build something else.
+
+    Attributes:
+        layer: module it concerns, or the node where the file names no module.
+        rule: short name of the rule, the same in every version.
+        severity: how FINN fails.
+        problem: what is wrong, layer named, without a full stop.
+        way_out: what to do about it, without a full stop.
+    """
+
+    layer: str
+    rule: str
+    severity: Severity
+    problem: str
+    way_out: str
+
+    @property
+    def sentence(self) -> str:
+        """Problem and way out in one sentence."""
+        return f"{self.problem}; {self.way_out}."
+
+    def to_dict(self) -> dict[str, str]:
+        """For JSON."""
+        return asdict(self)

@@ -1,0 +1,297 @@
+"""Rules for what stands between dot products: constants, branches, pools, moves, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from brevitas_axe.certify.modelfile import Node
+from brevitas_axe.export.finn.finding import Finding, Severity
+from brevitas_axe.export.finn.signal import Graph, Host, Lost, Signal, Value
+
+Rule = Callable[[Node, list[Value], Graph], Value]
+_ACTIVATIONS = (
+    *("Sigmoid", "Tanh", "Elu", "Selu", "Celu", "Gelu", "LeakyRelu", "PRelu", "Clip", "Softplus"),
+    *("HardSigmoid", "HardSwish", "Mish", "Erf", "Softsign", "ThresholdedRelu"),
+)
+# FINN leaves them, and moves the scale before them to behind them.
+_MOVERS = ("Resize", "Upsample", "Slice", "Squeeze", "DepthToSpace", "SpaceToDepth")
+_SHARE = "give both one shared activation quantizer"
+
+
+def lost(node: Node, graph: Graph, problem: str, way_out: str, rule: str = "operator") -> Lost:
+    """What an operator gives that FINN does not build; reported only if FINN needs it."""
+    severity: Severity = "wrong" if node.op == "Selu" else "refused"
+    return Lost(Finding(graph.name(node), rule, severity, problem, way_out))
+
+
+def unknown(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """Any operator without a rule of its own: the host may compute it, FINN cannot."""
+    for value in inputs:
+        if isinstance(value, Lost):
+            return value
+    if all(isinstance(value, Host) for value in inputs):
+        return Host()
+    name = graph.name(node)
+    if node.op in _MOVERS:  # FINN fails on it even at the end of a model
+        problem = f"'{name}' is a {node.op} of quantized values, which FINN cannot build"
+        return Lost(graph.report(name, "operator", problem, "move it before or behind all layers"))
+    problem = f"'{name}' is a {node.op} between layers, which FINN cannot build"
+    if node.op in _ACTIVATIONS:
+        return lost(node, graph, problem, "use QuantReLU")
+    return lost(node, graph, problem, "replace it, or move it before or behind all layers")
+
+
+def affine(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """Add, Sub, Mul, Div: with a constant, a scale and offset to fold; else two branches."""
+    if len(inputs) == 2:
+        return _branches(node, inputs, graph)
+    source, constants = inputs[0], [graph.constant(tensor) for tensor in node.inputs]
+    backwards = constants[0] is not None and node.op in ("Sub", "Div")
+    constant = next((c.astype(np.float64) for c in constants if c is not None), None)
+    if isinstance(source, Lost) or constant is None or backwards:
+        return unknown(node, inputs, graph)
+    scale = source.scale
+    if node.op == "Mul":
+        scale = scale * constant
+    elif node.op == "Div":
+        scale = scale / constant
+    if isinstance(source, Host):
+        return Host(scale)
+    offset = {
+        "Mul": source.offset * constant,
+        "Div": source.offset / constant,
+        "Add": source.offset + constant,
+        "Sub": source.offset - constant,
+    }[node.op]
+    return _folded(node, source, scale, offset, graph)
+
+
+def batch_norm(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """BatchNormalization: one scale and offset per channel."""
+    source, parameters = inputs[0], [graph.constant(tensor) for tensor in node.inputs[1:5]]
+    if isinstance(source, Lost) or len(inputs) > 1:
+        return unknown(node, inputs, graph)
+    gain, shift, mean, variance = (p.astype(np.float64) for p in parameters if p is not None)
+    rank = max(len(graph.shape(node.inputs[0])), 2)
+    factor = (gain / np.sqrt(variance + node.attribute("epsilon", 1e-5))).reshape(
+        -1, *[1] * (rank - 2)
+    )
+    if isinstance(source, Host):
+        return Host(source.scale * factor)
+    offset = shift.reshape(factor.shape) - mean.reshape(factor.shape) * factor
+    return _folded(node, source, source.scale * factor, source.offset * factor + offset, graph)
+
+
+def _folded(
+    node: Node, source: Signal, scale: np.ndarray, offset: np.ndarray, graph: Graph
+) -> Value:
+    """The signal with another scale and offset, if FINN's thresholds can take them in."""
+    axes = [n for n in np.broadcast_shapes(scale.shape, offset.shape) if n > 1]
+    problem = ""
+    if source.rectified:
+        problem = "comes between a ReLU and its quantizer"
+    elif len(axes) > 1:
+        problem = "has other values for every position"
+    elif not np.isfinite(scale).all() or not np.isfinite(offset).all():
+        problem = "holds values that are not finite"
+    if problem:
+        problem = f"the {node.op} '{graph.name(node)}' {problem}, so FINN cannot fold it"
+        return lost(node, graph, problem, "scale and shift per channel, before the quantizer")
+    shape = np.broadcast_shapes(scale.shape, offset.shape, source.low.shape)
+    parts = {"scale": scale, "offset": offset, "low": source.low, "high": source.high}
+    grown = {key: np.broadcast_to(v, shape) for key, v in {**parts, "step": source.step}.items()}
+    return replace(source, **grown, quantizer=source.quantizer if scale.size == 1 else "")
+
+
+def _branches(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """Two computed values meet."""
+    left, right = inputs
+    name = graph.name(node)
+    if isinstance(left, Lost) or isinstance(right, Lost):
+        return left if isinstance(left, Lost) else right
+    if isinstance(left, Host) or isinstance(right, Host):
+        if type(left) is type(right):
+            return Host()
+        problem = f"quantized and unquantized values meet in '{name}', which FINN refuses"
+        return Lost(graph.report(name, "branches", problem, _SHARE))
+    if node.inputs[0] == node.inputs[1]:
+        problem = f"'{name}' combines a tensor with itself, which qonnx cannot follow"
+        return lost(node, graph, problem, "write it as a product with a constant", "same_operand")
+    if not left.joinable or not right.joinable:
+        problem = f"the branches that meet in '{name}' are not both quantized, and FINN cannot"
+        return lost(node, graph, f"{problem} combine them as integers", _SHARE, "branches")
+    if node.op == "Mul" and left.integral and right.integral:
+        return _product(node, left, right, graph)
+    if node.op != "Add":
+        problem = f"'{name}' is a {node.op} of two branches, which FINN cannot build"
+        return lost(node, graph, problem, "use an addition", "branches")
+    if left.scale.max() != right.scale.max():
+        graph.unequal.append((left.quantizer, right.quantizer))
+        problem = f"the branches that meet in '{name}' have different scales, and FINN cannot add"
+        return lost(node, graph, f"{problem} them as integers", _SHARE, "branches")
+    return Signal(
+        left.scale,
+        left.offset + right.offset,
+        left.low + right.low,
+        left.high + right.high,
+        np.gcd(left.step, right.step),
+    )
+
+
+def _product(node: Node, left: Signal, right: Signal, graph: Graph) -> Value:
+    """Two activations multiplied element by element."""
+    if graph.shape(node.inputs[0]) != graph.shape(node.inputs[1]):
+        problem = f"'{graph.name(node)}' multiplies branches of different shapes, which FINN leaves"
+        return lost(node, graph, f"{problem} in float", "give both one shape", "branches")
+    ends = [a * b for a in (left.low, left.high) for b in (right.low, right.high)]
+    low, high = np.minimum.reduce(ends), np.maximum.reduce(ends)
+    scale, step = left.scale * right.scale, left.step * right.step
+    return Signal(scale, np.zeros(()), low, high, step)
+
+
+def concat(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """Concat along the channels, of integers of one scale."""
+    for value in inputs:
+        if isinstance(value, Lost):
+            return value
+    if all(isinstance(value, Host) for value in inputs):
+        return Host()
+    name, signals = graph.name(node), [v for v in inputs if isinstance(v, Signal)]
+    rank = len(graph.shape(node.outputs[0]))
+    if len(signals) < len(node.inputs) or not all(s.integral for s in signals):
+        problem = f"the branches that meet in '{name}' are not all quantized, and FINN cannot join"
+        return lost(node, graph, f"{problem} them", _SHARE, "branches")
+    if len({float(s.scale.max()) for s in signals}) > 1:
+        problem = f"the branches that meet in '{name}' have different scales, and FINN cannot join"
+        return lost(node, graph, f"{problem} them as integers", _SHARE, "branches")
+    if node.attribute("axis", 1) not in (1, 1 - rank):
+        problem = f"'{name}' joins tensors along another axis than the channels, which FINN cannot"
+        return lost(node, graph, problem, "join along axis 1")
+    low, high = min(s.low.min() for s in signals), max(s.high.max() for s in signals)
+    one = np.ones((), np.int64)
+    return Signal(
+        signals[0].scale.reshape(-1)[0], np.zeros(()), np.asarray(low), np.asarray(high), one
+    )
+
+
+def relu(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """ReLU, which FINN folds into the one quantizer behind it."""
+    source = inputs[0]
+    if not isinstance(source, Signal):
+        return source
+    name = graph.name(node)
+    consumers = graph.consumers(node.outputs[0])
+    if source.rectified or source.pooled:
+        problem = f"the ReLU '{name}' does not follow a layer, so FINN cannot fold it"
+        return lost(node, graph, problem, "put it right behind the layer", "float_relu")
+    if len(consumers) > 1 and any(c.op in ("Quant", "IntQuant", "BipolarQuant") for c in consumers):
+        quantizer = graph.name(next(c for c in consumers if "Quant" in c.op))
+        problem = f"the ReLU of '{quantizer}' feeds several quantizers, of which FINN converts one"
+        way_out = "quantize it once and use that in every branch"
+        graph.report(quantizer, "shared_relu", problem, way_out, "wrong")
+    return replace(source, rectified=True)
+
+
+def max_pool(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """MaxPool of integers."""
+    source = inputs[0]
+    if not isinstance(source, Signal):
+        return source
+    name, shape = graph.name(node), graph.shape(node.inputs[0])
+    kernel = node.attribute("kernel_shape", [], "INTS")
+    strides = node.attribute("strides", [1] * len(kernel), "INTS")
+    pads = node.attribute("pads", [0] * 2 * len(kernel), "INTS")
+    whole = [
+        (n + a + b - k) // s + 1
+        for n, k, s, a, b in zip(
+            shape[2:], kernel, strides, pads, pads[len(kernel) :], strict=False
+        )
+    ]
+    problem, way_out = "", "use a plain one: 2-D, no dilation, no ceil_mode, stride ≤ window"
+    if source.shifted or source.rectified or source.pooled or bool(np.any(source.scale <= 0)):
+        problem, way_out = "comes before the quantizer", "pool behind the activation quantizer"
+    elif any(pads) and (bool(np.any(source.low < 0)) or source.bipolar):
+        problem, way_out = "pads signed values", "pool unsigned ones, behind a QuantReLU"
+    elif len(kernel) != 2:
+        problem = f"is {len(kernel)}-D"
+    elif any(d != 1 for d in node.attribute("dilations", [1], "INTS")):
+        problem = "is dilated"
+    elif any(s > k for k, s in zip(kernel, strides, strict=True)):
+        problem = "has a stride larger than its window"
+    elif shape and list(graph.shape(node.outputs[0])[2:]) != whole:
+        problem = "rounds its size up"
+    if problem:
+        problem = f"the max pooling '{name}' {problem}, which FINN cannot build"
+        return lost(node, graph, problem, way_out, "max_pool")
+    return source
+
+
+def global_average_pool(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """GlobalAveragePool: a sum over the image; the division goes into the thresholds behind it."""
+    source = inputs[0]
+    if not isinstance(source, Signal):
+        return source
+    pixels = int(np.prod(graph.shape(node.inputs[0])[2:]))
+    if not source.integral or pixels < 1:
+        problem = f"the average pooling '{graph.name(node)}' comes before the quantizer"
+        way_out = "pool behind the activation quantizer"
+        return lost(node, graph, f"{problem}, which FINN cannot build", way_out, "average_pool")
+    source = _without_channels(source)
+    sums = {"low": source.low * pixels, "high": source.high * pixels}
+    return replace(source, **sums, scale=source.scale / pixels, quantizer="", pooled=True)
+
+
+def move(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """Flatten, Reshape, Transpose: values stay, channels move."""
+    source = inputs[0]
+    if not isinstance(source, Signal):
+        return source
+    if not source.one_scale or (source.offset.size > 1 and np.ptp(source.offset) != 0):
+        problem = f"'{graph.name(node)}' moves channels whose scale or bias is not folded yet"
+        way_out = "put the activation quantizer before it"
+        return lost(node, graph, f"{problem}, which FINN cannot follow", way_out, "move")
+    flattens = node.op != "Transpose" and len(graph.shape(node.inputs[0])) > 2
+    return replace(_without_channels(source), flattened=flattens or source.flattened)
+
+
+def stay(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """Identity, Dropout: nothing changes."""
+    return inputs[0]
+
+
+def pad(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """Pad as an operator of its own."""
+    if node.attribute("mode", "constant") != "constant":
+        return unknown(node, inputs, graph)
+    name = graph.name(node)
+    problem = f"'{name}' pads outside a convolution, which FINN refuses"
+    graph.report(name, "pad", problem, "use the convolution's own padding")
+    return inputs[0]
+
+
+def end(value: Value, output: str, graph: Graph) -> None:
+    """What leaves the model: FINN puts the last scale behind it, so no Flatten may stand there."""
+    node = graph.producer(output)
+    if isinstance(value, Signal) and value.flattened and node is not None:
+        problem = f"'{graph.name(node)}' flattens the output, and FINN builds that only before a"
+        way_out = "return the image, and flatten it outside"
+        graph.report(graph.name(node), "flatten", f"{problem} linear layer", way_out)
+
+
+def _without_channels(signal: Signal) -> Signal:
+    """The signal as one range and scale for all channels."""
+    return Signal(
+        scale=signal.scale.reshape(-1)[0],
+        offset=signal.offset.reshape(-1)[0],
+        low=signal.low.min(),
+        high=signal.high.max(),
+        step=np.gcd.reduce(signal.step.reshape(-1)),
+        quantizer=signal.quantizer,
+        rectified=signal.rectified,
+        pooled=signal.pooled,
+        flattened=signal.flattened,
+        bipolar=signal.bipolar,
+    )

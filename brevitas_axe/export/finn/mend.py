@@ -1,0 +1,163 @@
+"""Mends what can be mended safely in a live Brevitas model, and says what it did.
+
+Three mends. Residual branches get the wider of their two quantizers, weights of full range lose
+their most negative integer, and sums move by a part of their step so that none lies halfway between
+two output levels: FINN, which rounds half up, and torch then agree everywhere. The first two change
+the model's values a little, so mend before post-training quantization; the third depends on the
+integers, so mend again after it.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from brevitas import nn as qnn
+from brevitas.nn.quant_layer import QuantNonLinearActLayer
+from torch import Tensor, nn
+
+from brevitas_axe.export.finn.check import walk
+from brevitas_axe.export.finn.signal import Graph
+from brevitas_axe.export.qonnx import export_qonnx
+from brevitas_axe.layers import Layer, find_layers
+
+_ROUNDS = 8
+
+
+class Offset(nn.Module):
+    """Adds a constant, which FINN folds into the thresholds behind it.
+
+    Attributes:
+        value: float32, broadcastable to the input.
+    """
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(x, "value", x) + self.value
+
+
+@dataclass(frozen=True)
+class Change:
+    """One mend.
+
+    Attributes:
+        layer: name of the module that was changed.
+        rule: the finding that it answers.
+        sentence: what was done.
+    """
+
+    layer: str
+    rule: str
+    sentence: str
+
+
+def mend_for_finn(model: nn.Module, args: Tensor | tuple) -> tuple[nn.Module, list[Change]]:
+    """Mends a calibrated Brevitas model where that is safe.
+
+    Args:
+        model: a Brevitas model; not modified.
+        args: example input(s) of the forward.
+
+    Returns:
+        (mended copy, changes). What cannot be mended stays, for `check_finn` to say.
+    """
+    mended, changes = copy.deepcopy(model).eval(), []
+    # One mend can bring another to light, such as ties behind branches that had to be shared.
+    for _ in range(_ROUNDS):
+        graph = _graph(mended, args)
+        done = [*_share(mended, graph), *_narrow(mended, graph)] or _shift(mended, graph)
+        changes.extend(done)
+        if not done:
+            break
+    return mended, changes
+
+
+def _graph(model: nn.Module, args: Tensor | tuple) -> Graph:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_qonnx(model, args, path, target="qonnx")
+        return walk(path)
+
+
+def _share(model: nn.Module, graph: Graph) -> list[Change]:
+    """One quantizer for both branches of an addition: the one that reaches further."""
+    changes = []
+    for left, right in graph.unequal:
+        quantizers: list[Any] = [dict(model.named_modules()).get(name) for name in (left, right)]
+        if not all(isinstance(q, qnn.QuantIdentity) for q in quantizers):
+            continue  # a ReLU's quantizer has no negative values, so none can take its place
+        names = sorted((left, right), key=lambda n: _reach(model.get_submodule(n)))
+        kinds = {bool(q.act_quant.is_signed) for q in quantizers}
+        if len(kinds) > 1:
+            continue
+        model.set_submodule(names[0], model.get_submodule(names[1]))
+        sentence = f"'{names[0]}' is now the same quantizer as '{names[1]}'."
+        changes.append(Change(names[0], "branches", sentence))
+    return changes
+
+
+def _reach(quantizer: Any) -> float:
+    """Largest magnitude that an activation quantizer represents."""
+    proxy = quantizer.act_quant
+    return float(proxy.scale()) * 2 ** (float(proxy.bit_width()) - bool(proxy.is_signed))
+
+
+def _narrow(model: nn.Module, graph: Graph) -> list[Change]:
+    """Weights without the most negative integer, whose sign FINN could not flip."""
+    changes = []
+    names = {finding.layer for finding in graph.findings if finding.rule == "full_range"}
+    for name, layer in find_layers(model).items():
+        if name not in names:
+            continue
+        proxy = layer.weight_quant
+        learned = proxy.tensor_quant.state_dict()
+        proxy.quant_injector = proxy.quant_injector.let(narrow_range=True)
+        proxy.init_tensor_quant()
+        proxy.tensor_quant.load_state_dict(learned)
+        changes.append(Change(name, "full_range", f"the weights of '{name}' are now narrow."))
+    return changes
+
+
+def _shift(model: nn.Module, graph: Graph) -> list[Change]:
+    """Sums moved so that those halfway between two levels lie above; nothing else changes."""
+    changes, layers = [], find_layers(model)
+    for name, (signal, ties) in graph.ties.items():
+        if np.isnan(ties.shift).any():
+            continue  # no room: another sum would cross a level
+        layer: Layer = layers.get(name)
+        if signal.dot is not None:
+            if layer is None or (layer.bias is not None and layer.bias_quant.is_quant_enabled):
+                continue  # a quantized bias would be rounded back
+            _move_bias(layer, ties.shift * signal.dot.scale)
+            what = f"the bias of '{name}'"
+        else:
+            if graph.quantizations(name) != 1 or not _is_activation(model, name):
+                continue  # a second input of this quantizer would move, too
+            offset = Offset(torch.from_numpy(np.asarray(ties.shift * signal.scale, np.float32)))
+            model.set_submodule(name, nn.Sequential(offset, model.get_submodule(name)))
+            what = f"the input of '{name}'"
+        part = float(np.abs(ties.shift).max())
+        changes.append(Change(name, "tie", f"{what} moved by up to {part:g} of its step."))
+    return changes
+
+
+def _move_bias(layer: Layer, shift: np.ndarray) -> None:
+    """Adds to the bias, which is made if there is none. shift: of each output channel or of all."""
+    rows = layer.weight.shape[0]
+    moved = torch.from_numpy(np.broadcast_to(shift.reshape(-1), (rows,)).astype(np.float32))
+    with torch.no_grad():
+        layer.bias = nn.Parameter(moved if layer.bias is None else layer.bias + moved)
+
+
+def _is_activation(model: nn.Module, name: str) -> bool:
+    return isinstance(dict(model.named_modules()).get(name), QuantNonLinearActLayer)

@@ -1,0 +1,135 @@
+"""From an ordinary PyTorch CNN to a Brevitas model that FINN builds.
+
+`to_brevitas` traces, folds batch norms and shares residual quantizers. What FINN needs beyond that
+is done here, each step without changing the function: averages over windows become depthwise
+convolutions with equal weights, and quantizers move from behind a Flatten to before it.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from brevitas import nn as qnn
+from brevitas.graph.per_input import AdaptiveAvgPoolToAvgPool
+from brevitas.graph.utils import replace_module
+from torch import Tensor, nn
+
+from brevitas_axe.errors import ExportRefused
+from brevitas_axe.export.finn.check import check_finn
+from brevitas_axe.export.qonnx import export_qonnx
+from brevitas_axe.prepare import Batch, Graph, as_batches, to_brevitas
+
+_FLATTENS = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
+
+
+def prepare_for_finn(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    *,
+    weight_bit_width: int = 4,
+    input_bit_width: int = 4,
+    model_input_bit_width: int = 8,
+) -> nn.Module:
+    """Makes of a plain CNN a calibrated Brevitas model that `check_finn` accepts.
+
+    Args:
+        model: a plain PyTorch model of convolutions, linear layers, ReLU, batch norm, pooling,
+            additions and concatenations; not modified.
+        calibration: batches, see `brevitas_axe.prepare.as_batches`.
+        weight_bit_width: bits of all weights.
+        input_bit_width: bits of all activations but the model's input; FINN takes at most 8.
+        model_input_bit_width: bits of the model's input.
+
+    Returns:
+        A Brevitas model in evaluation mode, for `brevitas_axe.quantize` and `export_qonnx`.
+
+    Raises:
+        ExportRefused: something is left that FINN cannot build; one sentence with the way out.
+    """
+    batches = as_batches(calibration)
+    prepared = to_brevitas(
+        _with_window_averages(copy.deepcopy(model).eval(), batches[0]),
+        batches,
+        weight_bit_width=weight_bit_width,
+        input_bit_width=input_bit_width,
+        model_input_bit_width=model_input_bit_width,
+    )
+    for module in prepared.modules():
+        # Brevitas's calibration leaves a quantizer that two modules share switched off.
+        if hasattr(module, "observer_only"):
+            vars(module)["observer_only"] = False
+    if hasattr(prepared, "graph"):  # traced, not quantized layer by layer
+        _quantize_before_flatten(prepared)
+    args, kwargs = batches[0]
+    one = tuple(v[:1] if isinstance(v, Tensor) else v for v in (*args, *kwargs.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_qonnx(prepared, one, path, target="qonnx")
+        refused = [finding for finding in check_finn(path) if finding.severity != "tie"]
+    if refused:
+        raise ExportRefused(refused[0].sentence)
+    return prepared
+
+
+def _with_window_averages(model: nn.Module, batch: Batch) -> nn.Module:
+    """Averages over windows as depthwise convolutions; an average over the image stays."""
+    args, kwargs = batch
+    adaptive = AdaptiveAvgPoolToAvgPool()
+    adaptive.register_hooks(model)
+    with torch.no_grad():
+        model(*args, **kwargs)
+    for module in list(adaptive.input_size_map):
+        if module.output_size in (1, (1, 1)):
+            del adaptive.input_size_map[module]
+    adaptive.replace_modules(model, global_avgpool_unit_stride=False)
+    adaptive.cleanup()
+    channels: dict[nn.Module, int] = {}
+    hooks = [
+        pool.register_forward_pre_hook(lambda m, a: channels.update({m: int(a[0].shape[1])}))
+        for pool in model.modules()
+        if isinstance(pool, nn.AvgPool2d)
+    ]
+    with torch.no_grad():
+        model(*args, **kwargs)
+    for hook in hooks:
+        hook.remove()
+    for pool, count in channels.items():
+        if _is_plain(pool):
+            replace_module(model, pool, _as_convolution(pool, count))
+    return model
+
+
+def _is_plain(pool: Any) -> bool:
+    """Every window counts as many pixels."""
+    whole = pool.count_include_pad or pool.padding in (0, (0, 0))
+    return whole and pool.divisor_override is None and not pool.ceil_mode
+
+
+def _as_convolution(pool: Any, channels: int) -> nn.Conv2d:
+    options = {"stride": pool.stride, "padding": pool.padding, "groups": channels, "bias": False}
+    convolution = nn.Conv2d(channels, channels, pool.kernel_size, **options)
+    nn.init.constant_(convolution.weight, 1 / convolution.weight[0].numel())
+    return convolution.eval()
+
+
+def _quantize_before_flatten(model: Graph) -> None:
+    """Flatten → quantizer becomes quantizer → flatten: the same, and FINN can build it."""
+    for node in list(model.graph.nodes):
+        if node.op != "call_module" or not isinstance(
+            model.get_submodule(node.target), qnn.QuantIdentity
+        ):
+            continue
+        flat = node.args[0]
+        if flat.target not in _FLATTENS or len(flat.users) != 1 or flat.args[0].op == "placeholder":
+            continue
+        with model.graph.inserting_before(flat):
+            quantized = model.graph.call_module(node.target, (flat.args[0],))
+        flat.replace_input_with(flat.args[0], quantized)
+        node.replace_all_uses_with(flat)
+        model.graph.erase_node(node)
+    model.recompile()

@@ -1,0 +1,177 @@
+"""Rules for quantizers of activations: what FINN turns into thresholds, and where ties lie."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from brevitas_axe.certify.grid import quantizer_range
+from brevitas_axe.certify.modelfile import Node
+from brevitas_axe.export.finn.finding import Finding, Severity
+from brevitas_axe.export.finn.signal import Graph, Host, Lost, Signal, Value
+from brevitas_axe.export.finn.ties import find_ties
+
+_WIDEST = 8
+# They differ from FINN's rounding, half up, at most halfway between two levels.
+_NEAREST = ("ROUND", "HALF_EVEN", "HALF_UP", "HALF_DOWN")
+_POOL = "use TruncAvgPool2d with trunc_quant=TruncTo8bit, or AdaptiveAvgPool2d(1) and a quantizer"
+_SWAP = "use a symmetric one (Int8ActPerTensorFloat, Uint8ActPerTensorFloat)"
+
+
+def quant(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """A quantizer of computed values: thresholds, then a scale for what follows."""
+    name = graph.name(node)
+    source = graph.demand(inputs[0])
+    scale, zero_point, bit_width = (graph.constant(tensor) for tensor in node.inputs[1:4])
+    if scale is None or zero_point is None or bit_width is None:
+        problem = f"{_what(name)} computes its scale, zero point or bits, which FINN must know"
+        way_out = "export the model in evaluation mode, with a static quantizer"
+        return Lost(graph.report(name, "dynamic_quantizer", problem, way_out))
+    if np.any(zero_point != 0):
+        problem = f"{_what(name)} has a non-zero zero point, which FINN refuses"
+        graph.report(name, "zero_point", problem, _SWAP)
+    bits = int(bit_width.max())
+    if bits > _WIDEST:
+        problem = f"{_what(name)} has {bits} bits, and FINN takes at most {_WIDEST}"
+        graph.report(name, "activation_bits", problem, "lower its bit_width")
+    elif bits == 1:
+        _report_binary(name, graph)
+    signed, narrow = bool(node.attribute("signed", 1)), bool(node.attribute("narrow", 0))
+    if _follows_relu(node, graph) and (signed or narrow):
+        problem = f"{_what(name)} is signed or narrow behind a ReLU, which FINN refuses"
+        graph.report(name, "relu_quantizer", problem, "use QuantReLU, or Uint8ActPerTensorFloat")
+    _check_rounding(node, name, graph)
+    low, high = quantizer_range(bits, signed, narrow)
+    if isinstance(source, Host) and np.any(source.scale < 0):
+        problem = f"the input of {_what(name)} has a negative scale, which FINN leaves in float"
+        graph.report(
+            name, "negative_scale", problem, "negate the weights of the next layer instead"
+        )
+    if isinstance(source, Signal):
+        _check_source(name, source, graph)
+    if isinstance(source, Signal) and scale.size == 1:
+        ties = find_ties(source, float(scale.max()), low, high)
+        if ties is not None:
+            graph.report_ties(name, source, ties)
+    return _levels(scale, low, high, name)
+
+
+def bipolar_quant(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """+1 or -1 by sign; FINN builds it inside a matrix unit only."""
+    name = graph.name(node)
+    source, scale = graph.demand(inputs[0]), graph.constant(node.inputs[1])
+    matrix = isinstance(source, Signal) and source.dot is not None and not source.rectified
+    if not matrix or scale is None or np.any(scale != 1):
+        _report_binary(name, graph)
+    one = np.ones((), np.int64)
+    return Signal(np.ones(()), np.zeros(()), -one, one, one, quantizer=name, bipolar=True)
+
+
+def average_pool(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """Average pooling, which FINN reads together with the Trunc behind it."""
+    name, source = graph.name(node), inputs[0]
+    if isinstance(source, Host):
+        return source
+    after = graph.consumers(node.outputs[0])
+    if len(after) != 1 or after[0].op != "Trunc" or graph.uses(node.outputs[0]) != 1:
+        problem = f"the average pooling '{name}' is not followed by a truncation"
+        return Lost(
+            Finding(name, "average_pool", "refused", f"{problem}, so FINN cannot build it", _POOL)
+        )
+    source = graph.demand(source)
+    kernel = node.attribute("kernel_shape", [], "INTS")
+    strides = node.attribute("strides", [1, 1], "INTS")
+    problem = ""
+    if len(kernel) != 2 or len({*kernel}) != 1 or len({*strides}) != 1:
+        problem = "has a window or a stride that is not square"
+    elif strides[0] > kernel[0]:
+        problem = "has a stride that is larger than its window"
+    elif any(node.attribute("pads", [0], "INTS")):
+        problem = "pads its input"
+    elif isinstance(source, Signal) and not source.integral:
+        problem = "does not average the integers of one quantizer"
+    if problem:
+        problem = f"the average pooling '{name}' {problem}, which FINN refuses"
+        graph.report(name, "average_pool", problem, _POOL)
+    return source
+
+
+def trunc(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """The right shift behind an average pooling."""
+    name, source, pool = graph.name(node), inputs[0], graph.producer(node.inputs[0])
+    if pool is None or pool.op != "AveragePool" or not isinstance(source, Signal):
+        problem = f"the truncation of '{name}' does not follow an average pooling of fixed window"
+        return Lost(Finding(name, "trunc", "refused", f"{problem}, so FINN cannot build it", _POOL))
+    constants = [c for t in node.inputs[1:] if (c := graph.constant(t)) is not None and c.size == 1]
+    if len(constants) != 5:
+        problem = f"the truncation of '{name}' is not written as FINN needs it"
+        return Lost(
+            Finding(name, "trunc", "refused", problem, "export with Brevitas 0.12 or newer")
+        )
+    scale, _, bits, out_scale, out_bits = (float(c.reshape(-1)[0]) for c in constants)
+    if node.attribute("rounding_mode", "FLOOR").upper() != "FLOOR":
+        problem = f"the average pooling '{name}' rounds, and FINN only cuts bits off"
+        graph.report(name, "trunc_rounding", problem, "use trunc_quant=TruncTo8bit")
+    elif not _shifts_alike(pool, scale, int(bits), out_scale, int(out_bits)):
+        problem = f"FINN would shift the sums of the average pooling '{name}' by other bits"
+        way_out = "give its trunc_quant the bit_width of its input"
+        graph.report(name, "trunc_bits", problem, way_out, "wrong")
+    signed = bool(np.any(source.low < 0))
+    return _levels(np.asarray(out_scale), *quantizer_range(int(out_bits), signed, False), name)
+
+
+def _shifts_alike(pool: Node, scale: float, bits: int, out_scale: float, out_bits: int) -> bool:
+    """FINN derives the shift from bit widths, QONNX from scales."""
+    window = int(np.prod(pool.attribute("kernel_shape", [1], "INTS")))
+    inputs = int(np.floor(np.log2(2**bits / window)))
+    shift = max(((2**inputs - 1) * window).bit_length() - out_bits, 0)
+    return shift == round(np.log2(out_scale / scale))
+
+
+def _levels(scale: np.ndarray, low: int, high: int, name: str) -> Signal:
+    """Integers as they leave a quantizer."""
+    low_, high_, one = (np.asarray(value, np.int64) for value in (low, high, 1))
+    return Signal(scale.astype(np.float64), np.zeros(()), low_, high_, one, quantizer=name)
+
+
+def _check_source(name: str, source: Signal, graph: Graph) -> None:
+    """Reports what keeps a signal from being compared with thresholds."""
+    if source.split:
+        problem = (
+            f"sums that reach {_what(name)} are used elsewhere too, so FINN leaves them in float"
+        )
+        graph.report(name, "split_sums", problem, "quantize them once, before they are shared")
+    if source.flattened:
+        problem = f"a Flatten or Reshape stands before {_what(name)}, and FINN builds it only"
+        way_out = "put the quantizer before it"
+        graph.report(name, "flatten", f"{problem} before a linear layer", way_out)
+    if source.dot is not None and np.any((source.scale < 0) & source.dot.lowest):
+        layer, way_out = source.dot.layer, "use a narrow weight quantizer (narrow_range=True)"
+        problem = f"FINN must flip the sign of weights of layer '{layer}', whose full range"
+        graph.report(layer, "full_range", f"{problem} has no positive counterpart", way_out)
+
+
+def _follows_relu(node: Node, graph: Graph) -> bool:
+    before = graph.producer(node.inputs[0])
+    return before is not None and before.op == "Relu"
+
+
+def _check_rounding(node: Node, name: str, graph: Graph) -> None:
+    mode = node.attribute("rounding_mode", "ROUND").upper()
+    if mode in _NEAREST:
+        return
+    severity: Severity = "wrong" if mode in ("CEIL", "FLOOR", "UP", "DOWN") else "refused"
+    problem = f"{_what(name)} rounds by {mode.lower()}, and FINN to the nearest whatever it says"
+    graph.report(name, "rounding", problem, "use float_to_int_impl_type='round'", severity)
+
+
+def _report_binary(name: str, graph: Graph) -> None:
+    graph.report(
+        name,
+        "binary_activation",
+        f"{_what(name)} has one bit, which FINN builds only as a sign of scale 1 behind a layer",
+        "use 2 bits or more",
+    )
+
+
+def _what(name: str) -> str:
+    return f"the activation quantizer of '{name}'"

@@ -1,0 +1,230 @@
+"""What FINN can know of a tensor, and the graph in which rules look things up.
+
+FINN moves every scale and offset towards the next quantizer and folds it into its thresholds. So a
+tensor is one of: `Host` (float values before FINN's first layer), `Signal` (integers with a scale
+and an offset that are still to be folded) or `Lost` (FINN cannot follow; why, is reported only if
+something that FINN must build depends on it).
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+
+import numpy as np
+from qonnx.core.modelwrapper import ModelWrapper
+
+from brevitas_axe.certify.grid import Fact, Grid, is_constant
+from brevitas_axe.certify.modelfile import ModelFile, Node
+from brevitas_axe.certify.names import Names
+from brevitas_axe.certify.quantizers import constant_values
+from brevitas_axe.export.finn.finding import Finding, Severity
+from brevitas_axe.export.finn.ties import Ties
+
+# Parts of a module's path that belong to Brevitas, not to the user.
+_INNER = re.compile(r"(act|input|output|weight|bias|trunc)_quant|export_handler")
+
+
+@dataclass(frozen=True)
+class Host:
+    """Float values that are not quantized yet.
+
+    Attributes:
+        scale: of the constants that they were multiplied by, broadcastable to the tensor.
+    """
+
+    scale: np.ndarray = field(default_factory=lambda: np.ones(()), compare=False)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Values of an operator that FINN does not build."""
+
+    finding: Finding
+
+
+@dataclass(frozen=True)
+class DotProduct:
+    """Where a signal was accumulated.
+
+    Attributes:
+        layer: name of the layer.
+        scale: of its accumulator, broadcastable to its output.
+        lowest: channels that use the most negative integer of their weight type, which FINN
+            cannot negate; broadcastable like scale.
+    """
+
+    layer: str
+    scale: np.ndarray
+    lowest: np.ndarray
+
+
+@dataclass(frozen=True)
+class Signal:
+    """value = scale × integer + offset.
+
+    Attributes:
+        scale: float64, broadcastable to the tensor.
+        offset: float64, likewise.
+        low, high: int64, smallest and largest integer, likewise.
+        step: int64, all integers are multiples of it.
+        quantizer: layer whose quantizer gave these integers, "" for sums of products.
+        dot: the dot product behind it, as long as FINN can still flip the sign of its weights.
+        rectified: a ReLU that a quantizer must follow.
+        pooled: averaged over the whole image, so that only thresholds may follow.
+        flattened: lost its image axes, so that only a dot product may follow.
+        split: has several consumers, and an offset or scales that FINN cannot give all of them.
+        bipolar: integers -1 and 1, to which no zero can be padded.
+    """
+
+    scale: np.ndarray
+    offset: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    step: np.ndarray
+    quantizer: str = ""
+    dot: DotProduct | None = None
+    rectified: bool = False
+    pooled: bool = False
+    flattened: bool = False
+    split: bool = False
+    bipolar: bool = False
+
+    @property
+    def one_scale(self) -> bool:
+        return self.scale.size == 1 or bool(np.ptp(self.scale) == 0)
+
+    @property
+    def shifted(self) -> bool:
+        return bool(np.any(self.offset != 0))
+
+    @property
+    def integral(self) -> bool:
+        """One positive scale, no offset: its integers can be multiplied and compared."""
+        return self.joinable and not self.shifted
+
+    @property
+    def joinable(self) -> bool:
+        """One positive scale: it can be added to another of the same scale, offsets and all."""
+        plain = self.one_scale and bool(np.all(self.scale > 0))
+        return plain and not self.rectified and not self.pooled
+
+
+Value = Host | Lost | Signal
+
+
+class Graph:
+    """A model, the facts of its constants, and the findings so far.
+
+    `written` holds the names of the file as it was, before its constants were folded.
+    """
+
+    def __init__(
+        self, model: ModelWrapper, file: ModelFile, facts: dict[str, Fact], written: Names
+    ) -> None:
+        self.model = model
+        self.file = file
+        self.facts = facts
+        self.names = Names(file)
+        self.written = written
+        self.values: dict[str, Value] = {}
+        self.findings: dict[Finding, None] = {}
+        self.ties: dict[str, tuple[Signal, Ties]] = {}
+        self.unequal: list[tuple[str, str]] = []  # quantizers of branches with unequal scales
+        self._uses = Counter(tensor for node in file.nodes for tensor in node.inputs if tensor)
+        self._uses.update(output.name for output in model.graph.output)
+        self._consumers: dict[str, list[Node]] = {}
+        for node in file.nodes:
+            for tensor in node.inputs:
+                self._consumers.setdefault(tensor, []).append(node)
+
+    def constant(self, tensor: str) -> np.ndarray | None:
+        """Values of a tensor that the file holds, None for a computed one."""
+        fact = self.facts.get(tensor)
+        return constant_values(fact, tensor) if fact is not None and is_constant(fact) else None
+
+    def grid(self, tensor: str) -> Grid | None:
+        """The integers of a constant that went through a quantizer."""
+        fact = self.facts.get(tensor)
+        return fact if isinstance(fact, Grid) and fact.integers is not None else None
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Inferred shape, empty where it is unknown."""
+        return tuple(self.model.get_tensor_shape(tensor) or ())
+
+    def uses(self, tensor: str) -> int:
+        """How many nodes and graph outputs take a tensor."""
+        return self._uses[tensor]
+
+    def consumers(self, tensor: str) -> list[Node]:
+        """The nodes that take a tensor."""
+        return self._consumers.get(tensor, [])
+
+    def name(self, node: Node) -> str:
+        """The module that a node belongs to, the node's own name where the file does not tell."""
+        scopes = [
+            p.strip("/").split("/")[:-1] for p in (node.proto.name, *node.outputs) if p[:1] == "/"
+        ]
+        for prop in node.proto.metadata_props:
+            if prop.key == "pkg.torch.onnx.name_scopes":  # of torch's newer exporter
+                scopes.append(ast.literal_eval(prop.value)[-2:-1][0].split("."))
+        for path in scopes:
+            kept = list(takewhile(lambda scope: not _INNER.fullmatch(scope), path))
+            if any(kept):
+                inner = zip(kept, [*kept[1:], ""], strict=True)
+                return ".".join(s for s, after in inner if not after.startswith(s + "."))
+        return node.name
+
+    def layer(self, node: Node) -> str:
+        """The module that a dot product belongs to, as certificates name it."""
+        return self.written.layer(node, node.inputs[1]) or self.name(node)
+
+    def quantizations(self, name: str) -> int:
+        """How many quantizers of computed values belong to a module."""
+        return sum(
+            node.op in ("Quant", "IntQuant")
+            and self.constant(node.inputs[0]) is None
+            and self.name(node) == name
+            for node in self.file.nodes
+        )
+
+    def producer(self, tensor: str) -> Node | None:
+        """The node that computes a tensor."""
+        return self.names.producer(tensor)
+
+    def report(
+        self, layer: str, rule: str, problem: str, way_out: str, severity: Severity = "refused"
+    ) -> Finding:
+        """Reports a finding, once."""
+        finding = Finding(layer, rule, severity, problem, way_out)
+        self.findings[finding] = None
+        return finding
+
+    def report_ties(self, name: str, signal: Signal, ties: Ties) -> None:
+        """Reports that a quantizer meets sums halfway between its levels."""
+        layer = signal.dot.layer if signal.dot else name
+        self.ties[layer] = (signal, ties)
+        self.report(
+            layer,
+            "tie",
+            f"sums of '{layer}' can lie exactly halfway between two levels of '{name}', where "
+            "FINN rounds up and torch to even",
+            "mend_for_finn moves these sums a little, by which both agree",
+            "tie",
+        )
+
+    def demand(self, value: Value) -> Value:
+        """The value of something that FINN must build; reports why it cannot be followed."""
+        if isinstance(value, Lost):
+            self.findings[value.finding] = None
+        return value
+
+
+def forked(value: Value) -> Value:
+    """What several consumers see: FINN moves one scale past a fork, but no bias and no sign."""
+    if not isinstance(value, Signal):
+        return value
+    return replace(value, dot=None, split=not value.integral and not value.rectified)

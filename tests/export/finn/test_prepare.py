@@ -1,0 +1,52 @@
+"""From a plain CNN to a file that the check accepts, and to the same function."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from brevitas_axe import quantize
+from brevitas_axe.errors import ExportRefused
+from brevitas_axe.export import check_finn, export_qonnx, prepare_for_finn
+from tests.export.finn.plain import NETS, images, trained
+
+X = images(64)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_plain_net_becomes_one_that_finn_builds(name, tmp_path):
+    model = trained(name)
+    before = copy.deepcopy(model.state_dict())
+    prepared = prepare_for_finn(model, [X])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    result = quantize(prepared, [X], accumulator_bit_width=14, progress=False)
+    export_qonnx(result.model, X[:1], tmp_path / "m.onnx")
+    assert check_finn(tmp_path / "m.onnx") == []
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_with_many_bits_it_computes_the_same(name):
+    model = trained(name)
+    prepared = prepare_for_finn(model, [X], weight_bit_width=8, input_bit_width=8)
+    with torch.no_grad():
+        expected = model(X)
+        assert (prepared(X) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_bits_are_those_asked_for():
+    prepared = prepare_for_finn(trained("vgg"), [X], weight_bit_width=3, input_bit_width=5)
+    layers: list[Any] = [m for m in prepared.modules() if hasattr(m, "weight_quant")]
+    assert {int(layer.quant_weight().bit_width) for layer in layers} == {3}
+    acts: list[Any] = [m.act_quant for m in prepared.modules() if hasattr(m, "act_quant")]
+    assert {int(quantizer.bit_width()) for quantizer in acts} == {5, 8}
+
+
+def test_what_finn_never_builds_is_named():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(144, 10))
+    with pytest.raises(ExportRefused, match="'1' is a Sigmoid"):
+        prepare_for_finn(model, [X])
