@@ -192,7 +192,7 @@ def main() -> None:
         bits=[(4, 4), (4, 8)],
         accumulators=[12] if small else arguments.accumulators,
         tiles=[None],
-        sweep=[(2, 3), (2, 4), (3, 3), (3, 4), (3, 6), (4, 3), (4, 6)],
+        sweep=[(2, 3), (3, 3), (3, 4), (3, 6), (4, 6)],
         solvers=("gpfq", "gptq", "qronos") if small else ("qronos",),
         reference=() if small else REFERENCE,
     )
