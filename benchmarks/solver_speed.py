@@ -1,8 +1,8 @@
 """How long a layer takes: our solvers, Brevitas's A2GPFQ and A2GPTQ, and the physical limit.
 
-Run from the repository's root, on an otherwise idle machine:
+On an otherwise idle machine:
 
-    python -m benchmarks.solver_speed --output solver_speed.json
+    python benchmarks/solver_speed.py --output solver_speed.json
 
 All in one process with the same number of threads. Ours and the limit are medians of several runs
 after a first that compiles; Brevitas, which is slow, runs once per size. The limit is the time of
@@ -20,11 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from brevitas_reference import solve as solve_with_brevitas
 from rich.console import Console
 from rich.table import Table
 
-from brevitas_axe.ptq import SOLVERS, LayerProblem
-from tests.ptq.brevitas_reference import solve as solve_with_brevitas
+from brevitas_axe.ptq import LayerProblem, solver
 
 SIZES = ((256, 256), (768, 768), (256, 2304), (1024, 4096))
 BIT_WIDTH = 16
@@ -61,7 +61,7 @@ def measure(name: str, rows: int, columns: int, runs: int) -> dict[str, object]:
     reference = solve_with_brevitas(
         name, rows, columns, samples=samples, bit_width=BIT_WIDTH, dtype=torch.float32
     )
-    problem, solve = reference.problem, SOLVERS[name]
+    problem, solve = reference.problem, solver(name)
     fast = median_seconds(lambda: solve(problem), runs)
     best = median_seconds(lambda: solve(problem, quality="best"), 1)
     limit = limit_seconds(name, problem, runs)

@@ -63,7 +63,7 @@ def quantize(
         input_bit_width: bits of the activations of a plain model; its own input has 8.
         tile_size: inputs per inner accumulator, None for whole dot products.
         plan: per-layer widths instead of one P and tile.
-        algorithm: "gpfq", "gptq" or "qronos".
+        algorithm: name of a solver: "gpfq", "gptq", "qronos", or one of another package.
         quality: "fast" (as published) or "best".
         act_order: column order, see `brevitas_axe.ptq.axe_mode`.
         exclude: names of layers to leave without a budget, and out of the certificate.

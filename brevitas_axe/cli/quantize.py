@@ -11,6 +11,7 @@ from typing import Any
 from brevitas_axe.cli import options
 from brevitas_axe.cli.usercode import call, load_function
 from brevitas_axe.errors import EmptyCalibration, InvalidOption
+from brevitas_axe.ptq import solvers
 
 
 def add(commands) -> None:
@@ -31,7 +32,7 @@ def add(commands) -> None:
     parser.add_argument("--input-bits", type=int, default=8, metavar="N", help="default 8")
     options.add_tile(parser)
     options.add_plan(parser)
-    parser.add_argument("--algorithm", choices=["gpfq", "gptq", "qronos"], default="qronos")
+    parser.add_argument("--algorithm", choices=list(solvers()), default="qronos")
     parser.add_argument(
         "--quality",
         choices=["fast", "best"],

@@ -30,5 +30,5 @@ def compile_kernels() -> float:
         input_high=1,
         accumulator_bit_width=4,
     )
-    gptq.solve(problem, quality="best")
+    gptq.gptq(problem, quality="best")
     return time.perf_counter() - begun

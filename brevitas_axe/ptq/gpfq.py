@@ -18,9 +18,7 @@ from brevitas_axe.ptq.sequential import Recursion, columns_first, reordered, sto
 STRIP = 256
 
 
-def solve(
-    problem: LayerProblem, *, act_order: bool = False, quality: str = "fast"
-) -> LayerSolution:
+def gpfq(problem: LayerProblem, *, act_order: bool = False, quality: str = "fast") -> LayerSolution:
     """Quantizes a layer by GPFQ; see `brevitas_axe.ptq.Solver`."""
     return finish(problem, recursion(problem, act_order), quality)
 

@@ -19,9 +19,7 @@ DAMPING = 0.01
 DEAD_DIAGONAL = 0.5
 
 
-def solve(
-    problem: LayerProblem, *, act_order: bool = False, quality: str = "fast"
-) -> LayerSolution:
+def gptq(problem: LayerProblem, *, act_order: bool = False, quality: str = "fast") -> LayerSolution:
     """Quantizes a layer by OPTQ; see `brevitas_axe.ptq.Solver`.
 
     The published algorithm looks only at the quantized inputs (`problem.cross` is not used), and

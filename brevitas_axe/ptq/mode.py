@@ -46,7 +46,7 @@ from brevitas_axe.ptq.compilation import compile_kernels, kernels_are_ready
 from brevitas_axe.ptq.log import describe
 from brevitas_axe.ptq.moments import Moments, dequantized
 from brevitas_axe.ptq.problem import LayerProblem, LayerSolution
-from brevitas_axe.ptq.solvers import SOLVERS
+from brevitas_axe.ptq.protocol import solver as chosen_solver
 from brevitas_axe.ptq.state import Fingerprint, SavedLayers
 from brevitas_axe.ptq.walk import SuspendedForward, abandon_all, add_hooks
 
@@ -96,8 +96,7 @@ class axe_mode:
         state: str | Path | None = None,
         progress: bool = False,
     ) -> None:
-        if solver not in SOLVERS:
-            raise InvalidOption(f"solver '{solver}' is unknown; choose from {', '.join(SOLVERS)}.")
+        self._solver = chosen_solver(solver)
         if quality not in QUALITIES:
             raise InvalidOption(f"quality '{quality}' is unknown; choose 'fast' or 'best'.")
         if plan is not None and (accumulator_bit_width, accumulator_tile_size) != (None, None):
@@ -123,7 +122,7 @@ class axe_mode:
                 + "; quantize the model first (brevitas_axe.quantize does), or exclude less."
             )
         self.plan = Plan({n: self._clipped(n, clip_tiles, plan[n]) for n in plan.layers})
-        self.solver, self.quality = solver, quality
+        self.quality = quality
         self.act_order = quality == "best" if act_order is None else act_order
         self.needs_float = not (solver == "gptq" and quality == "fast")
         self.log: list[dict] = []
@@ -335,7 +334,7 @@ class axe_mode:
             power_of_two=is_power_of_two(layer),
             **statistics,
         )
-        solution = SOLVERS[self.solver](problem, act_order=self.act_order, quality=self.quality)
+        solution = self._solver(problem, act_order=self.act_order, quality=self.quality)
         if self._saved is not None:
             self._saved.save(index, name, self._run, solution)
         self._write(name, solution)

@@ -19,7 +19,7 @@ DAMPING = 1e-6
 POWER_ITERATIONS = 30
 
 
-def solve(
+def qronos(
     problem: LayerProblem, *, act_order: bool = False, quality: str = "fast"
 ) -> LayerSolution:
     """Quantizes a layer by Qronos; see `brevitas_axe.ptq.Solver`."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from brevitas_axe.ptq import SOLVERS
-from tests.ptq.brevitas_reference import solve
+from benchmarks.brevitas_reference import solve
+from brevitas_axe.ptq import solver, solvers
 from tests.ptq.layers import assert_feasible
 
 
@@ -23,15 +23,15 @@ def test_same_integers_with_a_budget(
     reference = solve(
         name, 24, 48, signed=signed, bit_width=bit_width, tile_size=tile_size, act_order=act_order
     )
-    solution = SOLVERS[name](reference.problem, act_order=act_order)
+    solution = solver(name)(reference.problem, act_order=act_order)
     assert_feasible(reference.problem, solution)
     assert torch.equal(solution.integers, reference.integers)
 
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("act_order", [False, True])
-@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("name", sorted(solvers()))
 def test_same_integers_without_a_budget(name: str, signed: bool, act_order: bool) -> None:
     reference = solve(name, 24, 48, signed=signed, bit_width=None, act_order=act_order)
-    solution = SOLVERS[name](reference.problem, act_order=act_order)
+    solution = solver(name)(reference.problem, act_order=act_order)
     assert torch.equal(solution.integers, reference.integers)

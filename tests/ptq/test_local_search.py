@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from brevitas_axe.ptq import SOLVERS, LayerSolution
+from brevitas_axe.ptq import LayerSolution, solver
 from brevitas_axe.ptq.local_search import improve_integers
 from tests.ptq.layers import assert_feasible, random_problem, worst_sums
 
@@ -26,7 +26,7 @@ def test_local_optimum(signed: bool, bits: int | None, tile: int | None, shared:
         dtype=torch.float64,
         shared_scale=shared,
     )
-    start = SOLVERS["gptq"](problem)
+    start = solver("gptq")(problem)
     wanted = problem.weight @ problem.cross.mT
     integers, factor, loss = improve_integers(
         problem, wanted, start.integers, problem.tile_scale, 1000
@@ -49,7 +49,7 @@ def test_local_optimum(signed: bool, bits: int | None, tile: int | None, shared:
 
 def test_no_moves_is_no_change() -> None:
     problem = random_problem(accumulator_bit_width=12)
-    start = SOLVERS["gpfq"](problem)
+    start = solver("gpfq")(problem)
     wanted = problem.weight.double() @ problem.cross.double().mT
     integers, factor, _ = improve_integers(problem, wanted, start.integers, problem.tile_scale, 0)
     assert torch.equal(integers, start.integers)

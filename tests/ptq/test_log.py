@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from brevitas_axe.ptq import solver
 from brevitas_axe.ptq.log import describe
 from brevitas_axe.ptq.problem import LayerProblem
-from brevitas_axe.ptq.solvers import SOLVERS
 
 K, ROWS = 12, 3
 
@@ -32,7 +32,7 @@ def problem(bits: int | None) -> tuple[LayerProblem, torch.Tensor]:
 
 def test_errors_and_budget() -> None:
     layer, inputs = problem(8)
-    solution = SOLVERS["gptq"](layer)
+    solution = solver("gptq")(layer)
     figures = describe(layer, solution)
     weight, x = layer.weight[0].numpy(), inputs.numpy()
     whole = np.square(weight @ x).sum()
@@ -55,4 +55,4 @@ def test_errors_and_budget() -> None:
 
 def test_no_limit_uses_no_budget() -> None:
     layer, _ = problem(None)
-    assert describe(layer, SOLVERS["gptq"](layer))["budget_used"] is None
+    assert describe(layer, solver("gptq")(layer))["budget_used"] is None

@@ -1,15 +1,19 @@
-"""The solvers by name: one per file, named after the file.
+"""The solvers by name: one per file, named after the file, and those of other packages.
 
-To write your own: build a `Recursion` (sequential.py) in a new file, give it a `solve` with the
-signature of `Solver`, and add it to `SOLVERS`; tests/ptq runs over every one of them.
+To write your own: build a `Recursion` (sequential.py) in a new file and give it a function that
+bears the file's name and has the signature of `Solver`; tests/ptq runs over every one of them.
+Another package registers its solver under the entry-point group `brevitas_axe.solvers`.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from brevitas_axe.ptq import gpfq, gptq, qronos
+from brevitas_axe import ptq
 from brevitas_axe.ptq.problem import LayerProblem, LayerSolution
+from brevitas_axe.registry import chosen, registered
+
+_GROUP = "brevitas_axe.solvers"
 
 
 class Solver(Protocol):
@@ -34,6 +38,11 @@ class Solver(Protocol):
     ) -> LayerSolution: ...
 
 
-SOLVERS: dict[str, Solver] = {
-    module.__name__.rpartition(".")[2]: module.solve for module in (gpfq, gptq, qronos)
-}
+def solvers() -> dict[str, Solver]:
+    """All solvers by name: this room's files, and entry points of `brevitas_axe.solvers`."""
+    return registered(_GROUP, ptq)
+
+
+def solver(name: str) -> Solver:
+    """One solver by name; InvalidOption lists the names if there is none."""
+    return chosen(_GROUP, ptq, name)
