@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from brevitas_axe.cli import certify, emulate, quantize, quickstart
+from brevitas_axe.cli import allocate, certify, emulate, methods, quantize, quickstart
 from brevitas_axe.errors import AxeError
 
 _UNUSABLE = 2
@@ -55,6 +55,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Quantize a Brevitas model so that no accumulator can overflow, and prove it.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (quickstart, quantize, certify, emulate):
+    for command in (quickstart, quantize, certify, emulate, allocate, methods):
         command.add(commands)
     return parser
