@@ -159,7 +159,7 @@ class propagating(TorchFunctionMode):
         self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **rest
     ) -> Tensor:
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        scores = _product(query * scale, key.mT, torch.matmul)
+        scores = _product(query, key.mT, lambda a, b: a @ b * scale)
         mask = attn_mask
         if is_causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()

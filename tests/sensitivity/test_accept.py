@@ -10,18 +10,26 @@ from brevitas.quant import Int8ActPerTensorFloat
 from scipy.stats import spearmanr
 from torch import nn
 
+from brevitas_axe.allocate import Quantity, allocate_bits, make_problem
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.plan import Choices, LayerPrecision
 from brevitas_axe.prepare import as_batches, calibrate, to_brevitas
-from brevitas_axe.sensitivity import Metric, Trials, make_case, make_choices, score
+from brevitas_axe.sensitivity import (
+    Metric,
+    PlanLoss,
+    Scores,
+    make_case,
+    make_choices,
+    score,
+)
 from brevitas_axe.sensitivity.cmpq import leading, similarity
 from brevitas_axe.sensitivity.decoupled import Decoupled, sqnr, ssim
 from brevitas_axe.sensitivity.hutchinson import block_traces
 from brevitas_axe.sensitivity.importance import channel_importance
 from brevitas_axe.sensitivity.lrp import relevances
-from brevitas_axe.sensitivity.measured import measured
 from brevitas_axe.sensitivity.pmpq import pmpq
 from brevitas_axe.sensitivity.relevance import propagating
+from brevitas_axe.sensitivity.scores import from_importance
 from brevitas_axe.sensitivity.tdmpq import Tdmpq
 from tests.test_prepare import Residual, X
 
@@ -125,22 +133,48 @@ def test_branches_share_relevance() -> None:
     assert found["stem"] > found["body"]
 
 
+class Branches(nn.Module):
+    """Six layers of one shape read one input; their sum counts them very differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            qnn.QuantLinear(12, 6, bias=False, input_quant=Int8ActPerTensorFloat) for _ in range(6)
+        )
+        self.gains = (0.03, 1.0, 0.1, 3.0, 0.3, 0.01)
+
+    def forward(self, x):
+        return sum(g * layer(x) for g, layer in zip(self.gains, self.layers, strict=True))
+
+
 def test_importance_beats_random_and_inverse_importance_at_equal_bits() -> None:
-    model, x = chain(12, 24, 24, 24, 5, seed=3), torch.rand(256, 12)
-    model[2].weight.data *= 0.02
+    torch.manual_seed(3)
+    model, x = Branches().eval(), torch.rand(256, 12)
     calibrate(model, as_batches([x]))
-    choices = make_choices(model, (x[:1],), weight=(2, 8))
+    choices = make_choices(model, (x[:1],), weight=(4, 8))
     case = make_case(model, [x], choices)
-    channels = channel_importance(case, steps=4)
-    assert channels["2"].shape == (1, 24)
-    means = {name: float(c.sum()) for name, c in channels.items()}
-    harm = measured(case, Trials()).harm
-    worst = {name: harm[name][0] for name in means}
-    # Two of four layers stay at 8 bits: those that matter, the others, any two.
-    by_importance = sorted(means, key=lambda name: -means[name])
-    lost = sum(worst[name] for name in by_importance[2:])
-    assert lost < sum(worst[name] for name in by_importance[:2])
-    assert lost < 0.5 * sum(worst.values())
+    assert all(c.shape == (1, 6) for c in channel_importance(case, steps=4).values())
+    bits = Quantity(tuple(np.array([4.0, 8.0]) for _ in case.names))
+    loss = PlanLoss(case)
+
+    def lost(scores: Scores) -> float:
+        """Three layers get 8 bits, most importance per added bit first."""
+        found = allocate_bits(make_problem(scores, {"bits": bits}, {"bits": 36.0}), "greedy")
+        assert sorted(p.weight or 0 for p in found.plan.layers.values()) == [4, 4, 4, 8, 8, 8]
+        return loss(found.plan)
+
+    scores = score(model, [x], choices, "importance")
+    most = {name: float(harm.max()) for name, harm in scores.harm.items()}
+    ours = lost(scores)
+    inverse = {name: 1 / value for name, value in most.items()}
+    assert ours < 0.1 * lost(from_importance(choices, inverse))
+    random = np.random.default_rng(0)
+    others = [
+        lost(from_importance(choices, dict(zip(most, random.random(6), strict=True))))
+        for _ in range(8)
+    ]
+    assert ours <= min(others)
+    assert ours < 0.5 * np.mean(others)
 
 
 def test_measures_of_images() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import joblib
 import numpy as np
 import pytest
 import torch
+from distributed import Client, LocalCluster
 
 from brevitas_axe.errors import InvalidState, NonFiniteValues
 from brevitas_axe.prepare import as_batches, to_brevitas
@@ -54,8 +56,20 @@ def test_nan_is_not_kept(tmp_path) -> None:
     assert not Trials("f", tmp_path).knows("0")
 
 
-@pytest.mark.parametrize("backend", ["threading", "loky"])
-def test_two_workers_give_what_one_gives(backend) -> None:
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    """Two worker processes of Dask, for joblib's backend of that name."""
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp://"
+        ) as workers,
+        Client(workers),
+    ):
+        yield
+
+
+def scored_twice(backend: str) -> None:
+    """The same scores from one worker and from two."""
     model = to_brevitas(conv_net().eval(), as_batches([X]))
     choices = make_choices(model, (X[:1],), weight=(2, 4))
     alone = score(model, [X], choices, "measured")
@@ -63,6 +77,15 @@ def test_two_workers_give_what_one_gives(backend) -> None:
         together = score(model, [X], choices, "measured", jobs=2)
     for name in choices.layers:
         assert np.allclose(alone.harm[name], together.harm[name], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_two_workers_give_what_one_gives(backend) -> None:
+    scored_twice(backend)
+
+
+def test_so_does_a_cluster_with_nothing_changed(cluster) -> None:
+    scored_twice("dask")
 
 
 def test_a_changed_weight_is_scored_anew(tmp_path) -> None:
