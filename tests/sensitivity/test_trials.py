@@ -60,9 +60,7 @@ def test_nan_is_not_kept(tmp_path) -> None:
 def cluster() -> Iterator[None]:
     """Two worker processes of Dask, for joblib's backend of that name."""
     with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp://"
-        ) as workers,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as workers,
         Client(workers),
     ):
         yield
@@ -84,6 +82,9 @@ def test_two_workers_give_what_one_gives(backend) -> None:
     scored_twice(backend)
 
 
+@pytest.mark.slow
+# Dask's scheduler, here in this process, unpickles the model, and Brevitas's tracer warns.
+@pytest.mark.filterwarnings("ignore:`treespec.children_specs` is deprecated:FutureWarning")
 def test_so_does_a_cluster_with_nothing_changed(cluster) -> None:
     scored_twice("dask")
 
