@@ -42,8 +42,7 @@ MAX_CYCLES = 2**14
 BITS = (2, 3, 4, 5, 6, 8)
 ACCUMULATORS = (8, 10, 12, 14, 16, 20)
 SHARES = (0.6, 0.8, 1.0)
-FRONT = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
-WIDE = "ilp W, A"
+FRONT = (0.6, 0.7, 0.8, 0.9, 1.0)
 ALLOCATORS = ("bisection", "clustering", "greedy")
 
 
@@ -51,8 +50,8 @@ ALLOCATORS = ("bisection", "clustering", "greedy")
 class Size:
     """How much is measured: images, seeds, widths, budgets."""
 
-    calibration: int = 250
-    judged: int = 1500
+    calibration: int = 200
+    judged: int = 1000
     seeds: int = 3
     pairs: int = 50
     quality: str = "best"
@@ -162,7 +161,9 @@ def rows_of(bench: Bench) -> list[dict]:
         problem = bench.problem(scores, share)
         for name in ("uniform", "ilp", *(ALLOCATORS if share in size.shares else ())):
             rows.append(_row(bench, name, share, allocate_bits(problem, name).plan))
-        rows.append(_row(bench, WIDE, share, allocate_bits(bench.problem(wide, share)).plan))
+        if share in size.shares:
+            plan = allocate_bits(bench.problem(wide, share)).plan
+            rows.append(_row(bench, "ilp W, A", share, plan))
     return rows + interactions(bench)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
@@ -17,6 +18,7 @@ SCALE = 1e6
 # Share of the relaxation's bound up to which reduced costs enter the first, small program.
 FIRST_REACH = 1e-3
 Pair = tuple[int, int]
+_rows: Any = LinearConstraint  # scipy declares numbers where it takes arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,7 @@ class Program:
             tightening: share by which budgets are lowered.
         """
         limits, right = self._budgets(tightening)
-        relaxed = linprog(
+        relaxed: Any = linprog(
             self._objective,
             A_ub=limits if limits.shape[0] else None,
             b_ub=right if limits.shape[0] else None,
@@ -126,8 +128,8 @@ class Program:
             integrality=(within < self._binaries).astype(int),
             bounds=Bounds(0, 1),
             constraints=[
-                LinearConstraint(equations[:, within], totals, totals),
-                *([LinearConstraint(limits[:, within], -np.inf, right)] if len(right) else []),
+                _rows(equations[:, within], totals, totals),
+                *([_rows(limits[:, within], -np.inf, right)] if len(right) else []),
             ],
             options={"mip_rel_gap": gap},
         )

@@ -116,7 +116,9 @@ def set_input_bits(
     wanted: dict[str, tuple[int, str]] = {}
     for name, quantizers in input_sources(model, args, kwargs, exclude).items():
         bits = plan.layers[name].input if name in plan.layers else None
-        for quantizer in quantizers if bits is not None else ():
+        if bits is None:
+            continue
+        for quantizer in quantizers:
             known, other = wanted.setdefault(quantizer, (bits, name))
             if known != bits:
                 raise InvalidPlan(

@@ -52,7 +52,7 @@ def _positive_flow(x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor]
             # Nothing flows through a sum without positive terms.
             share = torch.where(total > _TINY, relevance / total.clamp(min=_TINY), 0.0)
             slopes = torch.autograd.grad(total, leaves, share.detach())
-        return (sum(leaf.detach() * slope for leaf, slope in zip(leaves, slopes, strict=True)),)
+        return (leaves[0].detach() * slopes[0] + leaves[1].detach() * slopes[1],)
 
     return rule
 
@@ -143,12 +143,12 @@ class propagating(TorchFunctionMode):
         if func in _PASSED:
             return _passed(args[0] if args else kwargs["input"], output)
         if func in _ADDED and len(tensors) == 2:
-            return _sum(*tensors, output)
+            return _sum(tensors[0], tensors[1], output)
         if func in _MATRIX and len(tensors) == 2:
-            return _product(*tensors, torch.matmul)
+            return _product(tensors[0], tensors[1], torch.matmul)
         if func in _MULTIPLIED and len(tensors) == 2:
             if tensors[0].requires_grad and tensors[1].requires_grad:
-                return _product(*tensors, torch.mul)
+                return _product(tensors[0], tensors[1], torch.mul)
             tensors = [t for t in tensors if t.requires_grad]
         if func in _ADDED | _MULTIPLIED | _DIVIDED and tensors:
             like = tensors[0]

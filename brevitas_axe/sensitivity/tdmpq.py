@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from brevitas_axe.plan import LayerPrecision
@@ -44,8 +45,8 @@ class Tdmpq:
         found = list(weight_slopes(case))
         sizes = [len(reference) for reference in case.reference]
         for name in case.names:
-            total = sum(batch[name] * n for batch, n in zip(found, sizes, strict=True))
-            slopes[name] = total / sum(sizes)
+            batches = zip(found, sizes, strict=True)
+            slopes[name] = torch.stack([b[name] * n for b, n in batches]).sum(0) / sum(sizes)
         return Scores(
             case.choices,
             {

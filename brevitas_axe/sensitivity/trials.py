@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from brevitas_axe.errors import InvalidState, NonFiniteValues
 
-Value = float | list[float]
+Value = Any  # a number, or a list of numbers
 
 
 class Trials:
@@ -54,7 +54,7 @@ class Trials:
         """
         missing = [(key, arguments) for key, arguments in work if key not in self._known]
         tasks = (delayed(_keyed)(function, key, arguments) for key, arguments in missing)
-        parallel = Parallel(self.jobs, prefer="threads", return_as="generator_unordered")
+        parallel: Any = Parallel(self.jobs, prefer="threads", return_as="generator_unordered")
         results = parallel(tasks) if missing else ()
         for key, value in tqdm(
             results, total=len(missing), desc="trials", disable=not self.progress or not missing

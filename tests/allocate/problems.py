@@ -15,19 +15,21 @@ def random_problem(
 ) -> Problem:
     """Harm that falls with bits and costs that grow with them; budgets are shares of the most."""
     random = np.random.default_rng(seed)
-    options = tuple(LayerPrecision(w, a, p) for w in (2, 4, 8) for a in (4, 8) for p in (12, 16))
+    widths = list(product((2, 4, 8), (4, 8), (12, 16)))
+    options = tuple(LayerPrecision(*bits) for bits in widths)
     names = [f"layer{i}" for i in range(layers)]
     weight, inputs, accumulator, size, macs = 10 ** random.uniform(0, 1.5, (5, layers))
     harm = [
-        np.array([weight[i] / 4**o.weight + inputs[i] / 4**o.input for o in options])
-        + np.array([accumulator[i] / 4 ** (o.accumulator - 8) for o in options])
+        np.array(
+            [
+                weight[i] / 4**w + inputs[i] / 4**a + accumulator[i] / 4 ** (p - 8)
+                for w, a, p in widths
+            ]
+        )
         for i in range(layers)
     ]
-    bops = [
-        np.array([macs[i] * o.weight * o.input + o.accumulator for o in options])
-        for i in range(layers)
-    ]
-    memory = [np.array([size[i] * o.weight for o in options]) for i in range(layers)]
+    bops = [np.array([macs[i] * w * a + p for w, a, p in widths]) for i in range(layers)]
+    memory = [np.array([size[i] * w for w, _, _ in widths]) for i in range(layers)]
     both = {}
     if pairs:
         together = random.uniform(-0.02, 0.02, (layers, layers))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torch import nn
 
 from brevitas_axe.allocate import Quantity, allocate_bits, make_problem
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.layers import Layer
 from brevitas_axe.plan import Choices, LayerPrecision
 from brevitas_axe.prepare import as_batches, calibrate, to_brevitas
 from brevitas_axe.sensitivity import (
@@ -36,11 +40,11 @@ from tests.test_prepare import Residual, X
 BATCHES = [X, X.flip(0), X.roll(1, 0)]
 
 
-def chain(*sizes: int, bias: bool = False, seed: int = 0) -> nn.Module:
+def chain(*sizes: int, bias: bool = False, seed: int = 0) -> nn.Sequential:
     """Linear layers with ReLU between them, quantized and calibrated."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         layers += [
             qnn.QuantLinear(inputs, outputs, bias=bias, input_quant=Int8ActPerTensorFloat),
             nn.ReLU(),
@@ -61,8 +65,9 @@ def test_similarity_is_one_under_any_invertible_map() -> None:
 
 def test_a_layer_of_zeros_loses_nothing_by_pruning() -> None:
     model = chain(8, 8, 8, 4)
-    model[2].weight.data.zero_()
-    model[2].bias = nn.Parameter(torch.rand(8))
+    emptied: Layer = model[2]
+    emptied.weight.data.zero_()
+    emptied.bias = nn.Parameter(torch.rand(8))
     x = torch.rand(32, 8)
     scores = score(model, [x], make_choices(model, (x[:1],)), pmpq)
     assert scores.harm["2"].max() == 0
@@ -80,7 +85,7 @@ def test_the_first_order_is_exact_on_a_linear_loss() -> None:
     exact = score(model, [x], choices, Tdmpq(), metric=metric).harm["0"]
     first = score(model, [x], choices, Tdmpq(first_order=True), metric=metric).harm["0"]
     case = make_case(model, [x], choices, metric)
-    weight = model[0].weight.detach()
+    weight = case.layers()["0"].weight.detach()
     for harm, choice in zip(first, choices.layers["0"], strict=True):
         step = case.rounded("0", choice)[0] - weight
         assert harm == pytest.approx(abs(float((weights.T @ x * step).sum())), rel=1e-4)
@@ -202,7 +207,8 @@ def test_local_scores_rank_choices_as_measurements_do() -> None:
     )
     both = [score(model, [x], choices, name).harm for name in ("local", "measured")]
     flat = [np.concatenate([harm[name] for name in choices.layers]) for harm in both]
-    assert spearmanr(*flat).statistic > 0.8
+    ranks: Any = spearmanr(flat[0], flat[1])
+    assert ranks.statistic > 0.8
 
 
 def test_more_of_anything_never_hurts_the_local_score() -> None:
