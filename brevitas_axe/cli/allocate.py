@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from brevitas_axe.cli import options
-from brevitas_axe.cli.quantize import _batches, _model
+from brevitas_axe.cli.quantize import batches_of, model_of
 from brevitas_axe.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from brevitas_axe.allocate import Allocation, Problem
+
+_FRONT_POINTS = 16
 
 
 def add(commands) -> None:
@@ -65,6 +72,9 @@ def add(commands) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at a time")
     options.add_exclude(parser)
     parser.add_argument("--output", default="plan.json", metavar="FILE", help="default plan.json")
+    parser.add_argument(
+        "--report", metavar="FILE", help="an HTML page: Pareto front, bits and sensitivity by layer"
+    )
     parser.set_defaults(run=run)
 
 
@@ -84,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.cost import cost_model, layer_shapes
     from brevitas_axe.plan import Choices
     from brevitas_axe.prepare import as_batches, has_quantizers, to_brevitas
+    from brevitas_axe.report import write_allocation
     from brevitas_axe.sensitivity import PlanLoss, find_scorer, make_case, make_choices, score
 
     # All names are looked up before any work is done.
@@ -91,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     scorer, allocator = find_scorer(arguments.scorer), find_allocator(arguments.allocator)
     backend = None if arguments.backend is None else load_backend(arguments.backend)
     exclude = tuple(arguments.exclude)
-    model, items = _model(arguments.model), _batches(arguments.calibration)
+    model, items = model_of(arguments.model), batches_of(arguments.calibration)
     batches = as_batches(items)
     if not has_quantizers(model):
         model = to_brevitas(model, batches, progress=True)
@@ -131,9 +142,29 @@ def run(arguments: argparse.Namespace) -> int:
     problem = make_problem(scores, costs, budgets, measure, arguments.target)
     found = allocate_bits(problem, allocator)
     found.plan.save(arguments.output)
-    console().print(_table(found, budgets, {name: m.unit for name, m in models.items()}))
+    units = {name: cost.unit for name, cost in models.items()}
+    console().print(_table(found, budgets, units))
     print(arguments.output)
+    if arguments.report is not None:
+        swept = next(iter(budgets))
+        fronts = _fronts(problem, swept, arguments.allocator)
+        write_allocation(arguments.report, problem, found, fronts, swept, units[swept])
+        print(arguments.report)
     return 0
+
+
+def _fronts(problem: Problem, swept: str, allocator: str) -> dict[str, list[Allocation]]:
+    """What more and less of the first budget would give, beside one precision for all layers."""
+    import numpy as np
+
+    from brevitas_axe.allocate import pareto
+
+    cost = problem.costs[swept]
+    limits = np.linspace(cost.extreme(np.min), cost.extreme(np.max), _FRONT_POINTS)
+    free = replace(problem, target=None)
+    return {
+        name: pareto(free, swept, limits, name) for name in dict.fromkeys((allocator, "uniform"))
+    }
 
 
 def _budget(text: str) -> tuple[str, float]:
@@ -159,7 +190,7 @@ def _one_sample(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return tuple(map(first, args)), {key: first(value) for key, value in kwargs.items()}
 
 
-def _table(found, budgets: dict[str, float], units: dict[str, str]):
+def _table(found: Allocation, budgets: dict[str, float], units: dict[str, str]):
     from rich.table import Table
 
     spent = "; ".join(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from brevitas_axe.allocate import allocators
 from brevitas_axe.cli import main
+from brevitas_axe.cli.methods import catalogue, markdown
 from brevitas_axe.plan import Plan
 from brevitas_axe.sensitivity import scorers
 from tests.cli.test_main import USER_FILE
@@ -38,6 +41,15 @@ def test_a_plan_is_written(user, tmp_path, capsys) -> None:
     assert "bops" in capsys.readouterr().out
 
 
+def test_a_report_shows_front_bits_and_sensitivity(user, tmp_path) -> None:
+    assert main(arguments(user, "--report", "report.html", "--allocator", "greedy")) == 0
+    page = (tmp_path / "report.html").read_text()
+    for part in ("Harm against cost", "harm against bops", "bits of every layer", "Sensitivity"):
+        assert part in page
+    assert page.count('<span class="name">') == 2
+    assert "<script" not in page
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -64,3 +76,8 @@ def test_the_catalogue_lists_everything(capsys) -> None:
     names = {line.split(" | ")[1] for line in lines[2:]}
     assert names == {*scorers(), *allocators()}
     assert main(["methods"]) == 0
+
+
+def test_the_documented_catalogue_is_current() -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert "\n".join(markdown(catalogue())) in documented
