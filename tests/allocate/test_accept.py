@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from brevitas_axe.allocate import Problem, Quantity
+from brevitas_axe.allocate import Problem, Quantity, make_problem
 from brevitas_axe.allocate.bisection import Bisection, bisection
 from brevitas_axe.allocate.clustering import cluster, clustering
 from brevitas_axe.allocate.greedy import path
@@ -19,7 +19,8 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.plan import Choices, LayerPrecision
 from brevitas_axe.sensitivity.augmented import interaction
 from brevitas_axe.sensitivity.hutchinson import block_traces
-from tests.allocate.problems import random_problem
+from brevitas_axe.sensitivity.scores import from_importance
+from tests.allocate.problems import all_assignments, random_problem
 
 FLOAT = torch.tensor([0.90909, 0.917431, 1.1235955], dtype=torch.float64)
 
@@ -108,6 +109,29 @@ def test_clustering_gives_more_bits_to_higher_scores_whatever_the_order() -> Non
         assert by_score == sorted(by_score)
         mixed = problem([3, 1, 4, 0, 2], limit)
         assert dict(mixed.plan(clustering(mixed)).layers) == dict(plan.layers)
+
+
+def test_importance_times_bits_is_made_large_under_size_and_bit_operations() -> None:
+    """The program of LRP-QViT: max Σ Ω_l·b_l under two budgets."""
+    random = np.random.default_rng(2)
+    options = tuple(LayerPrecision(w, a) for w in (4, 6, 8) for a in (4, 8))
+    choices = Choices({f"l{i}": options for i in range(4)})
+    omega = random.uniform(0, 1, 4)
+    scores = from_importance(choices, dict(zip(choices.layers, omega, strict=True)))
+    bits = np.array([(c.weight or 0, c.input or 0) for c in options], dtype=float)
+    costs = {
+        "size": Quantity(tuple(s * bits[:, 0] for s in random.uniform(1, 9, 4))),
+        "bitops": Quantity(tuple(s * bits.prod(1) for s in random.uniform(1, 9, 4))),
+    }
+    budgets = {name: 0.6 * cost.extreme(np.max) for name, cost in costs.items()}
+    problem = make_problem(scores, costs, budgets)
+
+    def value(assignment) -> float:
+        return sum(o * bits[c].sum() for o, c in zip(omega, assignment, strict=True))
+
+    best = max(value(a) for a in all_assignments(problem) if problem.fits(a))
+    assert value(ilp(problem)) == pytest.approx(best)
+    assert best < 16 * omega.sum()
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from brevitas_axe.allocate import allocators, pareto
+from brevitas_axe.allocate import Quantity, allocators, pareto
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.plan import Choices
 from tests.allocate.problems import all_assignments, random_problem
 
 ALLOCATORS = allocators()
@@ -52,6 +53,21 @@ def test_the_exact_ones_equal_brute_force(name, tied, pairs) -> None:
         problem = random_problem(seed, 3, pairs, tied, bops=0.35, memory=0.5)
         best = min(problem.harm.total(a) for a in all_assignments(problem) if problem.fits(a))
         assert problem.harm.total(ALLOCATORS[name](problem)) == pytest.approx(best, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [n for n, a in ALLOCATORS.items() if a.exact])
+def test_the_exact_ones_equal_brute_force_on_eight_layers(name) -> None:
+    problem = random_problem(7, 8, bops=0.4, memory=0.5)
+    few = (0, 5, 11)  # three of the choices: 6,561 assignments
+
+    def picked(quantity: Quantity) -> Quantity:
+        return Quantity(tuple(values[list(few)] for values in quantity.single))
+
+    layers = {n: tuple(o[k] for k in few) for n, o in problem.choices.layers.items()}
+    costs = {n: picked(cost) for n, cost in problem.costs.items()}
+    small = replace(problem, choices=Choices(layers), harm=picked(problem.harm), costs=costs)
+    best = min(small.harm.total(a) for a in all_assignments(small) if small.fits(a))
+    assert small.harm.total(ALLOCATORS[name](small)) == pytest.approx(best, rel=1e-9)
 
 
 @every
