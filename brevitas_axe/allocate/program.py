@@ -18,6 +18,7 @@ SCALE = 1e6
 # Share of the relaxation's bound up to which reduced costs enter the first, small program.
 FIRST_REACH = 1e-3
 Pair = tuple[int, int]
+_relaxation: Any = linprog
 _rows: Any = LinearConstraint  # scipy declares numbers where it takes arrays
 
 
@@ -86,7 +87,7 @@ class Program:
             tightening: share by which budgets are lowered.
         """
         limits, right = self._budgets(tightening)
-        relaxed: Any = linprog(
+        relaxed = _relaxation(
             self._objective,
             A_ub=limits if limits.shape[0] else None,
             b_ub=right if limits.shape[0] else None,

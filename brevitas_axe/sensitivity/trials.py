@@ -54,8 +54,8 @@ class Trials:
         """
         missing = [(key, arguments) for key, arguments in work if key not in self._known]
         tasks = (delayed(_keyed)(function, key, arguments) for key, arguments in missing)
-        parallel: Any = Parallel(self.jobs, prefer="threads", return_as="generator_unordered")
-        results = parallel(tasks) if missing else ()
+        parallel = Parallel(self.jobs, prefer="threads", return_as="generator_unordered")
+        results: Any = parallel(tasks) if missing else ()
         for key, value in tqdm(
             results, total=len(missing), desc="trials", disable=not self.progress or not missing
         ):

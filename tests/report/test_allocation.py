@@ -30,9 +30,11 @@ def test_every_layer_has_a_bar_per_width() -> None:
 def test_fronts_are_drawn_where_they_are() -> None:
     (axes,) = pareto_front(FRONTS, "bops", found=FOUND).axes
     ours, uniform, star = axes.lines
-    assert list(ours.get_ydata()) == [point.harm for point in FRONTS["ilp"]]
-    assert list(uniform.get_xdata()) == [point.costs["bops"] for point in FRONTS["uniform"]]
-    assert list(star.get_xdata()) == [FOUND.costs["bops"]]
+    assert np.asarray(ours.get_ydata()).tolist() == [point.harm for point in FRONTS["ilp"]]
+    assert np.asarray(uniform.get_xdata()).tolist() == [
+        point.costs["bops"] for point in FRONTS["uniform"]
+    ]
+    assert np.asarray(star.get_xdata()).tolist() == [FOUND.costs["bops"]]
 
 
 def test_the_table_tells_the_harm_of_what_was_chosen(tmp_path) -> None:
