@@ -1,4 +1,4 @@
-"""Which widths each layer gets: frozen, JSON in and out, strict keys."""
+"""Which widths each layer gets, or may get: frozen, JSON in and out, strict keys."""
 
 from __future__ import annotations
 
@@ -6,12 +6,47 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from brevitas_axe.accumulator import check_bit_width, tile_starts
 from brevitas_axe.errors import InvalidPlan
 from brevitas_axe.files import write_whole
 
 _FORMAT = "brevitas_axe.plan.v1"
+_CHOICES_FORMAT = "brevitas_axe.choices.v1"
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """Text of a JSON file; InvalidPlan where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidPlan(f"the {what} {path} cannot be read: {error}.") from None
+
+
+def parse_object(text: str, what: str, form: str, keys: Iterable[str]) -> dict[str, Any]:
+    """A JSON object with exactly the given keys besides 'format', whose value must be `form`.
+
+    Args:
+        text: JSON.
+        what: kind of file, for messages: "plan".
+        form: expected value of 'format'.
+        keys: the other keys.
+
+    Raises:
+        InvalidPlan: anything else, duplicate keys included.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise InvalidPlan(f"the {what} is not valid JSON: {error}.") from None
+    keys = ["format", *keys]
+    if not isinstance(data, dict) or set(data) != set(keys):
+        listed = ", ".join(f"'{key}'" for key in keys)
+        raise InvalidPlan(f"a {what} is a JSON object with exactly the keys {listed}.")
+    if data["format"] != form:
+        raise InvalidPlan(f"the {what}'s format is {data['format']!r}, expected {form!r}.")
+    return data
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -19,6 +54,12 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(result) != len(pairs):
         raise ValueError("a key appears twice in one object")
     return result
+
+
+def _layer_objects(data: dict[str, Any], what: str) -> dict[str, Any]:
+    if not isinstance(data["layers"], dict):
+        raise InvalidPlan(f"'layers' of a {what} must be a JSON object.")
+    return data["layers"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +86,20 @@ class LayerPrecision:
         if self.accumulator is not None:
             check_bit_width(self.accumulator)
         tile_starts(1, self.tile)
+
+
+def _precision(name: str, entry: object) -> LayerPrecision:
+    """A layer's JSON object, strictly."""
+    known = {f.name for f in fields(LayerPrecision)}
+    if not isinstance(entry, dict) or not set(entry) <= known:
+        raise InvalidPlan(
+            f"layer '{name}' of the plan must be an object with keys among "
+            f"{', '.join(sorted(known))}."
+        )
+    for key, value in entry.items():
+        if value is not None and type(value) is not int:
+            raise InvalidPlan(f"layer '{name}': {key} must be an integer or null.")
+    return LayerPrecision(**entry)
 
 
 @dataclass(frozen=True)
@@ -85,40 +140,84 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Parses strict JSON; any unknown key or wrong type raises InvalidPlan."""
-        try:
-            data = json.loads(text, object_pairs_hook=_without_duplicates)
-        except (ValueError, RecursionError) as error:
-            raise InvalidPlan(f"the plan is not valid JSON: {error}.") from None
-        if not isinstance(data, dict) or set(data) != {"format", "layers"}:
-            raise InvalidPlan("a plan is a JSON object with exactly the keys 'format', 'layers'.")
-        if data["format"] != _FORMAT:
-            raise InvalidPlan(f"the plan's format is {data['format']!r}, expected {_FORMAT!r}.")
-        if not isinstance(data["layers"], dict):
-            raise InvalidPlan("'layers' of a plan must be a JSON object.")
-        known = {f.name for f in fields(LayerPrecision)}
-        layers = {}
-        for name, entry in data["layers"].items():
-            if not isinstance(entry, dict) or not set(entry) <= known:
-                raise InvalidPlan(
-                    f"layer '{name}' of the plan must be an object with keys among "
-                    f"{', '.join(sorted(known))}."
-                )
-            for key, value in entry.items():
-                if value is not None and type(value) is not int:
-                    raise InvalidPlan(f"layer '{name}': {key} must be an integer or null.")
-            layers[name] = LayerPrecision(**entry)
-        return cls(layers)
+        data = parse_object(text, "plan", _FORMAT, ["layers"])
+        layers = _layer_objects(data, "plan")
+        return cls({name: _precision(name, entry) for name, entry in layers.items()})
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidPlan(f"the plan {path} cannot be read: {error}.") from None
-        return cls.from_json(text)
+        return cls.from_json(read_text(path, "plan"))
 
     def diff(self, other: Plan) -> dict[str, tuple[LayerPrecision | None, LayerPrecision | None]]:
         """Layers whose precision differs, as name → (mine, other's)."""
         names = dict.fromkeys([*self.layers, *other.layers])
         pairs = {name: (self.layers.get(name), other.layers.get(name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What an allocator may give to each layer.
+
+    Attributes:
+        layers: layer name → the precisions it may get, at least one, none twice.
+        same_input: groups of layers that read the same activation and so share its bits.
+
+    Raises:
+        InvalidPlan: no choice, a choice twice, an unknown or repeated name in `same_input`, or a
+            group without a width that all its layers may get.
+    """
+
+    layers: Mapping[str, tuple[LayerPrecision, ...]]
+    same_input: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, options in self.layers.items():
+            if not options or len(set(options)) != len(options):
+                raise InvalidPlan(
+                    f"layer '{name}' needs at least one choice, and none of them twice."
+                )
+        grouped = [name for group in self.same_input for name in group]
+        for name in grouped:
+            if name not in self.layers or grouped.count(name) > 1:
+                raise InvalidPlan(
+                    f"'same_input' names '{name}', which has no choices or is named twice."
+                )
+        for group in self.same_input:
+            if not set.intersection(*({c.input for c in self.layers[n]} for n in group)):
+                raise InvalidPlan(
+                    f"layers {', '.join(group)} read the same activation, but no choice of input "
+                    "bits is common to all of them; give them one."
+                )
+
+    def to_json(self) -> str:
+        layers = {name: [asdict(c) for c in options] for name, options in self.layers.items()}
+        groups = [list(group) for group in self.same_input]
+        content = {"format": _CHOICES_FORMAT, "layers": layers, "same_input": groups}
+        return json.dumps(content, indent=2) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Writes the JSON file, whole or not at all."""
+        write_whole(path, self.to_json().encode())
+
+    @classmethod
+    def from_json(cls, text: str) -> Choices:
+        """Parses strict JSON; any unknown key or wrong type raises InvalidPlan."""
+        data = parse_object(text, "choices file", _CHOICES_FORMAT, ["layers", "same_input"])
+        layers = _layer_objects(data, "choices file")
+        groups = data["same_input"]
+        if not all(isinstance(options, list) for options in layers.values()):
+            raise InvalidPlan("every layer of a choices file must have a list of objects.")
+        if not isinstance(groups, list) or not all(
+            isinstance(group, list) and group and all(isinstance(name, str) for name in group)
+            for group in groups
+        ):
+            raise InvalidPlan("'same_input' must be a list of lists of layer names.")
+        return cls(
+            {name: tuple(_precision(name, c) for c in o) for name, o in layers.items()},
+            tuple(tuple(group) for group in groups),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Choices:
+        return cls.from_json(read_text(path, "choices file"))

@@ -27,7 +27,7 @@ from brevitas_axe.certify import certify
 from brevitas_axe.errors import NonFiniteValues, UnsupportedLayer
 from brevitas_axe.layers import find_layers, integer_weight, unroll_weight
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.ptq import SOLVERS, axe_mode
+from brevitas_axe.ptq import axe_mode, solvers
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Computing zero point of output accumulator:UserWarning"
@@ -86,7 +86,7 @@ def test_1_the_default_quantizer_holds_the_width():
     x = torch.rand(256, 128)
     model = calibrated(nn.Sequential(linear(128, 16, Int8WeightPerChannelFloat)), x)
     assert width(theirs(copy.deepcopy(model), x, 12)[0]) > 12
-    for solver in SOLVERS:
+    for solver in solvers():
         for quality in ("fast", "best"):
             solved = ours(copy.deepcopy(model), x, 12, solver=solver, quality=quality)
             assert width(solved[0]) <= 12
@@ -137,7 +137,7 @@ def test_3_bad_statistics_are_named_and_singular_ones_solved():
     bad = x.clone()
     bad[0, 0] = float("nan")
     assert width(theirs(copy.deepcopy(model), bad, 10)[0]) > 10
-    for solver in SOLVERS:
+    for solver in solvers():
         with pytest.raises(NonFiniteValues, match="layer '0'"):
             ours(copy.deepcopy(model), bad, 10, solver=solver)
         for singular in (x[:1], torch.zeros_like(x), x[:, :1].expand(-1, 48)):
@@ -248,7 +248,7 @@ def test_8b_asymmetric_weights_are_refused_by_name():
         ours(model, x, 12)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", solvers())
 @pytest.mark.parametrize("quality", ["fast", "best"])
 def test_9_strongly_correlated_inputs_keep_their_rows(solver, quality):
     """The float32 Cholesky loses all precision, and rows end as zeros without a word."""

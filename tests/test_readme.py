@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from brevitas_axe.certify import certify_file
+from brevitas_axe.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,6 +36,7 @@ def test_examples_run_as_printed(tmp_path, monkeypatch, capsys) -> None:
     planned, unplanned = (float(number) for number in price.split(" LUT instead of "))
     assert 0 < planned < unplanned
     assert certify_file(tmp_path / "model.onnx", accumulator_bit_width=14).ok
+    assert set(Plan.load(tmp_path / "plan.json").layers) == {"1", "3"}
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))

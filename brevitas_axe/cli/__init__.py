@@ -1,4 +1,4 @@
-"""The command line: `brevitas-axe quickstart | quantize | certify | emulate`.
+"""The command line, `brevitas-axe COMMAND`.
 
 Rules of this room: one file per command, each with `add(commands)` that declares its options and
 `run(arguments) -> exit status`. Heavy imports stay inside `run`, so that --help answers at once.
@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from brevitas_axe.cli import certify, check, emulate, quantize, quickstart
+from brevitas_axe.cli import allocate, certify, check, emulate, methods, quantize, quickstart
 from brevitas_axe.errors import AxeError
 
 _UNUSABLE = 2
@@ -55,6 +55,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Quantize a Brevitas model so that no accumulator can overflow, and prove it.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (quickstart, quantize, certify, check, emulate):
+    for command in (quickstart, quantize, allocate, methods, certify, check, emulate):
         command.add(commands)
     return parser

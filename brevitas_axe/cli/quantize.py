@@ -65,8 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     plan = None if arguments.plan is None else Plan.load(arguments.plan)
     folder = open_folder(arguments.output)
-    model = _model(arguments.model)
-    batches = _batches(arguments.calibration)
+    model = model_of(arguments.model)
+    batches = batches_of(arguments.calibration)
 
     start = time.perf_counter()
     result = brevitas_axe.quantize(
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if certificate.ok else 1
 
 
-def _model(reference: str) -> Any:
+def model_of(reference: str) -> Any:
     import torch
 
     model = call(load_function(reference), reference)
@@ -116,7 +116,7 @@ def _model(reference: str) -> Any:
     return model
 
 
-def _batches(reference: str) -> list[Any]:
+def batches_of(reference: str) -> list[Any]:
     function = load_function(reference)
     batches = call(lambda: _listed(function()), reference)
     if batches is None:

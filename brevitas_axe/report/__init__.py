@@ -23,8 +23,18 @@ already say, and no number is written into a text. A summary is a JSON object:
 Only `title` is needed; what is absent is left out of the page.
 """
 
+from brevitas_axe.report.allocation import layer_bits, pareto_front, write_allocation
 from brevitas_axe.report.folder import open_folder, write_folder
 from brevitas_axe.report.page import write_page
 from brevitas_axe.report.tables import arms_markdown, arms_table
 
-__all__ = ["arms_markdown", "arms_table", "open_folder", "write_folder", "write_page"]
+__all__ = [
+    "arms_markdown",
+    "arms_table",
+    "layer_bits",
+    "open_folder",
+    "pareto_front",
+    "write_allocation",
+    "write_folder",
+    "write_page",
+]

@@ -76,9 +76,7 @@ def page(
     summary: Mapping[str, Any], certificate: Certificate | None = None, plan: Plan | None = None
 ) -> str:
     """The report as HTML text; see `write_page`."""
-    title = escape(str(summary["title"]))
     body = [
-        f"<h1>{title}</h1>",
         _paragraph(summary.get("description")),
         _facts(summary, certificate),
         _arms(summary.get("arms") or ()),
@@ -89,6 +87,13 @@ def page(
         _how_to_read(),
         _footer(summary),
     ]
+    return document(str(summary["title"]), body)
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A whole page of HTML parts under a heading; empty parts are left out."""
+    title = escape(title)
+    body = [f"<h1>{title}</h1>", *body]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -137,10 +142,10 @@ def _arms(arms: Sequence[Mapping[str, Any]]) -> str:
         rows.append((cells, kind if kind in {"ours", "overflow"} else ""))
     parts = [
         "<h2>What the accumulator costs</h2>",
-        _table([heading for heading, _, _ in COLUMNS], rows, numbers=NUMBERS),
+        table([heading for heading, _, _ in COLUMNS], rows, numbers=NUMBERS),
     ]
     if any(arm.get("accuracy") is not None for arm in arms):
-        parts.append(_plot(plots.accuracy_bars(arms), "accuracy of every arm"))
+        parts.append(drawing(plots.accuracy_bars(arms), "accuracy of every arm"))
     return "\n".join(parts)
 
 
@@ -166,12 +171,12 @@ def _certificate(certificate: Certificate | None) -> str:
         rows.append(([name, verdict, *map(_cell, facts)], ""))
     parts = [
         "<h2>Overflow certificate</h2>",
-        _table(headings, rows, numbers=[3, 4, *range(7, 12)]),
+        table(headings, rows, numbers=[3, 4, *range(7, 12)]),
     ]
     if any(entry.width is not None for entry in certificate.entries):
-        parts.append(_plot(plots.layer_widths(certificate), "proven and target width per layer"))
+        parts.append(drawing(plots.layer_widths(certificate), "proven and target width per layer"))
         if any(entry.target is not None for entry in certificate.entries):
-            parts.append(_plot(plots.budget_use(certificate), "budget use per layer"))
+            parts.append(drawing(plots.budget_use(certificate), "budget use per layer"))
     return "\n".join(parts)
 
 
@@ -184,14 +189,14 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
         (
             [
                 f'<span class="name">{escape(str(layer["name"]))}</span>',
-                *(_significant(layer.get(key)) for key in known),
+                *(significant(layer.get(key)) for key in known),
             ],
             "",
         )
         for layer in layers
     ]
     headings = ["layer", *(_LOGGED[key] for key in known)]
-    return "<h2>What the solver did</h2>\n" + _table(headings, rows, range(1, len(headings)))
+    return "<h2>What the solver did</h2>\n" + table(headings, rows, range(1, len(headings)))
 
 
 def _plan(plan: Plan | None) -> str:
@@ -211,7 +216,7 @@ def _plan(plan: Plan | None) -> str:
         for name, precision in plan.layers.items()
     ]
     headings = ["layer", "weight bits", "input bits", "accumulator bits", "tile"]
-    return "<h2>Plan</h2>\n" + _table(headings, rows, numbers=range(1, 5))
+    return "<h2>Plan</h2>\n" + table(headings, rows, numbers=range(1, 5))
 
 
 def _resources(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -242,7 +247,7 @@ def _footer(summary: Mapping[str, Any]) -> str:
     return f"<footer>{escape('brevitas_axe' + (' · ' + text if text else ''))}</footer>"
 
 
-def _table(
+def table(
     headings: Sequence[str],
     rows: Iterable[tuple[Sequence[str], str]],
     numbers: Iterable[int],
@@ -266,7 +271,8 @@ def _table(
     )
 
 
-def _plot(figure: Any, description: str) -> str:
+def drawing(figure: Any, description: str) -> str:
+    """A figure as inline SVG that a screen reader can name."""
     markup = plots.svg(figure).replace(
         "<svg", f'<svg role="img" aria-label="{escape(description)}"', 1
     )
@@ -285,5 +291,6 @@ def _cell(value: object) -> str:
     return "–" if value is None else escape(str(value))
 
 
-def _significant(value: object) -> str:
+def significant(value: object) -> str:
+    """A cell with three digits of a number."""
     return f"{value:.3g}" if isinstance(value, float) else _cell(value)

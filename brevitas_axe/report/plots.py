@@ -18,8 +18,8 @@ from brevitas_axe.accumulator import accumulator_limit
 from brevitas_axe.certify import Certificate, DotProduct
 
 # Stand-ins that `svg` replaces by the page's CSS variables.
-_INK, _FAINT = "#101112", "#d0d1d2"
-_CSS = {_INK: "var(--ink)", _FAINT: "var(--line)"}
+INK, FAINT = "#101112", "#d0d1d2"
+_CSS = {INK: "var(--ink)", FAINT: "var(--line)"}
 
 KIND_COLOURS = {
     "reference": "#8a94a6",
@@ -34,12 +34,12 @@ _ROW_INCHES, _MOST_INCHES = 0.34, 60.0
 def accuracy_bars(arms: Sequence[Mapping[str, Any]]) -> Figure:
     """One horizontal bar per arm that has an accuracy, in the table's order."""
     shown = [arm for arm in arms if arm.get("accuracy") is not None]
-    figure, axes = _rows([_label(arm) for arm in shown])
+    figure, axes = rows_of([_label(arm) for arm in shown])
     values = [100 * arm["accuracy"] for arm in shown]
     colours = [KIND_COLOURS[arm.get("kind") or "reference"] for arm in shown]
     axes.barh(range(len(shown)), values, color=colours, height=0.66)
     for row, value in enumerate(values):
-        axes.text(value + 1, row, f"{value:.1f}", va="center", color=_INK, fontsize=8)
+        axes.text(value + 1, row, f"{value:.1f}", va="center", color=INK, fontsize=8)
     axes.set_xlim(0, 112)
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("accuracy, %")
@@ -55,7 +55,7 @@ def accuracy_curve(
         curves: name → (accumulator bits, accuracy in [0, 1]) points.
         kinds: name → kind, for the colour.
     """
-    figure, axes = _axes(6.4, 3.4)
+    figure, axes = axes_of(6.4, 3.4)
     for index, (name, points) in enumerate(curves.items()):
         widths, accuracies = zip(*sorted(points), strict=True)
         axes.plot(
@@ -69,8 +69,8 @@ def accuracy_curve(
         )
     axes.set_xlabel("accumulator width P, bits")
     axes.set_ylabel("accuracy, %")
-    axes.grid(color=_FAINT, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     return figure
 
 
@@ -134,25 +134,26 @@ def _label(arm: Mapping[str, Any]) -> str:
 
 def _bars(rows: Sequence[tuple[DotProduct, float]]) -> tuple[Figure, Axes]:
     """One bar per dot product, green where it is proven to fit."""
-    figure, axes = _rows([entry.layer or entry.name for entry, _ in rows])
+    figure, axes = rows_of([entry.layer or entry.name for entry, _ in rows])
     colours = [KIND_COLOURS["ours" if entry.fits else "overflow"] for entry, _ in rows]
     axes.barh(range(len(rows)), [value for _, value in rows], color=colours, height=0.6)
     return figure, axes
 
 
-def _rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
+def rows_of(labels: Sequence[str]) -> tuple[Figure, Axes]:
     """Axes for one horizontal bar per label, first label on top."""
-    figure, axes = _axes(7.2, min(0.8 + _ROW_INCHES * max(len(labels), 1), _MOST_INCHES))
+    figure, axes = axes_of(7.2, min(0.8 + _ROW_INCHES * max(len(labels), 1), _MOST_INCHES))
     # parse_math off: a layer may be called "a$b$".
     axes.set_yticks(range(len(labels)), [str(label) for label in labels], parse_math=False)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color=_FAINT, linewidth=0.6)
+    axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.spines["left"].set_visible(False)
     return figure, axes
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+def axes_of(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of this size in inches, in the style of the page."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_axisbelow(True)
@@ -160,10 +161,10 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for spine in axes.spines.values():
-        spine.set_color(_FAINT)
-    axes.tick_params(colors=_INK, labelsize=8)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
+        spine.set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=8)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
     axes.xaxis.label.set_fontsize(9)
     axes.yaxis.label.set_fontsize(9)
     return figure, axes

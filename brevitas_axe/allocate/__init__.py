@@ -1,0 +1,31 @@
+"""Which layer gets which bits: one allocator per file."""
+
+from brevitas_axe.allocate.allocation import (
+    Allocation,
+    Allocator,
+    allocate_bits,
+    allocators,
+    find_allocator,
+    make_problem,
+    pareto,
+)
+from brevitas_axe.allocate.backend import Backend, load_backend
+from brevitas_axe.allocate.problem import Assignment, Problem, Quantity
+from brevitas_axe.allocate.tables import cost_table, output_readers
+
+__all__ = [
+    "Allocation",
+    "Allocator",
+    "Assignment",
+    "Backend",
+    "Problem",
+    "Quantity",
+    "allocate_bits",
+    "allocators",
+    "cost_table",
+    "find_allocator",
+    "load_backend",
+    "make_problem",
+    "output_readers",
+    "pareto",
+]

@@ -1,0 +1,28 @@
+"""One precision for all layers: the one that fits with the least harm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from brevitas_axe.allocate.problem import Assignment, Problem
+from brevitas_axe.sensitivity.facts import Facts
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """What every other allocator has to beat."""
+
+    exact = False
+    facts = Facts(
+        kind="MPW+UPA",
+        granularity="model",
+        signal="harm",
+        export="finn",
+        source="ours",
+    )
+
+    def __call__(self, problem: Problem) -> Assignment:
+        return problem.least_harm(problem.uniform)
+
+
+uniform = Uniform()

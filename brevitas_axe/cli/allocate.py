@@ -1,0 +1,204 @@
+"""`brevitas-axe allocate`: bits for every layer under budgets, written as a plan."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from brevitas_axe.cli import options
+from brevitas_axe.cli.quantize import batches_of, model_of
+from brevitas_axe.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from brevitas_axe.allocate import Allocation, Problem
+
+_FRONT_POINTS = 16
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "allocate",
+        help="choose bits for every layer under budgets",
+        description="Scores every choice of every layer and writes the plan that fits the budgets; "
+        "`brevitas-axe quantize --plan` takes it.",
+    )
+    parser.add_argument("model", metavar="FILE.py:FUNCTION", help="returns the torch model")
+    parser.add_argument(
+        "--calibration",
+        required=True,
+        metavar="FILE.py:FUNCTION",
+        help="returns an iterable of input batches, or of (inputs, labels)",
+    )
+    parser.add_argument(
+        "--budget",
+        action="append",
+        required=True,
+        metavar="NAME=VALUE",
+        help="most that a cost may be, for one sample; may be repeated",
+    )
+    parser.add_argument(
+        "--choices", metavar="FILE", help="a choices.json instead of the bits below"
+    )
+    for name, default in (("weight", [2, 3, 4, 6, 8]), ("input", [4, 6, 8])):
+        parser.add_argument(
+            f"--{name}-bits",
+            type=int,
+            nargs="+",
+            default=default,
+            metavar="N",
+            help=f"{name} bits to choose from; default {' '.join(map(str, default))}",
+        )
+    parser.add_argument(
+        "--accumulator-bits",
+        type=int,
+        nargs="+",
+        default=[None],
+        metavar="P",
+        help="accumulator widths to choose from; default: unlimited",
+    )
+    options.add_tile(parser)
+    parser.add_argument("--scorer", default="local", metavar="NAME", help="default local")
+    parser.add_argument("--allocator", default="ilp", metavar="NAME", help="default ilp")
+    parser.add_argument("--metric", default="kl", metavar="NAME", help="kl, mse or cross_entropy")
+    parser.add_argument(
+        "--target", type=float, metavar="LOSS", help="largest rise of the metric, for 'bisection'"
+    )
+    parser.add_argument(
+        "--backend", metavar="NAME", help="finn, generic-int8, or the path of a specification"
+    )
+    parser.add_argument("--cache", metavar="DIR", help="scores are kept here")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at a time")
+    options.add_exclude(parser)
+    parser.add_argument("--output", default="plan.json", metavar="FILE", help="default plan.json")
+    parser.add_argument(
+        "--report", metavar="FILE", help="an HTML page: Pareto front, bits and sensitivity by layer"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    budgets = dict(_budget(text) for text in arguments.budget)
+    if len(budgets) < len(arguments.budget):
+        raise InvalidOption("a budget is given twice; give every cost one.")
+    from brevitas_axe.allocate import (
+        allocate_bits,
+        cost_table,
+        find_allocator,
+        load_backend,
+        make_problem,
+        output_readers,
+    )
+    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cost import cost_model, layer_shapes
+    from brevitas_axe.plan import Choices
+    from brevitas_axe.prepare import as_batches, has_quantizers, to_brevitas
+    from brevitas_axe.report import write_allocation
+    from brevitas_axe.sensitivity import PlanLoss, find_scorer, make_case, make_choices, score
+
+    # All names are looked up before any work is done.
+    models = {name: cost_model(name) for name in budgets}
+    scorer, allocator = find_scorer(arguments.scorer), find_allocator(arguments.allocator)
+    backend = None if arguments.backend is None else load_backend(arguments.backend)
+    exclude = tuple(arguments.exclude)
+    model, items = model_of(arguments.model), batches_of(arguments.calibration)
+    batches = as_batches(items)
+    if not has_quantizers(model):
+        model = to_brevitas(model, batches, progress=True)
+    args, kwargs = _one_sample(*batches[0])
+    if arguments.choices is not None:
+        choices = Choices.load(arguments.choices)
+    else:
+        choices = make_choices(
+            model,
+            args,
+            kwargs,
+            weight=arguments.weight_bits,
+            input=arguments.input_bits,
+            accumulator=arguments.accumulator_bits,
+            tile=[arguments.tile_size],
+            exclude=exclude,
+        )
+    shapes = layer_shapes(model, args, kwargs, exclude)
+    if backend is not None:
+        choices = backend.constrain(choices, shapes, model)
+    scores = score(
+        model,
+        items,
+        choices,
+        scorer,
+        metric=arguments.metric,
+        exclude=exclude,
+        cache=arguments.cache,
+        jobs=arguments.jobs,
+        progress=True,
+    )
+    readers = output_readers(model, args, kwargs, exclude)
+    costs = {name: cost_table(found, choices, shapes, readers) for name, found in models.items()}
+    measure = None
+    if arguments.target is not None:
+        measure = PlanLoss(make_case(model, items, choices, arguments.metric, exclude=exclude))
+    problem = make_problem(scores, costs, budgets, measure, arguments.target)
+    found = allocate_bits(problem, allocator)
+    found.plan.save(arguments.output)
+    units = {name: cost.unit for name, cost in models.items()}
+    console().print(_table(found, budgets, units))
+    print(arguments.output)
+    if arguments.report is not None:
+        swept = next(iter(budgets))
+        fronts = _fronts(problem, swept, arguments.allocator)
+        write_allocation(arguments.report, problem, found, fronts, swept, units[swept])
+        print(arguments.report)
+    return 0
+
+
+def _fronts(problem: Problem, swept: str, allocator: str) -> dict[str, list[Allocation]]:
+    """What more and less of the first budget would give, beside one precision for all layers."""
+    import numpy as np
+
+    from brevitas_axe.allocate import pareto
+
+    cost = problem.costs[swept]
+    limits = np.linspace(cost.extreme(np.min), cost.extreme(np.max), _FRONT_POINTS)
+    free = replace(problem, target=None)
+    return {
+        name: pareto(free, swept, limits, name) for name in dict.fromkeys((allocator, "uniform"))
+    }
+
+
+def _budget(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not name or math.isnan(number):
+        raise InvalidOption(
+            f"a budget is NAME=VALUE with a number, such as bops=1e9, not '{text}'."
+        )
+    return name, number
+
+
+def _one_sample(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The first sample of a batch: costs are per sample."""
+    from torch import Tensor
+
+    def first(value: object) -> object:
+        return value[:1] if isinstance(value, Tensor) and value.dim() else value
+
+    return tuple(map(first, args)), {key: first(value) for key, value in kwargs.items()}
+
+
+def _table(found: Allocation, budgets: dict[str, float], units: dict[str, str]):
+    from rich.table import Table
+
+    spent = "; ".join(
+        f"{name} {found.costs[name]:.6g} of {limit:.6g} {units[name]}"
+        for name, limit in budgets.items()
+    )
+    table = Table("layer", "weight", "input", "accumulator", "tile", title=spent)
+    for name, choice in found.plan.layers.items():
+        cells = (choice.weight, choice.input, choice.accumulator, choice.tile)
+        table.add_row(name, *("–" if bits is None else str(bits) for bits in cells))
+    return table

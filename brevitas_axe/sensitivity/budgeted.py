@@ -1,0 +1,209 @@
+"""Layers solved under the budget of a choice, from moments of their float inputs.
+
+The exact loss of a choice is ||w X - s q X~||² / n, with X the inputs of the float model and X~ the
+same inputs on the choice's grid: so weight bits, input bits and accumulator all enter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brevitas_axe.accumulator import datatype_bound
+from brevitas_axe.layers import Layer, roll_weight, unroll_weight
+from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.ptq import LayerProblem, LayerSolution
+from brevitas_axe.ptq import solver as chosen_solver
+from brevitas_axe.ptq.moments import Moments, Statistics
+from brevitas_axe.sensitivity.case import Case
+from brevitas_axe.sensitivity.trials import Trials, Value
+from brevitas_axe.sensitivity.twin import Part, private
+
+# Memory for second moments at a time, in bytes.
+MEMORY = 2**30
+# The published scale under a tight budget is too small by far: larger ones are tried, row by row.
+SCALES = (1.0, 1.6, 2.6, 4.2, 6.9)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMoments:
+    """Second moments of one layer's inputs.
+
+    Attributes:
+        energy: float64 [groups, K, K], X X^T / n.
+        quantized: input bits → moments of X~, and of X~ with X.
+    """
+
+    energy: Tensor
+    quantized: dict[int | None, Statistics]
+
+
+def moments(case: Case, names: list[str]) -> Iterator[dict[str, LayerMoments]]:
+    """Moments of the named layers, so many at a time as memory allows."""
+    layers = case.layers()
+    chunk: list[str] = []
+    used = 0
+    for name in names:
+        shape = unroll_weight(layers[name], layers[name].weight).shape
+        need = 8 * shape[0] * shape[2] ** 2 * (1 + 2 * len(case.inputs[name]))
+        if chunk and used + need > MEMORY:
+            yield _collected(case, chunk)
+            chunk, used = [], 0
+        chunk.append(name)
+        used += need
+    if chunk:
+        yield _collected(case, chunk)
+
+
+def _collected(case: Case, names: list[str]) -> dict[str, LayerMoments]:
+    twin = private(case.twin)
+    layers = case.layers(twin)
+    energy = {name: Moments(name, layers[name], cross=False) for name in names}
+    quantized = {
+        name: {bits: Moments(name, layers[name], cross=True) for bits in case.inputs[name]}
+        for name in names
+    }
+
+    def watch(name: str):
+        def hook(layer: Layer, inputs: tuple, named: dict) -> None:
+            x = inputs[0] if inputs else next(iter(named.values()))
+            energy[name].add(x)
+            for bits, grid in case.inputs[name].items():
+                quantized[name][bits].add(x if grid is None else grid(x), x)
+
+        return hook
+
+    for name in names:
+        layers[name].register_forward_pre_hook(watch(name), with_kwargs=True)
+    with torch.no_grad():
+        for args, kwargs in case.batches:
+            twin(*args, **kwargs)
+    return {
+        name: LayerMoments(
+            energy[name].finish(torch.float64)["hessian"],
+            {bits: some.finish(torch.float64) for bits, some in quantized[name].items()},
+        )
+        for name in names
+    }
+
+
+def over_layers(
+    case: Case,
+    trials: Trials,
+    function: Callable[..., Value],
+    extra: Callable[[], Mapping[str, tuple[Any, ...]]] | None = None,
+) -> dict[str, list[float]]:
+    """One trial per layer, function(case, layer name, its moments, *extra) → numbers.
+
+    Args:
+        case: what is scored.
+        trials: runs those that are not known yet.
+        function: at the top level of a module, so that processes can find it.
+        extra: gives more arguments by layer name; called only if there is work.
+    """
+    keys = {name: f"{name} {case.choices.layers[name]}" for name in case.names}
+    missing = [name for name in case.names if not trials.knows(keys[name])]
+    more = extra() if extra is not None and missing else {}
+    for known in moments(case, missing):
+        trials.map(function, [(keys[n], (case, n, known[n], *more.get(n, ()))) for n in known])
+    found = trials.map(function, [(keys[name], ()) for name in case.names])
+    return {n: v for n, v in zip(case.names, found, strict=True) if isinstance(v, list)}
+
+
+def for_choices(case: Case, name: str, function: Callable[[LayerPrecision], float]) -> list[float]:
+    """Function of every choice of a layer, once for those that cannot differ."""
+    options = [unlimited(case, name, choice) for choice in case.choices.layers[name]]
+    values = {choice: function(choice) for choice in dict.fromkeys(options)}
+    return [values[choice] for choice in options]
+
+
+def problem(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> LayerProblem:
+    """A layer at one choice, as a solver takes it."""
+    layer = case.layers()[name]
+    grid, start = case.inputs[name][choice.input], case.weights[name][choice.weight]
+    statistics = known.quantized[choice.input]
+    return LayerProblem(
+        weight=unroll_weight(layer, layer.weight.detach()).float(),
+        hessian=statistics["hessian"],
+        cross=statistics["cross"],
+        scale=start.scale,
+        weight_low=start.low,
+        weight_high=start.high,
+        input_low=grid.reach.low if grid else 0,
+        input_high=grid.reach.high if grid else 0,
+        accumulator_bit_width=choice.accumulator,
+        tile_size=choice.tile,
+        shared_scale=start.shared,
+        power_of_two=start.power_of_two,
+    )
+
+
+def solve(layer: LayerProblem, solver: str = "gpfq") -> LayerSolution:
+    """The published algorithm at several scales, the best one for each row.
+
+    Rows that share their scale take the best one for all of them.
+    """
+    best = SOLVERS[solver](layer, quality="fast")
+    if layer.accumulator_bit_width is None:
+        return best
+    loss = best.loss(layer)
+    for multiple in SCALES[1:]:
+        if layer.power_of_two:
+            multiple = 2.0 ** round(torch.tensor(multiple).log2().item())
+        tried = SOLVERS[solver](replace(layer, scale=layer.scale * multiple), quality="fast")
+        other = tried.loss(layer)
+        better = other < loss
+        if layer.shared_scale:
+            better = (other.sum() < loss.sum()).expand_as(better)
+        best = LayerSolution(
+            torch.where(better.unsqueeze(-1), tried.integers, best.integers),
+            torch.where(better, tried.scale, best.scale),
+        )
+        loss = torch.where(better, other, loss)
+    return best
+
+
+def input_error(known: LayerMoments, bits: int | None) -> float:
+    """Mean squared error of one input of a dot product."""
+    statistics = known.quantized[bits]
+    cross = statistics["cross"]
+    assert cross is not None
+    parts = (
+        m.diagonal(dim1=-2, dim2=-1).mean() for m in (statistics["hessian"], cross, known.energy)
+    )
+    quantized, both, real = parts
+    return max(float(quantized - 2 * both + real), 0.0)
+
+
+def error(layer: LayerProblem, solution: LayerSolution, known: LayerMoments) -> Tensor:
+    """Exact mean squared error of every row, float64 [groups, rows]."""
+    weight = layer.weight.double()
+    energy = (weight * (weight @ known.energy)).sum(-1)
+    return (solution.loss(layer) + energy).clamp(min=0)
+
+
+def part(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> Part:
+    """The layer solved at a choice, to be put into the twin."""
+    layer = problem(case, name, choice, known)
+    module = case.layers()[name]
+    value = roll_weight(module, solve(layer).value(layer)).to(module.weight.dtype)
+    return Part(value, case.inputs[name][choice.input])
+
+
+def unlimited(case: Case, name: str, choice: LayerPrecision) -> LayerPrecision:
+    """The choice without its accumulator where the data types alone cannot overflow it."""
+    grid, start = case.inputs[name][choice.input], case.weights[name][choice.weight]
+    if choice.accumulator is None or grid is None:
+        return choice
+    layer = case.layers()[name]
+    columns = unroll_weight(layer, layer.weight).shape[2]
+    weight_bits = (start.high - start.low).bit_length()
+    largest = max(-grid.reach.low, grid.reach.high)
+    bound = datatype_bound(
+        min(choice.tile or columns, columns), largest.bit_length(), weight_bits, False
+    )
+    return choice if choice.accumulator < bound else replace(choice, accumulator=None, tile=None)

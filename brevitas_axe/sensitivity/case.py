@@ -1,0 +1,210 @@
+"""What every scorer is given: a model, data, choices and a metric."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brevitas_axe.apply import apply_precision, current_scale, is_power_of_two, is_shared_scale
+from brevitas_axe.errors import InvalidOption, InvalidPlan, MissingInputQuantizer
+from brevitas_axe.layers import Layer, find_layers, observe_inputs, roll_weight, unroll_weight
+from brevitas_axe.plan import Choices, LayerPrecision
+from brevitas_axe.prepare import Batch, as_batches
+from brevitas_axe.ptq.state import Fingerprint
+from brevitas_axe.sensitivity.metrics import Metric, find_metric, output_tensor
+from brevitas_axe.sensitivity.twin import Grid, Part, float_twin, input_grids, private, substituted
+
+
+@dataclass(frozen=True, eq=False)
+class WeightGrid:
+    """Where a layer's weight quantizer starts at some width.
+
+    Attributes:
+        scale: float32 [groups, rows].
+        low, high: range of the integers.
+        shared: all rows keep one common scale.
+        power_of_two: the scale is one.
+    """
+
+    scale: Tensor
+    low: int
+    high: int
+    shared: bool
+    power_of_two: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Built by `make_case`; can be pickled.
+
+    Attributes:
+        twin: the model with every quantizer off.
+        batches: (args, kwargs) of forwards.
+        items: the calibration items that batches came from, labels included.
+        reference: the twin's output for each batch.
+        choices: to be scored.
+        inputs: layer → input bits → grid.
+        weights: layer → weight bits → grid.
+        metric: how far an output is from what it should be.
+        seed: of everything random.
+    """
+
+    twin: nn.Module
+    batches: list[Batch]
+    items: list[Any]
+    reference: list[Tensor]
+    choices: Choices
+    inputs: Mapping[str, Mapping[int | None, Grid | None]]
+    weights: Mapping[str, Mapping[int | None, WeightGrid]]
+    metric: Metric
+    seed: int
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.choices.layers)
+
+    def layers(self, twin: nn.Module | None = None) -> dict[str, Layer]:
+        """The layers to score, of the twin or of a copy of it."""
+        modules = dict((self.twin if twin is None else twin).named_modules())
+        return {name: modules[name] for name in self.choices.layers}
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    def loss(self, parts: Mapping[str, Part]) -> float:
+        """Mean over the data of the metric with some layers quantized, in a private copy."""
+        outputs = self.outputs(parts)
+        losses = zip(outputs, self.reference, self.items, strict=True)
+        values = [float(self.metric.loss(out, real, item)) for out, real, item in losses]
+        return self.mean(values)
+
+    def outputs(self, parts: Mapping[str, Part]) -> list[Tensor]:
+        """Output for each batch with some layers quantized."""
+        twin = private(self.twin)
+        with torch.no_grad(), substituted(twin, parts):
+            return [output_tensor(twin(*args, **kwargs)) for args, kwargs in self.batches]
+
+    def mean(self, values: list[float]) -> float:
+        """Mean over batches, each with the weight of its samples."""
+        sizes = [len(reference) for reference in self.reference]
+        return sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
+
+    def rounded(self, name: str, choice: LayerPrecision) -> tuple[Tensor, Tensor]:
+        """(weights of a layer rounded to nearest, scale per weight), both in the weight's shape."""
+        layer, grid = self.layers()[name], self.weights[name][choice.weight]
+        weight = unroll_weight(layer, layer.weight.detach())
+        scale = grid.scale.to(weight).unsqueeze(-1).expand_as(weight)
+        value = (weight / scale).round().clamp(grid.low, grid.high) * scale
+        return roll_weight(layer, value), roll_weight(layer, scale)
+
+
+def make_case(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    choices: Choices,
+    metric: str | Metric = "kl",
+    seed: int = 0,
+    exclude: tuple[str, ...] = (),
+) -> Case:
+    """Collects what scorers need; the model is not modified.
+
+    Args:
+        model: a calibrated Brevitas model.
+        calibration: items as `brevitas_axe.prepare.as_batches` takes them; labels are kept.
+        choices: to be scored.
+        metric: "kl" (to the float model's output), "mse", "cross_entropy" or a `Metric`.
+        seed: of everything random.
+        exclude: names of layers to leave out.
+
+    Raises:
+        InvalidPlan: a layer of the choices does not exist or is never called, or its input does
+            not come with the chosen bits.
+        MissingInputQuantizer: an accumulator is chosen where the input is not quantized.
+    """
+    if isinstance(calibration, Tensor) or not isinstance(calibration, Iterable):
+        as_batches(calibration)  # says what is wrong
+    items = list(calibration)
+    batches = as_batches(items)
+    args, kwargs = batches[0]
+    scratch = copy.deepcopy(model).eval()
+    layers = find_layers(scratch, exclude)
+    for name in choices.layers:
+        if name not in layers:
+            raise InvalidPlan(
+                f"the choices name layer '{name}', which is not a quantized layer of the model; "
+                f"these are: {', '.join(layers)}."
+            )
+    calls = observe_inputs(scratch, layers, args, kwargs)
+    widths = {choice.input for options in choices.layers.values() for choice in options}
+    by_width = {bits: input_grids(model, args, kwargs, bits, exclude) for bits in widths}
+    inputs: dict[str, dict[int | None, Grid | None]] = {}
+    weights: dict[str, dict[int | None, WeightGrid]] = {}
+    for name, options in choices.layers.items():
+        if name not in calls:
+            raise InvalidPlan(
+                f"layer '{name}' has choices, but the calibration data never reaches it; leave it "
+                "out of the choices."
+            )
+        inputs[name] = {c.input: by_width[c.input][name] for c in options}
+        for choice in options:
+            _check(name, choice, inputs[name][choice.input])
+        weights[name] = {
+            bits: _weight_grid(name, layers[name], bits) for bits in {c.weight for c in options}
+        }
+    twin = float_twin(model)
+    with torch.no_grad():
+        reference = [output_tensor(twin(*args, **kwargs)) for args, kwargs in batches]
+    for output in reference:
+        if output.dim() == 0:
+            raise InvalidOption("the model returns a number; it must return one output per sample.")
+    return Case(
+        twin, batches, items, reference, choices, inputs, weights, find_metric(metric), seed
+    )
+
+
+def fingerprint(case: Case, scorer: object) -> str:
+    """Of all that a trial's result depends on besides its key."""
+    digest = Fingerprint({"scorer": repr(scorer), "metric": case.metric.name, "seed": case.seed})
+    digest.add(case.twin)
+    digest.add(case.items)
+    for name in case.names:
+        digest.add((name, type(case.layers()[name]).__qualname__))
+        for grids in (case.inputs[name], case.weights[name]):
+            for bits in sorted(grids, key=str):
+                digest.add((bits, *(() if grids[bits] is None else vars(grids[bits]).values())))
+    return digest.hexdigest()
+
+
+def _check(name: str, choice: LayerPrecision, grid: Grid | None) -> None:
+    arrives = None if grid is None else (grid.high - grid.low).bit_length()
+    if choice.accumulator is not None and grid is None:
+        raise MissingInputQuantizer(
+            f"the input of layer '{name}' is not quantized to integers, so no accumulator can be "
+            "chosen for it; quantize it, or leave the layer out of the choices."
+        )
+    if choice.input is not None and arrives != choice.input:
+        what = "float" if arrives is None else f"{arrives} bits"
+        raise InvalidPlan(
+            f"layer '{name}' has a choice of {choice.input} input bits, but with all activations "
+            f"at {choice.input} bits {what} arrives; quantize its input directly in front of it."
+        )
+
+
+def _weight_grid(name: str, layer: Layer, bits: int | None) -> WeightGrid:
+    """From a copy of the layer that is given these bits, as `apply_plan` would."""
+    layer = copy.deepcopy(layer)
+    apply_precision(name, layer, LayerPrecision(weight=bits))
+    quant = layer.weight_quant.tensor_quant
+    width = quant.msb_clamp_bit_width_impl()
+    return WeightGrid(
+        scale=current_scale(layer).float(),
+        low=int(quant.int_quant.min_int(width)),
+        high=int(quant.int_quant.max_int(width)),
+        shared=is_shared_scale(layer),
+        power_of_two=is_power_of_two(layer),
+    )

@@ -1,0 +1,134 @@
+"""Error of each layer's output, weighted by how much the loss listens to it. No model evaluation.
+
+The error is exact, of the weights solved under the choice's accumulator budget; the weight of each
+output channel is its diagonal of the Gauss-Newton Hessian of the metric. After HAWQ (arXiv
+1905.03696) and AXE (arXiv 2409.17092); the combination is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.layers import Layer
+from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.sensitivity.budgeted import (
+    LayerMoments,
+    error,
+    for_choices,
+    over_layers,
+    problem,
+    solve,
+)
+from brevitas_axe.sensitivity.case import Case
+from brevitas_axe.sensitivity.facts import Facts
+from brevitas_axe.sensitivity.metrics import output_tensor
+from brevitas_axe.sensitivity.scores import Scores
+from brevitas_axe.sensitivity.trials import Trials
+from brevitas_axe.sensitivity.twin import private, set_weight
+
+
+@dataclass(frozen=True)
+class Local:
+    """Harm = ½ Σ_rows h_r · (mean squared error of row r).
+
+    Errors at different positions and in different channels are taken to be independent.
+
+    Attributes:
+        probes: random vectors per batch for the Hessian's diagonal.
+        solver: registered solver, run at several scales.
+    """
+
+    probes: int = 4
+    solver: str = "gpfq"
+    facts = Facts(
+        kind="MPW+MPA",
+        granularity="layer",
+        signal="Hessian-weighted error of the budgeted solve",
+        export="finn",
+        source="ours, after arXiv 1905.03696",
+        gradients=True,
+    )
+
+    def __call__(self, case: Case, trials: Trials) -> Scores:
+        def weights() -> dict[str, tuple[Tensor, str]]:
+            found = curvature(case, self.probes)
+            return {name: (found[name], self.solver) for name in case.names}
+
+        harms = over_layers(case, trials, _harms, weights)
+        return Scores(case.choices, {name: np.array(values) for name, values in harms.items()})
+
+
+def _harms(case: Case, name: str, known: LayerMoments, weights: Tensor, solver: str) -> list[float]:
+    def harm(choice: LayerPrecision) -> float:
+        layer = problem(case, name, choice, known)
+        rows = error(layer, solve(layer, solver), known)
+        return 0.5 * float((weights.view_as(rows) * rows).sum())
+
+    return for_choices(case, name, harm)
+
+
+def curvature(case: Case, probes: int) -> dict[str, Tensor]:
+    """Diagonal of the metric's Gauss-Newton Hessian for each layer's output channels.
+
+    With v a random root of the metric's Hessian at the output, the squares of J^T v estimate the
+    diagonal of J^T H J.
+
+    Returns:
+        Layer → float64 [groups · rows], summed over output positions, averaged over samples.
+    """
+    root = case.metric.root
+    if root is None:
+        raise InvalidOption(
+            f"the metric '{case.metric.name}' does not say how its Hessian looks at the output; "
+            "use 'kl' or 'mse', or the scorer 'measured'."
+        )
+    twin = private(case.twin)
+    layers = case.layers(twin)
+    outputs: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def watch(name: str):
+        def hook(layer: Layer, inputs: tuple, output: Tensor) -> None:
+            outputs[name].append(output)
+
+        return hook
+
+    for name, layer in layers.items():
+        set_weight(layer, layer.weight.detach())
+        layer.register_forward_hook(watch(name))
+    generator = case.generator()
+    sums = {name: torch.zeros((), dtype=torch.float64) for name in layers}
+    total = sum(len(reference) for reference in case.reference)
+    for (args, kwargs), item in zip(case.batches, case.items, strict=True):
+        for taken in outputs.values():
+            taken.clear()
+        with torch.enable_grad():
+            result = output_tensor(twin(*args, **kwargs))
+        flat = [(name, y) for name, taken in outputs.items() for y in taken]
+        for probe in range(probes):
+            vector = root(result.detach(), item, generator)
+            slopes = torch.autograd.grad(
+                result,
+                [y for _, y in flat],
+                vector,
+                retain_graph=probe < probes - 1,
+                allow_unused=True,
+            )
+            for (name, _), slope in zip(flat, slopes, strict=True):
+                if slope is None:
+                    continue
+                axis = (
+                    -1
+                    if isinstance(layers[name], torch.nn.Linear)
+                    else -len(layers[name].kernel_size) - 1
+                )
+                square = slope.detach().double().square().movedim(axis, 0).flatten(1).sum(1)
+                sums[name] = sums[name] + square * (len(result) / (total * probes))
+    return sums
+
+
+local = Local()

@@ -1,0 +1,137 @@
+"""How far a model's output is from what it should be.
+
+Outputs are tensors; of a tuple, list or dictionary the first tensor counts (of a dictionary,
+"logits" before others). Classes lie along axis 1 of 4- and 5-dimensional outputs (images of
+classes), else along the last axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from brevitas_axe.errors import InvalidOption
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A loss that is 0 or least for the float model.
+
+    Attributes:
+        name: identifies the metric in the cache of trials: a changed metric needs a new name.
+        loss: (output, float output, calibration item) → mean over the predictions of a batch.
+        root: (float output, calibration item, generator) → random v shaped like the output with
+            E[v v^T] = Hessian of that loss with respect to the output. None if not known.
+        slope: (float output, calibration item, generator) → gradient of a loss at the float output
+            that does not vanish there. None if not known.
+        labels: it needs labels.
+    """
+
+    name: str
+    loss: Callable[[Tensor, Tensor, Any], Tensor]
+    root: Callable[[Tensor, Any, Generator], Tensor] | None = None
+    slope: Callable[[Tensor, Any, Generator], Tensor] | None = None
+    labels: bool = False
+
+
+def output_tensor(output: Any) -> Tensor:
+    """The tensor that counts of what a model returns."""
+    if isinstance(output, Mapping):
+        output = output["logits"] if "logits" in output else next(iter(output.values()))
+    while isinstance(output, (tuple, list)):
+        output = output[0]
+    output = getattr(output, "value", output)  # of a QuantTensor
+    if not isinstance(output, Tensor):
+        raise InvalidOption(
+            f"the model returns {type(output).__name__}; wrap it so that it returns a tensor."
+        )
+    return output
+
+
+def _classes_last(output: Tensor) -> Tensor:
+    return output.movedim(1, -1) if output.dim() > 3 else output
+
+
+def _kl(output: Tensor, reference: Tensor, item: Any) -> Tensor:
+    real, mine = (F.log_softmax(_classes_last(x), -1) for x in (reference, output))
+    return (real.exp() * (real - mine)).sum(-1).mean()
+
+
+def _sampled_slope(reference: Tensor, item: Any, generator: Generator) -> Tensor:
+    """Gradient of -log p at labels that the model itself draws: its covariance is Fisher's."""
+    p = F.softmax(_classes_last(reference), -1)
+    drawn = torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=generator).view(p.shape[:-1])
+    return _label_slope(reference, drawn)
+
+
+def _label_slope(reference: Tensor, labels: Tensor) -> Tensor:
+    p = F.softmax(_classes_last(reference), -1)
+    slope = p - F.one_hot(labels, p.shape[-1]).to(p)
+    return slope.movedim(-1, 1) if reference.dim() > 3 else slope
+
+
+def _predictions(reference: Tensor) -> int:
+    return _classes_last(reference)[..., 0].numel()
+
+
+def _kl_root(reference: Tensor, item: Any, generator: Generator) -> Tensor:
+    slope = _sampled_slope(reference, item, generator)
+    return slope / _predictions(reference) ** 0.5
+
+
+def _kl_slope(reference: Tensor, item: Any, generator: Generator) -> Tensor:
+    return _sampled_slope(reference, item, generator) / _predictions(reference)
+
+
+def _power(reference: Tensor) -> Tensor:
+    return reference.square().sum().clamp(min=torch.finfo(reference.dtype).tiny)
+
+
+def _mse(output: Tensor, reference: Tensor, item: Any) -> Tensor:
+    return (output - reference).square().sum() / _power(reference)
+
+
+def _mse_root(reference: Tensor, item: Any, generator: Generator) -> Tensor:
+    signs = torch.randint(0, 2, reference.shape, generator=generator) * 2 - 1
+    return signs.to(reference) * (2 / _power(reference)).sqrt()
+
+
+def labels_of(item: Any) -> Tensor:
+    """Second element of a calibration item."""
+    if not isinstance(item, (tuple, list)) or len(item) < 2 or not isinstance(item[1], Tensor):
+        raise InvalidOption(
+            "this needs labels: give calibration items (input, label), or choose a metric or "
+            "scorer that needs none."
+        )
+    return item[1]
+
+
+def _cross_entropy(output: Tensor, reference: Tensor, item: Any) -> Tensor:
+    scores = _classes_last(output)
+    return F.cross_entropy(scores.reshape(-1, scores.shape[-1]), labels_of(item).reshape(-1))
+
+
+def _cross_entropy_slope(reference: Tensor, item: Any, generator: Generator) -> Tensor:
+    return _label_slope(reference, labels_of(item)) / _predictions(reference)
+
+
+METRICS = {
+    "kl": Metric("kl", _kl, _kl_root, _kl_slope),
+    "mse": Metric("mse", _mse, _mse_root),
+    # The Hessian with respect to the logits is that of kl: it does not depend on the labels.
+    "cross_entropy": Metric("cross_entropy", _cross_entropy, _kl_root, _cross_entropy_slope, True),
+}
+
+
+def find_metric(metric: str | Metric) -> Metric:
+    """A metric by name; InvalidOption lists the names if there is none."""
+    if isinstance(metric, Metric):
+        return metric
+    if metric not in METRICS:
+        raise InvalidOption(f"metric '{metric}' is unknown; choose from {', '.join(METRICS)}.")
+    return METRICS[metric]

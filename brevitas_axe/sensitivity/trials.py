@@ -1,0 +1,101 @@
+"""Independent pieces of work: in parallel through joblib, each kept on disk when it is done.
+
+Threads by default. `joblib.parallel_config(backend="loky")` around the call takes processes, and
+backend="dask" or "ray" the machines of a cluster, with nothing changed here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from brevitas_axe.errors import InvalidState, NonFiniteValues
+
+Value = Any  # a number, or a list of numbers
+
+
+class Trials:
+    """Runs work and remembers results by content.
+
+    Args:
+        fingerprint: of everything that results depend on besides their keys.
+        folder: where results are kept; None forgets them. A killed run continues from it.
+        jobs: how many run at once.
+        progress: show a progress bar.
+    """
+
+    def __init__(
+        self,
+        fingerprint: str = "",
+        folder: str | Path | None = None,
+        jobs: int = 1,
+        progress: bool = False,
+    ) -> None:
+        self.jobs, self.progress = jobs, progress
+        self._path = None if folder is None else Path(folder) / f"trials-{fingerprint[:32]}.jsonl"
+        self._known: dict[str, Value] = {}
+        self.run_count = 0
+        if self._path is not None and self._path.exists():
+            self._read(self._path)
+
+    def map(
+        self, function: Callable[..., Value], work: Sequence[tuple[str, tuple[Any, ...]]]
+    ) -> list[Value]:
+        """function(*arguments) for every (key, arguments), in order; known keys are not run.
+
+        Raises:
+            NonFiniteValues: a result is NaN or infinite.
+        """
+        missing = [(key, arguments) for key, arguments in work if key not in self._known]
+        tasks = (delayed(_keyed)(function, key, arguments) for key, arguments in missing)
+        parallel = Parallel(self.jobs, prefer="threads", return_as="generator_unordered")
+        results: Any = parallel(tasks) if missing else ()
+        for key, value in tqdm(
+            results, total=len(missing), desc="trials", disable=not self.progress or not missing
+        ):
+            self._keep(key, value)
+        return [self._known[key] for key, _ in work]
+
+    def knows(self, key: str) -> bool:
+        """True when a result needs no work."""
+        return key in self._known
+
+    def _keep(self, key: str, value: Value) -> None:
+        if not all(map(math.isfinite, value if isinstance(value, list) else [value])):
+            raise NonFiniteValues(
+                f"the trial '{key}' gave NaN or infinity; check the model and the calibration data."
+            )
+        self._known[key] = value
+        self.run_count += 1
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([key, value]) + "\n")
+
+    def _read(self, path: Path) -> None:
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        try:
+            for line in whole.decode().splitlines():
+                key, value = json.loads(line)
+                self._known[str(key)] = value
+        except (ValueError, TypeError) as error:
+            raise InvalidState(
+                f"the file of trials {path} is corrupted ({error}); delete it to run them again."
+            ) from None
+        if whole != content:
+            # The last line was being written when the run was killed.
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+
+
+def _keyed(
+    function: Callable[..., Value], key: str, arguments: tuple[Any, ...]
+) -> tuple[str, Value]:
+    return key, function(*arguments)

@@ -1,0 +1,154 @@
+"""The float twin of a quantized model, in which single layers can be quantized.
+
+A twin is a deep copy with every quantizer off. It can be pickled, differentiated twice and changed,
+and the model itself is never touched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from brevitas.graph.calibrate import QuantizationStatusManager
+from brevitas.quant_tensor import IntQuantTensor
+from torch import Tensor, nn
+
+from brevitas_axe.accumulator import InputRange
+from brevitas_axe.layers import Layer, evaluating, find_layers, input_range
+from brevitas_axe.sensitivity.activations import activation_quantizers, set_bits
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The integers that a layer's input is rounded to.
+
+    Attributes:
+        scale, zero_point: broadcast against the input.
+        low, high: smallest and largest integer, zero point included.
+        reach: what a dot product multiplies with: integers minus the zero point.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    low: int
+    high: int
+    reach: InputRange
+
+    @classmethod
+    def of(cls, quantized: IntQuantTensor) -> Grid:
+        bits, signed = int(quantized.bit_width.max()), bool(quantized.signed)
+        low = -(2 ** (bits - 1)) if signed else 0
+        scale, zero_point = quantized.scale.detach(), quantized.zero_point.detach()
+        return cls(scale, zero_point, low, low + 2**bits - 1, input_range(quantized))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The quantized input, dequantized."""
+        integers = (x / self.scale + self.zero_point).round().clamp(self.low, self.high)
+        return (integers - self.zero_point) * self.scale
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What replaces a layer's weights and input in the twin; None leaves them."""
+
+    weight: Tensor | None = None
+    grid: Grid | None = None
+
+
+def float_twin(model: nn.Module) -> nn.Module:
+    """A deep copy in evaluation mode with every quantizer off."""
+    twin = copy.deepcopy(model).eval()
+    QuantizationStatusManager.disable_param_quantization(twin, False)
+    QuantizationStatusManager.disable_act_quantization(twin, False)
+    QuantizationStatusManager.disable_return_quant_tensor(twin)
+    for module in twin.modules():
+        part: Layer = module
+        if hasattr(module, "quant_injector"):
+            part.quant_injector = None  # a class made at run time, which cannot be pickled
+        if isinstance(module, torch.fx.GraphModule) or hasattr(module, "recompile"):
+            for node in part.graph.nodes:
+                node.type = None  # annotations as text break torch's own pickling
+            part.recompile()
+    return twin
+
+
+def private(twin: nn.Module) -> nn.Module:
+    """A copy for one piece of work that shares its parameters with the original."""
+    shared = {id(tensor): tensor for tensor in (*twin.parameters(), *twin.buffers())}
+    return copy.deepcopy(twin, shared)
+
+
+def set_weight(layer: Layer, value: Tensor) -> None:
+    """Gives a layer of a private copy a weight of its own; autograd may differentiate by it."""
+    # Not by setattr: Brevitas would then build the quantizer anew.
+    layer._parameters["weight"] = nn.Parameter(value)
+
+
+def input_grids(
+    model: nn.Module, args: tuple, kwargs: dict, bits: int | None, exclude: tuple[str, ...] = ()
+) -> dict[str, Grid | None]:
+    """Grid of every layer's input when all activation quantizers have these bits.
+
+    A layer that is called twice is judged by its first call.
+
+    Args:
+        model: a calibrated Brevitas model; not modified.
+        args: positional arguments of one forward.
+        kwargs: its keyword arguments.
+        bits: of all activations; None leaves them as they are.
+        exclude: names of layers to leave out.
+
+    Returns:
+        Layer name → grid, None where the input is not quantized to integers. Layers that the
+        forward does not call are left out.
+    """
+    scratch = copy.deepcopy(model)
+    if bits is not None:
+        for proxies in activation_quantizers(scratch).values():
+            set_bits(proxies, bits)
+    grids: dict[str, Grid | None] = {}
+
+    def note(name: str):
+        def hook(layer: Layer, inputs: tuple, named: dict) -> None:
+            quantized = layer.input_quant(inputs[0] if inputs else next(iter(named.values())))
+            known = isinstance(quantized, IntQuantTensor)
+            grids.setdefault(name, Grid.of(quantized) if known else None)
+
+        return hook
+
+    for name, layer in find_layers(scratch, exclude).items():
+        layer.register_forward_pre_hook(note(name), with_kwargs=True)
+        if hasattr(layer.weight_quant, "set_input_range"):
+            layer.weight_quant.set_input_range(None)
+    with evaluating(scratch), torch.no_grad():
+        scratch(*args, **kwargs)
+    return grids
+
+
+@contextmanager
+def substituted(twin: nn.Module, parts: Mapping[str, Part]) -> Iterator[None]:
+    """Some layers quantized inside, and float again afterwards."""
+    modules = dict(twin.named_modules())
+    with ExitStack() as stack:
+        for name, part in parts.items():
+            layer: Layer = modules[name]
+            if part.weight is not None:
+                stack.callback(layer._parameters.__setitem__, "weight", layer.weight)
+                set_weight(layer, part.weight)
+            if part.grid is not None:
+                handle = layer.register_forward_pre_hook(_rounding(part.grid), with_kwargs=True)
+                stack.callback(handle.remove)
+        yield
+
+
+def _rounding(grid: Grid):
+    def hook(layer: Layer, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+        if inputs:
+            return (grid(inputs[0]), *inputs[1:]), named
+        first = next(iter(named))
+        return inputs, {**named, first: grid(named[first])}
+
+    return hook

@@ -1,0 +1,51 @@
+"""Random allocation problems, and every assignment of small ones."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from brevitas_axe.allocate import Assignment, Problem, Quantity
+from brevitas_axe.plan import Choices, LayerPrecision
+
+
+def random_problem(
+    seed: int, layers: int = 4, pairs: bool = False, tied: bool = False, **budgets: float
+) -> Problem:
+    """Harm that falls with bits and costs that grow with them; budgets are shares of the most."""
+    random = np.random.default_rng(seed)
+    widths = list(product((2, 4, 8), (4, 8), (12, 16)))
+    options = tuple(LayerPrecision(*bits) for bits in widths)
+    names = [f"layer{i}" for i in range(layers)]
+    weight, inputs, accumulator, size, macs = 10 ** random.uniform(0, 1.5, (5, layers))
+    harm = [
+        np.array(
+            [
+                weight[i] / 4**w + inputs[i] / 4**a + accumulator[i] / 4 ** (p - 8)
+                for w, a, p in widths
+            ]
+        )
+        for i in range(layers)
+    ]
+    bops = [np.array([macs[i] * w * a + p for w, a, p in widths]) for i in range(layers)]
+    memory = [np.array([size[i] * w for w, _, _ in widths]) for i in range(layers)]
+    both = {}
+    if pairs:
+        together = random.uniform(-0.02, 0.02, (layers, layers))
+        both = {
+            (i, j): together[i, j] * np.sqrt(np.outer(harm[i], harm[j]))
+            for i in range(layers)
+            for j in range(i + 1, layers)
+        }
+    costs = {"bops": Quantity(tuple(bops)), "memory": Quantity(tuple(memory))}
+    return Problem(
+        Choices(dict.fromkeys(names, options), (tuple(names[:2]),) if tied else ()),
+        Quantity(tuple(harm), both),
+        costs,
+        {name: share * costs[name].extreme(np.max) for name, share in budgets.items()},
+    )
+
+
+def all_assignments(problem: Problem) -> list[Assignment]:
+    return [a for a in product(*(range(len(o)) for o in problem.options)) if problem.is_tied(a)]

@@ -1,0 +1,94 @@
+"""What every registered allocator promises, on random problems."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from brevitas_axe.allocate import Quantity, allocators, pareto
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.plan import Choices
+from tests.allocate.problems import all_assignments, random_problem
+
+ALLOCATORS = allocators()
+every = pytest.mark.parametrize("name", ALLOCATORS)
+
+
+def test_all_are_there() -> None:
+    assert {"bisection", "clustering", "greedy", "ilp", "shares", "uniform"} <= set(ALLOCATORS)
+
+
+@every
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_budgets_are_met_and_ties_hold(name, tied, pairs) -> None:
+    for seed in range(5):
+        problem = random_problem(seed, 6, pairs, tied, bops=0.4, memory=0.6)
+        assignment = ALLOCATORS[name](problem)
+        assert problem.fits(assignment)
+        assert len(assignment) == 6
+        if tied:
+            bits = {problem.options[i][assignment[i]].input for i in (0, 1)}
+            assert len(bits) == 1
+
+
+@every
+def test_a_larger_budget_is_never_worse(name) -> None:
+    for seed in range(4):
+        before = np.inf
+        for share in (0.15, 0.2, 0.3, 0.5, 0.7, 1.0):
+            problem = random_problem(seed, 6, tied=True, bops=share, memory=0.8)
+            harm = problem.harm.total(ALLOCATORS[name](problem))
+            assert harm <= before * (1 + 1e-12)
+            before = harm
+
+
+@pytest.mark.parametrize("name", [n for n, a in ALLOCATORS.items() if a.exact])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_exact_ones_equal_brute_force(name, tied, pairs) -> None:
+    for seed in range(6):
+        problem = random_problem(seed, 3, pairs, tied, bops=0.35, memory=0.5)
+        best = min(problem.harm.total(a) for a in all_assignments(problem) if problem.fits(a))
+        assert problem.harm.total(ALLOCATORS[name](problem)) == pytest.approx(best, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [n for n, a in ALLOCATORS.items() if a.exact])
+def test_the_exact_ones_equal_brute_force_on_eight_layers(name) -> None:
+    problem = random_problem(7, 8, bops=0.4, memory=0.5)
+    few = (0, 5, 11)  # three of the choices: 6,561 assignments
+
+    def picked(quantity: Quantity) -> Quantity:
+        return Quantity(tuple(values[list(few)] for values in quantity.single))
+
+    layers = {n: tuple(o[k] for k in few) for n, o in problem.choices.layers.items()}
+    costs = {n: picked(cost) for n, cost in problem.costs.items()}
+    small = replace(problem, choices=Choices(layers), harm=picked(problem.harm), costs=costs)
+    best = min(small.harm.total(a) for a in all_assignments(small) if small.fits(a))
+    assert small.harm.total(ALLOCATORS[name](small)) == pytest.approx(best, rel=1e-9)
+
+
+@every
+def test_what_cannot_be_met_is_said(name) -> None:
+    problem = random_problem(0, bops=1e-6)
+    with pytest.raises(InvalidOption, match=r"bops ≤ .* least possible is bops"):
+        ALLOCATORS[name](problem)
+
+
+@every
+def test_facts_are_of_the_catalogue(name) -> None:
+    facts = ALLOCATORS[name].facts
+    assert facts.kind in {"MPW", "MPW+UPA", "MPW+MPA", "KV"}
+    assert facts.export in {"finn", "qonnx", "none"}
+
+
+@every
+def test_a_front_has_no_beaten_point(name) -> None:
+    problem = random_problem(3, memory=0.9)
+    limits = np.linspace(0.05, 1, 8) * problem.costs["bops"].extreme(np.max)
+    front = pareto(replace(problem, budgets={}), "bops", limits, name)
+    harms = [found.harm for found in front]
+    assert len(front) > 1
+    assert harms == sorted(harms, reverse=True)

@@ -1,0 +1,71 @@
+"""What every registered scorer promises, on a small net with a residual sum."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from brevitas_axe.prepare import as_batches, to_brevitas
+from brevitas_axe.sensitivity import make_choices, score, scorers
+from tests.test_prepare import Residual, X
+
+SCORERS = scorers()
+BATCHES = [X, X.flip(0), X.roll(1, 0)]
+every = pytest.mark.parametrize("name", SCORERS)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return to_brevitas(Residual().eval(), as_batches(BATCHES))
+
+
+@pytest.fixture(scope="module")
+def choices(model):
+    return make_choices(model, (X[:1],), weight=(2, 6), input=(3, 6), accumulator=(12, None))
+
+
+def test_all_are_there() -> None:
+    wanted = {"augmented", "cmpq", "decoupled", "hutchinson", "importance", "local", "lrp"}
+    assert wanted | {"measured", "pmpq", "tdmpq"} <= set(SCORERS)
+
+
+@every
+def test_the_model_is_left_bit_identical(name, model, choices) -> None:
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    with torch.no_grad():
+        before = model(X)
+    first = score(model, BATCHES, choices, name)
+    with torch.no_grad():
+        assert torch.equal(model(X), before)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
+    again = score(copy.deepcopy(model), BATCHES, choices, name)
+    for layer, options in choices.layers.items():
+        assert first.harm[layer].shape == (len(options),)
+        assert np.isfinite(first.harm[layer]).all()
+        assert np.array_equal(first.harm[layer], again.harm[layer])
+
+
+@every
+def test_scores_come_back_from_the_disk(name, model, choices, tmp_path) -> None:
+    first = score(model, BATCHES, choices, name, cache=tmp_path)
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    again = score(model, BATCHES, choices, name, cache=tmp_path, jobs=2)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    assert all(np.array_equal(first.harm[n], again.harm[n]) for n in choices.layers)
+
+
+@every
+def test_facts_are_of_the_catalogue(name) -> None:
+    facts = SCORERS[name].facts
+    assert facts.kind in {"MPW", "MPW+UPA", "MPW+MPA", "KV"}
+    assert facts.export in {"finn", "qonnx", "none"}
+    assert facts.source
