@@ -116,25 +116,30 @@ def experiment(calibration: int, validation: int) -> Experiment:
 
 
 def draw(content: dict, path: Path) -> None:
-    """Accuracy against P: equal bits, and each side at its best widths."""
+    """Accuracy against P: equal bits, each side's best solver, and each at its best widths."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    curves: dict[str, list[tuple[int, float]]] = {}
+    best: dict[tuple[str, str], dict[int, float]] = {}
     for row in content["rows"]:
+        owner = {"fast": "published", "best": "ours"}.get(row["arm"].split()[0], row["arm"])
         if row["accumulator_bits"] is not None and row["accuracy"] is not None:
-            label = f"{row['arm']} W{row['weight_bits']}A{row['input_bits']}"
-            label += " act-order" * row["act_order"]
-            curves.setdefault(label, []).append((row["accumulator_bits"], row["accuracy"]))
+            points = best.setdefault((owner, f"W{row['weight_bits']}A{row['input_bits']}"), {})
+            bits = row["accumulator_bits"]
+            points[bits] = max(points.get(bits, 0.0), row["accuracy"])
     for row in content["best_widths"]:
-        curves.setdefault(row["side"], []).append((row["accumulator_bits"], row["accuracy"]))
+        owner = "ours" if row["side"].startswith("ours") else "published"
+        best.setdefault((owner, "best W/A"), {})[row["accumulator_bits"]] = row["accuracy"]
+    colours = {"W4A4": "C0", "W4A8": "C1", "best W/A": "C2"}
     figure, axes = plt.subplots(figsize=(8, 5))
-    for label, points in curves.items():
-        bold = 2.5 if "best W/A" in label else 1.2
-        style = "s" if label.startswith("brevitas") else "o-"
-        axes.plot(*zip(*sorted(points), strict=True), style, linewidth=bold, label=label)
+    for (owner, widths), points in best.items():
+        style = {"ours": "o-", "published": "o--"}.get(owner, "x")
+        bold = 2.5 if widths == "best W/A" else 1.2
+        label = f"{owner}, {widths}"
+        axes.plot(*zip(*sorted(points.items()), strict=True), style, color=colours[widths],
+                  linewidth=bold, label=label)  # fmt: skip
     axes.set(xlabel="accumulator bits P", ylabel="top-1 accuracy", title="ResNet-32, CIFAR-10")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)

@@ -89,8 +89,8 @@ class Program:
         limits, right = self._budgets(tightening)
         relaxed = _relaxation(
             self._objective,
-            A_ub=limits if limits.shape[0] else None,
-            b_ub=right if limits.shape[0] else None,
+            A_ub=limits if len(right) else None,
+            b_ub=right if len(right) else None,
             A_eq=self._equations[0],
             b_eq=self._equations[1],
             bounds=(0, 1),
@@ -99,7 +99,7 @@ class Program:
         if relaxed.x is None:
             return None
         reduced = self._objective - self._equations[0].T @ relaxed.eqlin.marginals
-        if limits.shape[0]:
+        if len(right):
             reduced = reduced - limits.T @ relaxed.ineqlin.marginals
         reduced[self._binaries :] = 0.0
         reduced[relaxed.x > 0.5] = 0.0

@@ -231,7 +231,7 @@ def _resources(rows: Sequence[Mapping[str, Any]]) -> str:
     headings = ["layer", "accumulator bits", "without budget", "LUT", "LUT without budget"]
     return (
         "<h2>What it costs on an FPGA</h2>\n"
-        + _table(headings, [(c, "") for c in [*cells, ["sum", "", "", *sums]]], range(1, 5))
+        + table(headings, [(c, "") for c in [*cells, ["sum", "", "", *sums]]], range(1, 5))
         + _paragraph("FINN's estimates of its matrix units at one multiplication per cycle.")
     )
 

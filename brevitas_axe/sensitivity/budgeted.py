@@ -147,14 +147,14 @@ def solve(layer: LayerProblem, solver: str = "gpfq") -> LayerSolution:
 
     Rows that share their scale take the best one for all of them.
     """
-    best = SOLVERS[solver](layer, quality="fast")
+    best = chosen_solver(solver)(layer, quality="fast")
     if layer.accumulator_bit_width is None:
         return best
     loss = best.loss(layer)
     for multiple in SCALES[1:]:
         if layer.power_of_two:
             multiple = 2.0 ** round(torch.tensor(multiple).log2().item())
-        tried = SOLVERS[solver](replace(layer, scale=layer.scale * multiple), quality="fast")
+        tried = chosen_solver(solver)(replace(layer, scale=layer.scale * multiple), quality="fast")
         other = tried.loss(layer)
         better = other < loss
         if layer.shared_scale:
