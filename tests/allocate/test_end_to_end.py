@@ -81,7 +81,8 @@ def test_every_plan_is_applied_solved_proven_and_exported(net, allocator, tmp_pa
     for name in COSTS:
         spent = total_cost(cost_model(name), found.plan, actual)
         assert spent == pytest.approx(found.costs[name])
-    export_qonnx(result.model, ONE, tmp_path / "model.onnx")
+    # The residual net is as it came: nothing has prepared it for FINN.
+    export_qonnx(result.model, ONE, tmp_path / "model.onnx", target="qonnx")
     run = emulate(tmp_path / "model.onnx", X.numpy(), plan=result.plan)
     with torch.no_grad():
         expected = result.model(X)
