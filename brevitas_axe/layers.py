@@ -197,8 +197,8 @@ def _finds_zero_points(proxy: Layer) -> bool:
     """True for an enabled dynamic quantizer that is asymmetric."""
     if not isinstance(proxy, DynamicActQuantProxyFromInjector) or not proxy.is_quant_enabled:
         return False
-    quant = proxy.fused_activation_quant_proxy.tensor_quant
-    return not isinstance(quant.zero_point_impl, ZeroZeroPoint)
+    fused: Layer = proxy.fused_activation_quant_proxy
+    return not isinstance(fused.tensor_quant.zero_point_impl, ZeroZeroPoint)
 
 
 @contextmanager

@@ -20,7 +20,8 @@ def test_outputs_are_those_of_the_float_block(kind: str, options: dict) -> None:
     with torch.no_grad():
         hidden, calls = record_calls(model, list(blocks.values()), [((x,), {}) for x in data])
         alone = Alone(name, block)
-        pairs = [(with_hidden(c, h),) * 2 for c, h in zip(calls[0], hidden, strict=True)]
+        full = [with_hidden(c, h) for c, h in zip(calls[0], hidden, strict=True)]
+        pairs = list(zip(full, full, strict=True))
         wanted = [alone(*pair) for pair in pairs]
         given = Recipe(**options).apply(alone, pairs)
     for mine, theirs in zip(given, wanted, strict=True):

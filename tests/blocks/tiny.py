@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -18,9 +20,9 @@ from transformers import (
 )
 
 VOCABULARY = 50
-_TEXT = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
-_SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-_MLP = {"intermediate_size": 64}
+_TEXT: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
+_SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_MLP: dict[str, Any] = {"intermediate_size": 64}
 
 # Layers per block.
 LAYERS = {"llama": 7, "gpt2": 4, "opt": 6, "bert": 6, "vit": 6}
@@ -34,7 +36,11 @@ def tiny(kind: str) -> nn.Module:
     if kind == "gpt2":
         return GPT2LMHeadModel(GPT2Config(**_TEXT, n_embd=32, n_layer=2, n_head=4, n_positions=64))
     if kind == "opt":
-        width = {"ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
+        width: dict[str, Any] = {
+            "ffn_dim": 64,
+            "word_embed_proj_dim": 32,
+            "max_position_embeddings": 64,
+        }
         return OPTForCausalLM(OPTConfig(**_TEXT, **_SHAPE, **width))
     if kind == "bert":
         return BertModel(BertConfig(**_TEXT, **_SHAPE, **_MLP))

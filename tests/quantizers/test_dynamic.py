@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brevitas_axe import axe_gptq_mode, certify
-from brevitas_axe.layers import observe_inputs
+from brevitas_axe.layers import Layer, observe_inputs
 from brevitas_axe.quantizers import (
     Int8DynamicActPerTensorFloat,
     Int8DynamicActPerTokenFloat,
@@ -26,7 +26,7 @@ pytestmark = [
 PER_TOKEN = (Int8DynamicActPerTokenFloat, ShiftedUint8DynamicActPerTokenFloat)
 
 
-def layer(input_quant: type, bits: int = 8, inputs: int = 16) -> qnn.QuantLinear:
+def layer(input_quant: type, bits: int = 8, inputs: int = 16) -> Layer:
     torch.manual_seed(0)
     return qnn.QuantLinear(
         inputs,
@@ -84,7 +84,8 @@ def test_every_zero_point_is_in_the_range(quant: type) -> None:
 
 @pytest.mark.parametrize("quant", [*SIGNED, *SHIFTED])
 def test_solved_layers_are_proven_for_inputs_never_seen(quant: type) -> None:
-    module = torch.nn.Sequential(layer(quant, inputs=64))
+    inner: Layer = layer(quant, inputs=64)
+    module = torch.nn.Sequential(inner)
     positive = torch.rand(32, 64)
     with torch.no_grad(), axe_gptq_mode(module, accumulator_bit_width=13) as axe:
         axe.model(positive)
@@ -93,9 +94,9 @@ def test_solved_layers_are_proven_for_inputs_never_seen(quant: type) -> None:
     [entry] = certificate.entries
     assert entry.input_range == ((-128, 127) if quant in SIGNED else (-255, 255))
     with torch.no_grad():
-        seen = module[0].input_quant(torch.randn(500, 64) * torch.randn(500, 1).exp())
+        seen = inner.input_quant(torch.randn(500, 64) * torch.randn(500, 1).exp())
         inputs = (seen.value / seen.scale).round().to(torch.int64)
-        weight = module[0].quant_weight().int().to(torch.int64)
+        weight = inner.quant_weight().int().to(torch.int64)
         assert (inputs @ weight.mT).abs().max() <= 2**12 - 1
 
 
