@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,11 +22,11 @@ LETTERS = sorted(set(TEXT))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    shape: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
     config = GPT2Config(vocab_size=len(LETTERS), bos_token_id=0, eos_token_id=0, **shape)
     place = tmp_path_factory.mktemp("model")
     GPT2LMHeadModel(config).save_pretrained(place / "gpt2")
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
     BertModel(BertConfig(vocab_size=50, num_hidden_layers=1, **small)).save_pretrained(
         place / "bert"
     )
