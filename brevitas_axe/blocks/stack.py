@@ -172,6 +172,15 @@ def with_hidden(call: Call, hidden: Tensor) -> Call:
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, _HIDDEN: hidden})
 
 
+def nest(holder: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts a module into another under a dotted name, with empty modules in between."""
+    *parents, key = name.split(".")
+    for parent in parents:
+        holder.add_module(parent, nn.Module())
+        holder = holder.get_submodule(parent)
+    holder.add_module(key, module)
+
+
 class Alone(nn.Module):
     """One block under its name in the whole model, fed by two streams.
 
@@ -182,12 +191,7 @@ class Alone(nn.Module):
     def __init__(self, name: str, block: nn.Module) -> None:
         super().__init__()
         self.name = name
-        *holders, key = name.split(".")
-        inner: nn.Module = self
-        for part in holders:
-            inner.add_module(part, nn.Module())
-            inner = inner.get_submodule(part)
-        inner.add_module(key, block)
+        nest(self, name, block)
         self.train(block.training)
 
     def forward(self, quantized: Call, real: Call) -> Tensor:
