@@ -1,6 +1,7 @@
 """Accumulator-aware quantization for Brevitas: overflow made impossible, proven, exported."""
 
 from brevitas_axe.apply import apply_plan
+from brevitas_axe.blocks import BlocksResult, export_layers, quantize_blocks
 from brevitas_axe.certify import Certificate, certify, certify_file
 from brevitas_axe.emulate import emulate
 from brevitas_axe.errors import AxeError
@@ -17,6 +18,7 @@ from brevitas_axe.quantizers import (
 
 __all__ = [
     "AxeError",
+    "BlocksResult",
     "Certificate",
     "Int8WeightPerChannelFixedPointAXE",
     "Int8WeightPerChannelFloatAXE",
@@ -32,6 +34,8 @@ __all__ = [
     "certify",
     "certify_file",
     "emulate",
+    "export_layers",
     "export_qonnx",
     "quantize",
+    "quantize_blocks",
 ]

@@ -30,7 +30,9 @@ def test_files_run_as_torch_does_and_prove_themselves(tmp_path: Path) -> None:
     for name, path in files.items():
         layer = model.get_submodule(name)
         graph = ModelWrapper(str(path))
-        x = 3 * torch.randn(*graph.get_tensor_shape(graph.graph.input[0].name))
+        shape = graph.get_tensor_shape(graph.graph.input[0].name)
+        assert shape is not None
+        x = 3 * torch.randn(*shape)
         feed = {graph.graph.input[0].name: x.numpy()}
         [output] = execute_onnx(graph, feed).values()
         with torch.no_grad():
