@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from brevitas_axe.blocks.offload import bring_in, send_out
 from brevitas_axe.blocks.recipe import Recipe
 from brevitas_axe.blocks.stack import (
     Alone,
     Call,
     find_blocks,
+    first_sample,
     left_in_float,
     record_calls,
     with_hidden,
@@ -59,6 +61,7 @@ def quantize_blocks(
     exclude: Sequence[str] = (),
     stack: str | None = None,
     state: str | Path | None = None,
+    offload: str | Path | None = None,
     progress: bool = True,
 ) -> BlocksResult:
     """Quantizes the linear layers of a transformer's blocks so that no accumulator can overflow.
@@ -86,6 +89,8 @@ def quantize_blocks(
         exclude: names of layers in the blocks to leave in float.
         stack: module name of the stack, where the model has several.
         state: folder for progress; a killed run continues from it to the same integers.
+        offload: folder to which solved blocks move, by accelerate; load the model with its
+            `device_map` to keep the others on the disk until their turn. The model still runs.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -127,9 +132,12 @@ def quantize_blocks(
                 "act_order": act_order,
                 "state": None if state is None else Path(state) / f"block-{index:04d}",
             }
+            bring_in(block)
             with _memory_advice(name):
                 done.append(walk.through(Alone(name, block), calls[index], recipe, solver, bar))
             calls[index] = []
+            if offload is not None:
+                send_out(block, Path(offload) / f"block-{index:04d}")
     model.train(training)
     certificate = _joined([part for part, _, _ in done], type(model).__name__)
     log = [{"block": i, **entry} for i, (_, _, log) in enumerate(done) for entry in log]
@@ -168,7 +176,10 @@ class _Walk:
                 bar.update()
         widths = {"weight": recipe.weight_bit_width, "input": recipe.input_bit_width}
         plan = Plan({name: replace(p, **widths) for name, p in axe.plan.layers.items()})
-        certificate = certify(alone, plan=plan, args=pairs[0])
+        quantized, real = pairs[0]
+        # A proof needs no data, only that every layer is reached.
+        example = (first_sample(quantized), first_sample(real))
+        certificate = certify(alone, plan=plan, args=example)
         proofs = {entry.name: entry for entry in certificate.entries}
         floats = tuple(entry for entry in proofs if entry not in plan.layers)
         certificate = replace(certificate, excluded=floats)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from brevitas import nn as qnn
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.layers import Layer, find_unquantized
@@ -170,6 +171,17 @@ def with_hidden(call: Call, hidden: Tensor) -> Call:
     """A recorded call with hidden states put in."""
     args, kwargs = call
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, _HIDDEN: hidden})
+
+
+def first_sample(call: Call) -> Call:
+    """A whole call cut to its first sample: matrices with one row per sample lose the others."""
+    samples = _hidden_of(*call).shape[0]
+
+    def cut(value: Any) -> Any:
+        mine = isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == samples
+        return value[:1] if mine else value
+
+    return tree_map(cut, call)
 
 
 def nest(holder: nn.Module, name: str, module: nn.Module) -> None:

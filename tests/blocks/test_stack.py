@@ -7,6 +7,7 @@ from torch import nn
 from brevitas_axe.blocks.stack import (
     Alone,
     find_blocks,
+    first_sample,
     left_in_float,
     record_calls,
     to_linears,
@@ -100,6 +101,20 @@ def test_names_of_a_block_alone_are_those_in_the_model() -> None:
     name, block = next(iter(find_blocks(model).items()))
     names = {n for n, _ in Alone(name, block).named_modules() if n.startswith(name)}
     assert names == {n for n, _ in model.named_modules() if n.startswith(name)}
+
+
+@pytest.mark.parametrize("kind", STACKS)
+def test_the_first_sample_of_a_call_is_a_call(kind: str) -> None:
+    model, data = tiny(kind).eval(), batches(kind)
+    (name, block), *_ = find_blocks(model).items()
+    kwargs = {} if kind == "vit" else {"attention_mask": torch.ones_like(data[0])}
+    if kwargs:
+        kwargs["attention_mask"][:, -3:] = 0
+    with torch.no_grad():
+        hidden, calls = record_calls(model, [block], [((data[0],), kwargs)])
+        alone, whole = Alone(name, block), with_hidden(calls[0][0], hidden[0])
+        one = first_sample(whole)
+        torch.testing.assert_close(alone(one, one), alone(whole, whole)[:1])
 
 
 class Looped(nn.Module):
