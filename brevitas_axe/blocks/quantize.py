@@ -62,6 +62,7 @@ def quantize_blocks(
     stack: str | None = None,
     state: str | Path | None = None,
     offload: str | Path | None = None,
+    workers: int | None = None,
     progress: bool = True,
 ) -> BlocksResult:
     """Quantizes the linear layers of a transformer's blocks so that no accumulator can overflow.
@@ -91,6 +92,8 @@ def quantize_blocks(
         state: folder for progress; a killed run continues from it to the same integers.
         offload: folder to which solved blocks move, by accelerate; load the model with its
             `device_map` to keep the others on the disk until their turn. The model still runs.
+        workers: solve a layer's rows in so many tasks at a time, through the joblib backend that
+            `joblib.parallel_config` chose (processes, Dask, Ray); None for threads of torch.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -130,6 +133,7 @@ def quantize_blocks(
                 "solver": algorithm,
                 "quality": quality,
                 "act_order": act_order,
+                "workers": workers,
                 "state": None if state is None else Path(state) / f"block-{index:04d}",
             }
             bring_in(block)

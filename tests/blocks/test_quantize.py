@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -121,6 +122,12 @@ def test_transforms_keep_the_guarantee(options: dict) -> None:
     result = solve("llama", **options)
     assert result.certificate.require().ok
     assert len(result.plan.layers) == 2 * LAYERS["llama"]
+
+
+def test_workers_give_the_integers_of_one() -> None:
+    with joblib.parallel_config("threading"):
+        one, two = (integers(solve("vit", workers=workers).model) for workers in (1, 2))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
 def test_excluded_layers_stay_in_float() -> None:
