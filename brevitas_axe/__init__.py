@@ -1,6 +1,7 @@
 """Accumulator-aware quantization for Brevitas: overflow made impossible, proven, exported."""
 
 from brevitas_axe.apply import apply_plan
+from brevitas_axe.blocks import BlocksResult, export_layers, quantize_blocks
 from brevitas_axe.certify import Certificate, certify, certify_file
 from brevitas_axe.emulate import emulate
 from brevitas_axe.errors import AxeError
@@ -17,6 +18,7 @@ from brevitas_axe.quantizers import (
 
 __all__ = [
     "AxeError",
+    "BlocksResult",
     "Certificate",
     "Int8WeightPerChannelFixedPointAXE",
     "Int8WeightPerChannelFloatAXE",
@@ -33,8 +35,10 @@ __all__ = [
     "certify_file",
     "check_finn",
     "emulate",
+    "export_layers",
     "export_qonnx",
     "mend_for_finn",
     "prepare_for_finn",
     "quantize",
+    "quantize_blocks",
 ]

@@ -44,6 +44,10 @@ class InvalidOption(AxeError):
     """An argument is outside what the function accepts."""
 
 
+class NotEnoughMemory(AxeError):
+    """The machine has too little memory for the calibration data or a layer."""
+
+
 class InvalidModelFile(AxeError):
     """An ONNX file is missing, corrupted, unsafe or not QONNX."""
 

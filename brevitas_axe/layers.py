@@ -15,7 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from brevitas import nn as qnn
+from brevitas.core.zero_point import ZeroZeroPoint
 from brevitas.proxy import DecoupledWeightQuantProxyFromInjector
+from brevitas.proxy.runtime_quant import DynamicActQuantProxyFromInjector
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
@@ -172,16 +174,31 @@ def _transposed_patches(module: Layer, x: Tensor) -> Tensor:
     return taps.flip(1).reshape(patches.shape)
 
 
-def input_range(quant_input: IntQuantTensor) -> InputRange:
+def input_range(quant_input: IntQuantTensor, layer: Layer | None = None) -> InputRange:
     """Integers that a quantized activation can take, minus its zero point.
 
     Narrow ranges are not used: consumers such as FINN compute with the full data type.
+
+    Args:
+        quant_input: what arrived.
+        layer: at which it arrived. Where its own input quantizer finds the zero point at run time,
+            that is any integer of the type.
     """
     bits = int(quant_input.bit_width.max())
     signed = bool(quant_input.signed)
+    if layer is not None and _finds_zero_points(layer.input_quant):
+        return InputRange(1 - 2**bits, 2**bits - 1)
     points = quant_input.zero_point.detach().round()
     result = InputRange.from_bits(bits, signed, zero_point=int(points.min()))
     return result.union(InputRange.from_bits(bits, signed, zero_point=int(points.max())))
+
+
+def _finds_zero_points(proxy: Layer) -> bool:
+    """True for an enabled dynamic quantizer that is asymmetric."""
+    if not isinstance(proxy, DynamicActQuantProxyFromInjector) or not proxy.is_quant_enabled:
+        return False
+    fused: Layer = proxy.fused_activation_quant_proxy
+    return not isinstance(fused.tensor_quant.zero_point_impl, ZeroZeroPoint)
 
 
 @contextmanager
@@ -219,7 +236,7 @@ def observe_inputs(
         def hook(layer: Layer, args: tuple, kwargs: dict) -> None:
             quantized = layer.input_quant(args[0] if args else next(iter(kwargs.values())))
             known = isinstance(quantized, IntQuantTensor)
-            calls.setdefault(name, []).append(input_range(quantized) if known else None)
+            calls.setdefault(name, []).append(input_range(quantized, layer) if known else None)
             if known and is_accumulator_aware(layer):
                 layer.weight_quant.cache_inference_quant_act = True
 

@@ -79,7 +79,7 @@ def quantize(
         raise InvalidOption(f"quantize takes a torch.nn.Module, not a {type(model).__name__}.")
     batches = as_batches(calibration)
     quantized = copy.deepcopy(model).eval()
-    _check_runs(quantized, batches[0])
+    check_runs(quantized, batches[0])
     if not has_quantizers(quantized):
         quantized = to_brevitas(
             quantized,
@@ -106,7 +106,7 @@ def quantize(
     ):
         for args, kwargs in batches:
             axe.model(*args, **kwargs)
-        _check_widths(axe)
+        check_widths(axe)
         while axe.update():
             pass
     final = _final_plan(axe)
@@ -115,7 +115,7 @@ def quantize(
     return QuantizeResult(quantized, final, certificate, axe.log)
 
 
-def _check_runs(model: nn.Module, batch: Batch) -> None:
+def check_runs(model: nn.Module, batch: Batch) -> None:
     """One forward, so that what is wrong with model or data is told apart from what is ours."""
     args, kwargs = batch
     try:
@@ -131,7 +131,7 @@ def _check_runs(model: nn.Module, batch: Batch) -> None:
         ) from error
 
 
-def _check_widths(axe: axe_mode) -> None:
+def check_widths(axe: axe_mode) -> None:
     """Refuses, before any work, a width at which all weights of a layer would have to be zero."""
     for name, precision in axe.plan.layers.items():
         bits, reach = precision.accumulator, axe.layers[name].weight_quant.input_range

@@ -26,6 +26,7 @@ SHELVES = [
     ["finetune"],  # a certificate at every epoch
     ["emulate", "export", "report"],
     ["quantize"],
+    ["blocks"],
     ["quickstart"],
     ["cli"],
     ["__init__"],

@@ -12,10 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from brevitas.core.zero_point import ZeroZeroPoint
 from brevitas.nn import QuantMultiheadAttention
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from brevitas.nn.quant_rnn import QuantRecurrentStackBase
-from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
+from brevitas.proxy.runtime_quant import (
+    ActQuantProxyFromInjectorBase,
+    DynamicActQuantProxyFromInjector,
+)
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -138,6 +142,8 @@ class _Watch:
         stack: names of the modules that are running, innermost last.
         exact: bit-width tensors that came straight from a quantizer (kept, so that their id stays
             theirs).
+        fixed, moving: zero points from quantizers, kept likewise; those of `moving` were found at
+            run time.
     """
 
     model: nn.Module
@@ -146,6 +152,8 @@ class _Watch:
     strays: dict[str, set[str]] = field(default_factory=dict)
     stack: list[str] = field(default_factory=list)
     exact: dict[int, Tensor] = field(default_factory=dict)
+    fixed: dict[int, Tensor] = field(default_factory=dict)
+    moving: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[str, Attention] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -163,9 +171,11 @@ class _Watch:
             return "quantized" if isinstance(module, nn.Linear | _ConvNd) else ""
         return "float" if isinstance(module, _FLOAT) else ""
 
-    def _bless(self, value: object) -> None:
+    def _bless(self, value: object, moving: bool = False) -> None:
         if isinstance(value, IntQuantTensor):
             self.exact[id(value.bit_width)] = value.bit_width
+            points = self.moving if moving else self.fixed
+            points[id(value.zero_point)] = value.zero_point
 
     @property
     def covered(self) -> bool:
@@ -187,7 +197,7 @@ class _Watch:
 
         def leave(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
             if isinstance(_module, ActQuantProxyFromInjectorBase) and _module.is_quant_enabled:
-                self._bless(output)
+                self._bless(output, moving=_finds_zero_points(_module))
             if name in self.layers:
                 self._record(name, _module, args, kwargs)
             self.stack.pop()
@@ -198,9 +208,11 @@ class _Watch:
             yield from self.attention[name].hooks()
 
     def _read(self, value: object, channel_axis: int | None) -> InputFact:
-        return read_input(value, channel_axis, isinstance(value, IntQuantTensor) and (
-            id(value.bit_width) in self.exact
-        ))  # fmt: skip
+        if not isinstance(value, IntQuantTensor):
+            return read_input(value, channel_axis, exact=False)
+        exact = id(value.bit_width) in self.exact
+        any_point = bool(self.moving) and id(value.zero_point) not in self.fixed
+        return read_input(value, channel_axis, exact, any_point)
 
     def _record(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         found = Found(name, type(module).__name__, layer=name)
@@ -244,6 +256,14 @@ class _Watch:
         """A float part of a float layer (MultiheadAttention's out_proj) is no entry by itself."""
         parents = (name[:i] for i, letter in enumerate(name) if letter == ".")
         return any(parent in self.layers for parent in parents)
+
+
+def _finds_zero_points(proxy: Any) -> bool:
+    """True for a dynamic quantizer that is asymmetric."""
+    if not isinstance(proxy, DynamicActQuantProxyFromInjector):
+        return False
+    fused: Any = proxy.fused_activation_quant_proxy
+    return not isinstance(fused.tensor_quant.zero_point_impl, ZeroZeroPoint)
 
 
 class _Strays(TorchDispatchMode):

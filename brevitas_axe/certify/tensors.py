@@ -44,7 +44,9 @@ class InputFact:
     assumptions: tuple[str, ...] = ()
 
 
-def read_input(value: object, channel_axis: int | None, exact: bool) -> InputFact:
+def read_input(
+    value: object, channel_axis: int | None, exact: bool, any_point: bool = False
+) -> InputFact:
     """Range and scale of an activation.
 
     Args:
@@ -54,6 +56,7 @@ def read_input(value: object, channel_axis: int | None, exact: bool) -> InputFac
         exact: its bit width comes straight from a quantizer. A bit width that Brevitas derived
             (after an addition, say) gets one bit more, because Brevitas declares the sum of a
             signed and an unsigned tensor one bit too narrow.
+        any_point: its zero point is found at run time, and so may be any integer of its type.
 
     Raises:
         Unprovable: not an integer tensor, or its values contradict what it declares.
@@ -72,9 +75,14 @@ def read_input(value: object, channel_axis: int | None, exact: bool) -> InputFac
         bits += 1
         notes.append("its input range is the one that Brevitas derives, one bit added")
     low, high = quantizer_range(bits, signed, narrow=False)
-    if np.any(points != 0):
+    if any_point or np.any(points != 0):
         notes.append("the input zero point is subtracted before the product")
-    low, high = low - int(points.max()), high - int(points.min())
+    if any_point and (points.min() < low or points.max() > high):
+        raise Unprovable("its input has a zero point outside its own data type")
+    if any_point:
+        low, high = low - high, high - low
+    else:
+        low, high = low - int(points.max()), high - int(points.min())
     scale = _finite_scale(value.scale, "input")
     # In a sum that nearly cancels, the error is that of its large terms.
     integers = _checked_integers(value.value, scale, "input", reach=0 if exact else 2**bits)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from brevitas_axe.cli import options
+from brevitas_axe.cli import language, options
 from brevitas_axe.cli.usercode import call, load_function
 from brevitas_axe.errors import EmptyCalibration, InvalidOption
 from brevitas_axe.ptq import solvers
@@ -18,15 +18,16 @@ def add(commands) -> None:
     parser = commands.add_parser(
         "quantize",
         help="quantize, prove and export your own model",
-        description="Writes model.onnx, plan.json, certificate.json, summary.json and report.html.",
+        description="Writes model.onnx, plan.json, certificate.json, summary.json and report.html; "
+        "for a language model (--hf), integers.npz instead of model.onnx.",
     )
-    parser.add_argument("model", metavar="FILE.py:FUNCTION", help="returns the torch model")
     parser.add_argument(
-        "--calibration",
-        required=True,
-        metavar="FILE.py:FUNCTION",
-        help="returns an iterable of input batches",
+        "model", nargs="?", metavar="FILE.py:FUNCTION", help="returns the torch model"
     )
+    parser.add_argument(
+        "--calibration", metavar="FILE.py:FUNCTION", help="returns an iterable of input batches"
+    )
+    language.add_options(parser)
     options.add_accumulator(parser)
     parser.add_argument("--weight-bits", type=int, default=4, metavar="N", help="default 4")
     parser.add_argument("--input-bits", type=int, default=8, metavar="N", help="default 8")
@@ -54,6 +55,12 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.hf is not None:
+        return language.run(arguments)
+    if arguments.model is None or arguments.calibration is None:
+        raise InvalidOption(
+            "give FILE.py:FUNCTION and --calibration FILE.py:FUNCTION, or --hf and --text."
+        )
     if arguments.accumulator_bits is None and arguments.plan is None:
         raise InvalidOption("give --accumulator-bits, or --plan with a width per layer.")
     import brevitas_axe

@@ -71,7 +71,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         """
         known = self.input_range
         if isinstance(quant_input, IntQuantTensor):
-            seen = input_range(quant_input)
+            seen = input_range(quant_input, self.tracked_module_list[0])
             wider = seen if known is None else known.union(seen)
             if wider != known:
                 self.set_input_range(wider)

@@ -47,6 +47,7 @@ from brevitas_axe.ptq.log import describe
 from brevitas_axe.ptq.moments import Moments, dequantized
 from brevitas_axe.ptq.problem import LayerProblem, LayerSolution
 from brevitas_axe.ptq.protocol import solver as chosen_solver
+from brevitas_axe.ptq.rows import solve_rows
 from brevitas_axe.ptq.state import Fingerprint, SavedLayers
 from brevitas_axe.ptq.walk import SuspendedForward, abandon_all, add_hooks
 
@@ -71,6 +72,8 @@ class axe_mode:
             scales, thresholds, targets and single integers under the same budget.
         exclude: names of layers to leave alone.
         state: folder for progress; a killed run continues from it to the same integers.
+        workers: solve the rows of a layer in so many tasks at a time, through the active joblib
+            backend (rows.py); None solves them here.
         progress: show a progress bar.
 
     Attributes:
@@ -94,6 +97,7 @@ class axe_mode:
         quality: str = "best",
         exclude: tuple[str, ...] = (),
         state: str | Path | None = None,
+        workers: int | None = None,
         progress: bool = False,
     ) -> None:
         self._solver = chosen_solver(solver)
@@ -123,6 +127,7 @@ class axe_mode:
             )
         self.plan = Plan({n: self._clipped(n, clip_tiles, plan[n]) for n in plan.layers})
         self.quality = quality
+        self._workers = workers
         self.act_order = quality == "best" if act_order is None else act_order
         self.needs_float = not (solver == "gptq" and quality == "fast")
         self.log: list[dict] = []
@@ -334,7 +339,11 @@ class axe_mode:
             power_of_two=is_power_of_two(layer),
             **statistics,
         )
-        solution = self._solver(problem, act_order=self.act_order, quality=self.quality)
+        options = {"act_order": self.act_order, "quality": self.quality}
+        if self._workers is None:
+            solution = self._solver(problem, **options)
+        else:
+            solution = solve_rows(problem, self._solver, self._workers, **options)
         if self._saved is not None:
             self._saved.save(index, name, self._run, solution)
         self._write(name, solution)

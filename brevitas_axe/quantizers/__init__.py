@@ -1,4 +1,4 @@
-"""What a user names in `weight_quant=`."""
+"""What a user names in `weight_quant=` and `input_quant=`."""
 
 from brevitas_axe.quantizers.axe import (
     AccumulatorAware,
@@ -7,11 +7,21 @@ from brevitas_axe.quantizers.axe import (
     Int8WeightPerTensorFixedPointAXE,
     Int8WeightPerTensorFloatAXE,
 )
+from brevitas_axe.quantizers.dynamic import (
+    Int8DynamicActPerTensorFloat,
+    Int8DynamicActPerTokenFloat,
+    ShiftedUint8DynamicActPerTensorFloat,
+    ShiftedUint8DynamicActPerTokenFloat,
+)
 
 __all__ = [
     "AccumulatorAware",
+    "Int8DynamicActPerTensorFloat",
+    "Int8DynamicActPerTokenFloat",
     "Int8WeightPerChannelFixedPointAXE",
     "Int8WeightPerChannelFloatAXE",
     "Int8WeightPerTensorFixedPointAXE",
     "Int8WeightPerTensorFloatAXE",
+    "ShiftedUint8DynamicActPerTensorFloat",
+    "ShiftedUint8DynamicActPerTokenFloat",
 ]

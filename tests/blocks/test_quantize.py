@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import copy
+import itertools
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from brevitas import nn as qnn
+from brevitas.graph.calibrate import calibration_mode
+from brevitas.graph.quantize import layerwise_quantize
+from brevitas.quant import Int8ActPerTensorFloat
+from torch import nn
+
+from brevitas_axe import Int8WeightPerChannelFloatAXE
+from brevitas_axe.blocks import quantize_blocks
+from brevitas_axe.blocks.stack import to_linears
+from brevitas_axe.errors import (
+    AccumulatorTooNarrow,
+    InvalidOption,
+    InvalidState,
+    NotEnoughMemory,
+)
+from brevitas_axe.layers import find_layers, integer_weight
+from brevitas_axe.ptq import axe_mode
+from tests.blocks.tiny import LAYERS, batches, tiny
+
+P, TILE = 14, 24
+
+
+def integers(model: nn.Module) -> dict[str, np.ndarray]:
+    found = find_layers(model)
+    return {name: integer_weight(name, layer)[0].numpy() for name, layer in found.items()}
+
+
+def solve(kind: str, **options):
+    widths = {"accumulator_bit_width": P, "tile_size": TILE, "progress": False, "quality": "fast"}
+    return quantize_blocks(tiny(kind), batches(kind), **{**widths, **options})
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_family_is_solved_and_proven(kind: str) -> None:
+    result = solve(kind)
+    assert result.certificate.require().ok
+    assert len(result.layers) == len(result.plan.layers) == 2 * LAYERS[kind]
+    quantized = set(find_layers(result.model))
+    assert quantized == set(result.plan.layers)
+    assert not quantized & set(result.floats)
+    assert any("attention" in name or "attn" in name for name in result.floats)
+    for name, weight in integers(result.model).items():
+        for start in range(0, weight.shape[1], TILE):
+            tile = weight[:, start : start + TILE]
+            up, down = tile.clip(min=0).sum(1), -tile.clip(max=0).sum(1)
+            # Signed 8-bit inputs: a positive weight meets at most 127 or -128.
+            worst = np.maximum(127 * up + 128 * down, 128 * up + 127 * down).max()
+            assert worst <= 2 ** (P - 1) - 1, name
+    with torch.no_grad():
+        result.model(batches(kind)[0])
+
+
+def test_the_log_says_how_wide_every_accumulator_is() -> None:
+    result = solve("gpt2")
+    assert [entry["block"] for entry in result.layers] == [0] * 4 + [1] * 4
+    for entry in result.layers:
+        tiles = -(-entry["inputs"] // TILE)
+        assert entry["inner_bits"] <= entry["accumulator"] == P
+        assert entry["outer_bits"] <= entry["outer_bound"] == P + (tiles - 1).bit_length()
+        assert 0 <= entry["budget_used"] <= 1
+        assert {"error", "error_rounded", "seconds"} <= set(entry)
+
+
+@pytest.mark.parametrize("quality", ["fast", "best"])
+def test_blocks_give_the_integers_of_the_whole_model(quality: str) -> None:
+    whole = tiny("gpt2").eval()
+    to_linears(whole)
+    options = {
+        "weight_quant": Int8WeightPerChannelFloatAXE,
+        "weight_bit_width": 4,
+        "weight_accumulator_bit_width": None,
+        "input_quant": Int8ActPerTensorFloat,
+    }
+    layerwise_quantize(whole, {nn.Linear: (qnn.QuantLinear, options)}, ["lm_head"])
+    data = batches("gpt2")
+    with torch.no_grad(), calibration_mode(whole):
+        for x in data:
+            whole(x, use_cache=False)
+    mode = axe_mode(whole, P, accumulator_tile_size=TILE, solver="qronos", quality=quality)
+    with torch.no_grad(), mode as axe:
+        for x in data:
+            axe.model(x, use_cache=False)
+        while axe.update():
+            pass
+    blocks = integers(solve("gpt2", quality=quality).model)
+    for name, weight in integers(whole).items():
+        assert np.array_equal(weight, blocks[name]), name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activations": activations, "symmetric": symmetric}
+        for activations, symmetric in itertools.product(("static", "dynamic", "per_token"), (0, 1))
+    ],
+    ids=str,
+)
+def test_every_kind_of_activation_is_proven(options: dict) -> None:
+    options["symmetric"] = bool(options["symmetric"])
+    result = solve("llama", **options)
+    assert result.certificate.require().ok
+    for entry in result.certificate.judged:
+        moving = options["activations"] != "static" and not options["symmetric"]
+        assert (entry.input_range == (-255, 255)) == moving
+
+
+@pytest.mark.parametrize("options", [{"smooth": 0.5}, {"rotate": True}])
+def test_transforms_keep_the_guarantee(options: dict) -> None:
+    result = solve("llama", **options)
+    assert result.certificate.require().ok
+    assert len(result.plan.layers) == 2 * LAYERS["llama"]
+
+
+def test_workers_give_the_integers_of_one() -> None:
+    with joblib.parallel_config("threading"):
+        one, two = (integers(solve("vit", workers=workers).model) for workers in (1, 2))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_excluded_layers_stay_in_float() -> None:
+    name = "model.layers.1.mlp.down_proj"
+    result = solve("llama", exclude=[name])
+    assert name in result.floats
+    assert name not in result.plan.layers
+    assert isinstance(result.model.get_submodule(name), nn.Linear)
+    assert result.certificate.ok
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exclude": ["lm_head"]}, "'lm_head' is not in a block"),
+        ({"activations": "weekly"}, "choose from static, dynamic, per_token"),
+        ({"smooth": 2.0}, "between 0 and 1"),
+        ({"stack": "model.norm"}, "no stack of blocks"),
+    ],
+)
+def test_bad_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(InvalidOption, match=message):
+        solve("llama", **options)
+
+
+def test_an_accumulator_too_narrow_is_named_before_any_work() -> None:
+    with pytest.raises(AccumulatorTooNarrow, match=r"model\.layers\.0"):
+        solve("llama", accumulator_bit_width=8)
+
+
+def test_quantized_models_are_sent_elsewhere() -> None:
+    model = solve("vit").model
+    with pytest.raises(InvalidOption, match=r"brevitas_axe\.quantize"):
+        quantize_blocks(model, batches("vit"), progress=False)
+
+
+def test_memory_that_runs_out_brings_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def update(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(axe_mode, "update", update)
+    with pytest.raises(NotEnoughMemory, match=r"encoder\.layer\.0.*fewer or shorter"):
+        solve("bert")
+
+
+_KILLED_RUN = """
+import os, signal, sys, warnings
+warnings.simplefilter("ignore")
+from tests.blocks.tiny import batches, tiny
+from brevitas_axe.blocks import quantize_blocks
+from brevitas_axe.ptq.state import SavedLayers
+
+save, solved = SavedLayers.save, []
+def killing(self, *arguments):
+    save(self, *arguments)
+    solved.append(1)
+    if len(solved) == 6:  # the second layer of the second block
+        os.kill(os.getpid(), signal.SIGKILL)
+
+SavedLayers.save = killing
+widths = {"accumulator_bit_width": 14, "tile_size": 24, "progress": False}
+quantize_blocks(tiny("gpt2"), batches("gpt2"), **widths, state=sys.argv[1])
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_integers(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED_RUN, str(state)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert len(list(state.rglob("*.solved"))) == 6
+    resumed = solve("gpt2", quality="best", state=state)
+    assert [entry["resumed"] for entry in resumed.layers] == [True] * 6 + [False] * 2
+    fresh = integers(solve("gpt2", quality="best").model)
+    for name, weight in integers(resumed.model).items():
+        assert np.array_equal(weight, fresh[name]), name
+    with pytest.raises(InvalidState, match="another"):
+        solve("gpt2", quality="best", accumulator_bit_width=P + 1, state=state)
+
+
+def test_the_model_and_its_data_are_left_as_they_were() -> None:
+    model, data = tiny("opt").train(), batches("opt")
+    before = copy.deepcopy(data)
+    quantize_blocks(model, data, quality="fast", progress=False)
+    assert model.training
+    assert all(torch.equal(a, b) for a, b in zip(before, data, strict=True))
+    hooks = [n for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert not hooks
