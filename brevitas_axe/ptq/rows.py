@@ -7,6 +7,7 @@ solved by one thread, so that the integers do not depend on who solves them or h
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from joblib import Parallel, delayed
@@ -48,7 +49,7 @@ def solve_rows(
     threads = torch.get_num_threads()
     try:
         tasks = (delayed(_solve)(part, solver, act_order, quality) for part in parts)
-        solved = list(Parallel(n_jobs=workers)(tasks))
+        solved: list[Any] = list(Parallel(n_jobs=workers)(tasks))
     finally:
         torch.set_num_threads(threads)
     shifts = [part.bias_shift for part in solved if part.bias_shift is not None]
