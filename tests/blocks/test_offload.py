@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ def devices(model: torch.nn.Module) -> set[str]:
 
 @pytest.mark.parametrize("from_disk", [False, True])
 def test_solved_blocks_leave_memory(tmp_path: Path, from_disk: bool) -> None:
-    model, data = tiny("llama").eval(), batches("llama")
+    model: Any = tiny("llama").eval()
+    data = batches("llama")
     if from_disk:
         model.save_pretrained(tmp_path / "model")
         places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb"), "cpu")
