@@ -6,8 +6,9 @@ Brevitas's A2Q+, thresholds fused and of their own.
 
 What FINN does otherwise than torch: its thresholds round halves up, torch rounds them to even. With
 float scales, or behind a batch norm, no value lies halfway. In the residual net with power-of-two
-scales the sums of two branches do: on a grid of 1/4 they meet a ReLU of step 1/2. FINN then equals
-torch with halves rounded up, and only so; after `mend_for_finn` it equals torch as it is.
+scales the sums of two branches do: their grid is finer than the step of the ReLU they meet. FINN
+then equals torch with halves rounded up, and only so; after `mend_for_finn` it equals torch as it
+is.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import nn
 
 from brevitas_axe import LayerPrecision, Plan, export_qonnx, quantize
 from brevitas_axe.export import check_finn, mend_for_finn
+from brevitas_axe.finetune import finetune
 from brevitas_axe.layers import find_layers, integer_weight, observe_inputs
 from brevitas_axe.quantizers import Int8WeightPerTensorFixedPointAXE
 from tests.finn.layers import accumulator_bits, match
@@ -48,6 +50,10 @@ def finished(name: str, origin: str) -> tuple[nn.Module, dict[str, int]]:
     if origin == "solved":
         plan = Plan({n: LayerPrecision(accumulator=bits) for n, bits in accumulators.items()})
         model = quantize(model, [digits(name)[0][:128]], plan=plan, progress=False).model
+    if origin == "fine-tuned":
+        images, labels = (part[:512].split(64) for part in digits(name))
+        loader = list(zip(images, labels, strict=True))
+        model = finetune(model, loader, epochs=1, progress=False).model
     return model, accumulators
 
 
