@@ -41,7 +41,7 @@ QUANTIZERS = {"ours": "axe", "A2Q": "a2q", "A2Q+": "a2q+"}
 STARTS = ("float", "PTQ")
 NAIVE, UNLIMITED = "fewer bits", "no limit"
 BITS = 4
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (2e-3, 8e-3)
 IN_FLOAT = ("conv1", "linear")
 CODE = ("ptq", "finetune", "proxies", "quantizers", "accumulator.py", "apply.py", "quantize.py")
 
@@ -65,6 +65,7 @@ class Benchmark:
         model: trained in float, batch norms unfolded.
         images: in three parts.
         calibration: number of training images that calibrate and that PTQ solves on.
+        tuning: number of training images in an epoch of fine-tuning.
         epochs: of every fine-tuning.
         rates: learning rates that every arm chooses among.
         seeds: of the order and the augmentation of the images; the first one chooses the rate.
@@ -73,6 +74,7 @@ class Benchmark:
     model: nn.Module
     images: Images
     calibration: int
+    tuning: int
     epochs: int
     rates: Sequence[float]
     seeds: Sequence[int]
@@ -99,6 +101,7 @@ class Benchmark:
             "seed": seed,
             "epochs": self.epochs,
             "calibration": self.calibration,
+            "tuning": self.tuning,
             "images": [len(labels) for _, labels in vars(self.images).values()],
             "model": model_fingerprint(self.model),
             "torch": torch.__version__,
@@ -137,7 +140,7 @@ class Benchmark:
         pairs = [
             (w, a)
             for w in range(2, BITS + 1)
-            for a in range(1, BITS + 1)
+            for a in range(2, BITS + 1)
             if longest * (2 ** (w - 1) - 1) * (2**a - 1) < 2 ** (bits - 1)
         ]
         widest = [
@@ -165,7 +168,7 @@ class Benchmark:
         start = time.perf_counter()
         result = finetune(
             model,
-            Augmented(*self.images.train, seed),
+            Augmented(*(part[: self.tuning] for part in self.images.train), seed),
             epochs=self.epochs,
             learning_rate=rate,
             validation=lambda net: accuracy(net.eval(), *self.images.held_out),
@@ -184,10 +187,10 @@ class Benchmark:
             certified = certify(
                 tuned, accumulator_bit_width=limit, exclude=IN_FLOAT, args=(example,)
             ).ok
-        held_out = accuracy(tuned, *self.images.held_out)
+        before, held_out = (result.history[i]["score"] for i in (0, result.best_epoch))
         print(f"{arm} rate {rate} seed {seed}: {held_out:.3f}, {seconds:.0f} s", flush=True)
         return {
-            "before": accuracy(model.eval(), *self.images.held_out),
+            "before": before,
             "held_out": held_out,
             "accuracy": accuracy(tuned, *self.images.test),
             "bits_needed": needed,
@@ -213,7 +216,7 @@ def verdicts(rows: Sequence[dict]) -> list[dict]:
     return found
 
 
-def show(reference: float, rows: Sequence[dict], epochs: int) -> None:
+def show(reference: float, rows: Sequence[dict], epochs: int, images: int) -> None:
     """Prints the table and the verdicts; the accuracies are means over the seeds."""
     columns = {
         "arm": "method",
@@ -228,7 +231,7 @@ def show(reference: float, rows: Sequence[dict], epochs: int) -> None:
         "fits": "fits",
         "seconds": "seconds",
     }
-    title = f"ResNet-8, float {reference:.3f}; {epochs} epoch(s), rates {RATES}, 'before' held out"
+    title = f"ResNet-8, float {reference:.3f}; {epochs} epoch(s) of {images}, rates {RATES}, 'before' held out"
     table = [
         {c: row[key] for c, key in columns.items()}
         | {"lowest": min(row["seeds"]), "highest": max(row["seeds"])}
@@ -279,6 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--accumulators", type=int, nargs="+", default=[14, 11, 8])
     parser.add_argument("--epochs", type=int, default=1, help="epochs of every fine-tuning")
+    parser.add_argument("--images", type=int, default=3000, help="in an epoch of fine-tuning")
     parser.add_argument("--quick", action="store_true", help="a small run that proves it works")
     parser.add_argument("--output", type=Path, help="JSON file for the rows")
     parser.add_argument("--plot", type=Path, help="PNG file for the curves")
@@ -291,16 +295,17 @@ def main() -> None:
         model=trained(images, epochs=2 if small else 30),
         images=images,
         calibration=100 if small else 500,
+        tuning=640 if small else arguments.images,
         epochs=arguments.epochs,
         rates=RATES[:1] if small else RATES,
         seeds=(0,) if small else (0, 1, 2),
     )
     widths = arguments.accumulators[:2] if small else arguments.accumulators
-    points = [[Arm(UNLIMITED, "float", None)], *map(benchmark.naive, widths)]
-    points += [[Arm(m, s, p)] for s in STARTS for p in widths for m in QUANTIZERS]
+    points = [[Arm(m, s, p)] for s in STARTS for p in widths for m in QUANTIZERS]
+    points += [[Arm(UNLIMITED, "float", None)], *map(benchmark.naive, widths)]
     rows = [benchmark.measure(arms) for arms in points if arms]
     reference = accuracy(benchmark.model, *images.test)
-    show(reference, rows, arguments.epochs)
+    show(reference, rows, arguments.epochs, benchmark.tuning)
     content = {"benchmark": "finetuning", "float": reference, "rows": rows}
     write_json(arguments.output, content | {"verdicts": verdicts(rows)})
     if arguments.plot:
