@@ -231,7 +231,8 @@ def show(reference: float, rows: Sequence[dict], epochs: int, images: int) -> No
         "fits": "fits",
         "seconds": "seconds",
     }
-    title = f"ResNet-8, float {reference:.3f}; {epochs} epoch(s) of {images}, rates {RATES}, 'before' held out"
+    schedule = f"{epochs} epoch(s) of {images} images, rates {RATES}"
+    title = f"ResNet-8, float {reference:.3f}; {schedule}; 'before' held out"
     table = [
         {c: row[key] for c, key in columns.items()}
         | {"lowest": min(row["seeds"]), "highest": max(row["seeds"])}
