@@ -170,7 +170,8 @@ def l1_thresholds(weight, tile_length, radius, threshold):
                 if size > theta:
                     total += size
                     count += 1
-            if count == active or (active == 0 and total <= radius[row, tile]):
+            # More than before, or none, is rounding: without an end here it could go on for ever.
+            if count == 0 or count >= active > 0 or (active == 0 and total <= radius[row, tile]):
                 break
             active = count
             theta = (total - radius[row, tile]) / count
