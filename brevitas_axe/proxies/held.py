@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.layers import Layer, roll_weight, unroll_weight
-from brevitas_axe.proxies.projection import Budget, hold, tiled
+from brevitas_axe.proxies.projection import Budget, hold, share
 
 
 class HeldIntegers(torch.autograd.Function):
@@ -65,30 +65,12 @@ class HeldIntegers(torch.autograd.Function):
         if ctx.over is None:
             return gradient, *[None] * 6
         unrolled = unroll_weight(ctx.layer, gradient)
-        pushes, through = _split(unrolled.flatten(0, 1), rows, ctx.over, ctx.budget)
-        gradient, through = (
-            roll_weight(ctx.layer, part.unflatten(0, unrolled.shape[:2]))
-            for part in (pushes, through)
-        )
-        back = (through * ratio).sum_to_size(scale.shape) / scale
+        pushes = unrolled.flatten(0, 1).contiguous()
+        values = unroll_weight(ctx.layer, ratio).flatten(0, 1).contiguous()
+        scaled = share(pushes, rows, values, ctx.over, ctx.budget)
+        gradient = roll_weight(ctx.layer, pushes.view_as(unrolled))
+        # Each row's part stands at its first weight, from where it finds its scale.
+        spread = torch.zeros_like(unrolled)
+        spread[..., 0] = scaled.view(unrolled.shape[:2])
+        back = roll_weight(ctx.layer, spread).sum_to_size(scale.shape) / scale
         return gradient, None, back, *[None] * 4
-
-
-def _split(
-    gradient: Tensor, integers: Tensor, over: Tensor, budget: Budget
-) -> tuple[Tensor, Tensor]:
-    """The gradient less what the weights of a full budget share, and its part in held tiles.
-
-    Args:
-        gradient, integers: [rows, K].
-        over: booleans [rows, tiles], the tiles that were held.
-        budget: tells which weights share one.
-    """
-    columns = integers.shape[1]
-    tile = budget.tile(columns)
-    pushes, inside = tiled(gradient, tile), over.unsqueeze(-1).to(gradient.dtype)
-    held = tiled(integers, tile).sign() * inside
-    for signs in (held.clamp(min=0), held.clamp(max=0)) if budget.one_sided else (held,):
-        shared = (pushes * signs).sum(-1, keepdim=True)
-        pushes = pushes - signs * (shared / signs.abs().sum(-1, keepdim=True).clamp_(min=1))
-    return pushes.flatten(1)[:, :columns], (pushes * inside).flatten(1)[:, :columns]

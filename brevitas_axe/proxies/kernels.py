@@ -34,8 +34,8 @@ def hold_tiles(integers, values, tile, one_sided, both, either, bound, over):
         over[row, part] = cost_of(chosen, both, either) > bound
         if over[row, part]:
             a, s = sizes[: len(chosen)], signs[: len(chosen)]
-            for side in (1, -1) if one_sided else (0, 0):
-                select(chosen, wanted, side, a, s)
+            for turn in range(2 if one_sided else 1):
+                select(chosen, wanted, side_of(turn, one_sided, a), a, s)
                 shrink(a, s, both, either, bound, chosen)
 
 
@@ -49,13 +49,19 @@ def cost_of(integers, both, either):
     return np.int64(absolute) * both + abs(np.int64(signed)) * either
 
 
+@njit(nogil=True, cache=True)
+def side_of(turn, one_sided, values):
+    """Which weights share a budget: 1 positive ones, -1 negative ones, 0 all; in their type."""
+    return values.dtype.type((1 - 2 * turn) if one_sided else 0)
+
+
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
 def select(integers, values, side, sizes, signs):
     """Signs and magnitudes of the weights that share a budget, 0 for the others.
 
     Args:
         integers, values: [T].
-        side: 1 for positive weights, -1 for negative ones, 0 for all.
+        side: from `side_of`.
         sizes, signs: [T]; written. A size never rounds to more than its integer.
     """
     zero, one, almost = values.dtype.type(0), values.dtype.type(1), values.dtype.type(0.499)
@@ -64,6 +70,15 @@ def select(integers, values, side, sizes, signs):
         sign = zero if sign * side < 0 else sign
         signs[k] = sign
         sizes[k] = min(max(values[k] * sign, zero), sign * integers[k] + almost)
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS | {"nnan"})
+def largest(sizes):
+    """Largest of the sizes [T], none of which `select` leaves NaN (only so it is vectorised)."""
+    most = sizes.dtype.type(0)
+    for k in range(len(sizes)):
+        most = max(most, sizes[k])
+    return most
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
@@ -92,14 +107,15 @@ def shrink(sizes, signs, both, either, bound, integers):
     """Writes the nearest integers that fit, where signs is not 0.
 
     Args:
-        sizes, signs: [T], from `select`.
+        sizes, signs: [T], from `select`; sizes are overwritten.
         both, either, bound: as in `hold_tiles`.
         integers: [T]; updated.
     """
     unit = both + either
-    zero, half = sizes.dtype.type(0), sizes.dtype.type(0.5)
-    low, high = zero, sizes.max()
+    zero = sizes.dtype.type(0)
+    low, high = zero, largest(sizes)
     cost = shrunk_cost(sizes, signs, low, both, either)
+    spent = cost if cost <= bound else 0  # at `high`, where every size is 0
     if cost <= bound:
         high = low
     else:
@@ -113,7 +129,7 @@ def shrink(sizes, signs, both, either, bound, integers):
             found = np.log(cost + unit / 2) - target
             # Illinois: an end that stays a second time counts half, or it would stay for good.
             if cost <= bound:
-                high, below = middle, found
+                high, below, spent = middle, found, cost
                 above = above / 2 if stayed > 0 else above
                 stayed = 1
                 if cost + unit > bound:
@@ -123,15 +139,74 @@ def shrink(sizes, signs, both, either, bound, integers):
                 below = below / 2 if stayed < 0 else below
                 stayed = -1
     write(sizes, signs, high, integers)
-    room = (bound - shrunk_cost(sizes, signs, high, both, either)) // unit
+    room = (bound - spent) // unit
+    if room <= 0:
+        return
     # Units that the two ends disagree on, first weights first. The ends may be so close that
     # rounding decides; the slack never reaches past the integer (see `select`).
-    near = sizes.dtype.type(low - 1e-4)
+    between(sizes, signs, sizes.dtype.type(low - 1e-4), high)
     for k in range(len(sizes)):
         if room <= 0:
             break
-        more = np.floor(sizes[k] - near + half) - max(np.floor(sizes[k] - high + half), zero)
-        if more > 0 and signs[k] != zero:
-            more = min(more, room)
+        if sizes[k] > zero:
+            more = min(sizes[k], room)
             integers[k] += signs[k] * more
             room -= np.int64(more)
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
+def between(sizes, signs, low, high):
+    """Replaces sizes by the units that low leaves and high takes, 0 where signs is 0."""
+    zero, half = sizes.dtype.type(0), sizes.dtype.type(0.5)
+    for k in range(len(sizes)):
+        more = np.floor(sizes[k] - low + half) - np.floor(max(sizes[k] - high + half, zero))
+        sizes[k] = zero if signs[k] == zero else more
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def share_tiles(gradient, integers, values, over, tile, one_sided, scaled):
+    """Takes out of the gradient what the weights of a full budget share, in place.
+
+    Args:
+        gradient: [rows, K]; updated.
+        integers: whole numbers [rows, K] as `hold_tiles` left them.
+        values: what they were rounded from [rows, K].
+        over: booleans [rows, tiles], the tiles that were held.
+        tile, one_sided: as in `hold_tiles`.
+        scaled: [rows]; written, the sum over held tiles of gradient × values.
+    """
+    for row in range(len(gradient)):
+        scaled[row] = 0
+        for part in range(over.shape[1]):
+            if over[row, part]:
+                some = slice(part * tile, min(part * tile + tile, gradient.shape[1]))
+                pushes, held = gradient[row, some], integers[row, some]
+                for turn in range(2 if one_sided else 1):
+                    share(pushes, held, side_of(turn, one_sided, pushes))
+                scaled[row] += product(pushes, values[row, some])
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
+def share(pushes, integers, side):
+    """Removes the mean push on the magnitudes of the weights of one side, as in `select`."""
+    zero, one = pushes.dtype.type(0), pushes.dtype.type(1)
+    total, count = zero, zero
+    for k in range(len(pushes)):
+        sign = one if integers[k] > zero else (-one if integers[k] < zero else zero)
+        sign = zero if sign * side < 0 else sign
+        total += pushes[k] * sign
+        count += abs(sign)
+    mean = total / max(count, one)
+    for k in range(len(pushes)):
+        sign = one if integers[k] > zero else (-one if integers[k] < zero else zero)
+        sign = zero if sign * side < 0 else sign
+        pushes[k] -= sign * mean
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
+def product(a, b):
+    """Sum of a × b."""
+    total = a.dtype.type(0)
+    for k in range(len(a)):
+        total += a[k] * b[k]
+    return total

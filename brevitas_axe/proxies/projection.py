@@ -15,7 +15,7 @@ from torch import Tensor
 
 from brevitas_axe.accumulator import InputRange, accumulator_limit
 from brevitas_axe.errors import UnsupportedLayer
-from brevitas_axe.proxies.kernels import hold_tiles
+from brevitas_axe.proxies.kernels import hold_tiles, share_tiles
 
 # Off the CPU the bracket is closed in a fixed number of steps, so that nothing waits for the
 # device: the squared error is then less than 1 ‰ above the smallest one.
@@ -169,6 +169,48 @@ def project(integers: Tensor, values: Tensor, budget: Budget) -> Tensor:
     room = (budget.bound - cost(held)).div(unit, rounding_mode="floor")
     held += torch.minimum((room - (more.cumsum(-1) - more)).relu_(), more)
     return (held.sum(0) if budget.one_sided else held) * signs
+
+
+def share(
+    gradient: Tensor, integers: Tensor, values: Tensor, over: Tensor, budget: Budget
+) -> Tensor:
+    """Takes out of the gradient what the weights of a full budget share, in place.
+
+    Args:
+        gradient: [rows, K], contiguous; updated.
+        integers: as `hold` left them.
+        values: what they were rounded from.
+        over: booleans [rows, tiles], the tiles that were held.
+        budget: tells which weights share one.
+
+    Returns:
+        [rows], the sum over held tiles of the new gradient × values.
+    """
+    tile = budget.tile(integers.shape[1])
+    if gradient.device.type == "cpu":
+        scaled = gradient.new_empty(len(gradient))
+        some = (over.numpy(), tile, budget.one_sided, scaled.numpy())
+        share_tiles(gradient.numpy(), integers.numpy(), values.numpy(), *some)
+        return scaled
+    inside = over.unsqueeze(-1)
+    pushes = without_shared(tiled(gradient, tile), tiled(integers, tile) * inside, budget)
+    gradient.copy_(pushes.flatten(1)[:, : integers.shape[1]])
+    return (pushes * inside * tiled(values, tile)).sum((1, 2))
+
+
+def without_shared(pushes: Tensor, held: Tensor, budget: Budget) -> Tensor:
+    """What `share` leaves of a gradient, as tensor operations, for any device.
+
+    Args:
+        pushes: the gradient's tiles [..., T].
+        held: whole numbers, 0 in tiles that were not held.
+        budget: tells which weights share one.
+    """
+    signs = held.sign()
+    for some in (signs.clamp(min=0), signs.clamp(max=0)) if budget.one_sided else (signs,):
+        shared = (pushes * some).sum(-1, keepdim=True)
+        pushes = pushes - some * (shared / some.abs().sum(-1, keepdim=True).clamp_(min=1))
+    return pushes
 
 
 def _check_exact(dtype: torch.dtype, largest: int, cost: int) -> None:

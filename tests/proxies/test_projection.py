@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import UnsupportedLayer
-from brevitas_axe.proxies.projection import Budget, exceeds, hold, project, tiled
+from brevitas_axe.proxies.projection import (
+    Budget,
+    exceeds,
+    hold,
+    project,
+    share,
+    tiled,
+    without_shared,
+)
 
 RANGES = st.sampled_from(
     [
@@ -151,3 +159,21 @@ def test_sums_that_the_type_would_round_are_refused():
         compiled(values, InputRange(0, 255), 16, None, 32767)
     integers, _ = compiled(values.double(), InputRange(0, 255), 16, None, 32767)
     assert int(integers.sum()) == 32767 // 255
+
+
+@settings(max_examples=100, deadline=None)
+@given(layers(), RANGES, st.integers(2, 16), st.sampled_from([None, 3, 8]))
+def test_both_ways_take_the_same_out_of_a_gradient(values, reach, bits, tile):
+    budget, size = Budget(reach, bits, tile), Budget(reach, bits, tile).tile(values.shape[1])
+    values = values.clamp(-7, 7)
+    integers, over = compiled(values, reach, bits, tile, 7)
+    if over is None:
+        return
+    gradient = torch.linspace(-1, 2, values.numel()).view_as(values).sin()
+    pushes = gradient.clone()
+    scaled = share(pushes, integers, values, over, budget)
+    inside = over.unsqueeze(-1)
+    expected = without_shared(tiled(gradient, size), tiled(integers, size) * inside, budget)
+    torch.testing.assert_close(pushes, expected.flatten(1)[:, : values.shape[1]])
+    products = (expected * inside * tiled(values, size)).sum((1, 2))
+    torch.testing.assert_close(scaled, products, atol=1e-4, rtol=1e-4)
