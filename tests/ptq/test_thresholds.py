@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from brevitas_axe.ptq.kernels import l1_thresholds
 from brevitas_axe.ptq.thresholds import published_threshold
 from tests.ptq.layers import random_problem
 
@@ -29,3 +31,13 @@ def test_no_threshold_without_a_limit() -> None:
     assert not published_threshold(problem, problem.tile_scale).any()
     constant = replace(problem, accumulator_bit_width=8, input_low=0, input_high=0)
     assert not published_threshold(constant, problem.tile_scale).any()
+
+
+def test_rounding_does_not_keep_the_iteration_going() -> None:
+    # From the random layers: its active entries grew and shrank in turn, without end.
+    tile = [0.0, 0.0005994044477120042, 0.0010873940773308277, -0.0015960977179929614]
+    weight = np.array([[*tile, 0.0008230374660342932, 0.0]], np.float32)
+    radius, threshold = 0.003192195435985923, np.empty((1, 1), np.float32)
+    l1_thresholds(weight, 6, np.array([[radius]], np.float32), threshold)
+    shrunk = np.maximum(abs(weight - weight.mean()) - threshold, 0)
+    assert abs(shrunk.sum() - radius) < 1e-8
