@@ -247,6 +247,18 @@ def test_a_wrong_file_is_noticed_before_it_appears(wrong, tmp_path, monkeypatch)
     assert not any(tmp_path.iterdir())
 
 
+def test_one_turned_rounding_is_no_wrong_file(tmp_path, monkeypatch):
+    calls = []
+
+    def turned(*args):
+        calls.append(args)
+        return {k: v + 0.1 * (len(calls) == 1) for k, v in execute_onnx(*args).items()}
+
+    monkeypatch.setattr(room, "execute_onnx", turned)
+    export_qonnx(build(), X[:1], tmp_path / "m.onnx")
+    assert len(calls) == 2
+
+
 def test_tied_weights_with_scales_of_their_own(tmp_path):
     torch.manual_seed(0)
     weight = {"weight_quant": Int8WeightPerChannelFloatAXE, "weight_bit_width": 4, **BOUND}
