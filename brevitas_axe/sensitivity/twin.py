@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.layers import Layer, evaluating, find_layers, input_range
+from brevitas_axe.prepare import Batch
 from brevitas_axe.sensitivity.activations import activation_quantizers, set_bits
+from brevitas_axe.sensitivity.metrics import output_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +87,25 @@ def set_weight(layer: Layer, value: Tensor) -> None:
     """Gives a layer of a private copy a weight of its own; autograd may differentiate by it."""
     # Not by setattr: Brevitas would then build the quantizer anew.
     layer._parameters["weight"] = nn.Parameter(value)
+
+
+def layer_outputs(
+    twin: nn.Module, layers: Mapping[str, Layer], batch: Batch
+) -> tuple[Tensor, list[tuple[str, Tensor]]]:
+    """One forward: the model's output, and (layer name, its output) of every call of the layers."""
+    calls: list[tuple[str, Tensor]] = []
+
+    def note(name: str):
+        def hook(layer: Layer, inputs: tuple, output: Tensor) -> None:
+            calls.append((name, output))
+
+        return hook
+
+    args, kwargs = batch
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_hook(note(name)).remove)
+        return output_tensor(twin(*args, **kwargs)), calls
 
 
 def input_grids(
