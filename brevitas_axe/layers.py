@@ -213,6 +213,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def first_input(args: tuple, kwargs: dict) -> Any:
+    """What a layer multiplies, of the arguments of its call."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 def observe_inputs(
     model: nn.Module, layers: dict[str, Layer], args: tuple, kwargs: dict | None = None
 ) -> dict[str, list[InputRange | None]]:
@@ -234,7 +239,7 @@ def observe_inputs(
 
     def note(name: str):
         def hook(layer: Layer, args: tuple, kwargs: dict) -> None:
-            quantized = layer.input_quant(args[0] if args else next(iter(kwargs.values())))
+            quantized = layer.input_quant(first_input(args, kwargs))
             known = isinstance(quantized, IntQuantTensor)
             calls.setdefault(name, []).append(input_range(quantized, layer) if known else None)
             if known and is_accumulator_aware(layer):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.accumulator import datatype_bound
-from brevitas_axe.layers import Layer, roll_weight, unroll_weight
+from brevitas_axe.layers import Layer, first_input, roll_weight, unroll_weight
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.ptq import LayerProblem, LayerSolution
 from brevitas_axe.ptq import solver as chosen_solver
@@ -70,7 +70,7 @@ def _collected(case: Case, names: list[str]) -> dict[str, LayerMoments]:
 
     def watch(name: str):
         def hook(layer: Layer, inputs: tuple, named: dict) -> None:
-            x = inputs[0] if inputs else next(iter(named.values()))
+            x = first_input(inputs, named)
             energy[name].add(x)
             for bits, grid in case.inputs[name].items():
                 quantized[name][bits].add(x if grid is None else grid(x), x)
