@@ -89,10 +89,15 @@ class Case:
         with torch.no_grad(), substituted(twin, parts):
             return [output_tensor(twin(*args, **kwargs)) for args, kwargs in self.batches]
 
+    @property
+    def samples(self) -> int:
+        """Samples of all batches together."""
+        return sum(len(reference) for reference in self.reference)
+
     def mean(self, values: list[float]) -> float:
         """Mean over batches, each with the weight of its samples."""
-        sizes = [len(reference) for reference in self.reference]
-        return sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
+        sizes = (len(reference) for reference in self.reference)
+        return sum(v * n for v, n in zip(values, sizes, strict=True)) / self.samples
 
     def rounded(self, name: str, choice: LayerPrecision) -> tuple[Tensor, Tensor]:
         """(weights of a layer rounded to nearest, scale per weight), both in the weight's shape."""

@@ -91,7 +91,6 @@ def curvature(case: Case, probes: int) -> dict[str, Tensor]:
         set_weight(layer, layer.weight.detach())
     generator = case.generator()
     sums = {name: torch.zeros((), dtype=torch.float64) for name in layers}
-    total = sum(len(reference) for reference in case.reference)
     for batch, item in zip(case.batches, case.items, strict=True):
         with torch.enable_grad():
             result, calls = layer_outputs(twin, layers, batch)
@@ -113,7 +112,7 @@ def curvature(case: Case, probes: int) -> dict[str, Tensor]:
                     else -len(layers[name].kernel_size) - 1
                 )
                 square = slope.detach().double().square().movedim(axis, 0).flatten(1).sum(1)
-                sums[name] = sums[name] + square * (len(result) / (total * probes))
+                sums[name] = sums[name] + square * (len(result) / (case.samples * probes))
     return sums
 
 

@@ -56,8 +56,7 @@ def relevances(case: Case) -> dict[str, float]:
         found = torch.autograd.grad(result, [y for _, y in calls], start, allow_unused=True)
         for (name, _), relevance in zip(calls, found, strict=True):
             total[name] += 0.0 if relevance is None else float(relevance.abs().sum())
-    samples = sum(len(reference) for reference in case.reference)
-    return {name: value / samples for name, value in total.items()}
+    return {name: value / case.samples for name, value in total.items()}
 
 
 def _leaf(x: object) -> object:

@@ -46,7 +46,7 @@ class Tdmpq:
         sizes = [len(reference) for reference in case.reference]
         for name in case.names:
             batches = zip(found, sizes, strict=True)
-            slopes[name] = torch.stack([b[name] * n for b, n in batches]).sum(0) / sum(sizes)
+            slopes[name] = torch.stack([b[name] * n for b, n in batches]).sum(0) / case.samples
         return Scores(
             case.choices,
             {
