@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.trials import Trials, Value
 from brevitas_axe.sensitivity.twin import Part, private
 
+Found = TypeVar("Found")
 # Memory for second moments at a time, in bytes.
 MEMORY = 2**30
 # The published scale under a tight budget is too small by far: larger ones are tried, row by row.
@@ -114,7 +115,7 @@ def over_layers(
     return {n: v for n, v in zip(case.names, found, strict=True) if isinstance(v, list)}
 
 
-def for_choices(case: Case, name: str, function: Callable[[LayerPrecision], float]) -> list[float]:
+def for_choices(case: Case, name: str, function: Callable[[LayerPrecision], Found]) -> list[Found]:
     """Function of every choice of a layer, once for those that cannot differ."""
     options = [unlimited(case, name, choice) for choice in case.choices.layers[name]]
     values = {choice: function(choice) for choice in dict.fromkeys(options)}
