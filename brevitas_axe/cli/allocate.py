@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from brevitas_axe.cli import options
-from brevitas_axe.cli.quantize import batches_of, model_of
+from brevitas_axe.cli.usercode import batches_of, model_of
 from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:

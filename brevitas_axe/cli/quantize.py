@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from brevitas_axe.cli import language, options
-from brevitas_axe.cli.usercode import call, load_function
-from brevitas_axe.errors import EmptyCalibration, InvalidOption
+from brevitas_axe.cli.usercode import batches_of, model_of
+from brevitas_axe.errors import InvalidOption
 from brevitas_axe.ptq import solvers
 
 
@@ -110,31 +109,6 @@ def run(arguments: argparse.Namespace) -> int:
     for file in [path, *files]:
         print(file)
     return 0 if certificate.ok else 1
-
-
-def model_of(reference: str) -> Any:
-    import torch
-
-    model = call(load_function(reference), reference)
-    if not isinstance(model, torch.nn.Module):
-        raise InvalidOption(
-            f"{reference} must return a torch.nn.Module, but it returned {type(model).__name__}."
-        )
-    return model
-
-
-def batches_of(reference: str) -> list[Any]:
-    function = load_function(reference)
-    batches = call(lambda: _listed(function()), reference)
-    if batches is None:
-        raise InvalidOption(f"{reference} must return an iterable of input batches.")
-    if not batches:
-        raise EmptyCalibration(f"{reference} yields no batch; calibration needs at least one.")
-    return batches
-
-
-def _listed(value: object) -> list[Any] | None:
-    return list(value) if isinstance(value, Iterable) else None
 
 
 def _example(model: Any, batch: Any) -> tuple[Any, ...]:
