@@ -66,10 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.certify import certify_file
     from brevitas_axe.cli.screen import console
     from brevitas_axe.cost import resource_rows
-    from brevitas_axe.plan import Plan
     from brevitas_axe.report import open_folder, write_folder
 
-    plan = None if arguments.plan is None else Plan.load(arguments.plan)
+    plan = options.plan_of(arguments)
     folder = open_folder(arguments.output)
     model = model_of(arguments.model)
     batches = batches_of(arguments.calibration)
