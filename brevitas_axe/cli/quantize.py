@@ -111,12 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _example(model: Any, batch: Any) -> tuple[Any, ...]:
-    """One sample of a calibration batch as export arguments, which are positional.
+    """One sample of a calibration batch as export arguments, which are positional."""
+    from brevitas_axe.prepare import as_batches, one_sample
 
-    FINN builds for one sample at a time.
-    """
-    from brevitas_axe.prepare import as_batches
-
-    [(args, kwargs)] = as_batches([batch])
-    bound = inspect.signature(model.forward).bind(*args, **kwargs).args
-    return tuple(value[:1] if getattr(value, "ndim", 0) else value for value in bound)
+    [batch] = as_batches([batch])
+    args, kwargs = one_sample(batch)
+    return inspect.signature(model.forward).bind(*args, **kwargs).args
