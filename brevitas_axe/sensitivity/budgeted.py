@@ -124,7 +124,7 @@ def for_choices(case: Case, name: str, function: Callable[[LayerPrecision], Foun
 
 def problem(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> LayerProblem:
     """A layer at one choice, as a solver takes it."""
-    layer = case.layers()[name]
+    layer = case.layer(name)
     grid, start = case.inputs[name][choice.input], case.weights[name][choice.weight]
     statistics = known.quantized[choice.input]
     return LayerProblem(
@@ -190,7 +190,7 @@ def error(layer: LayerProblem, solution: LayerSolution, known: LayerMoments) -> 
 def part(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> Part:
     """The layer solved at a choice, to be put into the twin."""
     layer = problem(case, name, choice, known)
-    module = case.layers()[name]
+    module = case.layer(name)
     value = roll_weight(module, solve(layer).value(layer)).to(module.weight.dtype)
     return Part(value, case.inputs[name][choice.input])
 
@@ -200,7 +200,7 @@ def unlimited(case: Case, name: str, choice: LayerPrecision) -> LayerPrecision:
     grid, start = case.inputs[name][choice.input], case.weights[name][choice.weight]
     if choice.accumulator is None or grid is None:
         return choice
-    layer = case.layers()[name]
+    layer = case.layer(name)
     columns = unroll_weight(layer, layer.weight).shape[2]
     weight_bits = (start.high - start.low).bit_length()
     largest = max(-grid.reach.low, grid.reach.high)

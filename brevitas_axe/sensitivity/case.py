@@ -73,6 +73,10 @@ class Case:
         modules = dict((self.twin if twin is None else twin).named_modules())
         return {name: modules[name] for name in self.choices.layers}
 
+    def layer(self, name: str) -> Layer:
+        """One layer of the twin."""
+        return self.twin.get_submodule(name)
+
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
 
@@ -101,7 +105,7 @@ class Case:
 
     def rounded(self, name: str, choice: LayerPrecision) -> tuple[Tensor, Tensor]:
         """(weights of a layer rounded to nearest, scale per weight), both in the weight's shape."""
-        layer, grid = self.layers()[name], self.weights[name][choice.weight]
+        layer, grid = self.layer(name), self.weights[name][choice.weight]
         weight = unroll_weight(layer, layer.weight.detach())
         scale = grid.scale.to(weight).unsqueeze(-1).expand_as(weight)
         value = (weight / scale).round().clamp(grid.low, grid.high) * scale
@@ -178,7 +182,7 @@ def fingerprint(case: Case, scorer: object) -> str:
     digest.add(case.twin)
     digest.add(case.items)
     for name in case.names:
-        digest.add((name, type(case.layers()[name]).__qualname__))
+        digest.add((name, type(case.layer(name)).__qualname__))
         for grids in (case.inputs[name], case.weights[name]):
             for bits in sorted(grids, key=str):
                 digest.add((bits, *(() if grids[bits] is None else vars(grids[bits]).values())))

@@ -57,7 +57,7 @@ class Hutchinson:
 def _harms(
     case: Case, name: str, known: LayerMoments, weight_mean: float, input_trace: float
 ) -> list[float]:
-    layer = case.layers()[name]
+    layer = case.layer(name)
     weight = unroll_weight(layer, layer.weight.detach()).double()
 
     def harm(choice: LayerPrecision) -> float:

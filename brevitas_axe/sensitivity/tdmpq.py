@@ -76,7 +76,7 @@ class Tdmpq:
 
 def _step(case: Case, name: str, choice: LayerPrecision) -> Tensor:
     value, _ = case.rounded(name, choice)
-    return value - case.layers()[name].weight.detach()
+    return value - case.layer(name).weight.detach()
 
 
 def _rounded_loss(case: Case, name: str, bits: int | None) -> float:
