@@ -265,15 +265,14 @@ def is_accumulator_aware(module: Layer) -> bool:
     return isinstance(module.weight_quant, DecoupledWeightQuantProxyFromInjector)
 
 
-def integer_weight(
-    name: str, module: Layer, quant_input: IntQuantTensor | None = None
-) -> tuple[Tensor, Tensor]:
+def integer_weight(name: str, module: Layer) -> tuple[Tensor, Tensor]:
     """Integer weights and scale that a layer computes with.
+
+    A2Q and A2Q+ quantizers depend on their input: let `observe_inputs` show it to them first.
 
     Args:
         name: layer name, for messages.
         module: a layer of `find_layers`.
-        quant_input: quantized input; A2Q and A2Q+ need it, ours remembers its range.
 
     Returns:
         (integers, scale): integers int64 in the weight's shape, scale as the quantizer gives it.
@@ -287,7 +286,7 @@ def integer_weight(
             raise NonFiniteValues(
                 f"the weights of layer '{name}' hold NaN or infinity; repair the checkpoint."
             )
-        weight = module.quant_weight(quant_input)
+        weight = module.quant_weight()
         if bool((weight.zero_point != 0).any()):
             raise UnsupportedLayer(
                 f"layer '{name}' has asymmetric weights (non-zero zero point), which hardware "

@@ -92,9 +92,10 @@ def svg(figure: Figure) -> str:
     return markup
 
 
-def png(figure: Figure, dots_per_inch: int = 160) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file, 160 dots per inch, on white."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=160, facecolor="white")
     return buffer.getvalue()
 
 
