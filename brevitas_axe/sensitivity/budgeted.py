@@ -21,7 +21,7 @@ from brevitas_axe.ptq import solver as chosen_solver
 from brevitas_axe.ptq.moments import Moments, Statistics
 from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.trials import Trials, Value
-from brevitas_axe.sensitivity.twin import Part, private
+from brevitas_axe.sensitivity.twin import Part
 
 Found = TypeVar("Found")
 # Memory for second moments at a time, in bytes.
@@ -61,8 +61,7 @@ def moments(case: Case, names: list[str]) -> Iterator[dict[str, LayerMoments]]:
 
 
 def _collected(case: Case, names: list[str]) -> dict[str, LayerMoments]:
-    twin = private(case.twin)
-    layers = case.layers(twin)
+    twin, layers = case.private()
     energy = {name: Moments(name, layers[name], cross=False) for name in names}
     quantized = {
         name: {bits: Moments(name, layers[name], cross=True) for bits in case.inputs[name]}

@@ -17,7 +17,15 @@ from brevitas_axe.plan import Choices, LayerPrecision
 from brevitas_axe.prepare import Batch, as_batches
 from brevitas_axe.ptq.state import Fingerprint
 from brevitas_axe.sensitivity.metrics import Metric, find_metric, output_tensor
-from brevitas_axe.sensitivity.twin import Grid, Part, float_twin, input_grids, private, substituted
+from brevitas_axe.sensitivity.twin import (
+    Grid,
+    Part,
+    float_twin,
+    input_grids,
+    private,
+    set_weight,
+    substituted,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +76,30 @@ class Case:
     def names(self) -> list[str]:
         return list(self.choices.layers)
 
-    def layers(self, twin: nn.Module | None = None) -> dict[str, Layer]:
-        """The layers to score, of the twin or of a copy of it."""
-        modules = dict((self.twin if twin is None else twin).named_modules())
-        return {name: modules[name] for name in self.choices.layers}
+    def layers(self) -> dict[str, Layer]:
+        """The layers to score."""
+        return self._layers_of(self.twin)
 
     def layer(self, name: str) -> Layer:
         """One layer of the twin."""
         return self.twin.get_submodule(name)
+
+    def private(self) -> tuple[nn.Module, dict[str, Layer]]:
+        """A private copy of the twin, and its layers to score."""
+        twin = private(self.twin)
+        return twin, self._layers_of(twin)
+
+    def differentiable(self, share: float = 1.0) -> tuple[nn.Module, dict[str, Layer]]:
+        """The same, each layer with a weight of its own for autograd, a share of the real one."""
+        twin, layers = self.private()
+        for layer in layers.values():
+            weight = layer.weight.detach()
+            set_weight(layer, weight if share == 1 else weight * share)
+        return twin, layers
+
+    def _layers_of(self, twin: nn.Module) -> dict[str, Layer]:
+        modules = dict(twin.named_modules())
+        return {name: modules[name] for name in self.choices.layers}
 
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)

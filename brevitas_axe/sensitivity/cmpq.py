@@ -13,7 +13,7 @@ from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.facts import Facts
 from brevitas_axe.sensitivity.scores import Scores, from_importance
 from brevitas_axe.sensitivity.trials import Trials
-from brevitas_axe.sensitivity.twin import layer_outputs, private
+from brevitas_axe.sensitivity.twin import layer_outputs
 
 # A component more than a sample for every so many correlates by chance.
 SAMPLES_PER_COMPONENT = 5
@@ -51,8 +51,7 @@ class Cmpq:
 
 def mean_outputs(case: Case) -> dict[str, np.ndarray]:
     """Layer → [samples, channels] output of the float model, averaged over positions."""
-    twin = private(case.twin)
-    layers = case.layers(twin)
+    twin, layers = case.private()
     rows: dict[str, list[Tensor]] = {name: [] for name in layers}
     for batch in case.batches:
         with torch.no_grad():

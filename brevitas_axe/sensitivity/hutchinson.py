@@ -28,7 +28,7 @@ from brevitas_axe.sensitivity.facts import Facts
 from brevitas_axe.sensitivity.metrics import output_tensor
 from brevitas_axe.sensitivity.scores import Scores
 from brevitas_axe.sensitivity.trials import Trials
-from brevitas_axe.sensitivity.twin import changed_input, private, set_weight
+from brevitas_axe.sensitivity.twin import changed_input
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ def _harms(
 
 def traces(case: Case, probes: int) -> dict[str, tuple[float, float]]:
     """Layer → (mean trace of its weights' Hessian, trace of its input's), at least 0."""
-    twin = private(case.twin)
-    layers = case.layers(twin)
+    twin, layers = case.differentiable()
     offsets: dict[str, Tensor] = {}
 
     def shift(name: str):
@@ -84,7 +83,6 @@ def traces(case: Case, probes: int) -> dict[str, tuple[float, float]]:
         return changed_input(shifted)
 
     for name, layer in layers.items():
-        set_weight(layer, layer.weight.detach())
         layer.register_forward_pre_hook(shift(name), with_kwargs=True)
     generator = case.generator()
     weights: dict[str, list[float]] = {name: [] for name in layers}

@@ -27,7 +27,7 @@ from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.facts import Facts
 from brevitas_axe.sensitivity.scores import Scores
 from brevitas_axe.sensitivity.trials import Trials
-from brevitas_axe.sensitivity.twin import layer_outputs, private, set_weight
+from brevitas_axe.sensitivity.twin import layer_outputs
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,7 @@ def curvature(case: Case, probes: int) -> dict[str, Tensor]:
             f"the metric '{case.metric.name}' does not say how its Hessian looks at the output; "
             "use 'kl' or 'mse', or the scorer 'measured'."
         )
-    twin = private(case.twin)
-    layers = case.layers(twin)
-    for layer in layers.values():
-        set_weight(layer, layer.weight.detach())
+    twin, layers = case.differentiable()
     generator = case.generator()
     sums = {name: torch.zeros((), dtype=torch.float64) for name in layers}
     for batch, item in zip(case.batches, case.items, strict=True):

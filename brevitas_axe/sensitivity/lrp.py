@@ -12,7 +12,7 @@ from brevitas_axe.sensitivity.facts import Facts
 from brevitas_axe.sensitivity.relevance import propagating
 from brevitas_axe.sensitivity.scores import Scores, from_importance
 from brevitas_axe.sensitivity.trials import Trials
-from brevitas_axe.sensitivity.twin import layer_outputs, private
+from brevitas_axe.sensitivity.twin import layer_outputs
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Lrp:
 
 def relevances(case: Case) -> dict[str, float]:
     """Layer → mean over samples of Σ|R| at its output."""
-    twin = private(case.twin)
-    layers = case.layers(twin)
+    twin, layers = case.private()
     total = dict.fromkeys(layers, 0.0)
     for args, kwargs in case.batches:
         leaves = tuple(map(_leaf, args)), {key: _leaf(a) for key, a in kwargs.items()}
