@@ -18,7 +18,8 @@ def add(commands) -> None:
         "quantize",
         help="quantize, prove and export your own model",
         description="Writes model.onnx, plan.json, certificate.json, summary.json and report.html; "
-        "for a language model (--hf), integers.npz instead of model.onnx.",
+        "for a language model (--hf), rows.json and a folder per row, with integers.npz instead of "
+        "model.onnx.",
     )
     parser.add_argument(
         "model", nargs="?", metavar="FILE.py:FUNCTION", help="returns the torch model"
