@@ -63,7 +63,7 @@ def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, La
             )
     found = {}
     for name, module in modules.items():
-        if any(name == e or name.startswith(f"{e}.") for e in exclude):
+        if _is_inside(name, exclude):
             continue
         if isinstance(module, _RECURRENT):
             raise UnsupportedLayer(
@@ -87,9 +87,14 @@ def find_unquantized(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[st
         name
         for name, module in model.named_modules()
         if isinstance(module, _PLAIN)
-        and not any(name == e or name.startswith(f"{e}.") for e in exclude)
+        and not _is_inside(name, exclude)
         and _weight_quantizer(module) is None
     ]
+
+
+def _is_inside(name: str, modules: tuple[str, ...]) -> bool:
+    """True for one of the modules, and for any part of them."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _weight_quantizer(module: nn.Module) -> Layer:
