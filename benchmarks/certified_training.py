@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from brevitas.graph.calibrate import calibration_mode
-from records import print_table, write_json
+from records import add_arguments, print_table, write_json
 from torch import nn
 from trained_nets import Block, resnet8
 
@@ -146,12 +146,10 @@ def train(net: str, bits: int, steps: int, every: int, folder: Path) -> dict[str
 def main() -> None:
     """Trains every network and prints the table."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small run that proves it works")
-    parser.add_argument("--output", type=Path, help="JSON file for the rows")
+    add_arguments(parser, threads=1)
     parser.add_argument("--accumulator", type=int, default=16)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--every", type=int, default=20, help="steps between exported files")
-    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     steps = 4 if arguments.quick else arguments.steps

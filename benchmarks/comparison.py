@@ -12,8 +12,8 @@ import argparse
 from collections.abc import Container, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
+import records
 from arms import Experiment, Setting
 from records import print_table, write_json
 
@@ -30,10 +30,8 @@ Widths = Sequence[tuple[int, int]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that every benchmark shares."""
-    parser.add_argument("--quick", action="store_true", help="a small run that proves it works")
-    parser.add_argument("--output", type=Path, help="JSON file for the rows")
-    parser.add_argument("--threads", type=int, default=2)
+    """Options of every comparison."""
+    records.add_arguments(parser)
     parser.add_argument("--owners", nargs="+", choices=OWNERS, default=OWNERS, help="arms to run")
 
 

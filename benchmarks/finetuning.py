@@ -29,7 +29,7 @@ import brevitas
 import torch
 from arms import bits_needed, calibrate, model_fingerprint, quantized_layers, solver_fingerprint
 from conv_quantizers import quantized
-from records import print_table, recorded, write_json
+from records import add_arguments, drawing, print_table, recorded, write_json
 from resnet8 import Augmented, Images, read, trained
 from resnet32 import accuracy
 from torch import nn
@@ -244,38 +244,29 @@ def show(reference: float, rows: Sequence[dict], epochs: int, images: int) -> No
 
 def draw(reference: float, rows: Sequence[dict], path: Path) -> None:
     """Mean accuracy against P, with the range over the seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     colours = {"ours": "C0", "A2Q+": "C1", "A2Q": "C2", NAIVE: "C7"}
-    figure, axes = plt.subplots(figsize=(8, 5))
-    axes.axhline(reference, color="black", linewidth=1, label="float")
-    for row in rows:
-        if row["method"] == UNLIMITED and row["accuracy"] is not None:
-            label = f"W{BITS}A{BITS}, no limit"
-            axes.axhline(row["accuracy"], color="black", linestyle=":", label=label)
-    for method, start in [(m, s) for m in colours for s in STARTS]:
-        points = [
-            (row["accumulator_bits"], row["accuracy"], min(row["seeds"]), max(row["seeds"]))
-            for row in rows
-            if (row["method"], row["start"]) == (method, start) and row["accuracy"] is not None
-        ]
-        if points:
-            bits, means, low, high = zip(*sorted(points), strict=True)
-            errors = [
-                [m - x for m, x in zip(means, low, strict=True)],
-                [x - m for m, x in zip(means, high, strict=True)],
+    labels = ("ResNet-8, CIFAR-10", "accumulator bits P", "top-1 accuracy")
+    with drawing(path, *labels) as axes:
+        axes.axhline(reference, color="black", linewidth=1, label="float")
+        for row in rows:
+            if row["method"] == UNLIMITED and row["accuracy"] is not None:
+                label = f"W{BITS}A{BITS}, no limit"
+                axes.axhline(row["accuracy"], color="black", linestyle=":", label=label)
+        for method, start in [(m, s) for m in colours for s in STARTS]:
+            points = [
+                (row["accumulator_bits"], row["accuracy"], min(row["seeds"]), max(row["seeds"]))
+                for row in rows
+                if (row["method"], row["start"]) == (method, start) and row["accuracy"] is not None
             ]
-            style = "o-" if start == "PTQ" else "s--"
-            label = f"{method}, {start} start"
-            axes.errorbar(bits, means, errors, fmt=style, color=colours[method], label=label)
-    axes.set(xlabel="accumulator bits P", ylabel="top-1 accuracy", title="ResNet-8, CIFAR-10")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+            if points:
+                bits, means, low, high = zip(*sorted(points), strict=True)
+                errors = [
+                    [m - x for m, x in zip(means, low, strict=True)],
+                    [x - m for m, x in zip(means, high, strict=True)],
+                ]
+                style = "o-" if start == "PTQ" else "s--"
+                label = f"{method}, {start} start"
+                axes.errorbar(bits, means, errors, fmt=style, color=colours[method], label=label)
 
 
 def main() -> None:
@@ -284,10 +275,8 @@ def main() -> None:
     parser.add_argument("--accumulators", type=int, nargs="+", default=[14, 11, 8])
     parser.add_argument("--epochs", type=int, default=1, help="epochs of every fine-tuning")
     parser.add_argument("--images", type=int, default=3000, help="in an epoch of fine-tuning")
-    parser.add_argument("--quick", action="store_true", help="a small run that proves it works")
-    parser.add_argument("--output", type=Path, help="JSON file for the rows")
     parser.add_argument("--plot", type=Path, help="PNG file for the curves")
-    parser.add_argument("--threads", type=int, default=2)
+    add_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     small = arguments.quick

@@ -6,18 +6,31 @@ stopped and a changed setting, model or solver is measured anew.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("BREVITAS_AXE_DATA", REPOSITORY.parent / "shared" / "data"))
 CACHE = Path(os.environ.get("BREVITAS_AXE_CACHE", REPOSITORY / ".cache"))
+
+
+def add_arguments(parser: argparse.ArgumentParser, threads: int = 2) -> None:
+    """Options that every benchmark shares."""
+    parser.add_argument("--quick", action="store_true", help="a small run that proves it works")
+    parser.add_argument("--output", type=Path, help="JSON file for the rows")
+    parser.add_argument("--threads", type=int, default=threads)
 
 
 def recorded(benchmark: str, key: dict, measure: Callable[[], dict]) -> dict:
@@ -57,6 +70,31 @@ def write_json(path: Path | None, content: dict) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1))
+
+
+@contextmanager
+def drawing(path: Path, title: str, x: str, y: str, legend_size: int = 8) -> Iterator[Axes]:
+    """Axes to draw on, written to a PNG file afterwards.
+
+    Args:
+        path: of the file.
+        title: above the axes.
+        x: label of the horizontal axis.
+        y: label of the vertical one.
+        legend_size: in points.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5))
+    yield axes
+    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=legend_size)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
 
 
 def _cell(value: object) -> str:

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from arms import Experiment, Setting
 from comparison import add_arguments, compare
 from conv_quantizers import Join, folded, quantized
-from records import DATA, print_table, write_json
+from records import DATA, drawing, print_table, write_json
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -117,11 +117,6 @@ def experiment(calibration: int, validation: int) -> Experiment:
 
 def draw(content: dict, path: Path) -> None:
     """Accuracy against P: equal bits, each side's best solver, and each at its best widths."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     best: dict[tuple[str, str], dict[int, float]] = {}
     for row in content["rows"]:
         owner = {"fast": "published", "best": "ours"}.get(row["arm"].split()[0], row["arm"])
@@ -133,18 +128,14 @@ def draw(content: dict, path: Path) -> None:
         owner = "ours" if row["side"].startswith("ours") else "published"
         best.setdefault((owner, "best W/A"), {})[row["accumulator_bits"]] = row["accuracy"]
     colours = {"W4A4": "C0", "W4A8": "C1", "best W/A": "C2"}
-    figure, axes = plt.subplots(figsize=(8, 5))
-    for (owner, widths), points in best.items():
-        style = {"ours": "o-", "published": "o--"}.get(owner, "x")
-        bold = 2.5 if widths == "best W/A" else 1.2
-        label = f"{owner}, {widths}"
-        axes.plot(*zip(*sorted(points.items()), strict=True), style, color=colours[widths],
-                  linewidth=bold, label=label)  # fmt: skip
-    axes.set(xlabel="accumulator bits P", ylabel="top-1 accuracy", title="ResNet-32, CIFAR-10")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    labels = ("ResNet-32, CIFAR-10", "accumulator bits P", "top-1 accuracy")
+    with drawing(path, *labels, legend_size=7) as axes:
+        for (owner, widths), points in best.items():
+            style = {"ours": "o-", "published": "o--"}.get(owner, "x")
+            bold = 2.5 if widths == "best W/A" else 1.2
+            label = f"{owner}, {widths}"
+            axes.plot(*zip(*sorted(points.items()), strict=True), style, color=colours[widths],
+                      linewidth=bold, label=label)  # fmt: skip
 
 
 def run_once(arm: str, images: int) -> dict:

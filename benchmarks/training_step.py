@@ -20,7 +20,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from brevitas.graph.calibrate import calibration_mode
@@ -29,7 +28,7 @@ from brevitas.quant import (
     Int8AccumulatorAwareZeroCenterWeightQuant,
     Int8WeightPerChannelFloat,
 )
-from records import print_table, write_json
+from records import add_arguments, print_table, write_json
 from torch import nn
 from trained_nets import NETS
 
@@ -161,9 +160,7 @@ def measure(net: str, case: str, weight_bits: int, turns: int) -> dict[str, obje
 def main() -> None:
     """Measures every network in both cases and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small run that proves it works")
-    parser.add_argument("--output", type=Path, help="JSON file for the rows")
-    parser.add_argument("--threads", type=int, default=1)
+    add_arguments(parser, threads=1)
     parser.add_argument("--weight-bits", type=int, default=4)
     parser.add_argument("--turns", type=int, default=200)
     arguments = parser.parse_args()

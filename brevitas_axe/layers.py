@@ -63,7 +63,7 @@ def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, La
             )
     found = {}
     for name, module in modules.items():
-        if any(name == e or name.startswith(f"{e}.") for e in exclude):
+        if _is_inside(name, exclude):
             continue
         if isinstance(module, _RECURRENT):
             raise UnsupportedLayer(
@@ -87,9 +87,14 @@ def find_unquantized(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[st
         name
         for name, module in model.named_modules()
         if isinstance(module, _PLAIN)
-        and not any(name == e or name.startswith(f"{e}.") for e in exclude)
+        and not _is_inside(name, exclude)
         and _weight_quantizer(module) is None
     ]
+
+
+def _is_inside(name: str, modules: tuple[str, ...]) -> bool:
+    """True for one of the modules, and for any part of them."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _weight_quantizer(module: nn.Module) -> Layer:
@@ -213,6 +218,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def first_input(args: tuple, kwargs: dict) -> Any:
+    """What a layer multiplies, of the arguments of its call."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 def observe_inputs(
     model: nn.Module, layers: dict[str, Layer], args: tuple, kwargs: dict | None = None
 ) -> dict[str, list[InputRange | None]]:
@@ -234,7 +244,7 @@ def observe_inputs(
 
     def note(name: str):
         def hook(layer: Layer, args: tuple, kwargs: dict) -> None:
-            quantized = layer.input_quant(args[0] if args else next(iter(kwargs.values())))
+            quantized = layer.input_quant(first_input(args, kwargs))
             known = isinstance(quantized, IntQuantTensor)
             calls.setdefault(name, []).append(input_range(quantized, layer) if known else None)
             if known and is_accumulator_aware(layer):
@@ -260,15 +270,14 @@ def is_accumulator_aware(module: Layer) -> bool:
     return isinstance(module.weight_quant, DecoupledWeightQuantProxyFromInjector)
 
 
-def integer_weight(
-    name: str, module: Layer, quant_input: IntQuantTensor | None = None
-) -> tuple[Tensor, Tensor]:
+def integer_weight(name: str, module: Layer) -> tuple[Tensor, Tensor]:
     """Integer weights and scale that a layer computes with.
+
+    A2Q and A2Q+ quantizers depend on their input: let `observe_inputs` show it to them first.
 
     Args:
         name: layer name, for messages.
         module: a layer of `find_layers`.
-        quant_input: quantized input; A2Q and A2Q+ need it, ours remembers its range.
 
     Returns:
         (integers, scale): integers int64 in the weight's shape, scale as the quantizer gives it.
@@ -282,7 +291,7 @@ def integer_weight(
             raise NonFiniteValues(
                 f"the weights of layer '{name}' hold NaN or infinity; repair the checkpoint."
             )
-        weight = module.quant_weight(quant_input)
+        weight = module.quant_weight()
         if bool((weight.zero_point != 0).any()):
             raise UnsupportedLayer(
                 f"layer '{name}' has asymmetric weights (non-zero zero point), which hardware "

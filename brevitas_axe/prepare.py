@@ -82,6 +82,16 @@ def as_batches(calibration: Iterable[Any]) -> list[Batch]:
     return batches
 
 
+def one_sample(batch: Batch) -> Batch:
+    """The first sample of a batch: costs are per sample, and FINN builds for one."""
+
+    def first(value: Any) -> Any:
+        return value[:1] if getattr(value, "ndim", 0) else value
+
+    args, kwargs = batch
+    return tuple(map(first, args)), {key: first(value) for key, value in kwargs.items()}
+
+
 def has_quantizers(model: nn.Module) -> bool:
     """True for a model that already holds Brevitas layers."""
     return any(isinstance(module, DOT_PRODUCTS) for module in model.modules())

@@ -11,7 +11,6 @@ import warnings
 import pytest
 import torch
 from brevitas import nn as qnn
-from brevitas.graph.calibrate import calibration_mode
 from brevitas.quant import (
     Int8ActPerTensorFloat,
     Int8WeightPerChannelFloat,
@@ -28,6 +27,7 @@ from brevitas_axe.errors import NonFiniteValues, UnsupportedLayer
 from brevitas_axe.layers import find_layers, integer_weight, unroll_weight
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.ptq import axe_mode, solvers
+from tests.calibration import calibrated
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Computing zero point of output accumulator:UserWarning"
@@ -43,15 +43,6 @@ class FixedScaleWeight(Int8WeightPerChannelFloat):
 def linear(inputs: int, outputs: int, weight=FixedScaleWeight, act=Uint8ActPerTensorFloat, **more):
     options = {"weight_quant": weight, "weight_bit_width": 4, "input_quant": act, **more}
     return qnn.QuantLinear(inputs, outputs, **options)
-
-
-def calibrated(model: nn.Module, x: torch.Tensor) -> nn.Module:
-    model.eval()
-    with torch.no_grad(), calibration_mode(model):
-        model(x)
-    with torch.no_grad():
-        model(x)
-    return model
 
 
 def theirs(model: nn.Module, x: torch.Tensor, bits: int, mode=a2gptq_mode) -> nn.Module:

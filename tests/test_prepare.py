@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues
 from brevitas_axe.layers import find_layers, find_unquantized, observe_inputs
-from brevitas_axe.prepare import as_batches, has_quantizers, to_brevitas
+from brevitas_axe.prepare import as_batches, has_quantizers, one_sample, to_brevitas
 
 X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -153,6 +153,13 @@ def test_a_training_model_is_left_training():
 def test_has_quantizers():
     assert has_quantizers(nn.Sequential(qnn.QuantLinear(2, 2)))
     assert not has_quantizers(nn.Linear(2, 2))
+
+
+def test_one_sample_keeps_what_has_no_samples():
+    (x,), kwargs = one_sample(((X,), {"mask": X[:, 0], "scale": torch.tensor(2.0), "flag": True}))
+    assert torch.equal(x, X[:1])
+    assert torch.equal(kwargs["mask"], X[:1, 0])
+    assert (kwargs["scale"], kwargs["flag"]) == (2, True)
 
 
 def test_batches_come_as_tensors_loaders_or_keywords():

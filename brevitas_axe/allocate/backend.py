@@ -187,6 +187,6 @@ def _types(entry: Any) -> Types:
 
 
 def _has_power_of_two(name: str, model: nn.Module) -> bool:
-    layer = copy.deepcopy(dict(model.named_modules())[name])
+    layer = copy.deepcopy(model.get_submodule(name))
     make_accumulator_aware(name, layer)
     return is_power_of_two(layer)

@@ -17,12 +17,7 @@ from brevitas_axe.allocate.problem import Quantity
 from brevitas_axe.cost import CostModel, Folding, LayerShape, cost_model, layer_shapes
 from brevitas_axe.errors import InvalidPlan
 from brevitas_axe.plan import Choices
-from brevitas_axe.sensitivity.activations import (
-    activation_quantizers,
-    input_sources,
-    quantizer_bits,
-    set_bits,
-)
+from brevitas_axe.sensitivity.activations import input_sources, varied
 
 
 def output_readers(
@@ -45,14 +40,11 @@ def output_readers(
     sources = input_sources(scratch, args, kwargs, exclude)
     before = layer_shapes(scratch, args, kwargs, exclude)
     readers: dict[str, str] = {}
-    for quantizer, proxies in activation_quantizers(scratch).items():
+    for quantizer in varied(scratch):
         reader = next((name for name, found in sources.items() if quantizer in found), None)
         if reader is None:
             continue
-        bits = quantizer_bits(proxies)
-        set_bits(proxies, bits + 1 if bits < 16 else bits - 1)
         after = layer_shapes(scratch, args, kwargs, exclude)
-        set_bits(proxies, bits)
         changed = (n for n in before if before[n].output_bits != after[n].output_bits)
         readers.update(dict.fromkeys(changed, reader))
     return readers

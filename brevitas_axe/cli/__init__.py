@@ -1,8 +1,9 @@
 """The command line, `brevitas-axe COMMAND`.
 
 Rules of this room: one file per command, each with `add(commands)` that declares its options and
-`run(arguments) -> exit status`; language.py is the part of `quantize` behind --hf. Heavy imports
-stay inside `run`, so that --help answers at once.
+`run(arguments) -> exit status`; language.py is the part of `quantize` behind --hf. What a bare
+`import brevitas_axe` does not load (transformers, matplotlib, scikit-learn) is imported inside
+`run`, so that --help does not wait for it.
 Exit status: 0 done or proven, 1 not proven, 2 unusable input, said in one sentence on stderr.
 """
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from brevitas_axe.cli import options
-from brevitas_axe.cli.quantize import batches_of, model_of
+from brevitas_axe.cli.usercode import batches_of, model_of
 from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.cli.screen import console
     from brevitas_axe.cost import cost_model, layer_shapes
     from brevitas_axe.plan import Choices
-    from brevitas_axe.prepare import as_batches, has_quantizers, to_brevitas
+    from brevitas_axe.prepare import as_batches, has_quantizers, one_sample, to_brevitas
     from brevitas_axe.report import write_allocation
     from brevitas_axe.sensitivity import PlanLoss, find_scorer, make_case, make_choices, score
 
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     batches = as_batches(items)
     if not has_quantizers(model):
         model = to_brevitas(model, batches, progress=True)
-    args, kwargs = _one_sample(*batches[0])
+    args, kwargs = one_sample(batches[0])
     if arguments.choices is not None:
         choices = Choices.load(arguments.choices)
     else:
@@ -178,16 +178,6 @@ def _budget(text: str) -> tuple[str, float]:
             f"a budget is NAME=VALUE with a number, such as bops=1e9, not '{text}'."
         )
     return name, number
-
-
-def _one_sample(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """The first sample of a batch: costs are per sample."""
-    from torch import Tensor
-
-    def first(value: object) -> object:
-        return value[:1] if isinstance(value, Tensor) and value.dim() else value
-
-    return tuple(map(first, args)), {key: first(value) for key, value in kwargs.items()}
 
 
 def _table(found: Allocation, budgets: dict[str, float], units: dict[str, str]):

@@ -25,13 +25,12 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.certify import certify_file
     from brevitas_axe.cli.screen import console
-    from brevitas_axe.plan import Plan
 
     certificate = certify_file(
         arguments.model,
         accumulator_bit_width=arguments.accumulator_bits,
         tile_size=arguments.tile_size,
-        plan=None if arguments.plan is None else Plan.load(arguments.plan),
+        plan=options.plan_of(arguments),
         exclude=tuple(arguments.exclude),
     )
     if arguments.json:

@@ -32,7 +32,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     from brevitas_axe.emulate import emulate
     from brevitas_axe.files import write_whole
-    from brevitas_axe.plan import Plan
 
     inputs = _load(arguments.inputs)
     result = emulate(
@@ -41,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.accumulator_bits,
         tile_size=arguments.tile_size,
         overflow=arguments.overflow,
-        plan=None if arguments.plan is None else Plan.load(arguments.plan),
+        plan=options.plan_of(arguments),
     )
     buffer = io.BytesIO()
     np.save(buffer, result.output)

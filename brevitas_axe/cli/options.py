@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from brevitas_axe.plan import Plan
 
 
 def add_accumulator(
@@ -30,6 +34,13 @@ def add_tile(parser: argparse.ArgumentParser) -> None:
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", metavar="FILE", help="a plan.json with widths per layer")
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan | None:
+    """The plan of --plan; None without one."""
+    from brevitas_axe.plan import Plan
+
+    return None if arguments.plan is None else Plan.load(arguments.plan)
 
 
 def add_exclude(parser: argparse.ArgumentParser) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from brevitas_axe.cli import language, options
-from brevitas_axe.cli.usercode import call, load_function
-from brevitas_axe.errors import EmptyCalibration, InvalidOption
+from brevitas_axe.cli.usercode import batches_of, model_of
+from brevitas_axe.errors import InvalidOption
 from brevitas_axe.ptq import solvers
 
 
@@ -19,7 +18,8 @@ def add(commands) -> None:
         "quantize",
         help="quantize, prove and export your own model",
         description="Writes model.onnx, plan.json, certificate.json, summary.json and report.html; "
-        "for a language model (--hf), integers.npz instead of model.onnx.",
+        "for a language model (--hf), rows.json and a folder per row, with integers.npz instead of "
+        "model.onnx.",
     )
     parser.add_argument(
         "model", nargs="?", metavar="FILE.py:FUNCTION", help="returns the torch model"
@@ -67,10 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.certify import certify_file
     from brevitas_axe.cli.screen import console
     from brevitas_axe.cost import resource_rows
-    from brevitas_axe.plan import Plan
     from brevitas_axe.report import open_folder, write_folder
 
-    plan = None if arguments.plan is None else Plan.load(arguments.plan)
+    plan = options.plan_of(arguments)
     folder = open_folder(arguments.output)
     model = model_of(arguments.model)
     batches = batches_of(arguments.calibration)
@@ -112,38 +111,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if certificate.ok else 1
 
 
-def model_of(reference: str) -> Any:
-    import torch
-
-    model = call(load_function(reference), reference)
-    if not isinstance(model, torch.nn.Module):
-        raise InvalidOption(
-            f"{reference} must return a torch.nn.Module, but it returned {type(model).__name__}."
-        )
-    return model
-
-
-def batches_of(reference: str) -> list[Any]:
-    function = load_function(reference)
-    batches = call(lambda: _listed(function()), reference)
-    if batches is None:
-        raise InvalidOption(f"{reference} must return an iterable of input batches.")
-    if not batches:
-        raise EmptyCalibration(f"{reference} yields no batch; calibration needs at least one.")
-    return batches
-
-
-def _listed(value: object) -> list[Any] | None:
-    return list(value) if isinstance(value, Iterable) else None
-
-
 def _example(model: Any, batch: Any) -> tuple[Any, ...]:
-    """One sample of a calibration batch as export arguments, which are positional.
+    """One sample of a calibration batch as export arguments, which are positional."""
+    from brevitas_axe.prepare import as_batches, one_sample
 
-    FINN builds for one sample at a time.
-    """
-    from brevitas_axe.prepare import as_batches
-
-    [(args, kwargs)] = as_batches([batch])
-    bound = inspect.signature(model.forward).bind(*args, **kwargs).args
-    return tuple(value[:1] if getattr(value, "ndim", 0) else value for value in bound)
+    [batch] = as_batches([batch])
+    args, kwargs = one_sample(batch)
+    return inspect.signature(model.forward).bind(*args, **kwargs).args

@@ -1,18 +1,50 @@
-"""Functions that a user names as `file.py:function`."""
+"""Models and data from functions that a user names as `file.py:function`."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from brevitas_axe.errors import InvalidOption
+from brevitas_axe.errors import EmptyCalibration, InvalidOption
 
 
-def load_function(reference: str) -> Callable[..., Any]:
+def model_of(reference: str) -> Any:
+    """The model that a function returns; raises InvalidOption for anything else."""
+    import torch
+
+    model = _call(_function(reference), reference)
+    if not isinstance(model, torch.nn.Module):
+        raise InvalidOption(
+            f"{reference} must return a torch.nn.Module, but it returned {type(model).__name__}."
+        )
+    return model
+
+
+def batches_of(reference: str) -> list[Any]:
+    """The calibration batches that a function returns or yields.
+
+    Raises:
+        InvalidOption: it returns nothing that can be iterated.
+        EmptyCalibration: there is no batch.
+    """
+    function = _function(reference)
+    batches = _call(lambda: _listed(function()), reference)
+    if batches is None:
+        raise InvalidOption(f"{reference} must return an iterable of input batches.")
+    if not batches:
+        raise EmptyCalibration(f"{reference} yields no batch; calibration needs at least one.")
+    return batches
+
+
+def _listed(value: object) -> list[Any] | None:
+    return list(value) if isinstance(value, Iterable) else None
+
+
+def _function(reference: str) -> Callable[..., Any]:
     """Imports the file, with its folder on the path, and returns the function.
 
     Raises:
@@ -31,7 +63,7 @@ def load_function(reference: str) -> Callable[..., Any]:
     return function
 
 
-def call(function: Callable[..., Any], reference: str) -> Any:
+def _call(function: Callable[..., Any], reference: str) -> Any:
     """Calls the user's function; what it raises becomes one sentence with file and line."""
     try:
         return function()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from brevitas_axe.cost.finn_nodes import HLS, Hardware, estimate
 from brevitas_axe.cost.protocol import Folding, LayerShape, divisors
@@ -49,26 +49,28 @@ def choose_folding(
         InvalidOption: no folding is that fast.
         UnsupportedLayer: FINN cannot build the layer.
     """
-    best, fastest = None, None
-    for pe in divisors(shape.outputs):
-        for simd in divisors(shape.inputs):
-            # The window in front of a depthwise node widens only when all channels are parallel.
-            if shape.kind == "depthwise" and simd > 1 and pe < shape.outputs:
-                continue
-            if pe * simd * (precision.weight or 0) > _WIDEST_WORD:
-                continue
-            folding = Folding(pe, simd)
-            node = estimate(shape, precision, folding, hardware)
-            fastest = min(node.cycles, fastest or node.cycles)
-            if node.cycles <= max_cycles:
-                rank = (node.dsp, node.lut, pe * simd, pe)
-                best = min(best or (rank, folding), (rank, folding), key=lambda pair: pair[0])
-    if best is None:
+    widest = _WIDEST_WORD // (precision.weight or 1)
+    nodes = {
+        folding: estimate(shape, precision, folding, hardware)
+        for folding in _foldings(shape)
+        if folding.pe * folding.simd <= widest
+    }
+    fast = {folding: node for folding, node in nodes.items() if node.cycles <= max_cycles}
+    if not fast:
+        fastest = min(node.cycles for node in nodes.values())
         raise InvalidOption(
             f"layer '{shape.name}' takes at least {fastest} cycles, but {max_cycles} are allowed; "
             "ask for fewer frames per second or a faster clock."
         )
-    return best[1]
+    return min(fast, key=lambda f: (fast[f].dsp, fast[f].lut, f.pe * f.simd, f.pe))
+
+
+def _foldings(shape: LayerShape) -> Iterator[Folding]:
+    for pe in divisors(shape.outputs):
+        for simd in divisors(shape.inputs):
+            # The window in front of a depthwise node widens only when all channels are parallel.
+            if shape.kind != "depthwise" or simd == 1 or pe == shape.outputs:
+                yield Folding(pe, simd)
 
 
 def choose_foldings(

@@ -105,9 +105,9 @@ def resource_rows(
         {
             "name": row.name,
             "accumulator": row.accumulator,
-            "lut": round(row.planned.lut),
+            "lut": row.planned.lut,
             "unlimited_accumulator": row.unlimited,
-            "unlimited_lut": round(row.unplanned.lut),
+            "unlimited_lut": row.unplanned.lut,
         }
         for row in table.rows
     ]

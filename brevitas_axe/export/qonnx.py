@@ -118,15 +118,15 @@ def export_qonnx(
     args = args if isinstance(args, tuple) else (args,)
     layers = find_layers(model)
     observe_inputs(model, layers, args)
-    _check_weights(layers)
+    solved = _solved_weights(layers)
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "model.onnx"
-        with torch.no_grad(), _integer_exact_weights(layers) as integers:
+        with torch.no_grad(), _integer_exact_weights(layers, solved):
             _trace(model, args, raw, dynamo, kwargs)
             weights = {name: layer.weight.detach().numpy() for name, layer in layers.items()}
         proto = _streamlined(_with_weight_names(onnx.load(raw), weights))
     certificate = certify_file(proto)
-    _check_integers(proto, integers)
+    _check_integers(proto, {name: integers.cpu().numpy() for name, (integers, _) in solved.items()})
     if target == "finn":
         _check_finn(proto)
     _check_output(model, args, proto)
@@ -135,20 +135,22 @@ def export_qonnx(
     return proto
 
 
-def _check_weights(layers: dict[str, Layer]) -> None:
-    """What no QONNX file can hold, or no accelerator build."""
+def _solved_weights(layers: dict[str, Layer]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Integers and scale by layer; refuses what no QONNX file can hold, or no accelerator build."""
+    solved = {}
     for name, layer in layers.items():
         if layer.weight.dtype != torch.float32:
             raise ExportRefused(
                 f"layer '{name}' is in {layer.weight.dtype}, but QONNX computes in float32; "
                 "convert the model by model.float() first."
             )
-        integers, _ = integer_weight(name, layer)
-        if not bool(integers.any()):
+        solved[name] = integer_weight(name, layer)
+        if not bool(solved[name][0].any()):
             raise ExportRefused(
                 f"all weights of layer '{name}' are zero, which FINN cannot build; give it a "
                 "wider accumulator or more weight bits."
             )
+    return solved
 
 
 def _check_finn(proto: onnx.ModelProto) -> None:
@@ -161,10 +163,11 @@ def _check_finn(proto: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _integer_exact_weights(layers: dict[str, Layer]) -> Iterator[dict[str, np.ndarray]]:
-    """Lets every layer hold integers × scale while it is traced; yields the integers by name."""
+def _integer_exact_weights(
+    layers: dict[str, Layer], solved: dict[str, tuple[Tensor, Tensor]]
+) -> Iterator[None]:
+    """Lets every layer hold integers × scale while it is traced."""
     saved = {name: layer.weight for name, layer in layers.items()}
-    solved = {name: integer_weight(name, layer) for name, layer in layers.items()}
     try:
         for name, (integers, scale) in solved.items():
             exact = (integers.double() * scale.double()).to(saved[name].dtype)
@@ -172,7 +175,7 @@ def _integer_exact_weights(layers: dict[str, Layer]) -> Iterator[dict[str, np.nd
             # that Brevitas does not notice, which would build the quantizer anew.
             layers[name]._parameters["weight"] = nn.Parameter(exact, requires_grad=False)
             layers[name].weight_quant.exact_scale = scale
-        yield {name: integers.cpu().numpy() for name, (integers, _) in solved.items()}
+        yield
     finally:
         for name, weight in saved.items():
             layers[name]._parameters["weight"] = weight

@@ -13,8 +13,7 @@ from brevitas_axe.allocate import Allocation, Problem
 from brevitas_axe.files import write_whole
 from brevitas_axe.plan import Plan
 from brevitas_axe.report import plots
-from brevitas_axe.report.page import document, drawing, significant, table
-from brevitas_axe.report.tables import bits
+from brevitas_axe.report.page import document, drawing, significant, table, width_cells
 
 _BITS = {"weight": "ours", "input": "published", "accumulator": "reference"}
 
@@ -103,11 +102,7 @@ def _sensitivity(problem: Problem, plan: Plan) -> str:
     ):
         chosen = plan[name]
         cells = [
-            f'<span class="name">{escape(name)}</span>',
-            bits(chosen.weight, "as it is"),
-            bits(chosen.input, "as it is"),
-            bits(chosen.accumulator, "unlimited"),
-            bits(chosen.tile, "–"),
+            *width_cells(name, chosen),
             *(significant(float(v)) for v in (harm[options.index(chosen)], harm.min(), harm.max())),
         ]
         rows.append((cells, ""))

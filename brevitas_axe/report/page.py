@@ -9,7 +9,7 @@ from typing import Any
 
 from brevitas_axe.certify import Certificate
 from brevitas_axe.files import write_whole
-from brevitas_axe.plan import Plan
+from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.report import plots
 from brevitas_axe.report.style import CSS
 from brevitas_axe.report.tables import COLUMNS, NUMBERS, bits, percent
@@ -167,7 +167,7 @@ def _certificate(certificate: Certificate | None) -> str:
         else:
             verdict = _badge("proven" if entry.fits else "not proven", entry.fits)
             verdict += f'<br><span class="soft">{escape(entry.verdict)}</span>'
-        name = f'<span class="name">{escape(entry.layer or entry.name)}</span>'
+        name = name_cell(entry.layer or entry.name)
         rows.append(([name, verdict, *map(_cell, facts)], ""))
     parts = [
         "<h2>Overflow certificate</h2>",
@@ -188,7 +188,7 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
             [
-                f'<span class="name">{escape(str(layer["name"]))}</span>',
+                name_cell(str(layer["name"])),
                 *(significant(layer.get(key)) for key in known),
             ],
             "",
@@ -202,19 +202,7 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
 def _plan(plan: Plan | None) -> str:
     if plan is None or not plan.layers:
         return ""
-    rows = [
-        (
-            [
-                f'<span class="name">{escape(name)}</span>',
-                bits(precision.weight, "as it is"),
-                bits(precision.input, "as it is"),
-                bits(precision.accumulator, "unlimited"),
-                bits(precision.tile, "–"),
-            ],
-            "",
-        )
-        for name, precision in plan.layers.items()
-    ]
+    rows = [(width_cells(name, precision), "") for name, precision in plan.layers.items()]
     headings = ["layer", "weight bits", "input bits", "accumulator bits", "tile"]
     return "<h2>Plan</h2>\n" + table(headings, rows, numbers=range(1, 5))
 
@@ -223,10 +211,7 @@ def _resources(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     keys = ("accumulator", "unlimited_accumulator", "lut", "unlimited_lut")
-    cells = [
-        [f'<span class="name">{escape(str(row["name"]))}</span>', *(_cell(row[k]) for k in keys)]
-        for row in rows
-    ]
+    cells = [[name_cell(str(row["name"])), *(_cell(row[k]) for k in keys)] for row in rows]
     sums = (_cell(sum(row[key] for row in rows)) for key in keys[2:])
     headings = ["layer", "accumulator bits", "without budget", "LUT", "LUT without budget"]
     return (
@@ -289,6 +274,22 @@ def _paragraph(text: object) -> str:
 
 def _cell(value: object) -> str:
     return "–" if value is None else escape(str(value))
+
+
+def name_cell(name: str) -> str:
+    """A cell with the name of a layer."""
+    return f'<span class="name">{escape(name)}</span>'
+
+
+def width_cells(name: str, precision: LayerPrecision) -> list[str]:
+    """Cells of one layer of a plan: name, weight, input and accumulator bits, tile."""
+    return [
+        name_cell(name),
+        bits(precision.weight, "as it is"),
+        bits(precision.input, "as it is"),
+        bits(precision.accumulator, "unlimited"),
+        bits(precision.tile, "–"),
+    ]
 
 
 def significant(value: object) -> str:

@@ -46,34 +46,6 @@ def accuracy_bars(arms: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def accuracy_curve(
-    curves: Mapping[str, Sequence[tuple[int, float]]], kinds: Mapping[str, str]
-) -> Figure:
-    """Accuracy against accumulator width, one line per name.
-
-    Args:
-        curves: name → (accumulator bits, accuracy in [0, 1]) points.
-        kinds: name → kind, for the colour.
-    """
-    figure, axes = axes_of(6.4, 3.4)
-    for index, (name, points) in enumerate(curves.items()):
-        widths, accuracies = zip(*sorted(points), strict=True)
-        axes.plot(
-            widths,
-            [100 * value for value in accuracies],
-            marker="o",
-            markersize=4,
-            linestyle=("-", "--", ":", "-.")[index % 4],
-            color=KIND_COLOURS[kinds[name]],
-            label=name,
-        )
-    axes.set_xlabel("accumulator width P, bits")
-    axes.set_ylabel("accuracy, %")
-    axes.grid(color=FAINT, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
-    return figure
-
-
 def layer_widths(certificate: Certificate) -> Figure:
     """Proven accumulator width of every dot product, with its target as a tick."""
     rows = [(entry, entry.width) for entry in certificate.entries if entry.width is not None]
@@ -120,9 +92,10 @@ def svg(figure: Figure) -> str:
     return markup
 
 
-def png(figure: Figure, dots_per_inch: int = 160) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file, 160 dots per inch, on white."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=160, facecolor="white")
     return buffer.getvalue()
 
 

@@ -7,7 +7,7 @@ trying, one forward per quantizer, so that any model can be looked at, traceable
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 
 import torch
@@ -52,6 +52,15 @@ def set_bits(proxies: Iterable[Layer], bits: int) -> None:
         proxy.quant_injector = proxy.quant_injector.let(bit_width=bits)
 
 
+def varied(model: nn.Module) -> Iterator[str]:
+    """Name of every activation quantizer in turn, while its bits are not what they were."""
+    for quantizer, proxies in activation_quantizers(model).items():
+        bits = int(proxies[0].fused_activation_quant_proxy.tensor_quant.msb_clamp_bit_width_impl())
+        set_bits(proxies, bits + 1 if bits < 16 else bits - 1)
+        yield quantizer
+        set_bits(proxies, bits)
+
+
 def input_sources(
     model: nn.Module, args: tuple, kwargs: dict | None = None, exclude: tuple[str, ...] = ()
 ) -> dict[str, tuple[str, ...]]:
@@ -70,11 +79,8 @@ def input_sources(
     layers = find_layers(scratch, exclude)
     before = observe_inputs(scratch, layers, args, kwargs)
     sources: dict[str, list[str]] = {name: [] for name in before}
-    for quantizer, proxies in activation_quantizers(scratch).items():
-        bits = quantizer_bits(proxies)
-        set_bits(proxies, bits + 1 if bits < 16 else bits - 1)
+    for quantizer in varied(scratch):
         after = observe_inputs(scratch, layers, args, kwargs)
-        set_bits(proxies, bits)
         for name, ranges in before.items():
             if after.get(name) != ranges:
                 sources[name].append(quantizer)
@@ -146,9 +152,3 @@ def _widest(calls: Ranges) -> dict[str, InputRange | None]:
         name: None if None in ranges else reduce(InputRange.union, [r for r in ranges if r])
         for name, ranges in calls.items()
     }
-
-
-def quantizer_bits(proxies: list[Layer]) -> int:
-    """Bits of quantizers that share their scale."""
-    quant = proxies[0].fused_activation_quant_proxy.tensor_quant
-    return int(quant.msb_clamp_bit_width_impl())

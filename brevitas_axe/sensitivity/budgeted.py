@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from brevitas_axe.accumulator import datatype_bound
-from brevitas_axe.layers import Layer, roll_weight, unroll_weight
+from brevitas_axe.layers import Layer, first_input, roll_weight, unroll_weight
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.ptq import LayerProblem, LayerSolution
 from brevitas_axe.ptq import solver as chosen_solver
 from brevitas_axe.ptq.moments import Moments, Statistics
 from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.trials import Trials, Value
-from brevitas_axe.sensitivity.twin import Part, private
+from brevitas_axe.sensitivity.twin import Part
 
+Found = TypeVar("Found")
 # Memory for second moments at a time, in bytes.
 MEMORY = 2**30
 # The published scale under a tight budget is too small by far: larger ones are tried, row by row.
@@ -60,8 +61,7 @@ def moments(case: Case, names: list[str]) -> Iterator[dict[str, LayerMoments]]:
 
 
 def _collected(case: Case, names: list[str]) -> dict[str, LayerMoments]:
-    twin = private(case.twin)
-    layers = case.layers(twin)
+    twin, layers = case.private()
     energy = {name: Moments(name, layers[name], cross=False) for name in names}
     quantized = {
         name: {bits: Moments(name, layers[name], cross=True) for bits in case.inputs[name]}
@@ -70,7 +70,7 @@ def _collected(case: Case, names: list[str]) -> dict[str, LayerMoments]:
 
     def watch(name: str):
         def hook(layer: Layer, inputs: tuple, named: dict) -> None:
-            x = inputs[0] if inputs else next(iter(named.values()))
+            x = first_input(inputs, named)
             energy[name].add(x)
             for bits, grid in case.inputs[name].items():
                 quantized[name][bits].add(x if grid is None else grid(x), x)
@@ -114,7 +114,7 @@ def over_layers(
     return {n: v for n, v in zip(case.names, found, strict=True) if isinstance(v, list)}
 
 
-def for_choices(case: Case, name: str, function: Callable[[LayerPrecision], float]) -> list[float]:
+def for_choices(case: Case, name: str, function: Callable[[LayerPrecision], Found]) -> list[Found]:
     """Function of every choice of a layer, once for those that cannot differ."""
     options = [unlimited(case, name, choice) for choice in case.choices.layers[name]]
     values = {choice: function(choice) for choice in dict.fromkeys(options)}
@@ -123,7 +123,7 @@ def for_choices(case: Case, name: str, function: Callable[[LayerPrecision], floa
 
 def problem(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> LayerProblem:
     """A layer at one choice, as a solver takes it."""
-    layer = case.layers()[name]
+    layer = case.layer(name)
     grid, start = case.inputs[name][choice.input], case.weights[name][choice.weight]
     statistics = known.quantized[choice.input]
     return LayerProblem(
@@ -189,7 +189,7 @@ def error(layer: LayerProblem, solution: LayerSolution, known: LayerMoments) -> 
 def part(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> Part:
     """The layer solved at a choice, to be put into the twin."""
     layer = problem(case, name, choice, known)
-    module = case.layers()[name]
+    module = case.layer(name)
     value = roll_weight(module, solve(layer).value(layer)).to(module.weight.dtype)
     return Part(value, case.inputs[name][choice.input])
 
@@ -199,7 +199,7 @@ def unlimited(case: Case, name: str, choice: LayerPrecision) -> LayerPrecision:
     grid, start = case.inputs[name][choice.input], case.weights[name][choice.weight]
     if choice.accumulator is None or grid is None:
         return choice
-    layer = case.layers()[name]
+    layer = case.layer(name)
     columns = unroll_weight(layer, layer.weight).shape[2]
     weight_bits = (start.high - start.low).bit_length()
     largest = max(-grid.reach.low, grid.reach.high)

@@ -17,7 +17,15 @@ from brevitas_axe.plan import Choices, LayerPrecision
 from brevitas_axe.prepare import Batch, as_batches
 from brevitas_axe.ptq.state import Fingerprint
 from brevitas_axe.sensitivity.metrics import Metric, find_metric, output_tensor
-from brevitas_axe.sensitivity.twin import Grid, Part, float_twin, input_grids, private, substituted
+from brevitas_axe.sensitivity.twin import (
+    Grid,
+    Part,
+    float_twin,
+    input_grids,
+    private,
+    set_weight,
+    substituted,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +76,29 @@ class Case:
     def names(self) -> list[str]:
         return list(self.choices.layers)
 
-    def layers(self, twin: nn.Module | None = None) -> dict[str, Layer]:
-        """The layers to score, of the twin or of a copy of it."""
-        modules = dict((self.twin if twin is None else twin).named_modules())
+    def layers(self) -> dict[str, Layer]:
+        """The layers to score."""
+        return self._layers_of(self.twin)
+
+    def layer(self, name: str) -> Layer:
+        """One layer of the twin."""
+        return self.twin.get_submodule(name)
+
+    def private(self) -> tuple[nn.Module, dict[str, Layer]]:
+        """A private copy of the twin, and its layers to score."""
+        twin = private(self.twin)
+        return twin, self._layers_of(twin)
+
+    def differentiable(self, share: float = 1.0) -> tuple[nn.Module, dict[str, Layer]]:
+        """The same, each layer with a weight of its own for autograd, a share of the real one."""
+        twin, layers = self.private()
+        for layer in layers.values():
+            weight = layer.weight.detach()
+            set_weight(layer, weight if share == 1 else weight * share)
+        return twin, layers
+
+    def _layers_of(self, twin: nn.Module) -> dict[str, Layer]:
+        modules = dict(twin.named_modules())
         return {name: modules[name] for name in self.choices.layers}
 
     def generator(self) -> torch.Generator:
@@ -89,14 +117,19 @@ class Case:
         with torch.no_grad(), substituted(twin, parts):
             return [output_tensor(twin(*args, **kwargs)) for args, kwargs in self.batches]
 
+    @property
+    def samples(self) -> int:
+        """Samples of all batches together."""
+        return sum(len(reference) for reference in self.reference)
+
     def mean(self, values: list[float]) -> float:
         """Mean over batches, each with the weight of its samples."""
-        sizes = [len(reference) for reference in self.reference]
-        return sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
+        sizes = (len(reference) for reference in self.reference)
+        return sum(v * n for v, n in zip(values, sizes, strict=True)) / self.samples
 
     def rounded(self, name: str, choice: LayerPrecision) -> tuple[Tensor, Tensor]:
         """(weights of a layer rounded to nearest, scale per weight), both in the weight's shape."""
-        layer, grid = self.layers()[name], self.weights[name][choice.weight]
+        layer, grid = self.layer(name), self.weights[name][choice.weight]
         weight = unroll_weight(layer, layer.weight.detach())
         scale = grid.scale.to(weight).unsqueeze(-1).expand_as(weight)
         value = (weight / scale).round().clamp(grid.low, grid.high) * scale
@@ -173,7 +206,7 @@ def fingerprint(case: Case, scorer: object) -> str:
     digest.add(case.twin)
     digest.add(case.items)
     for name in case.names:
-        digest.add((name, type(case.layers()[name]).__qualname__))
+        digest.add((name, type(case.layer(name)).__qualname__))
         for grids in (case.inputs[name], case.weights[name]):
             for bits in sorted(grids, key=str):
                 digest.add((bits, *(() if grids[bits] is None else vars(grids[bits]).values())))

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.errors import EmptyCalibration
-from brevitas_axe.layers import Layer
 from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.facts import Facts
 from brevitas_axe.sensitivity.scores import Scores, from_importance
 from brevitas_axe.sensitivity.trials import Trials
-from brevitas_axe.sensitivity.twin import private
+from brevitas_axe.sensitivity.twin import layer_outputs
 
 # A component more than a sample for every so many correlates by chance.
 SAMPLES_PER_COMPONENT = 5
@@ -52,22 +51,15 @@ class Cmpq:
 
 def mean_outputs(case: Case) -> dict[str, np.ndarray]:
     """Layer → [samples, channels] output of the float model, averaged over positions."""
-    twin = private(case.twin)
-    rows: dict[str, list[Tensor]] = {name: [] for name in case.names}
-
-    def watch(name: str):
-        def hook(layer: Layer, inputs: tuple, output: Tensor) -> None:
-            axis = -1 if isinstance(layer, torch.nn.Linear) else 1
+    twin, layers = case.private()
+    rows: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for batch in case.batches:
+        with torch.no_grad():
+            _, calls = layer_outputs(twin, layers, batch)
+        for name, output in calls:
+            axis = -1 if isinstance(layers[name], torch.nn.Linear) else 1
             by_channel = output.movedim(axis, -1)
             rows[name].append(by_channel.reshape(len(output), -1, by_channel.shape[-1]).mean(1))
-
-        return hook
-
-    for name, layer in case.layers(twin).items():
-        layer.register_forward_hook(watch(name))
-    with torch.no_grad():
-        for args, kwargs in case.batches:
-            twin(*args, **kwargs)
     outputs = {name: torch.cat(found).double().numpy() for name, found in rows.items()}
     for name, y in outputs.items():
         if len(y) < 2 * SAMPLES_PER_COMPONENT:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brevitas_axe.plan import LayerPrecision
-from brevitas_axe.sensitivity.budgeted import LayerMoments, over_layers, part, unlimited
+from brevitas_axe.sensitivity.budgeted import LayerMoments, for_choices, over_layers, part
 from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.facts import Facts
 from brevitas_axe.sensitivity.scores import Scores
@@ -58,14 +58,15 @@ class Decoupled:
 
 def _both(case: Case, name: str, known: LayerMoments) -> list[float]:
     """Noise over signal for every choice, then 1 − SSIM for every choice."""
-    options = [unlimited(case, name, choice) for choice in case.choices.layers[name]]
-    pairs: dict[LayerPrecision, tuple[float, float]] = {}
-    for choice in dict.fromkeys(options):
+
+    def harms(choice: LayerPrecision) -> tuple[float, float]:
         outputs = case.outputs({name: part(case, name, choice, known)})
         both = list(zip(outputs, case.reference, strict=True))
         noise = case.mean([10 ** (-sqnr(out, real) / 10) for out, real in both])
-        pairs[choice] = noise, case.mean([1 - ssim(out, real) for out, real in both])
-    return [pairs[choice][metric] for metric in (0, 1) for choice in options]
+        return noise, case.mean([1 - ssim(out, real) for out, real in both])
+
+    pairs = for_choices(case, name, harms)
+    return [pair[metric] for metric in (0, 1) for pair in pairs]
 
 
 def sqnr(output: Tensor, reference: Tensor) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from brevitas_axe.layers import Layer, unroll_weight
+from brevitas_axe.layers import unroll_weight
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.sensitivity.budgeted import (
     LayerMoments,
@@ -28,7 +28,7 @@ from brevitas_axe.sensitivity.facts import Facts
 from brevitas_axe.sensitivity.metrics import output_tensor
 from brevitas_axe.sensitivity.scores import Scores
 from brevitas_axe.sensitivity.trials import Trials
-from brevitas_axe.sensitivity.twin import private, set_weight
+from brevitas_axe.sensitivity.twin import changed_input
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Hutchinson:
 def _harms(
     case: Case, name: str, known: LayerMoments, weight_mean: float, input_trace: float
 ) -> list[float]:
-    layer = case.layers()[name]
+    layer = case.layer(name)
     weight = unroll_weight(layer, layer.weight.detach()).double()
 
     def harm(choice: LayerPrecision) -> float:
@@ -70,25 +70,19 @@ def _harms(
 
 def traces(case: Case, probes: int) -> dict[str, tuple[float, float]]:
     """Layer → (mean trace of its weights' Hessian, trace of its input's), at least 0."""
-    twin = private(case.twin)
-    layers = case.layers(twin)
+    twin, layers = case.differentiable()
     offsets: dict[str, Tensor] = {}
 
     def shift(name: str):
-        def hook(layer: Layer, inputs: tuple, named: dict) -> tuple[tuple, dict]:
-            x = inputs[0] if inputs else next(iter(named.values()))
+        def shifted(x: Tensor) -> Tensor:
             # A layer that is called twice has one offset: for both calls, if shapes allow.
             if name not in offsets or offsets[name].shape != x.shape:
                 offsets[name] = torch.zeros_like(x, requires_grad=True)
-            x = x + offsets[name]
-            if inputs:
-                return (x, *inputs[1:]), named
-            return inputs, {**named, next(iter(named)): x}
+            return x + offsets[name]
 
-        return hook
+        return changed_input(shifted)
 
     for name, layer in layers.items():
-        set_weight(layer, layer.weight.detach())
         layer.register_forward_pre_hook(shift(name), with_kwargs=True)
     generator = case.generator()
     weights: dict[str, list[float]] = {name: [] for name in layers}

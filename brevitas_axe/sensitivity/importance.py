@@ -43,13 +43,12 @@ def channel_importance(case: Case, steps: int = 1) -> dict[str, Tensor]:
     """Layer → float64 [groups, rows], Σ |w·∂L/∂w| of each output channel, mean over batches."""
     layers = case.layers()
     total = {name: torch.zeros((), dtype=torch.float64) for name in layers}
-    samples = sum(len(reference) for reference in case.reference)
     paths = [weight_slopes(case, (step + 1) / steps) for step in range(steps)]
     for reference, batch in zip(case.reference, zip(*paths, strict=True), strict=True):
         for name, layer in layers.items():
             slope = torch.stack([point[name] for point in batch]).mean(0)
             product = unroll_weight(layer, (layer.weight.detach() * slope).double())
-            total[name] = total[name] + product.abs().sum(-1) * (len(reference) / samples)
+            total[name] = total[name] + product.abs().sum(-1) * (len(reference) / case.samples)
     return total
 
 

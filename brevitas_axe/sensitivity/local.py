@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.layers import Layer
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.sensitivity.budgeted import (
     LayerMoments,
@@ -26,10 +25,9 @@ from brevitas_axe.sensitivity.budgeted import (
 )
 from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.facts import Facts
-from brevitas_axe.sensitivity.metrics import output_tensor
 from brevitas_axe.sensitivity.scores import Scores
 from brevitas_axe.sensitivity.trials import Trials
-from brevitas_axe.sensitivity.twin import private, set_weight
+from brevitas_axe.sensitivity.twin import layer_outputs
 
 
 @dataclass(frozen=True)
@@ -87,38 +85,22 @@ def curvature(case: Case, probes: int) -> dict[str, Tensor]:
             f"the metric '{case.metric.name}' does not say how its Hessian looks at the output; "
             "use 'kl' or 'mse', or the scorer 'measured'."
         )
-    twin = private(case.twin)
-    layers = case.layers(twin)
-    outputs: dict[str, list[Tensor]] = {name: [] for name in layers}
-
-    def watch(name: str):
-        def hook(layer: Layer, inputs: tuple, output: Tensor) -> None:
-            outputs[name].append(output)
-
-        return hook
-
-    for name, layer in layers.items():
-        set_weight(layer, layer.weight.detach())
-        layer.register_forward_hook(watch(name))
+    twin, layers = case.differentiable()
     generator = case.generator()
     sums = {name: torch.zeros((), dtype=torch.float64) for name in layers}
-    total = sum(len(reference) for reference in case.reference)
-    for (args, kwargs), item in zip(case.batches, case.items, strict=True):
-        for taken in outputs.values():
-            taken.clear()
+    for batch, item in zip(case.batches, case.items, strict=True):
         with torch.enable_grad():
-            result = output_tensor(twin(*args, **kwargs))
-        flat = [(name, y) for name, taken in outputs.items() for y in taken]
+            result, calls = layer_outputs(twin, layers, batch)
         for probe in range(probes):
             vector = root(result.detach(), item, generator)
             slopes = torch.autograd.grad(
                 result,
-                [y for _, y in flat],
+                [y for _, y in calls],
                 vector,
                 retain_graph=probe < probes - 1,
                 allow_unused=True,
             )
-            for (name, _), slope in zip(flat, slopes, strict=True):
+            for (name, _), slope in zip(calls, slopes, strict=True):
                 if slope is None:
                     continue
                 axis = (
@@ -127,7 +109,7 @@ def curvature(case: Case, probes: int) -> dict[str, Tensor]:
                     else -len(layers[name].kernel_size) - 1
                 )
                 square = slope.detach().double().square().movedim(axis, 0).flatten(1).sum(1)
-                sums[name] = sums[name] + square * (len(result) / (total * probes))
+                sums[name] = sums[name] + square * (len(result) / (case.samples * probes))
     return sums
 
 

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brevitas_axe.layers import Layer
 from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.facts import Facts
-from brevitas_axe.sensitivity.metrics import output_tensor
 from brevitas_axe.sensitivity.relevance import propagating
 from brevitas_axe.sensitivity.scores import Scores, from_importance
 from brevitas_axe.sensitivity.trials import Trials
-from brevitas_axe.sensitivity.twin import private
+from brevitas_axe.sensitivity.twin import layer_outputs
 
 
 @dataclass(frozen=True)
@@ -45,34 +43,19 @@ class Lrp:
 
 def relevances(case: Case) -> dict[str, float]:
     """Layer → mean over samples of Σ|R| at its output."""
-    twin = private(case.twin)
-    layers = case.layers(twin)
-    outputs: dict[str, list[Tensor]] = {name: [] for name in layers}
-
-    def watch(name: str):
-        def hook(layer: Layer, inputs: tuple, output: Tensor) -> None:
-            outputs[name].append(output)
-
-        return hook
-
-    for name, layer in layers.items():
-        layer.register_forward_hook(watch(name))
+    twin, layers = case.private()
     total = dict.fromkeys(layers, 0.0)
     for args, kwargs in case.batches:
-        for taken in outputs.values():
-            taken.clear()
-        args = tuple(_leaf(a) for a in args)
-        kwargs = {key: _leaf(a) for key, a in kwargs.items()}
+        leaves = tuple(map(_leaf, args)), {key: _leaf(a) for key, a in kwargs.items()}
         with torch.enable_grad(), propagating():
-            result = output_tensor(twin(*args, **kwargs))
+            result, calls = layer_outputs(twin, layers, leaves)
         axis = 1 if result.dim() > 3 else -1
         start = torch.zeros_like(result).scatter_(axis, result.argmax(axis, keepdim=True), 1.0)
-        flat = [(name, y) for name, taken in outputs.items() for y in taken if y.requires_grad]
-        found = torch.autograd.grad(result, [y for _, y in flat], start, allow_unused=True)
-        for (name, _), relevance in zip(flat, found, strict=True):
+        calls = [(name, y) for name, y in calls if y.requires_grad]
+        found = torch.autograd.grad(result, [y for _, y in calls], start, allow_unused=True)
+        for (name, _), relevance in zip(calls, found, strict=True):
             total[name] += 0.0 if relevance is None else float(relevance.abs().sum())
-    samples = sum(len(reference) for reference in case.reference)
-    return {name: value / samples for name, value in total.items()}
+    return {name: value / case.samples for name, value in total.items()}
 
 
 def _leaf(x: object) -> object:

@@ -40,7 +40,7 @@ class Pmpq:
 
 
 def _pruned_loss(case: Case, name: str, share: float) -> float:
-    return case.loss({name: Part(pruned(case.layers()[name].weight.detach(), share))})
+    return case.loss({name: Part(pruned(case.layer(name).weight.detach(), share))})
 
 
 def pruned(weight: Tensor, share: float) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.metrics import output_tensor
-from brevitas_axe.sensitivity.twin import private, set_weight
 
 
 def weight_slopes(case: Case, fraction: float = 1.0) -> Iterator[dict[str, Tensor]]:
@@ -25,10 +24,7 @@ def weight_slopes(case: Case, fraction: float = 1.0) -> Iterator[dict[str, Tenso
             f"the slope of the metric '{case.metric.name}' vanishes at the float model; use 'kl' "
             "or 'cross_entropy', or another scorer."
         )
-    twin = private(case.twin)
-    layers = case.layers(twin)
-    for layer in layers.values():
-        set_weight(layer, layer.weight.detach() * fraction)
+    twin, layers = case.differentiable(fraction)
     generator = case.generator()
     for (args, kwargs), item in zip(case.batches, case.items, strict=True):
         with torch.enable_grad():

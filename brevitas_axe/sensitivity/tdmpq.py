@@ -46,7 +46,7 @@ class Tdmpq:
         sizes = [len(reference) for reference in case.reference]
         for name in case.names:
             batches = zip(found, sizes, strict=True)
-            slopes[name] = torch.stack([b[name] * n for b, n in batches]).sum(0) / sum(sizes)
+            slopes[name] = torch.stack([b[name] * n for b, n in batches]).sum(0) / case.samples
         return Scores(
             case.choices,
             {
@@ -76,7 +76,7 @@ class Tdmpq:
 
 def _step(case: Case, name: str, choice: LayerPrecision) -> Tensor:
     value, _ = case.rounded(name, choice)
-    return value - case.layers()[name].weight.detach()
+    return value - case.layer(name).weight.detach()
 
 
 def _rounded_loss(case: Case, name: str, bits: int | None) -> float:

@@ -7,7 +7,7 @@ and the model itself is never touched.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -17,8 +17,10 @@ from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
-from brevitas_axe.layers import Layer, evaluating, find_layers, input_range
+from brevitas_axe.layers import Layer, evaluating, find_layers, first_input, input_range
+from brevitas_axe.prepare import Batch
 from brevitas_axe.sensitivity.activations import activation_quantizers, set_bits
+from brevitas_axe.sensitivity.metrics import output_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,25 @@ def set_weight(layer: Layer, value: Tensor) -> None:
     layer._parameters["weight"] = nn.Parameter(value)
 
 
+def layer_outputs(
+    twin: nn.Module, layers: Mapping[str, Layer], batch: Batch
+) -> tuple[Tensor, list[tuple[str, Tensor]]]:
+    """One forward: the model's output, and (layer name, its output) of every call of the layers."""
+    calls: list[tuple[str, Tensor]] = []
+
+    def note(name: str):
+        def hook(layer: Layer, inputs: tuple, output: Tensor) -> None:
+            calls.append((name, output))
+
+        return hook
+
+    args, kwargs = batch
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_hook(note(name)).remove)
+        return output_tensor(twin(*args, **kwargs)), calls
+
+
 def input_grids(
     model: nn.Module, args: tuple, kwargs: dict, bits: int | None, exclude: tuple[str, ...] = ()
 ) -> dict[str, Grid | None]:
@@ -113,7 +134,7 @@ def input_grids(
 
     def note(name: str):
         def hook(layer: Layer, inputs: tuple, named: dict) -> None:
-            quantized = layer.input_quant(inputs[0] if inputs else next(iter(named.values())))
+            quantized = layer.input_quant(first_input(inputs, named))
             known = isinstance(quantized, IntQuantTensor)
             grids.setdefault(name, Grid.of(quantized) if known else None)
 
@@ -139,16 +160,18 @@ def substituted(twin: nn.Module, parts: Mapping[str, Part]) -> Iterator[None]:
                 stack.callback(layer._parameters.__setitem__, "weight", layer.weight)
                 set_weight(layer, part.weight)
             if part.grid is not None:
-                handle = layer.register_forward_pre_hook(_rounding(part.grid), with_kwargs=True)
+                handle = layer.register_forward_pre_hook(changed_input(part.grid), with_kwargs=True)
                 stack.callback(handle.remove)
         yield
 
 
-def _rounding(grid: Grid):
+def changed_input(function: Callable[[Tensor], Tensor]):
+    """Pre-hook, with keyword arguments, that puts a function in front of a layer."""
+
     def hook(layer: Layer, inputs: tuple, named: dict) -> tuple[tuple, dict]:
         if inputs:
-            return (grid(inputs[0]), *inputs[1:]), named
+            return (function(inputs[0]), *inputs[1:]), named
         first = next(iter(named))
-        return inputs, {**named, first: grid(named[first])}
+        return inputs, {**named, first: function(named[first])}
 
     return hook

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from brevitas import nn as qnn
-from brevitas.graph.calibrate import calibration_mode
 from brevitas.quant import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
 from torch import Tensor, nn
 
 from brevitas_axe.layers import Layer, find_layers, integer_weight
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.quantizers import Int8WeightPerChannelFloatAXE
+from tests.calibration import calibrated
 
 WIDTH = 12
 
@@ -69,15 +69,6 @@ def block(quantizer: type = Int8WeightPerChannelFloatAXE) -> Layer:
 
 NETS = {"conv": conv_net, "block": block}
 SHAPES = {"conv": (2, 6, 6), "block": (5, 16)}
-
-
-def calibrated(model: nn.Module, x: Tensor) -> Layer:
-    model.eval()
-    with torch.no_grad(), calibration_mode(model):
-        model(x)
-    with torch.no_grad():
-        model(x)
-    return model
 
 
 def batches(kind: str, number: int = 4, seed: int = 1) -> list[tuple[Tensor, Tensor]]:

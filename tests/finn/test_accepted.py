@@ -13,14 +13,11 @@ is.
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from brevitas.proxy import ActQuantProxyFromInjector
 from brevitas.quant.scaled_int import Int8AccumulatorAwareZeroCenterWeightQuant
 from qonnx.core.datatype import DataType
 from torch import nn
@@ -30,6 +27,7 @@ from brevitas_axe.export import check_finn, mend_for_finn
 from brevitas_axe.finetune import finetune
 from brevitas_axe.layers import find_layers, integer_weight, observe_inputs
 from brevitas_axe.quantizers import Int8WeightPerTensorFixedPointAXE
+from tests.export.finn.models import halves_up
 from tests.finn.layers import accumulator_bits, match
 from tests.finn.nets import NETS, Style, Widths, build, digits
 from tests.finn.runner import through_finn
@@ -131,21 +129,6 @@ def test_without_ties_finn_rounds_as_torch_does(tmp_path: Path) -> None:
 def distance(output: np.ndarray, model: nn.Module, x: torch.Tensor) -> float:
     with torch.no_grad():
         return float(np.abs(output - model(x).numpy()).max())
-
-
-class HalfUp(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.floor(x + 0.5)
-
-
-def halves_up(model: nn.Module) -> nn.Module:
-    """The same net with activations rounded as FINN's thresholds do."""
-    model = copy.deepcopy(model)
-    for proxy in model.modules():
-        if isinstance(proxy, ActQuantProxyFromInjector) and proxy.is_quant_enabled:
-            quant: Any = proxy.fused_activation_quant_proxy
-            quant.tensor_quant.int_quant.float_to_int_impl = HalfUp()
-    return model
 
 
 def check_signs(model: nn.Module, layer: str, signs: np.ndarray) -> int:

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from brevitas import nn as qnn
-from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
+from brevitas.graph.calibrate import bias_correction_mode
 from brevitas.graph.quantize import (
     COMPUTE_LAYER_MAP,
     LAYERWISE_COMPUTE_LAYER_MAP,
@@ -27,6 +27,7 @@ from brevitas_axe.quantizers import (
     Int8WeightPerTensorFixedPointAXE,
     Int8WeightPerTensorFloatAXE,
 )
+from tests.calibration import calibrated
 
 # Brevitas's copy of the torch.fx tracer.
 pytestmark = pytest.mark.filterwarnings("ignore:.treespec.children_specs:FutureWarning")
@@ -80,37 +81,25 @@ def layerwise() -> nn.Module:
     model = layerwise_quantize(
         net(), with_ours(LAYERWISE_COMPUTE_LAYER_MAP, input_quant=Uint8ActPerTensorFloat)
     )
-    return calibrated(model)
+    return calibrated(model, batch())
 
 
 def traced() -> nn.Module:
-    return calibrated(
-        brevitas_quantize(
-            preprocess_for_quantize(net()), compute_layer_map=with_ours(COMPUTE_LAYER_MAP)
-        )
-    )
+    layers = with_ours(COMPUTE_LAYER_MAP)
+    model = brevitas_quantize(preprocess_for_quantize(net()), compute_layer_map=layers)
+    return calibrated(model, batch())
 
 
 def by_hand() -> nn.Module:
     ours = Int8WeightPerChannelFloatAXE.let(bit_width=4, accumulator_bit_width=14)
-    return calibrated(
-        nn.Sequential(
-            qnn.QuantIdentity(Uint8ActPerTensorFloat, return_quant_tensor=True),
-            qnn.QuantConv2d(3, 16, 3, weight_quant=ours),
-            qnn.QuantReLU(return_quant_tensor=True),
-            nn.Flatten(),
-            qnn.QuantLinear(16 * 36, 10, weight_quant=ours),
-        )
+    model = nn.Sequential(
+        qnn.QuantIdentity(Uint8ActPerTensorFloat, return_quant_tensor=True),
+        qnn.QuantConv2d(3, 16, 3, weight_quant=ours),
+        qnn.QuantReLU(return_quant_tensor=True),
+        nn.Flatten(),
+        qnn.QuantLinear(16 * 36, 10, weight_quant=ours),
     )
-
-
-def calibrated(model: nn.Module) -> nn.Module:
-    model.eval()
-    with torch.no_grad(), calibration_mode(model):
-        model(batch())
-    with torch.no_grad():
-        model(batch())
-    return model
+    return calibrated(model, batch())
 
 
 @pytest.mark.parametrize("build", [layerwise, traced, by_hand])

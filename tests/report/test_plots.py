@@ -26,10 +26,5 @@ def test_a_layer_far_over_budget_is_drawn_on_a_log_scale() -> None:
     assert figure.axes[0].get_xscale() == "log"
 
 
-def test_curve_has_a_line_per_name() -> None:
-    figure = plots.accuracy_curve(
-        {"AXE": [(12, 0.3), (8, 0.1)], "ours": [(8, 0.9), (12, 0.98)]},
-        {"AXE": "published", "ours": "ours"},
-    )
-    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[8, 12], [8, 12]]
-    assert plots.png(figure).startswith(b"\x89PNG")
+def test_a_figure_is_a_png_too() -> None:
+    assert plots.png(plots.accuracy_bars([FLOAT, ARM])).startswith(b"\x89PNG")

@@ -29,11 +29,9 @@ def lost(node: Node, graph: Graph, problem: str, way_out: str, rule: str = "oper
 
 def unknown(node: Node, inputs: list[Value], graph: Graph) -> Value:
     """Any operator without a rule of its own: the host may compute it, FINN cannot."""
-    for value in inputs:
-        if isinstance(value, Lost):
-            return value
-    if all(isinstance(value, Host) for value in inputs):
-        return Host()
+    settled = _settled(inputs)
+    if settled is not None:
+        return settled
     name = graph.name(node)
     if node.op in _MOVERS:  # FINN fails on it even at the end of a model
         problem = f"'{name}' is a {node.op} of quantized values, which FINN cannot build"
@@ -42,6 +40,12 @@ def unknown(node: Node, inputs: list[Value], graph: Graph) -> Value:
     if node.op in _ACTIVATIONS:
         return lost(node, graph, problem, "use QuantReLU")
     return lost(node, graph, problem, "replace it, or move it before or behind all layers")
+
+
+def _settled(inputs: list[Value]) -> Value | None:
+    """What any node gives where an input is lost, or where the host computes them all."""
+    lost_ones = (value for value in inputs if isinstance(value, Lost))
+    return next(lost_ones, Host() if all(isinstance(value, Host) for value in inputs) else None)
 
 
 def affine(node: Node, inputs: list[Value], graph: Graph) -> Value:
@@ -108,13 +112,12 @@ def _folded(
 
 def _branches(node: Node, inputs: list[Value], graph: Graph) -> Value:
     """Two computed values meet."""
+    settled = _settled(inputs)
+    if settled is not None:
+        return settled
     left, right = inputs
     name = graph.name(node)
-    if isinstance(left, Lost) or isinstance(right, Lost):
-        return left if isinstance(left, Lost) else right
-    if isinstance(left, Host) or isinstance(right, Host):
-        if type(left) is type(right):
-            return Host()
+    if not isinstance(left, Signal) or not isinstance(right, Signal):
         problem = f"quantized and unquantized values meet in '{name}', which FINN refuses"
         return Lost(graph.report(name, "branches", problem, _SHARE))
     if node.inputs[0] == node.inputs[1]:
@@ -154,11 +157,9 @@ def _product(node: Node, left: Signal, right: Signal, graph: Graph) -> Value:
 
 def concat(node: Node, inputs: list[Value], graph: Graph) -> Value:
     """Concat along the channels, of integers of one scale."""
-    for value in inputs:
-        if isinstance(value, Lost):
-            return value
-    if all(isinstance(value, Host) for value in inputs):
-        return Host()
+    settled = _settled(inputs)
+    if settled is not None:
+        return settled
     name, signals = graph.name(node), [v for v in inputs if isinstance(v, Signal)]
     rank = len(graph.shape(node.outputs[0]))
     if len(signals) < len(node.inputs) or not all(s.integral for s in signals):

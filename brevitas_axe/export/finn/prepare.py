@@ -17,12 +17,12 @@ import torch
 from brevitas import nn as qnn
 from brevitas.graph.per_input import AdaptiveAvgPoolToAvgPool
 from brevitas.graph.utils import replace_module
-from torch import Tensor, nn
+from torch import nn
 
 from brevitas_axe.errors import ExportRefused
 from brevitas_axe.export.finn.check import check_finn
 from brevitas_axe.export.qonnx import export_qonnx
-from brevitas_axe.prepare import Batch, Graph, as_batches, to_brevitas
+from brevitas_axe.prepare import Batch, Graph, as_batches, one_sample, to_brevitas
 
 _FLATTENS = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 
@@ -65,11 +65,10 @@ def prepare_for_finn(
             vars(module)["observer_only"] = False
     if hasattr(prepared, "graph"):  # traced, not quantized layer by layer
         _quantize_before_flatten(prepared)
-    args, kwargs = batches[0]
-    one = tuple(v[:1] if isinstance(v, Tensor) else v for v in (*args, *kwargs.values()))
+    args, kwargs = one_sample(batches[0])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_qonnx(prepared, one, path, target="qonnx")
+        export_qonnx(prepared, (*args, *kwargs.values()), path, target="qonnx")
         refused = [finding for finding in check_finn(path) if finding.severity != "tie"]
     if refused:
         raise ExportRefused(refused[0].sentence)

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 from brevitas import nn as qnn
-from brevitas.proxy import ActQuantProxyFromInjector
 from brevitas.quant import Int8ActPerTensorFixedPoint, Uint8ActPerTensorFixedPoint
 from brevitas.quant.fixed_point import Int8WeightPerChannelFixedPoint
 from torch import Tensor, nn
 
 from brevitas_axe.export import check_finn, export_qonnx, mend_for_finn
 from tests.export.finn.cases import ACCEPTED, REFUSED, Branches, Case, conv, full_range
-from tests.export.finn.models import build, samples
+from tests.export.finn.models import build, halves_up, samples
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 WEIGHT = {"weight_quant": Int8WeightPerChannelFixedPoint, "weight_bit_width": 4}
@@ -51,22 +50,6 @@ def powers_of_two_joined() -> nn.Module:
 TIES = {"layers": Case(powers_of_two), "branches": Case(powers_of_two_joined)}
 
 
-class HalfUp(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.floor(x + 0.5)
-
-
-def as_finn_rounds(model: nn.Module) -> nn.Module:
-    """The same net, activations rounded half up."""
-    model = copy.deepcopy(model)
-    for proxy in model.modules():
-        if isinstance(proxy, ActQuantProxyFromInjector) and proxy.is_quant_enabled:
-            quant: Any = proxy.fused_activation_quant_proxy
-            if proxy.scale() is not None:
-                quant.tensor_quant.int_quant.float_to_int_impl = HalfUp()
-    return model
-
-
 def rules(model: nn.Module, x: Tensor, tmp_path) -> set[str]:
     proto = export_qonnx(model, x, tmp_path / "m.onnx", target="qonnx")
     return {finding.rule for finding in check_finn(proto)}
@@ -80,7 +63,7 @@ def test_ties_are_mended_to_exactly_what_finn_computes(name, tmp_path):
     assert {change.rule for change in changes} == {"tie"}
     assert rules(mended, x[:1], tmp_path) == set()
     # The model's input is no sum of integers: there rounding stays as it is.
-    finn = as_finn_rounds(model)
+    finn = halves_up(model)
     with torch.no_grad():
         # The last layer's bias is not moved, so that outputs are equal, not only close.
         assert torch.allclose(mended(x), finn(x), atol=1e-5)
