@@ -17,6 +17,7 @@ from brevitas_axe.errors import AccumulatorTooNarrow, AxeError, InvalidOption
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.prepare import Batch, as_batches, has_quantizers, to_brevitas
 from brevitas_axe.ptq import axe_mode
+from brevitas_axe.sensitivity import set_input_bits
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def quantize(
         weight_bit_width: bits of the weights of a plain model.
         input_bit_width: bits of the activations of a plain model; its own input has 8.
         tile_size: inputs per inner accumulator, None for whole dot products.
-        plan: per-layer widths instead of one P and tile.
+        plan: per-layer widths instead of one P and tile. A plain model gets its input bits too;
+            for a Brevitas model see `brevitas_axe.sensitivity.set_input_bits`.
         algorithm: name of a solver: "gpfq", "gptq", "qronos", or one of another package.
         quality: "fast" (as published) or "best".
         act_order: column order, see `brevitas_axe.ptq.axe_mode`.
@@ -80,6 +82,7 @@ def quantize(
     batches = as_batches(calibration)
     quantized = copy.deepcopy(model).eval()
     check_runs(quantized, batches[0])
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     if not has_quantizers(quantized):
         quantized = to_brevitas(
             quantized,
@@ -88,7 +91,8 @@ def quantize(
             input_bit_width=input_bit_width,
             progress=progress,
         )
-    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        if plan is not None:
+            set_input_bits(quantized, plan, *batches[0], exclude)
     with (
         torch.no_grad(),
         axe_mode(

@@ -41,6 +41,14 @@ def test_a_plan_is_written(user, tmp_path, capsys) -> None:
     assert "bops" in capsys.readouterr().out
 
 
+def test_the_plan_is_what_quantize_takes(user, tmp_path) -> None:
+    assert main(arguments(user, "--accumulator-bits", "12", "16")) == 0
+    plan = Plan.load(tmp_path / "plan.json")
+    quantize = ["quantize", f"{user}:build", "--calibration", f"{user}:data", "--quality", "fast"]
+    assert main([*quantize, "--plan", "plan.json", "--output", "solved"]) == 0
+    assert Plan.load(tmp_path / "solved" / "plan.json") == plan
+
+
 def test_a_report_shows_front_bits_and_sensitivity(user, tmp_path) -> None:
     assert main(arguments(user, "--report", "report.html", "--allocator", "greedy")) == 0
     page = (tmp_path / "report.html").read_text()
