@@ -2,9 +2,9 @@
 
 Three mends. Residual branches get the wider of their two quantizers, weights of full range lose
 their most negative integer, and sums move by a part of their step so that none lies halfway between
-two output levels: FINN, which rounds half up, and torch then agree everywhere. The first two change
-the model's values a little, so mend before post-training quantization; the third depends on the
-integers, so mend again after it.
+two output levels, not even up to float rounding: FINN and torch then agree everywhere. The first
+two change the model's values a little, so mend before post-training quantization; the third depends
+on the integers, so mend again after it.
 """
 
 from __future__ import annotations

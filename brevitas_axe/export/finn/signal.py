@@ -214,7 +214,9 @@ class Graph:
         problem += " to float rounding, and FINN and torch may then round them differently"
         way_out = "mend_for_finn moves these sums a little, by which both agree"
         if np.isnan(ties.shift).any():
-            way_out = "some lie too close together to be moved apart: expect differences of one level"
+            way_out = (
+                "some lie too close together to be moved apart, so expect a level more or less"
+            )
         self.report(layer, "tie", problem, way_out, "tie")
 
     def demand(self, value: Value) -> Value:

@@ -53,6 +53,11 @@ def test_of_powers_of_two_every_other_tie_is_rounded_otherwise(sign):
     assert shift(ties) == sign * 0.5
 
 
+def test_exact_ties_go_up_though_there_is_more_room_below():
+    """Levels begin at 0 and at 1/4: FINN rounds the first one up, and so it stays."""
+    assert shift(find_ties(signal(1.0, -8, 8, 0.125), 0.25, 0, 2)) == 0.125
+
+
 @pytest.mark.parametrize("step", [0.1, 0.37, 1 / 3, 3.0])
 def test_saturated_quantizers_meet_in_one_value(step):
     """With 62 / 15 of the finer step, 7.5 coarse steps are 31 fine ones."""
