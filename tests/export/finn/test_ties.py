@@ -18,9 +18,9 @@ LEVELS = (0, 15)
 
 
 def signal(scale: float, low: int, high: int, offset: float = 0.0, step: int = 1) -> Signal:
-    ends = [np.asarray(value, np.int64) for value in (low, high, step)]
-    size = np.asarray(abs(offset) + abs(scale) * max(-low, high))
-    return Signal(np.asarray(float(scale)), np.asarray(float(offset)), *ends, size)
+    size = abs(offset) + abs(scale) * max(-low, high)
+    first, last, apart = (np.asarray(value, np.int64) for value in (low, high, step))
+    return Signal(np.asarray(scale), np.asarray(offset), first, last, apart, np.asarray(size))
 
 
 def single(value: float) -> float:
