@@ -108,7 +108,7 @@ def export_qonnx(
         `brevitas_axe.accumulators`.
 
     Warns:
-        UserWarning: FINN would round exact ties otherwise than torch; `mend_for_finn` helps.
+        UserWarning: FINN would round ties otherwise than torch; `mend_for_finn` helps.
 
     Raises:
         ExportRefused: one sentence with the layer's name and the way out.

@@ -161,8 +161,9 @@ class Residual(nn.Module):
         self.skip = (
             make.block(kind, inputs, outputs, 1, stride=stride, relu=False) if changes else None
         )
-        # Finer than what follows where steps are powers of two, so that some sums are exact ties.
-        self.grid = make.signed(6 if make.style.power_of_two else 5)
+        # Finer than what follows, so that some sums are ties: exact ones where steps are powers of
+        # two, and up to float rounding where both quantizers saturate (62/15 of the step).
+        self.grid = make.signed(6)
         self.relu = make.relu(4)
 
     def forward(self, x: Any) -> Any:

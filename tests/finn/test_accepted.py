@@ -4,11 +4,12 @@ Every net meets every value of every axis: weights per channel and per tensor, f
 power-of-two scales, uniform and mixed widths, integers from our solver, from fine-tuning and from
 Brevitas's A2Q+, thresholds fused and of their own.
 
-What FINN does otherwise than torch: its thresholds round halves up, torch rounds them to even. With
-float scales, or behind a batch norm, no value lies halfway. In the residual net with power-of-two
-scales the sums of two branches do: their grid is finer than the step of the ReLU they meet. FINN
-then equals torch with halves rounded up, and only so; after `mend_for_finn` it equals torch as it
-is.
+What FINN does otherwise than torch: its thresholds round halves up, torch rounds them to even. In
+the residual net with power-of-two scales the sums of two branches lie halfway: their grid is finer
+than the step of the ReLU they meet. FINN then equals torch with halves rounded up, and only so;
+after `mend_for_finn` it equals torch as it is. With float scales a value lies halfway up to float
+rounding, where two quantizers saturate or by chance: whether one does depends on the training, so
+these nets are mended where the check finds it.
 """
 
 from __future__ import annotations
@@ -78,7 +79,13 @@ def test_finn_builds_it(name: str, origin: str, tmp_path: Path) -> None:
     x, path = samples(name), tmp_path / "model.onnx"
     export_qonnx(model, x[:1], path)
     found = {finding.rule for finding in check_finn(path)}
-    assert found == ({"tie"} if (name, origin) == TIES else set())
+    assert found <= {"tie"}
+    if (name, origin) == TIES:
+        assert found, "the grid is to be finer than the step it meets"
+    elif found:
+        model, _ = mend_for_finn(model, x[:1])
+        export_qonnx(model, x[:1], path)
+        assert check_finn(path) == []
     standalone = origin == "A2Q+"
     finn = through_finn(
         path, tmp_path / "finn", x.numpy(), stages=["minimized"], standalone_thresholds=standalone

@@ -7,7 +7,7 @@ from typing import Literal
 
 # refused: FINN raises, never ends, or leaves the layer in float.
 # wrong: FINN builds it without a word, and it computes something else.
-# tie: equal but for inputs that lie exactly between two levels.
+# tie: equal but for values halfway between two levels, up to float rounding.
 Severity = Literal["refused", "wrong", "tie"]
 
 

@@ -64,13 +64,13 @@ def affine(node: Node, inputs: list[Value], graph: Graph) -> Value:
         scale = scale / constant
     if isinstance(source, Host):
         return Host(scale)
-    offset = {
-        "Mul": source.offset * constant,
-        "Div": source.offset / constant,
-        "Add": source.offset + constant,
-        "Sub": source.offset - constant,
+    offset, size = {
+        "Mul": (source.offset * constant, source.size * np.abs(constant)),
+        "Div": (source.offset / constant, source.size / np.abs(constant)),
+        "Add": (source.offset + constant, source.size + np.abs(constant)),
+        "Sub": (source.offset - constant, source.size + np.abs(constant)),
     }[node.op]
-    return _folded(node, source, scale, offset, graph)
+    return _folded(node, source, scale, offset, size, graph)
 
 
 def batch_norm(node: Node, inputs: list[Value], graph: Graph) -> Value:
@@ -85,12 +85,19 @@ def batch_norm(node: Node, inputs: list[Value], graph: Graph) -> Value:
     )
     if isinstance(source, Host):
         return Host(source.scale * factor)
-    offset = shift.reshape(factor.shape) - mean.reshape(factor.shape) * factor
-    return _folded(node, source, source.scale * factor, source.offset * factor + offset, graph)
+    shift, back = shift.reshape(factor.shape), mean.reshape(factor.shape) * factor
+    offset = source.offset * factor + shift - back
+    size = source.size * np.abs(factor) + np.abs(shift) + np.abs(back)
+    return _folded(node, source, source.scale * factor, offset, size, graph)
 
 
 def _folded(
-    node: Node, source: Signal, scale: np.ndarray, offset: np.ndarray, graph: Graph
+    node: Node,
+    source: Signal,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    size: np.ndarray,
+    graph: Graph,
 ) -> Value:
     """The signal with another scale and offset, if FINN's thresholds can take them in."""
     axes = [n for n in np.broadcast_shapes(scale.shape, offset.shape) if n > 1]
@@ -105,8 +112,9 @@ def _folded(
         problem = f"the {node.op} '{graph.name(node)}' {problem}, so FINN cannot fold it"
         return lost(node, graph, problem, "scale and shift per channel, before the quantizer")
     shape = np.broadcast_shapes(scale.shape, offset.shape, source.low.shape)
-    parts = {"scale": scale, "offset": offset, "low": source.low, "high": source.high}
-    grown = {key: np.broadcast_to(v, shape) for key, v in {**parts, "step": source.step}.items()}
+    parts = {"scale": scale, "offset": offset, "size": size, "low": source.low}
+    parts = {**parts, "high": source.high, "step": source.step}
+    grown = {key: np.broadcast_to(value, shape) for key, value in parts.items()}
     return replace(source, **grown, quantizer=source.quantizer if scale.size == 1 else "")
 
 
@@ -141,6 +149,7 @@ def _branches(node: Node, inputs: list[Value], graph: Graph) -> Value:
         left.low + right.low,
         left.high + right.high,
         np.gcd(left.step, right.step),
+        left.size + right.size,
     )
 
 
@@ -151,8 +160,9 @@ def _product(node: Node, left: Signal, right: Signal, graph: Graph) -> Value:
         return lost(node, graph, f"{problem} in float", "give both one shape", "branches")
     ends = [a * b for a in (left.low, left.high) for b in (right.low, right.high)]
     low, high = np.minimum.reduce(ends), np.maximum.reduce(ends)
-    scale, step = left.scale * right.scale, left.step * right.step
-    return Signal(scale, np.zeros(()), low, high, step)
+    scale = left.scale * right.scale
+    step = np.gcd(left.step, left.low) * np.gcd(right.step, right.low)
+    return Signal(scale, np.zeros(()), low, high, step, left.size * right.size)
 
 
 def concat(node: Node, inputs: list[Value], graph: Graph) -> Value:
@@ -171,11 +181,10 @@ def concat(node: Node, inputs: list[Value], graph: Graph) -> Value:
     if node.attribute("axis", 1) not in (1, 1 - rank):
         problem = f"'{name}' joins tensors along another axis than the channels, which FINN cannot"
         return lost(node, graph, problem, "join along axis 1")
+    scale = signals[0].scale.reshape(-1)[0]
     low, high = min(s.low.min() for s in signals), max(s.high.max() for s in signals)
-    one = np.ones((), np.int64)
-    return Signal(
-        signals[0].scale.reshape(-1)[0], np.zeros(()), np.asarray(low), np.asarray(high), one
-    )
+    size, one = np.max([s.size.max() for s in signals]), np.ones((), np.int64)
+    return Signal(scale, np.zeros(()), np.asarray(low), np.asarray(high), one, size)
 
 
 def relu(node: Node, inputs: list[Value], graph: Graph) -> Value:
@@ -289,7 +298,8 @@ def _without_channels(signal: Signal) -> Signal:
         offset=signal.offset.reshape(-1)[0],
         low=signal.low.min(),
         high=signal.high.max(),
-        step=np.gcd.reduce(signal.step.reshape(-1)),
+        step=np.gcd.reduce(np.gcd(signal.step, signal.low), axis=None),
+        size=signal.size.max(),
         quantizer=signal.quantizer,
         rectified=signal.rectified,
         pooled=signal.pooled,

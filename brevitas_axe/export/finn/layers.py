@@ -10,6 +10,7 @@ from brevitas_axe.certify.modelfile import Node
 from brevitas_axe.certify.quantizers import datatype_range
 from brevitas_axe.export.finn.finding import Finding
 from brevitas_axe.export.finn.signal import DotProduct, Graph, Host, Lost, Signal, Value
+from brevitas_axe.export.finn.ties import is_power_of_two
 
 # Beyond it FINN's thresholds, computed in single precision, miss integers (measured).
 _WIDEST_WEIGHTS = 22
@@ -144,15 +145,21 @@ def _sums(
     offset = np.zeros(rows.shape[0]) if bias is None else np.ravel(bias).astype(np.float64)
     if node.op == "Gemm":
         spread, offset = node.attribute("alpha", 1.0) * spread, node.attribute("beta", 1.0) * offset
-    offset = offset + scales * source.offset.max() * rows.sum(axis=1)
+    carried = scales * source.offset.max() * rows.sum(axis=1)
+    # Of products of powers of two all sums are exact; others have the size that sums of random
+    # signs have, which is what the partial sums measure, not the worst case.
+    typical = np.where(is_power_of_two(spread), 0, np.abs(spread) * np.linalg.norm(rows, axis=1))
+    size = np.abs(offset) + np.abs(carried) + typical * max(-low, high)
     least, _ = datatype_range(weights.type, layer)
     # FINN folds the sign of a negative gain into the weights; of MatMuls it can leave it behind.
     lowest = (rows == least).any(axis=1) & (least < -1) & (node.op == "Conv")
     return Signal(
         scale=spread.reshape(channels),
-        offset=offset.reshape(channels),
+        offset=(offset + carried).reshape(channels),
         low=np.minimum(*ends).sum(axis=1).reshape(channels),
         high=np.maximum(*ends).sum(axis=1).reshape(channels),
-        step=np.maximum(np.gcd.reduce(rows, axis=1), 1).reshape(channels),
+        # One more of an integer; from -1 to 1 it is two more.
+        step=np.maximum(np.gcd.reduce(rows, axis=1), 1).reshape(channels) * (1 + source.bipolar),
+        size=size.reshape(channels),
         dot=DotProduct(layer, spread.reshape(channels), lowest.reshape(channels)),
     )

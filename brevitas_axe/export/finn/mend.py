@@ -2,9 +2,9 @@
 
 Three mends. Residual branches get the wider of their two quantizers, weights of full range lose
 their most negative integer, and sums move by a part of their step so that none lies halfway between
-two output levels: FINN, which rounds half up, and torch then agree everywhere. The first two change
-the model's values a little, so mend before post-training quantization; the third depends on the
-integers, so mend again after it.
+two output levels, not even up to float rounding: FINN and torch then agree everywhere. The first
+two change the model's values a little, so mend before post-training quantization; the third depends
+on the integers, so mend again after it.
 """
 
 from __future__ import annotations
@@ -129,24 +129,25 @@ def _narrow(model: nn.Module, graph: Graph) -> list[Change]:
 
 
 def _shift(model: nn.Module, graph: Graph) -> list[Change]:
-    """Sums moved so that those halfway between two levels lie above; nothing else changes."""
+    """Sums moved away from the halfway points between two levels; nothing else changes."""
     changes, layers = [], find_layers(model)
     for name, (signal, ties) in graph.ties.items():
-        if np.isnan(ties.shift).any():
-            continue  # no room: another sum would cross a level
+        shift = np.nan_to_num(ties.shift)  # stays where another sum would cross a level
+        if not shift.any():
+            continue
         layer: Layer = layers.get(name)
         if signal.dot is not None:
             if layer is None or (layer.bias is not None and layer.bias_quant.is_quant_enabled):
                 continue  # a quantized bias would be rounded back
-            _move_bias(layer, ties.shift * signal.dot.scale)
+            _move_bias(layer, shift * signal.dot.scale)
             what = f"the bias of '{name}'"
         else:
             if graph.quantizations(name) != 1 or not _is_activation(model, name):
                 continue  # a second input of this quantizer would move, too
-            offset = Offset(torch.from_numpy(np.asarray(ties.shift * signal.scale, np.float32)))
+            offset = Offset(torch.from_numpy(np.asarray(shift * signal.scale, np.float32)))
             model.set_submodule(name, nn.Sequential(offset, model.get_submodule(name)))
             what = f"the input of '{name}'"
-        part = float(np.abs(ties.shift).max())
+        part = float(np.abs(shift).max())
         changes.append(Change(name, "tie", f"{what} moved by up to {part:g} of its step."))
     return changes
 

@@ -8,7 +8,7 @@ from brevitas_axe.certify.grid import quantizer_range
 from brevitas_axe.certify.modelfile import Node
 from brevitas_axe.export.finn.finding import Finding, Severity
 from brevitas_axe.export.finn.signal import Graph, Host, Lost, Signal, Value
-from brevitas_axe.export.finn.ties import find_ties
+from brevitas_axe.export.finn.ties import find_sign_ties, find_ties
 
 _WIDEST = 8
 # They differ from FINN's rounding, half up, at most halfway between two levels.
@@ -62,8 +62,12 @@ def bipolar_quant(node: Node, inputs: list[Value], graph: Graph) -> Value:
     matrix = isinstance(source, Signal) and source.dot is not None and not source.rectified
     if not matrix or scale is None or np.any(scale != 1):
         _report_binary(name, graph)
-    one = np.ones((), np.int64)
-    return Signal(np.ones(()), np.zeros(()), -one, one, one, quantizer=name, bipolar=True)
+    elif isinstance(source, Signal):
+        ties = find_sign_ties(source)
+        if ties is not None:
+            graph.report_ties(name, source, ties)
+    one, size = np.ones((), np.int64), np.ones(())
+    return Signal(size, np.zeros(()), -one, one, one, size, quantizer=name, bipolar=True)
 
 
 def average_pool(node: Node, inputs: list[Value], graph: Graph) -> Value:
@@ -130,7 +134,8 @@ def _shifts_alike(pool: Node, scale: float, bits: int, out_scale: float, out_bit
 def _levels(scale: np.ndarray, low: int, high: int, name: str) -> Signal:
     """Integers as they leave a quantizer."""
     low_, high_, one = (np.asarray(value, np.int64) for value in (low, high, 1))
-    return Signal(scale.astype(np.float64), np.zeros(()), low_, high_, one, quantizer=name)
+    scale, size = scale.astype(np.float64), np.abs(scale) * max(-low, high)
+    return Signal(scale, np.zeros(()), low_, high_, one, size, quantizer=name)
 
 
 def _check_source(name: str, source: Signal, graph: Graph) -> None:

@@ -70,7 +70,9 @@ class Signal:
         scale: float64, broadcastable to the tensor.
         offset: float64, likewise.
         low, high: int64, smallest and largest integer, likewise.
-        step: int64, all integers are multiples of it.
+        step: int64, between two integers; all are `low` plus multiples of it.
+        size: float64, magnitude of the values that were added up, in value units, likewise: what
+            the rounding errors of float32 are relative to.
         quantizer: layer whose quantizer gave these integers, "" for sums of products.
         dot: the dot product behind it, as long as FINN can still flip the sign of its weights.
         rectified: a ReLU that a quantizer must follow.
@@ -85,6 +87,7 @@ class Signal:
     low: np.ndarray
     high: np.ndarray
     step: np.ndarray
+    size: np.ndarray
     quantizer: str = ""
     dot: DotProduct | None = None
     rectified: bool = False
@@ -207,14 +210,14 @@ class Graph:
         """Reports that a quantizer meets sums halfway between its levels."""
         layer = signal.dot.layer if signal.dot else name
         self.ties[layer] = (signal, ties)
-        self.report(
-            layer,
-            "tie",
-            f"sums of '{layer}' can lie exactly halfway between two levels of '{name}', where "
-            "FINN rounds up and torch to even",
-            "mend_for_finn moves these sums a little, by which both agree",
-            "tie",
-        )
+        problem = f"sums of '{layer}' can lie halfway between two levels of '{name}', exactly or up"
+        problem += " to float rounding, and FINN and torch may then round them differently"
+        way_out = "mend_for_finn moves these sums a little, by which both agree"
+        if np.isnan(ties.shift).any():
+            way_out = (
+                "some lie too close together to be moved apart, so expect a level more or less"
+            )
+        self.report(layer, "tie", problem, way_out, "tie")
 
     def demand(self, value: Value) -> Value:
         """The value of something that FINN must build; reports why it cannot be followed."""

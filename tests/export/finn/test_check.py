@@ -9,7 +9,7 @@ import pytest
 
 from brevitas_axe.errors import ExportRefused, InvalidModelFile, InvalidOption, NonFiniteValues
 from brevitas_axe.export import check_finn, export_qonnx
-from tests.export.finn.cases import ACCEPTED, REFUSED
+from tests.export.finn.cases import ACCEPTED, REFUSED, TIED
 from tests.export.finn.models import build, samples, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -18,7 +18,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_what_finn_builds_is_accepted(name, tmp_path):
     write(ACCEPTED[name], tmp_path / "m.onnx")
-    assert check_finn(tmp_path / "m.onnx") == []
+    rules = {finding.rule for finding in check_finn(tmp_path / "m.onnx")}
+    assert rules == set(ACCEPTED[name].rules)
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_a_tie_is_found_and_exported_with_a_warning(name, tmp_path):
+    case = TIED[name]
+    with pytest.warns(UserWarning, match="halfway between two levels"):
+        export_qonnx(build(case), samples(case)[:1], tmp_path / "m.onnx")
+    findings = check_finn(tmp_path / "m.onnx")
+    assert [(f.layer, f.rule, f.severity) for f in findings] == [(case.layer, "tie", "tie")]
 
 
 @pytest.mark.parametrize("name", REFUSED)

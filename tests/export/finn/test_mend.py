@@ -13,7 +13,15 @@ from brevitas.quant.fixed_point import Int8WeightPerChannelFixedPoint
 from torch import Tensor, nn
 
 from brevitas_axe.export import check_finn, export_qonnx, mend_for_finn
-from tests.export.finn.cases import ACCEPTED, REFUSED, Branches, Case, conv, full_range
+from tests.export.finn.cases import (
+    ACCEPTED,
+    REFUSED,
+    TIED,
+    Branches,
+    Case,
+    conv,
+    full_range,
+)
 from tests.export.finn.models import build, halves_up, samples
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -68,6 +76,33 @@ def test_ties_are_mended_to_exactly_what_finn_computes(name, tmp_path):
         # The last layer's bias is not moved, so that outputs are equal, not only close.
         assert torch.allclose(mended(x), finn(x), atol=1e-5)
         assert not torch.allclose(model(x), finn(x), atol=1e-3), "no sample met a tie"
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_ties_up_to_float_rounding_are_mended(name, tmp_path):
+    model, x = build(TIED[name]), samples(TIED[name])
+    mended, changes = mend_for_finn(model, x[:1])
+    assert [(change.layer, change.rule) for change in changes] == [(TIED[name].layer, "tie")]
+    assert rules(mended, x[:1], tmp_path) == set()
+
+
+def test_a_layer_is_mended_behind_its_batch_norm(tmp_path):
+    """Channels with negative gains, one of them with a tie: only its bias moves."""
+    case = ACCEPTED["negative gains"]
+    model: Any = build(case)
+    x, layer, norm = samples(case)[:1], model[1], model[2]
+    with torch.no_grad():
+        gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+        norm.running_mean[0] = layer.bias[0]
+        # The quantizer's level 3 begins where the sums of channel 0 are zero.
+        norm.bias[0] = 2.5 * model[3].act_quant.scale()
+    assert gain[0] < 0
+    assert rules(model, x, tmp_path) == {"tie"}
+    mended: Any
+    mended, changes = mend_for_finn(model, x)
+    assert [(change.layer, change.rule) for change in changes] == [("1", "tie")]
+    assert rules(mended, x, tmp_path) == set()
+    assert (mended[1].bias != layer.bias).tolist() == [True, False, False, False]
 
 
 @pytest.mark.parametrize("name", ["unequal branches", "unequal branches, layers in both"])
