@@ -75,9 +75,10 @@ def table(judge: Experiment, recipe: dict, points: list[tuple[int | None, int | 
             "code": solver_fingerprint(SOURCES),
         }
         found = recorded(f"blocks_{judge.name}", key, partial(solve, judge, recipe, limit, tile))
-        free = rows[0][judge.metric] if rows else found[judge.metric]
-        worse = found[judge.metric] / free - 1
-        loss = f"{100 * (worse if judge.lower_is_better else -worse):+.1f} %"
+        loss = None
+        if rows:
+            change = 100 * (found[judge.metric] / rows[0][judge.metric] - 1)
+            loss = f"{change if judge.lower_is_better else -change:+.1f} %"
         rows.append({"P": limit, "tile": tile, **found, "loss": loss})
         print(rows[-1], flush=True)
     return rows
