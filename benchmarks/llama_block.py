@@ -6,14 +6,16 @@
 Time: the limit of a layer is what no solver can do without, the two second moments of its inputs,
 one Cholesky factorization and half of one product of weights and moments, all in float32.
 
-Memory: the peak of the process, less what it held before the model was built, beside the model,
-two blocks' activations (a quantized block and its float twin: inputs and outputs of their linear
+Memory: the peak of the process, less what it held before the model was built (a tiny model has then
+been solved, so that all code is loaded and all kernels compiled), beside the model, two blocks'
+activations (a quantized block and its float twin: inputs and outputs of their linear
 layers for every calibration token) and the block's second moments in float64.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import resource
 import time
 from pathlib import Path
@@ -71,33 +73,36 @@ def allowance(model: nn.Module, tokens: int) -> dict[str, int]:
     }
 
 
-def measure(arguments: argparse.Namespace) -> dict:
-    """Solves the blocks; returns layers and memory."""
-    torch.manual_seed(0)
-    before = resident()
-    heads = arguments.hidden // 64
-    model = LlamaModel(
+def llama(hidden: int, mlp: int, blocks: int) -> LlamaModel:
+    """A model of that shape with random weights and heads of 64."""
+    heads = hidden // 64
+    return LlamaModel(
         LlamaConfig(
             vocab_size=VOCABULARY,
-            hidden_size=arguments.hidden,
-            intermediate_size=arguments.mlp,
-            num_hidden_layers=arguments.blocks,
+            hidden_size=hidden,
+            intermediate_size=mlp,
+            num_hidden_layers=blocks,
             num_attention_heads=heads,
             num_key_value_heads=heads,
             use_cache=False,
         )
     )
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    """Solves the blocks; returns layers and memory."""
+    torch.manual_seed(0)
+    widths = {"accumulator_bit_width": 16, "tile_size": 64, "quality": arguments.quality}
+    tokens = torch.randint(0, VOCABULARY, (1, LENGTH))
+    quantize_blocks(llama(64, 128, 1), [tokens], progress=False, **widths)
+    gc.collect()
+    before = resident()
+    model = llama(arguments.hidden, arguments.mlp, arguments.blocks)
     batches = list(torch.randint(0, VOCABULARY, (arguments.sequences, LENGTH)).split(4))
     tokens = arguments.sequences * LENGTH
     parts = allowance(model, tokens)
     start, cpu = time.perf_counter(), time.process_time()
-    result = quantize_blocks(
-        model,
-        batches,
-        accumulator_bit_width=16,
-        tile_size=64,
-        quality=arguments.quality,
-    )
+    result = quantize_blocks(model, batches, **widths)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     used = peak() - before
     shapes = dict.fromkeys((e["outputs"], e["inputs"]) for e in result.layers)

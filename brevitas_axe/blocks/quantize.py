@@ -55,6 +55,7 @@ def quantize_blocks(
     symmetric: bool = True,
     smooth: float | None = None,
     rotate: bool = False,
+    tile_scales: bool = False,
     algorithm: str = "qronos",
     quality: str = "best",
     act_order: bool | None = None,
@@ -84,6 +85,9 @@ def quantize_blocks(
         symmetric: signed inputs without a zero point; else unsigned ones with.
         smooth: strength of SmoothQuant (arXiv 2211.10438), 0.5 as published; None for none.
         rotate: rotate every layer's inputs by a Hadamard matrix, where Brevitas has one.
+        tile_scales: one weight scale per output and tile, instead of per output. The results of
+            the inner accumulators are then scaled before they are added, so there is no outer
+            integer accumulator to prove.
         algorithm: "gpfq", "gptq" or "qronos".
         quality: "fast" (as published) or "best".
         act_order: column order, see `brevitas_axe.ptq.axe_mode`.
@@ -106,8 +110,17 @@ def quantize_blocks(
     if has_quantizers(model):
         raise InvalidOption("the model has Brevitas layers already; use brevitas_axe.quantize.")
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    if tile_scales and tile_size is None:
+        raise InvalidOption("tile_scales needs the size of the tiles: tile_size=64, say.")
     recipe = Recipe(
-        weight_bit_width, input_bit_width, activations, symmetric, smooth, rotate, exclude
+        weight_bit_width,
+        input_bit_width,
+        activations,
+        symmetric,
+        smooth,
+        rotate,
+        exclude,
+        tile_size if tile_scales else None,
     )
     batches = as_batches(calibration)
     blocks = find_blocks(model, stack)
@@ -178,6 +191,7 @@ class _Walk:
                 more = axe.update()
                 bar.set_postfix_str(axe.log[-1]["name"] if axe.log else "")
                 bar.update()
+            self.quantized = list(axe.outputs())
         widths = {"weight": recipe.weight_bit_width, "input": recipe.input_bit_width}
         plan = Plan({name: replace(p, **widths) for name, p in axe.plan.layers.items()})
         quantized, real = pairs[0]
@@ -187,7 +201,6 @@ class _Walk:
         proofs = {entry.name: entry for entry in certificate.entries}
         floats = tuple(entry for entry in proofs if entry not in plan.layers)
         certificate = replace(certificate, excluded=floats)
-        self.quantized = [alone(*pair) for pair in pairs]
         self.real = outputs
         return certificate, plan, [{**e, **_widths(proofs, plan, e["name"])} for e in axe.log]
 

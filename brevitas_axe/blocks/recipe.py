@@ -23,6 +23,7 @@ from brevitas_axe.quantizers import (
     Int8DynamicActPerTensorFloat,
     Int8DynamicActPerTokenFloat,
     Int8WeightPerChannelFloatAXE,
+    Int8WeightPerTileFloatAXE,
     ShiftedUint8DynamicActPerTensorFloat,
     ShiftedUint8DynamicActPerTokenFloat,
 )
@@ -53,6 +54,7 @@ class Recipe:
     smooth: float | None = None
     rotate: bool = False
     exclude: tuple[str, ...] = ()
+    scale_tile: int | None = None
 
     def __post_init__(self) -> None:
         if (self.activations, self.symmetric) not in INPUT_QUANTIZERS:
@@ -78,7 +80,10 @@ class Recipe:
         if self.rotate:
             LayerwiseActivationRotation(blacklist_layer=excluded).apply(alone)
         if self.smooth is not None:
-            with activation_equalization_mode(alone, self.smooth, blacklist_layers=excluded):
+            mode = activation_equalization_mode(alone, self.smooth, blacklist_layers=excluded)
+            # Brevitas keeps the maxima of every position: batches had to be of one length.
+            mode.graph_act_eq.scale_fn = _channel_maxima
+            with mode:
                 for pair in calls:
                     alone(*pair)
         layerwise_quantize(alone, {nn.Linear: (qnn.QuantLinear, self._options())}, excluded)
@@ -86,10 +91,20 @@ class Recipe:
             return [alone(*pair) for pair in calls]
 
     def _options(self) -> dict:
-        return {
+        options = {
             "weight_quant": Int8WeightPerChannelFloatAXE,
             "weight_bit_width": self.weight_bit_width,
             "weight_accumulator_bit_width": None,
             "input_quant": INPUT_QUANTIZERS[self.activations, self.symmetric],
             "input_bit_width": self.input_bit_width,
         }
+        if self.scale_tile is not None:
+            options["weight_quant"] = Int8WeightPerTileFloatAXE
+            options["weight_group_size"] = self.scale_tile
+        return options
+
+
+def _channel_maxima(x: Tensor, dim: int) -> Tensor:
+    """Largest magnitude of each channel; [batch, ..., K] to [1, ..., K] without the batch."""
+    leading = tuple(range(x.dim() - 1))
+    return x.abs().amax(leading, keepdim=True).squeeze(dim)

@@ -10,6 +10,8 @@ import numpy as np
 from brevitas_axe.accumulator import outer_bit_width, required_bit_width, worst_case_sums
 from brevitas_axe.certify.certificate import DotProduct, Targets
 
+_SCALED = "tiles have scales of their own; what adds their results is no integer accumulator"
+
 
 @dataclass(frozen=True)
 class Integers:
@@ -21,6 +23,7 @@ class Integers:
         low: smallest input integer, ≤ 0.
         high: largest input integer, ≥ 0.
         bias: float64 [rows] in units of the accumulator, or None.
+        scale_span: inputs of a row that share one weight scale, None for all of them.
         step: float64 [rows] or scalar, the real value of one unit of the accumulator; NaN where it
             differs between the outputs of one row. No proof depends on it.
     """
@@ -29,6 +32,7 @@ class Integers:
     low: int
     high: int
     bias: np.ndarray | None = None
+    scale_span: int | None = None
     step: np.ndarray | float = np.nan
 
 
@@ -70,6 +74,13 @@ def prove(found: Found, targets: Targets) -> DotProduct:
         return DotProduct(**entry, target=target, reason=reason, assumptions=found.assumptions)
     inputs = integers.weights.shape[1]
     tiled = tile_size is not None and tile_size < inputs
+    span = integers.scale_span
+    if span is not None and (not tiled or span % tile_size != 0):
+        reason = (
+            f"its weights have one scale per {span} inputs, and an accumulator adds numbers of one "
+            f"scale only; give tiles of {span}"
+        )
+        return DotProduct(**entry, target=target, reason=reason, assumptions=found.assumptions)
     minimum, maximum = worst_case_sums(
         integers.weights, integers.low, integers.high, tile_size if tiled else None
     )
@@ -83,6 +94,8 @@ def prove(found: Found, targets: Targets) -> DotProduct:
     )
     with_bias, note = _with_bias(row_low[:, 0], row_high[:, 0], integers.bias)
     outer = tiled and target is not None and target < width
+    # Behind tiles of different scales comes a sum of scaled values, not of integers.
+    adds_integers = tiled and span is None
     return DotProduct(
         **entry,
         inputs=inputs,
@@ -91,16 +104,18 @@ def prove(found: Found, targets: Targets) -> DotProduct:
         minimum=low,
         maximum=high,
         width=width,
-        outer_width=required_bit_width(int(row_low.min()), int(row_high.max())) if tiled else None,
+        outer_width=(
+            required_bit_width(int(row_low.min()), int(row_high.max())) if adds_integers else None
+        ),
         outer_bound=(
             outer_bit_width(width if outer or target is None else target, inputs, tile_size)
-            if tiled
+            if adds_integers
             else None
         ),
         width_with_bias=with_bias,
         target=target,
         proven=True,
-        assumptions=(*found.assumptions, *note),
+        assumptions=(*found.assumptions, *note, *([] if span is None else [_SCALED])),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer as Layer
-from brevitas.quant_tensor import IntQuantTensor
+from brevitas.quant_tensor import GroupwiseIntQuantTensor, IntQuantTensor
 from torch import Tensor
 
 from brevitas_axe.certify.grid import (
@@ -116,7 +116,7 @@ def layer_integers(
         Unprovable: the weights are not symmetric integers with one scale per row.
     """
     weight = module.quant_weight(arrived)
-    if not isinstance(weight, IntQuantTensor):
+    if not isinstance(weight, IntQuantTensor | GroupwiseIntQuantTensor):
         disabled = "unquantized" if isinstance(weight, Tensor) else type(weight).__name__
         raise Unprovable(f"its weights are {disabled}; use an integer weight quantizer")
     bits = single_integer(_array(weight.bit_width), "the weight bit width", 1, MAX_WEIGHT_BITS)
@@ -130,13 +130,15 @@ def layer_integers(
     low, high = quantizer_range(bits, bool(weight.signed), narrow=False)
     if integers.size and (integers.min() < low or integers.max() > high):
         raise Unprovable(f"its weights lie outside their declared {bits} bits")
+    declared = type_name(bits, bool(weight.signed))
     groups = getattr(module, "groups", 1)
     rows = _rows(integers, groups, transposed)
-    scales = np.ones(rows.shape[0]) * scale
+    scales = np.full(rows.shape[0], scale.reshape(-1)[0])
     if scale.size > 1:
         per_weight = _rows(np.broadcast_to(scale, integers.shape), groups, transposed)
         if np.any(per_weight != per_weight[:, :1]):
-            raise Unprovable("its weight scale varies inside one dot product (per group)")
+            span = _scale_span(per_weight)
+            return Integers(rows, fact.low, fact.high, scale_span=span), declared
         scales = per_weight[:, 0]
     if fact.scale.size > 1:
         depthwise = not transposed and groups == fact.scale.size and integers.shape[1] == 1
@@ -148,7 +150,7 @@ def layer_integers(
     else:
         scales = scales * fact.scale
     bias = _bias(module, arrived, weight, scales)
-    return Integers(rows, fact.low, fact.high, bias), type_name(bits, bool(weight.signed))
+    return Integers(rows, fact.low, fact.high, bias), declared
 
 
 def join(calls: Sequence[Found]) -> Found:
@@ -158,7 +160,11 @@ def join(calls: Sequence[Found]) -> Found:
         mine, other = first.integers, call.integers
         if mine is None or other is None:
             return first if mine is None else call
-        if mine.weights.shape != other.weights.shape or np.any(mine.weights != other.weights):
+        if (
+            mine.scale_span != other.scale_span
+            or mine.weights.shape != other.weights.shape
+            or np.any(mine.weights != other.weights)
+        ):
             return replace(
                 first,
                 integers=None,
@@ -174,7 +180,7 @@ def join(calls: Sequence[Found]) -> Found:
         wider = (other.low, other.high) == (low, high)
         first = replace(
             first,
-            integers=Integers(mine.weights, low, high, mine.bias if same else None),
+            integers=replace(mine, low=low, high=high, bias=mine.bias if same else None),
             input_type=call.input_type if wider else first.input_type,
             assumptions=tuple(dict.fromkeys((*first.assumptions, *call.assumptions))),
         )
@@ -186,6 +192,12 @@ def _rows(weight: np.ndarray, groups: int, transposed: bool) -> np.ndarray:
         return weight.reshape(weight.shape[0], -1)
     split = (groups, weight.shape[0] // groups, weight.shape[1], -1)
     return weight.reshape(split).swapaxes(1, 2).reshape(groups * weight.shape[1], -1)
+
+
+def _scale_span(per_weight: np.ndarray) -> int:
+    """Inputs that share a scale in every row of [rows, K], counted from the first."""
+    changes = np.flatnonzero((per_weight[:, 1:] != per_weight[:, :-1]).any(0)) + 1
+    return int(np.gcd.reduce(changes))
 
 
 def _bias(

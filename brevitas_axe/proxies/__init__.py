@@ -1,5 +1,8 @@
 """What an injector runs: Brevitas proxies that hold the accumulator budget."""
 
-from brevitas_axe.proxies.weight import AccumulatorAwareWeightQuantProxy
+from brevitas_axe.proxies.weight import (
+    AccumulatorAwareWeightQuantProxy,
+    TileScaledWeightQuantProxy,
+)
 
-__all__ = ["AccumulatorAwareWeightQuantProxy"]
+__all__ = ["AccumulatorAwareWeightQuantProxy", "TileScaledWeightQuantProxy"]

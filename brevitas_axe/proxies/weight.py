@@ -8,7 +8,7 @@ import torch
 from brevitas import config
 from brevitas.core.zero_point import ZeroZeroPoint
 from brevitas.proxy import WeightQuantProxyFromInjector
-from brevitas.quant_tensor import IntQuantTensor, QuantTensor
+from brevitas.quant_tensor import GroupwiseIntQuantTensor, IntQuantTensor, QuantTensor
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange, check_bit_width, tile_starts
@@ -46,6 +46,15 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         self.register_buffer("input_low", torch.zeros((), dtype=torch.int64))
         self.register_buffer("input_high", torch.zeros((), dtype=torch.int64))
         self._cached_budget: Budget | None = None
+
+    @property
+    def scale_tile(self) -> int | None:
+        """Inputs of a row that share one scale, None where the whole row does."""
+        return None
+
+    def per_weight(self, scale: Tensor) -> Tensor:
+        """A scale of this quantizer, broadcastable to the weights."""
+        return scale
 
     @property
     def requires_quant_input(self) -> bool:
@@ -132,10 +141,11 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         zero_point = quant.zero_point_impl(x, scale, bit_width)
         low = int(quant.int_quant.min_int(bit_width))
         high = int(quant.int_quant.max_int(bit_width))
-        ratio = x / scale
+        size = self.per_weight(scale)
+        ratio = x / size
         rounded = quant.int_quant.float_to_int_impl(ratio)
-        integers = HeldIntegers.apply(rounded, ratio.detach(), scale, layer, low, high, budget)
-        return integers * scale, scale, zero_point, bit_width
+        integers = HeldIntegers.apply(rounded, ratio.detach(), size, layer, low, high, budget)
+        return integers * size, scale, zero_point, bit_width
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -147,6 +157,36 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         for key in ("input_low", "input_high"):
             if config.IGNORE_MISSING_KEYS and prefix + key in missing_keys:
                 missing_keys.remove(prefix + key)
+
+
+class TileScaledWeightQuantProxy(AccumulatorAwareWeightQuantProxy):
+    """The same for a linear layer with one scale per tile of each row (`group_size` inputs).
+
+    Every inner accumulator still adds integers of one unit; their results are scaled and added.
+    """
+
+    @property
+    def scale_tile(self) -> int:
+        return self.quant_injector.group_size
+
+    def per_weight(self, scale: Tensor) -> Tensor:
+        """[rows, tiles, 1] to [rows, K]."""
+        columns = self.tracked_parameter_list[0].shape[1]
+        return scale.flatten(1).repeat_interleave(self.scale_tile, 1)[:, :columns]
+
+    def create_quant_tensor(self, qt_args: tuple[Any, ...]) -> Any:
+        value, scale, zero_point, bit_width = qt_args
+        return GroupwiseIntQuantTensor(
+            self.tensor_quant.int_quant.input_view_impl(value),
+            scale,
+            zero_point,
+            self.scale_tile,
+            1,
+            bit_width,
+            self.is_signed,
+            self.training,
+            self.tracked_parameter_list[0].shape,
+        )
 
 
 def _describe(layer: Layer) -> str:

@@ -23,7 +23,7 @@ def improve_integers(
     scale: Tensor,
     most_moves: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Local search from feasible integers.
+    """Local search from feasible integers; on the CPU, wherever the tensors are.
 
     Args:
         problem: gives moments and budget.
@@ -36,6 +36,11 @@ def improve_integers(
         (integers, what the scales of each row are to be multiplied by [groups, rows] float64,
         loss x H x - 2 x G w of each row [groups, rows] float64).
     """
+    device = integers.device
+    if device.type != "cpu":
+        moved = (tensor.cpu() for tensor in (wanted, integers, scale))
+        improved, factor, loss = improve_integers(problem.to("cpu"), *moved, most_moves)
+        return improved.to(device), factor.to(device), loss.to(device)
     low, high = problem.input_range
     bits = problem.accumulator_bit_width
     if bits is None:
@@ -72,5 +77,5 @@ def improve_integers(
         improved[part] = start
         factor[part], loss[part] = part_factor, part_loss
 
-    over_rows(work, *integers.shape[:2])
+    over_rows(work, *integers.shape[:2], device)
     return improved, factor, loss

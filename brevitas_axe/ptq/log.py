@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from brevitas_axe.ptq.problem import LayerProblem, LayerSolution, expanded
@@ -23,7 +24,7 @@ def describe(problem: LayerProblem, solution: LayerSolution) -> dict[str, float 
     rounded = (weight / scale).round().clamp(problem.weight_low, problem.weight_high) * scale
 
     def energy(value: Tensor) -> Tensor:
-        return (value * (value @ hessian)).sum(dtype=torch.float64)
+        return torch.linalg.vecdot(value, value @ hessian).sum(dtype=torch.float64)
 
     whole = energy(weight).clamp_min(torch.finfo(torch.float64).tiny)
     return {
@@ -39,9 +40,9 @@ def _budget_used(problem: LayerProblem, integers: Tensor) -> float | None:
     bits = problem.accumulator_bit_width
     if bits is None:
         return None
-    low, high = (bound.unsqueeze(1) for bound in problem.input_range)
-    products = torch.stack((integers * low, integers * high))
-    sums = torch.zeros(2, *integers.shape[:2], problem.tiles, dtype=torch.int64)
-    extremes = torch.stack((-products.amin(0), products.amax(0)))
-    sums.index_add_(-1, problem.tile_of_column, extremes)
-    return int(sums.max()) / (2 ** (bits - 1) - 1)
+    # max(above, -below) = (sum |q| (high - low) + |sum q (high + low)|) / 2 of each tile.
+    low, high = (bound.double().unsqueeze(-1) for bound in problem.input_range)
+    members = F.one_hot(problem.tile_of_column).double()
+    q = integers.double()
+    sums = q.abs() @ ((high - low) * members) + (q @ ((high + low) * members)).abs()
+    return sums.max().item() / (2**bits - 2)

@@ -15,8 +15,10 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial, reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from brevitas.graph.calibrate import QuantizationStatusManager
@@ -34,6 +36,7 @@ from brevitas_axe.apply import (
 from brevitas_axe.errors import (
     EmptyCalibration,
     InvalidOption,
+    InvalidTile,
     MissingInputQuantizer,
     NonFiniteValues,
     UnquantizedLayer,
@@ -106,7 +109,7 @@ class axe_mode:
         if plan is not None and (accumulator_bit_width, accumulator_tile_size) != (None, None):
             raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-        layers = find_layers(model, exclude)
+        layers = find_layers(model, exclude, tile_scales=True)
         if plan is None:
             precision = LayerPrecision(
                 accumulator=accumulator_bit_width, tile=accumulator_tile_size
@@ -147,11 +150,15 @@ class axe_mode:
     def _clipped(self, name: str, clip: bool, precision: LayerPrecision) -> LayerPrecision:
         """One tile size for a whole model: layers with fewer inputs take a single tile."""
         layer = self.layers[name]
-        if (
-            clip
-            and precision.tile
-            and precision.tile >= unroll_weight(layer, layer.weight).shape[2]
-        ):
+        columns = unroll_weight(layer, layer.weight).shape[2]
+        shared = getattr(layer.weight_quant, "scale_tile", None) or columns
+        bound = precision.accumulator is not None
+        if bound and shared < columns and precision.tile != shared:
+            raise InvalidTile(
+                f"layer '{name}' has one weight scale per {shared} inputs, and an accumulator adds "
+                f"numbers of one scale only; give it tiles of {shared}."
+            )
+        if clip and precision.tile and precision.tile >= columns:
             return LayerPrecision(accumulator=precision.accumulator)
         return precision
 
@@ -259,6 +266,12 @@ class axe_mode:
         self._bar.update()
         return len(self._done) < self.num_layers
 
+    def outputs(self) -> Iterator[Any]:
+        """What the solved model returns, batch by batch; the forwards go on from its last layer."""
+        for quant, _ in self._forwards:
+            quant.advance(lambda name: False)
+            yield quant.output
+
     def _prepare(self, args: tuple, kwargs: dict) -> None:
         """Looks at one forward, then installs quantizers and hooks."""
         calls = observe_inputs(self.root, self.layers, args, kwargs)
@@ -334,7 +347,7 @@ class axe_mode:
             input_low=reach.low if reach else 0,
             input_high=reach.high if reach else 0,
             accumulator_bit_width=self.plan[name].accumulator,
-            tile_size=self.plan[name].tile,
+            tile_size=layer.weight_quant.scale_tile or self.plan[name].tile,
             shared_scale=is_shared_scale(layer),
             power_of_two=is_power_of_two(layer),
             **statistics,
@@ -350,9 +363,10 @@ class axe_mode:
         return {"resumed": False, "samples": moments.samples, **describe(problem, solution)}
 
     def _write(self, name: str, solution: LayerSolution) -> None:
-        write_solution(
-            name, self.layers[name], solution.integers, solution.scale, solution.bias_shift
-        )
+        layer = self.layers[name]
+        device = layer.weight.device  # a resumed run reads into memory
+        integers, scale = solution.integers.to(device), solution.scale.to(device)
+        write_solution(name, layer, integers, scale, solution.bias_shift)
 
     def _collect(self, name: str) -> Moments:
         """Moments from the forwards that sleep in front of the layer."""

@@ -37,11 +37,13 @@ class Moments:
         groups, _, columns = unroll_weight(layer, layer.weight).shape
         self.name, self.layer = name, layer
         self.samples = 0
-        square = (groups, columns, columns)
-        self._hessian = torch.zeros(square, dtype=torch.float64)
-        self._cross = torch.zeros(square, dtype=torch.float64) if cross else None
-        self._quant_sum = torch.zeros(groups, columns, dtype=torch.float64)
-        self._float_sum = torch.zeros(groups, columns, dtype=torch.float64)
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(groups, *shape, dtype=torch.float64, device=layer.weight.device)
+
+        self._hessian = zeros(columns, columns)
+        self._cross = zeros(columns, columns) if cross else None
+        self._quant_sum, self._float_sum = zeros(columns), zeros(columns)
 
     def add(self, quant_input: Tensor, float_input: Tensor | None = None) -> None:
         """Adds one batch of layer inputs (dequantized, and float where cross is collected).

@@ -7,7 +7,7 @@ one group and a grouped convolution has one dot product per group and output cha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ ROUNDINGS = 16
 
 @dataclass(frozen=True, eq=False)
 class LayerProblem:
-    """One layer to quantize, on the CPU, with K columns (inputs) per dot product.
+    """One layer to quantize, on one device, with K columns (inputs) per dot product.
 
     The loss of integers q with scale s is, per row and with X~ the quantized and X the float
     inputs of n samples, ||w X - s q X~||^2 / n.
@@ -118,6 +118,14 @@ class LayerProblem:
         if (self.quant_mean is None) != (self.float_mean is None):
             raise InvalidOption("Give both quant_mean and float_mean, or neither.")
 
+    def to(self, device: torch.device | str) -> LayerProblem:
+        """The same layer on another device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {
+            name: value.to(device) for name, value in values.items() if torch.is_tensor(value)
+        }
+        return replace(self, **tensors)
+
     @property
     def columns(self) -> int:
         """Inputs K of one dot product."""
@@ -136,14 +144,14 @@ class LayerProblem:
     @property
     def tile_of_column(self) -> Tensor:
         """[K] int64 index of the tile that each input belongs to."""
-        return torch.arange(self.columns) // self.tile_length
+        return torch.arange(self.columns, device=self.weight.device) // self.tile_length
 
     @property
     def input_range(self) -> tuple[Tensor, Tensor]:
         """(low, high), int64 [groups, K], of the integer inputs."""
         shape = (self.weight.shape[0], self.columns)
         low, high = (
-            torch.as_tensor(bound, dtype=torch.int64).expand(shape)
+            torch.as_tensor(bound, dtype=torch.int64, device=self.weight.device).expand(shape)
             for bound in (self.input_low, self.input_high)
         )
         return low, high

@@ -34,7 +34,7 @@ def recursion(problem: LayerProblem, act_order: bool) -> Recursion:
 
 def _largest_eigenvalue(moments: Tensor) -> Tensor:
     """[groups] of [groups, K, K], by power iteration."""
-    vector = torch.ones(moments.shape[0], moments.shape[1], 1, dtype=moments.dtype)
+    vector = torch.ones_like(moments[..., :1])
     for _ in range(POWER_ITERATIONS):
         vector = moments @ (vector / vector.norm(dim=1, keepdim=True).clamp_min(1e-30))
     return vector.norm(dim=(1, 2))

@@ -168,12 +168,12 @@ def _search(search: Search, needed: Tensor) -> Best:
 def _needed_multiple(problem: LayerProblem) -> Tensor:
     """[groups, rows] multiple of the scale at which the unrounded weights just fit the budget."""
     if problem.accumulator_bit_width is None:
-        return torch.zeros(problem.weight.shape[:2], dtype=problem.dtype)
+        return torch.zeros_like(problem.weight[..., 0], dtype=problem.dtype)
     value = problem.weight / problem.tile_scale[:, :, problem.tile_of_column]
     low, high = (bound.unsqueeze(1).to(problem.dtype) for bound in problem.input_range)
     largest = torch.maximum(value * low, value * high)
     smallest = torch.minimum(value * low, value * high)
-    sums = torch.zeros(2, *problem.tile_scale.shape, dtype=problem.dtype)
+    sums = problem.tile_scale.new_zeros(2, *problem.tile_scale.shape)
     sums.index_add_(-1, problem.tile_of_column, torch.stack((largest, -smallest)))
     return sums.amax((0, -1)) / (2 ** (problem.accumulator_bit_width - 1) - 1)
 

@@ -6,18 +6,20 @@ All of them decide one column after the other,
     q_t = round(what the accumulator still takes of the shrunk c_t),
 
 and differ only in base, target, coupling and pivot: a `Recursion`. It is solved in blocks: the sum
-over earlier blocks is one matrix product, the rest runs in a compiled kernel.
+over earlier blocks is one matrix product, the rest runs in a compiled kernel, or, on other devices
+than the CPU, in torch operations.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from brevitas_axe.errors import NonFiniteValues
-from brevitas_axe.ptq.kernels import quantize_block
+from brevitas_axe.ptq import device_kernels, kernels
 from brevitas_axe.ptq.problem import LayerProblem
 from brevitas_axe.ptq.threads import over_rows
 
@@ -57,14 +59,15 @@ def storage_order(problem: LayerProblem, act_order: bool, backward: bool) -> Ten
         diagonal = problem.hessian.diagonal(dim1=-2, dim2=-1)
         order = torch.argsort(diagonal, dim=-1, descending=True)
     else:
-        order = torch.arange(problem.columns).expand(problem.weight.shape[0], -1)
+        order = torch.arange(problem.columns, device=problem.weight.device)
+        order = order.expand(problem.weight.shape[0], -1)
     return order.flip(-1) if backward else order
 
 
 def columns_first(matrix: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
     """[groups, rows, K] to [groups, K, rows] in storage order, contiguous."""
     matrix = matrix.detach().to(dtype).mT.contiguous()
-    return matrix if order is None else matrix[torch.arange(len(order)).unsqueeze(-1), order]
+    return matrix if order is None else matrix[_each_group(order), order]
 
 
 def reordered(moments: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -72,10 +75,15 @@ def reordered(moments: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tens
     moments = moments.detach().to(dtype)
     if order is None:
         return moments
-    if torch.equal(order, torch.arange(order.shape[1] - 1, -1, -1).expand_as(order)):
+    if bool((order.diff(dim=-1) == -1).all()):
         return moments.flip((-2, -1))  # four times faster than the general case
-    group = torch.arange(moments.shape[0])[:, None, None]
+    group = _each_group(order).unsqueeze(-1)
     return moments[group, order.unsqueeze(-1), order.unsqueeze(-2)]
+
+
+def _each_group(order: Tensor) -> Tensor:
+    """[groups, 1] index that goes with an order."""
+    return torch.arange(len(order), device=order.device).unsqueeze(-1)
 
 
 def run(
@@ -96,8 +104,9 @@ def run(
         NonFiniteValues: the recursion overflowed.
     """
     groups, columns, rows = recursion.base.shape
-    integers = torch.empty(groups, rows, columns, dtype=torch.int32)
-    residual = torch.zeros(groups, rows, dtype=torch.float64)
+    device = recursion.base.device
+    integers = torch.empty(groups, rows, columns, dtype=torch.int32, device=device)
+    residual = torch.zeros(groups, rows, dtype=torch.float64, device=device)
 
     def work(some_groups: slice, some_rows: slice) -> None:
         part = (some_groups, some_rows)
@@ -105,7 +114,7 @@ def run(
             recursion, problem, scale[part], threshold[part], part, integers[part], residual[part]
         )
 
-    over_rows(work, groups, rows)
+    over_rows(work, groups, rows, device)
     if not residual.isfinite().all():
         raise NonFiniteValues("The column-by-column solve overflowed: the inputs are too large.")
     return integers, residual
@@ -132,11 +141,23 @@ def _run_part(
         # Inputs of zero leave every budget untouched.
         low, high = torch.zeros_like(low), torch.zeros_like(high)
     order = recursion.order
-    order = torch.arange(columns).expand(groups, -1) if order is None else order[some_groups]
-    room = torch.full((groups, problem.tiles, rows), 0 if bits is None else 2 ** (bits - 1) - 1)
+    if order is None:
+        order = torch.arange(columns, device=base.device).expand(recursion.base.shape[0], -1)
+    order = order[some_groups]
+    room = torch.full(
+        (groups, problem.tiles, rows),
+        0 if bits is None else 2 ** (bits - 1) - 1,
+        device=base.device,
+    )
     error = torch.empty_like(base)
-    chosen = torch.empty(base.shape, dtype=torch.int32)
-    lost = torch.zeros(groups, rows, dtype=torch.float64)
+    chosen = torch.empty_like(base, dtype=torch.int32)
+    lost = torch.zeros_like(base[:, 0], dtype=torch.float64)
+    on_cpu = base.device.type == "cpu"
+    kernel: Any = kernels.quantize_block if on_cpu else device_kernels.quantize_block
+
+    def given(tensor: Tensor) -> Any:
+        return tensor.numpy() if on_cpu else tensor
+
     read = (
         base,
         target,
@@ -146,26 +167,26 @@ def _run_part(
         low.gather(1, order),
         high.gather(1, order),
     )
-    read = [tensor.contiguous().numpy() for tensor in read]
-    written = [tensor.numpy() for tensor in (room, room.clone(), chosen, error, lost)]
+    read = [given(tensor.contiguous()) for tensor in read]
+    written = [given(tensor) for tensor in (room, room.clone(), chosen, error, lost)]
     rest = [*read, problem.weight_low, problem.weight_high, *written]
-    pivot = recursion.pivot[some_groups].contiguous().numpy()
+    pivot = given(recursion.pivot[some_groups].contiguous())
     starts = range(0, columns, BLOCK)
     for start in reversed(starts) if recursion.backward else starts:
         stop = min(start + BLOCK, columns)
         block = slice(start, stop)
         done = slice(stop, columns) if recursion.backward else slice(0, start)
-        quantize_block(
+        kernel(
             start,
             stop,
             recursion.backward,
             recursion.forgets_shrinkage,
-            coupling[:, block, block].contiguous().numpy(),
+            given(coupling[:, block, block].contiguous()),
             pivot,
-            torch.bmm(coupling[:, block, done], error[:, done]).numpy(),
+            given(torch.bmm(coupling[:, block, done], error[:, done])),
             *rest,
         )
     if recursion.order is not None:
-        chosen = chosen[torch.arange(groups).unsqueeze(-1), order.argsort(-1)]
+        chosen = chosen[_each_group(order), order.argsort(-1)]
     integers.copy_(chosen.mT)
     residual.copy_(lost)

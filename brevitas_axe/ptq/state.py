@@ -74,11 +74,11 @@ class SavedLayers:
             solution: what was solved.
         """
         arrays: dict[str, Any] = {
-            "integers": solution.integers.numpy(),
-            "scale": solution.scale.numpy(),
+            "integers": solution.integers.cpu().numpy(),
+            "scale": solution.scale.cpu().numpy(),
         }
         if solution.bias_shift is not None:
-            arrays["bias_shift"] = solution.bias_shift.numpy()
+            arrays["bias_shift"] = solution.bias_shift.cpu().numpy()
         buffer = io.BytesIO()
         np.savez_compressed(buffer, name=np.array(name), run=np.array(run), **arrays)
         content = buffer.getvalue()

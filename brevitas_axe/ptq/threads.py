@@ -27,13 +27,16 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-def over_rows(work: Callable[[slice, slice], None], groups: int, rows: int) -> None:
+def over_rows(
+    work: Callable[[slice, slice], None], groups: int, rows: int, device: torch.device
+) -> None:
     """Calls work(groups, rows) on slices that together cover [groups, rows], in parallel.
 
-    Uses as many threads as torch does. An exception in any of them is raised here.
+    Uses as many threads as torch does on the CPU, and one call elsewhere. An exception in any of
+    them is raised here.
     """
     threads = torch.get_num_threads()
-    pieces = min(threads, -(-groups * rows // LEAST_ROWS))
+    pieces = min(threads, -(-groups * rows // LEAST_ROWS)) if device.type == "cpu" else 1
     if pieces == 1:
         work(slice(0, groups), slice(0, rows))
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from brevitas_axe.ptq import device_kernels
 from brevitas_axe.ptq.kernels import l1_thresholds
 from brevitas_axe.ptq.problem import LayerProblem
 from brevitas_axe.ptq.threads import over_rows
@@ -37,6 +38,11 @@ def published_threshold(problem: LayerProblem, scale: Tensor) -> Tensor:
     if not bool(alive.all()):
         weight = weight * alive.unsqueeze(-2)
     weight, radius = weight.contiguous(), radius.contiguous()
+    if weight.device.type != "cpu":
+        rows = (tensor.flatten(0, 1) for tensor in (weight, radius, threshold))
+        weight, radius, result = rows
+        device_kernels.l1_thresholds(weight, problem.tile_length, radius, result)
+        return threshold
 
     def work(some_groups: slice, some_rows: slice) -> None:
         part = (some_groups, some_rows)
@@ -49,5 +55,5 @@ def published_threshold(problem: LayerProblem, scale: Tensor) -> Tensor:
         )
         threshold[part] = result
 
-    over_rows(work, *scale.shape[:2])
+    over_rows(work, *scale.shape[:2], weight.device)
     return threshold

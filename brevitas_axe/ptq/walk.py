@@ -38,11 +38,13 @@ class SuspendedForward:
         layer: name of the layer in front of which it sleeps, None once it has finished.
         layer_input: first positional input of that layer.
         finished: True after the forward has returned.
+        output: what it has returned then.
     """
 
     def __init__(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         self.layer: str | None = None
         self.layer_input: object = None
+        self.output: object = None
         self.finished = False
         self._pauses: Callable[[str], bool] = lambda name: False
         self._modes: Modes = (False, _modes()[1])
@@ -50,11 +52,11 @@ class SuspendedForward:
         self._coroutine.forward = self
         self._caller = getcurrent()
 
-    def _run(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _run(self, model: nn.Module, args: tuple, kwargs: dict) -> object:
         try:
-            model(*args, **kwargs)
+            return model(*args, **kwargs)
         except _Abandoned:
-            pass
+            return None
         finally:
             self.finished, self.layer, self.layer_input = True, None, None
 
@@ -64,7 +66,9 @@ class SuspendedForward:
             return
         self._pauses = pauses
         with self._awake():
-            self._coroutine.switch()
+            output = self._coroutine.switch()
+        if self.finished:
+            self.output = output
 
     def reached(self, name: str, layer_input: object) -> None:
         """Called by the hook in front of a layer, inside the forward."""

@@ -6,6 +6,7 @@ from brevitas_axe.quantizers.axe import (
     Int8WeightPerChannelFloatAXE,
     Int8WeightPerTensorFixedPointAXE,
     Int8WeightPerTensorFloatAXE,
+    Int8WeightPerTileFloatAXE,
 )
 from brevitas_axe.quantizers.dynamic import (
     Int8DynamicActPerTensorFloat,
@@ -22,6 +23,7 @@ __all__ = [
     "Int8WeightPerChannelFloatAXE",
     "Int8WeightPerTensorFixedPointAXE",
     "Int8WeightPerTensorFloatAXE",
+    "Int8WeightPerTileFloatAXE",
     "ShiftedUint8DynamicActPerTensorFloat",
     "ShiftedUint8DynamicActPerTokenFloat",
 ]

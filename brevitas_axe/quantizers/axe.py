@@ -8,7 +8,7 @@ a scale that follows the weights would move after they were solved, and the budg
 """
 
 from brevitas.inject import ExtendedInjector
-from brevitas.inject.enum import ScalingImplType
+from brevitas.inject.enum import ScalingImplType, ScalingPerOutputType
 from brevitas.quant import (
     Int8WeightPerChannelFloat,
     Int8WeightPerTensorFixedPoint,
@@ -16,7 +16,7 @@ from brevitas.quant import (
 )
 from brevitas.quant.fixed_point import Int8WeightPerChannelFixedPoint
 
-from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy
+from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy, TileScaledWeightQuantProxy
 
 
 class AccumulatorAware(ExtendedInjector):
@@ -30,6 +30,17 @@ class AccumulatorAware(ExtendedInjector):
 
 class Int8WeightPerChannelFloatAXE(AccumulatorAware, Int8WeightPerChannelFloat):
     """8-bit narrow signed weights, one float scale per output channel, bounded accumulator."""
+
+
+class Int8WeightPerTileFloatAXE(Int8WeightPerChannelFloatAXE):
+    """8-bit narrow signed weights, one float scale per output and `group_size` inputs.
+
+    For linear layers whose tile size is the group size: only then does every inner accumulator add
+    numbers of one unit. The outer sum is one of scaled values, and no integer.
+    """
+
+    proxy_class = TileScaledWeightQuantProxy
+    scaling_per_output_type = ScalingPerOutputType.GROUP
 
 
 class Int8WeightPerTensorFloatAXE(AccumulatorAware, Int8WeightPerTensorFloat):

@@ -18,13 +18,16 @@ from brevitas.quant import Int8ActPerTensorFloat
 from torch import nn
 
 from brevitas_axe import Int8WeightPerChannelFloatAXE
-from brevitas_axe.blocks import quantize_blocks
+from brevitas_axe.blocks import export_layers, quantize_blocks
 from brevitas_axe.blocks.stack import to_linears
+from brevitas_axe.certify import certify
 from brevitas_axe.errors import (
     AccumulatorTooNarrow,
     InvalidOption,
     InvalidState,
+    InvalidTile,
     NotEnoughMemory,
+    UnsupportedLayer,
 )
 from brevitas_axe.layers import find_layers, integer_weight
 from brevitas_axe.ptq import axe_mode
@@ -124,6 +127,53 @@ def test_transforms_keep_the_guarantee(options: dict) -> None:
     assert len(result.plan.layers) == 2 * LAYERS["llama"]
 
 
+def test_every_tile_may_have_its_own_scale() -> None:
+    size = 8
+    result = solve("bert", tile_size=size, tile_scales=True, quality="best", smooth=0.5)
+    result.certificate.require()
+    for name, layer in find_layers(result.model, tile_scales=True).items():
+        q, scale = (part.double() for part in integer_weight(name, layer))
+        tiles = q.unflatten(1, (-1, size))
+        assert (tiles.clamp(min=0).sum(-1) - tiles.clamp(max=0).sum(-1)).max() * 128 < 2 ** (P - 1)
+        scale = scale.unflatten(1, (-1, size))
+        assert torch.equal(scale, scale[..., :1].expand_as(scale))
+        assert not torch.equal(scale[:, 0], scale[:, 1])
+        # Integers of one unit in every tile, then scaled, then added.
+        x = torch.randn(5, q.shape[1])
+        arrived = layer.input_quant(x)
+        inputs = (arrived.value / arrived.scale).round().double().unflatten(1, (-1, size))
+        inner = torch.einsum("ntk,rtk->nrt", inputs, tiles)
+        wanted = (inner * scale[..., 0]).sum(-1) * arrived.scale + layer.bias
+        torch.testing.assert_close(layer(x).double(), wanted.double(), rtol=1e-4, atol=1e-5)
+    for entry in result.certificate.judged:
+        assert (entry.outer_width, entry.outer_bound) == (None, None)
+        assert any("scales of their own" in note for note in entry.assumptions)
+
+
+def test_without_a_limit_tiles_have_scales_too() -> None:
+    result = solve("llama", accumulator_bit_width=None, tile_size=16, tile_scales=True)
+    assert result.model(batches("llama")[0]).logits.isfinite().all()
+
+
+def test_scales_per_tile_are_proven_and_bound_by_that_tile_only(tmp_path: Path) -> None:
+    model = solve("bert", tile_size=8, tile_scales=True).model
+    x = (batches("bert")[0],)
+
+    def first_layer(tile: int | None):
+        certificate = certify(model, P, tile_size=tile, args=x)
+        return next(entry for entry in certificate.entries if "layer.0." in entry.name)
+
+    assert first_layer(4).proven
+    for tile in (None, 12, 16):
+        entry = first_layer(tile)
+        assert not entry.proven
+        assert "give tiles of 8" in entry.reason
+    with pytest.raises(InvalidTile, match=r"layer\.0.*tiles of 8"):
+        axe_mode(model, P, accumulator_tile_size=16)
+    with pytest.raises(UnsupportedLayer, match=r"layer\.0.*group-wise"):
+        export_layers(model, tmp_path)
+
+
 def test_workers_give_the_integers_of_one() -> None:
     with joblib.parallel_config("threading"):
         one, two = (integers(solve("vit", workers=workers).model) for workers in (1, 2))
@@ -145,6 +195,7 @@ def test_excluded_layers_stay_in_float() -> None:
         ({"exclude": ["lm_head"]}, "'lm_head' is not in a block"),
         ({"activations": "weekly"}, "choose from static, dynamic, per_token"),
         ({"smooth": 2.0}, "between 0 and 1"),
+        ({"tile_scales": True, "tile_size": None}, "size of the tiles"),
         ({"stack": "model.norm"}, "no stack of blocks"),
     ],
 )

@@ -15,6 +15,8 @@ from tests.blocks.tiny import LAYERS, batches, tiny
 )
 def test_outputs_are_those_of_the_float_block(kind: str, options: dict) -> None:
     model, data = tiny(kind).eval(), batches(kind)
+    if kind != "vit":
+        data[-1] = data[-1][:, :9]  # sequences of another length
     blocks = find_blocks(model)
     name, block = next(iter(blocks.items()))
     with torch.no_grad():

@@ -470,6 +470,19 @@ def test_the_whole_data_starts_at_the_input_only_once():
     assert len(forwards) == started
 
 
+@pytest.mark.parametrize("quality", ["fast", "best"])
+def test_outputs_are_those_of_the_solved_model(quality):
+    model, batches = two_layers()
+    with torch.no_grad(), axe_mode(model, BITS, quality=quality) as axe:
+        for x in batches:
+            axe.model(x)
+        while axe.update():
+            pass
+        outputs = list(axe.outputs())
+        for x, output in zip(batches, outputs, strict=True):
+            assert torch.equal(model(x), output)
+
+
 @pytest.mark.parametrize("where", ["model", "update"])
 def test_after_an_exception_the_model_is_as_usable_as_before(where):
     model, batches = two_layers()

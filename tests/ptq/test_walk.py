@@ -51,6 +51,7 @@ def test_it_stops_at_every_call_with_the_input_that_arrives():
         ("first", 3), ("twice", 4), ("rare", 4), ("twice", 5), ("last", 6)
     ]  # fmt: skip
     assert (forward.layer, forward.layer_input, forward.finished) == (None, None, True)
+    assert float(forward.output) == 6.0
     forward.advance(lambda name: True)  # nothing happens after the end
 
 
@@ -86,6 +87,7 @@ def test_exceptions_come_out_where_it_was_advanced():
     with pytest.raises(ZeroDivisionError):
         forward.advance("rare".__eq__)
     assert forward.finished
+    assert forward.output is None
     forward.advance("rare".__eq__)  # raised once, not again
 
 
