@@ -28,7 +28,7 @@ from brevitas_axe.sensitivity.facts import Facts
 from brevitas_axe.sensitivity.metrics import output_tensor
 from brevitas_axe.sensitivity.scores import Scores
 from brevitas_axe.sensitivity.trials import Trials
-from brevitas_axe.sensitivity.twin import private, set_weight
+from brevitas_axe.sensitivity.twin import private, set_parameter
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def traces(case: Case, probes: int) -> dict[str, tuple[float, float]]:
         return hook
 
     for name, layer in layers.items():
-        set_weight(layer, layer.weight.detach())
+        set_parameter(layer, "weight", layer.weight.detach())
         layer.register_forward_pre_hook(shift(name), with_kwargs=True)
     generator = case.generator()
     weights: dict[str, list[float]] = {name: [] for name in layers}

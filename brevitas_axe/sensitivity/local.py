@@ -29,7 +29,7 @@ from brevitas_axe.sensitivity.facts import Facts
 from brevitas_axe.sensitivity.metrics import output_tensor
 from brevitas_axe.sensitivity.scores import Scores
 from brevitas_axe.sensitivity.trials import Trials
-from brevitas_axe.sensitivity.twin import private, set_weight
+from brevitas_axe.sensitivity.twin import private, set_parameter
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Local:
 
     Attributes:
         probes: random vectors per batch for the Hessian's diagonal.
-        solver: registered solver, run at several scales.
+        solver: registered solver, run at its best quality.
     """
 
     probes: int = 4
@@ -98,7 +98,7 @@ def curvature(case: Case, probes: int) -> dict[str, Tensor]:
         return hook
 
     for name, layer in layers.items():
-        set_weight(layer, layer.weight.detach())
+        set_parameter(layer, "weight", layer.weight.detach())
         layer.register_forward_hook(watch(name))
     generator = case.generator()
     sums = {name: torch.zeros((), dtype=torch.float64) for name in layers}

@@ -10,7 +10,7 @@ from torch import Tensor
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.metrics import output_tensor
-from brevitas_axe.sensitivity.twin import private, set_weight
+from brevitas_axe.sensitivity.twin import private, set_parameter
 
 
 def weight_slopes(case: Case, fraction: float = 1.0) -> Iterator[dict[str, Tensor]]:
@@ -28,7 +28,7 @@ def weight_slopes(case: Case, fraction: float = 1.0) -> Iterator[dict[str, Tenso
     twin = private(case.twin)
     layers = case.layers(twin)
     for layer in layers.values():
-        set_weight(layer, layer.weight.detach() * fraction)
+        set_parameter(layer, "weight", layer.weight.detach() * fraction)
     generator = case.generator()
     for (args, kwargs), item in zip(case.batches, case.items, strict=True):
         with torch.enable_grad():
