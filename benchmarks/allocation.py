@@ -11,7 +11,7 @@ images. All numbers are kept, so a killed run continues.
 
 All allocators see the scores of `local`. `feedback`, the joint search, also measures plans on 100
 further training images; `shares` judges the first stage of the net by the squared error of the
-logits and the others by the divergence, on fewer choices (64 per layer); "ilp W, A" leaves every
+logits and the others by the divergence, on fewer choices (27 per layer); "ilp W, A" leaves every
 accumulator as wide as its data types need. "augmented" and "layer-wise" are bisection with and
 without what layers lose together, at one precision per layer (W = A) and the middle budget.
 """
@@ -78,8 +78,8 @@ class Size:
     quality: str = "best"
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     accumulators: tuple[int | None, ...] = (8, 10, 12, 14, 16, 18, 20, None)
-    few_bits: tuple[int, ...] = (2, 3, 4, 6)
-    few_accumulators: tuple[int | None, ...] = (10, 12, 14, None)
+    few_bits: tuple[int, ...] = (2, 3, 4)
+    few_accumulators: tuple[int | None, ...] = (10, 12, None)
     shares: tuple[float, ...] = SHARES
     front: tuple[float, ...] = FRONT
 
