@@ -17,7 +17,9 @@ every = pytest.mark.parametrize("name", ALLOCATORS)
 
 
 def test_all_are_there() -> None:
-    assert {"bisection", "clustering", "feedback", "greedy", "ilp", "shares", "uniform"} <= set(ALLOCATORS)
+    assert {"bisection", "clustering", "feedback", "greedy", "ilp", "shares", "uniform"} <= set(
+        ALLOCATORS
+    )
 
 
 @every
