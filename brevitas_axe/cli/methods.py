@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def catalogue() -> list[tuple[str, ...]]:
-    """One row per scorer, allocator and method for transformers, from the facts next to its code."""
+    """One row per method, from the facts next to its code."""
     from brevitas_axe.allocate import allocators
     from brevitas_axe.blocks import channel_split, kv_cache
     from brevitas_axe.sensitivity import scorers
