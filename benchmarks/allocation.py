@@ -9,7 +9,7 @@ for all arms. Every plan is solved by the same solver on the same 100 calibratio
 exported to QONNX, and judged on 1,000 held-out images; three seeds draw three sets of calibration
 images. All numbers are kept, so a killed run continues.
 
-All allocators see the scores of `local`. `feedback`, the joint search, also measures plans on 100
+All allocators see the scores of `local`. `search`, the joint search, also measures plans on 150
 further training images; `shares` judges the first stage of the net by the squared error of the
 logits and the others by the divergence, on fewer choices (27 per layer); "ilp W, A" leaves every
 accumulator as wide as its data types need. "augmented" and "layer-wise" are bisection with and
@@ -62,8 +62,8 @@ from brevitas_axe.sensitivity.augmented import Augmented
 IN_FLOAT = ("conv1", "linear")
 MAX_CYCLES = 2**14
 SHARES = (0.6, 0.8, 1.0)
-FRONT = (0.6, 0.7, 0.8, 0.9, 1.0)
-JOINT = "feedback"
+FRONT = (0.6, 0.7, 0.8, 1.0)
+JOINT = "search"
 SOLVERS = ("ptq", "accumulator.py")
 
 
@@ -72,7 +72,7 @@ class Size:
     """How much is measured: images, widths, budgets."""
 
     calibration: int = 100
-    held_out: int = 100
+    held_out: int = 150
     judged: int = 1000
     pairs: int = 50
     quality: str = "best"

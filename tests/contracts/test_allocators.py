@@ -17,7 +17,7 @@ every = pytest.mark.parametrize("name", ALLOCATORS)
 
 
 def test_all_are_there() -> None:
-    assert {"bisection", "clustering", "feedback", "greedy", "ilp", "shares", "uniform"} <= set(
+    assert {"bisection", "clustering", "greedy", "ilp", "search", "shares", "uniform"} <= set(
         ALLOCATORS
     )
 
