@@ -10,7 +10,7 @@ import pytest
 from brevitas_axe.allocate import Problem, Quantity
 from brevitas_axe.allocate.greedy import greedy
 from brevitas_axe.allocate.ilp import ilp
-from brevitas_axe.allocate.search import search
+from brevitas_axe.allocate.search import Search, search
 from brevitas_axe.allocate.uniform import uniform
 from tests.allocate.problems import random_problem
 
@@ -26,10 +26,10 @@ def misjudged(seed: int, tied: bool = False) -> Problem:
 @pytest.mark.parametrize("tied", [False, True])
 def test_wrong_weights_of_layers_are_mended(tied) -> None:
     gains = []
-    for seed in range(6):
+    for seed in range(4):
         problem = misjudged(seed, tied)
         assert problem.measure is not None
-        found = search(problem)
+        found = Search(trials=12)(problem)
         assert problem.fits(found)
         first = problem.measure(ilp(problem))
         assert problem.measure(found) <= first
@@ -48,7 +48,7 @@ def test_never_worse_than_others_by_any_measure_each_plan_measured_once(seed) ->
         return losses[assignment]
 
     problem = replace(misjudged(seed), measure=measure)
-    found = search(problem)
+    found = Search(trials=6)(problem)
     assert losses[found] == min(losses.values())
     assert {uniform(problem), greedy(problem), ilp(problem)} <= set(losses)
 
