@@ -211,7 +211,7 @@ class Bench:
                 progress=False,
             )
             path = Path(folder) / "net.onnx"
-            export_qonnx(result.model, *self.one, path)
+            export_qonnx(result.model, self.one, path, target="qonnx")
             exported = path.exists()
         return {
             "accuracy": accuracy(result.model, *self.judged),
