@@ -14,9 +14,9 @@ from scipy.sparse import coo_array, csc_array
 from brevitas_axe.allocate.problem import Assignment, Problem, Quantity
 
 # HiGHS works to absolute tolerances of 1e-6 and 1e-7: its numbers are scaled far above them.
-SCALE = 1e6
+SCALE = 1e4
 # Share of the relaxation's bound up to which reduced costs enter the first, small program.
-FIRST_REACH = 1e-2
+FIRST_REACH = 2e-3
 Pair = tuple[int, int]
 _relaxation: Any = linprog
 _rows: Any = LinearConstraint  # scipy declares numbers where it takes arrays

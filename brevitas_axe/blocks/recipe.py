@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from brevitas import nn as qnn
 from brevitas.graph.calibrate import calibration_mode
@@ -80,7 +81,7 @@ class Recipe:
         if self.rotate:
             LayerwiseActivationRotation(blacklist_layer=excluded).apply(alone)
         if self.smooth is not None:
-            mode = activation_equalization_mode(alone, self.smooth, blacklist_layers=excluded)
+            mode: Any = activation_equalization_mode(alone, self.smooth, blacklist_layers=excluded)
             # Brevitas keeps the maxima of every position: batches had to be of one length.
             mode.graph_act_eq.scale_fn = _channel_maxima
             with mode:

@@ -73,43 +73,41 @@ def prove(found: Found, targets: Targets) -> DotProduct:
         reason = found.reason or "its weights are empty"
         return DotProduct(**entry, target=target, reason=reason, assumptions=found.assumptions)
     inputs = integers.weights.shape[1]
-    tiled = tile_size is not None and tile_size < inputs
+    tile = tile_size if tile_size is not None and tile_size < inputs else None
     span = integers.scale_span
-    if span is not None and (not tiled or span % tile_size != 0):
+    if span is not None and (tile is None or span % tile != 0):
         reason = (
             f"its weights have one scale per {span} inputs, and an accumulator adds numbers of one "
             f"scale only; give tiles of {span}"
         )
         return DotProduct(**entry, target=target, reason=reason, assumptions=found.assumptions)
-    minimum, maximum = worst_case_sums(
-        integers.weights, integers.low, integers.high, tile_size if tiled else None
-    )
+    minimum, maximum = worst_case_sums(integers.weights, integers.low, integers.high, tile)
     low, high = int(minimum.min()), int(maximum.max())
     width = required_bit_width(low, high)
     # The whole row by itself, not the sum of int64 tiles, which could wrap.
     row_low, row_high = (
         worst_case_sums(integers.weights, integers.low, integers.high)
-        if tiled
+        if tile
         else (minimum, maximum)
     )
     with_bias, note = _with_bias(row_low[:, 0], row_high[:, 0], integers.bias)
-    outer = tiled and target is not None and target < width
+    outer = tile is not None and target is not None and target < width
     # Behind tiles of different scales comes a sum of scaled values, not of integers.
-    adds_integers = tiled and span is None
+    adds_tiles = tile is not None and span is None
     return DotProduct(
         **entry,
         inputs=inputs,
-        tile_size=tile_size if tiled else None,
+        tile_size=tile,
         input_range=(integers.low, integers.high),
         minimum=low,
         maximum=high,
         width=width,
         outer_width=(
-            required_bit_width(int(row_low.min()), int(row_high.max())) if adds_integers else None
+            required_bit_width(int(row_low.min()), int(row_high.max())) if adds_tiles else None
         ),
         outer_bound=(
-            outer_bit_width(width if outer or target is None else target, inputs, tile_size)
-            if adds_integers
+            outer_bit_width(width if outer or target is None else target, inputs, tile)
+            if adds_tiles
             else None
         ),
         width_with_bias=with_bias,

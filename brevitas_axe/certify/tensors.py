@@ -201,7 +201,10 @@ def _scale_span(per_weight: np.ndarray) -> int:
 
 
 def _bias(
-    module: Any, arrived: IntQuantTensor, weight: IntQuantTensor, step: np.ndarray
+    module: Any,
+    arrived: IntQuantTensor,
+    weight: IntQuantTensor | GroupwiseIntQuantTensor,
+    step: np.ndarray,
 ) -> np.ndarray | None:
     """Bias in units of the accumulator, float64 [rows]."""
     parameter = getattr(module, "bias", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from brevitas_axe.cli import options
@@ -136,10 +137,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     readers = output_readers(model, args, kwargs, exclude)
     costs = {name: cost_table(found, choices, shapes, readers) for name, found in models.items()}
-    measure = None
-    if arguments.target is not None:
-        measure = PlanLoss(make_case(model, items, choices, arguments.metric, exclude=exclude))
-    problem = make_problem(scores, costs, budgets, measure, arguments.target)
+
+    @cache
+    def plan_loss() -> PlanLoss:
+        return PlanLoss(make_case(model, items, choices, arguments.metric, exclude=exclude))
+
+    # Only some allocators measure, and what they need takes time to make.
+    problem = make_problem(scores, costs, budgets, lambda plan: plan_loss()(plan), arguments.target)
     found = allocate_bits(problem, allocator)
     found.plan.save(arguments.output)
     units = {name: cost.unit for name, cost in models.items()}
@@ -161,7 +165,7 @@ def _fronts(problem: Problem, swept: str, allocator: str) -> dict[str, list[Allo
 
     cost = problem.costs[swept]
     limits = np.linspace(cost.extreme(np.min), cost.extreme(np.max), _FRONT_POINTS)
-    free = replace(problem, target=None)
+    free = replace(problem, target=None, measure=None)
     return {
         name: pareto(free, swept, limits, name) for name in dict.fromkeys((allocator, "uniform"))
     }

@@ -1,4 +1,4 @@
-"""`brevitas-axe methods`: the catalogue of scorers and allocators."""
+"""`brevitas-axe methods`: the catalogue of scorers, allocators and methods for transformers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLUMNS = (
 def add(commands) -> None:
     parser = commands.add_parser(
         "methods",
-        help="list the registered scorers and allocators",
+        help="list the methods that choose bits",
         description="Classes are those of the survey arXiv 2510.16805. Export: finn, qonnx (runs "
         "in QONNX, FINN refuses) or none.",
     )
@@ -45,10 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def catalogue() -> list[tuple[str, ...]]:
-    """One row per registered scorer and allocator, from the facts next to its code."""
+    """One row per method, from the facts next to its code."""
     from brevitas_axe.allocate import allocators
+    from brevitas_axe.blocks import channel_split, kv_cache
     from brevitas_axe.sensitivity import scorers
 
+    transformers = {"channel_split": channel_split, "kv_cache": kv_cache}
+    rooms = {"sensitivity": scorers(), "allocate": allocators(), "blocks": transformers}
     return [
         (
             room,
@@ -61,7 +64,7 @@ def catalogue() -> list[tuple[str, ...]]:
             method.facts.export,
             method.facts.source,
         )
-        for room, methods in (("sensitivity", scorers()), ("allocate", allocators()))
+        for room, methods in rooms.items()
         for name, method in methods.items()
     ]
 

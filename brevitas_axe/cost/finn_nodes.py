@@ -5,7 +5,8 @@ turn after FINN-R (arXiv 1809.04570): MVAU_hls, MVAU_rtl, VVAU_hls, VVAU_rtl, an
 where thresholds are a node of their own. Names of options and their values are FINN's.
 
 Sliding windows, FIFOs and width converters are not counted; they do not depend on the
-accumulator. FINN has no tiles: a tiled layer is charged with its outer accumulator. Without
+accumulator. Nor are the thresholds behind an addition of two branches or a pooling, which belong to
+no layer. FINN has no tiles: a tiled layer is charged with its outer accumulator. Without
 thresholds FINN rounds the accumulator of the last layer up to whole bytes; that is not counted
 either, since a layer does not know that it is the last.
 """

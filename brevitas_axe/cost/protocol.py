@@ -32,7 +32,7 @@ class LayerShape:
         channels: input channels.
         signed: True if an input can be negative.
         output_bits: bits B of the activation quantizer that takes the layer's output, which FINN
-            turns into 2^B - 1 thresholds; None if there is none.
+            turns into 2^B - 1 thresholds; None if there is none, or none that FINN fuses.
     """
 
     name: str

@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import Any, cast
 
 from brevitas import nn as qnn
-from brevitas.nn.quant_layer import QuantNonLinearActLayer
+from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
 from brevitas.quant_tensor import QuantTensor
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.cost.protocol import LayerShape
 from brevitas_axe.errors import MissingInputQuantizer
 from brevitas_axe.layers import (
-    DOT_PRODUCTS,
     Layer,
     find_layers,
     is_accumulator_aware,
@@ -26,15 +26,10 @@ from brevitas_axe.layers import (
 )
 from brevitas_axe.plan import LayerPrecision, Plan
 
-# What FINN absorbs into the thresholds that follow it.
-_ABSORBED = (
-    nn.Identity,
-    nn.Dropout,
-    nn.ReLU,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-)
+# Functions that FINN absorbs into the thresholds behind them; modules call them too.
+_ABSORBED = ("relu", "batch_norm", "dropout")
+# These too, where the other operand is a number or a constant of the model.
+_AFFINE = ("add", "sub", "rsub", "mul", "div")
 
 
 def layer_shapes(
@@ -141,57 +136,72 @@ def _input_ranges(calls: Mapping[str, list[InputRange | None]]) -> dict[str, Inp
 def _watching(
     model: nn.Module, layers: Mapping[str, Layer]
 ) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """Notes output positions, and bits of the quantizer that takes an output, during forwards.
-
-    An output is followed by identity through the modules that FINN absorbs into thresholds.
-    """
+    """Notes output positions, and bits of the quantizer that takes an output, during forwards."""
     vectors: dict[str, int] = {}
     bits: dict[str, int] = {}
     names = {module: name for name, module in layers.items()}
-    # The tensors are kept, so that their identities stay theirs.
-    trail: dict[int, tuple[str, Tensor]] = {}
+    trail = _Trail(model)
 
-    def source(x: object) -> str | None:
-        return trail.get(id(_value(x)), (None,))[0]
+    def arrives(quantizer: Layer, args: tuple) -> None:
+        name = trail.source(args[0])
+        if name is not None and quantizer.is_quant_enabled:
+            bits[name] = max(int(quantizer.bit_width().max()), bits.get(name, 0))
 
-    def arrives(module: Layer, args: tuple) -> None:
-        name = source(args[0]) if args else None
-        taken = _activation_bits(module)
-        if name is not None and taken is not None:
-            bits[name] = max(taken, bits.get(name, 0))
+    def leaves(layer: Layer, args: tuple, output: object) -> None:
+        name, value = names[layer], _value(output)
+        rows = unroll_weight(layer, layer.weight).shape[:2].numel()
+        vectors[name] = vectors.get(name, 0) + value.numel() // rows
+        if layer.output_quant.is_quant_enabled:
+            bits[name] = int(layer.output_quant.bit_width().max())
+        trail.follow(name, value)
 
-    def leaves(module: Layer, args: tuple, output: object) -> None:
-        name = source(args[0]) if args and isinstance(module, _ABSORBED) else None
-        if module in names:
-            name = names[module]
-            layer, value = layers[name], _value(output)
-            rows = unroll_weight(layer, layer.weight).shape[:2].numel()
-            vectors[name] = vectors.get(name, 0) + value.numel() // rows
-            if layer.output_quant.is_quant_enabled:
-                bits[name] = int(layer.output_quant.bit_width().max())
-        if name is not None:
-            value = _value(output)
-            trail[id(value)] = (name, value)
-
-    handles = [module.register_forward_pre_hook(arrives) for module in model.modules()]
-    handles += [module.register_forward_hook(leaves) for module in model.modules()]
+    quantizers = [m for m in model.modules() if isinstance(m, ActQuantProxyFromInjectorBase)]
+    handles = [quantizer.register_forward_pre_hook(arrives) for quantizer in quantizers]
+    handles += [layer.register_forward_hook(leaves) for layer in layers.values()]
     try:
-        yield vectors, bits
+        with trail:
+            yield vectors, bits
     finally:
         for handle in handles:
             handle.remove()
 
 
+class _Trail(TorchFunctionMode):
+    """Follows outputs of layers through the functions that FINN absorbs into thresholds.
+
+    Where two branches are added or an output is pooled, FINN's thresholds are a node of their own:
+    there the trail ends.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._constants = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        # The tensors are kept, so that their identities stay theirs.
+        self._known: dict[int, tuple[str, Tensor]] = {}
+
+    def follow(self, name: str, value: Tensor) -> None:
+        self._known[id(value)] = (name, value)
+
+    def source(self, x: object) -> str | None:
+        """Name of the layer whose output arrives here, None where it is not known."""
+        return self._known.get(id(_value(x)), (None,))[0]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        name = self.source(args[0]) if args else None
+        result = func(*args, **(kwargs or {}))
+        if name is not None:
+            value = _value(result)
+            self._known.pop(id(value), None)  # an operation in place
+            if self._is_absorbed(func.__name__.strip("_"), args):
+                self.follow(name, value)
+        return result
+
+    def _is_absorbed(self, function: str, args: tuple) -> bool:
+        constant = all(not isinstance(x, Tensor) or id(x) in self._constants for x in args[1:])
+        return function in _ABSORBED or (function in _AFFINE and constant)
+
+
 def _value(x: Any) -> Any:
     return cast(Any, x).value if isinstance(x, QuantTensor) else x
-
-
-def _activation_bits(module: Layer) -> int | None:
-    """Bits to which a module quantizes what arrives at it; None if it does not."""
-    names = []
-    if isinstance(module, QuantNonLinearActLayer):
-        names = ["input_quant", "act_quant"]
-    elif isinstance(module, DOT_PRODUCTS):
-        names = ["input_quant"]
-    proxies: list[Layer] = [getattr(module, name) for name in names]
-    return next((int(p.bit_width().max()) for p in proxies if p.is_quant_enabled), None)

@@ -55,5 +55,6 @@ def published_threshold(problem: LayerProblem, scale: Tensor) -> Tensor:
         )
         threshold[part] = result
 
-    over_rows(work, *scale.shape[:2], weight.device)
+    groups, rows, _ = scale.shape
+    over_rows(work, groups, rows, weight.device)
     return threshold

@@ -1,7 +1,8 @@
 """Layers solved under the budget of a choice, from moments of their float inputs.
 
 The exact loss of a choice is ||w X - s q X~||² / n, with X the inputs of the float model and X~ the
-same inputs on the choice's grid: so weight bits, input bits and accumulator all enter.
+same inputs on the choice's grid: so weight bits, input bits and accumulator all enter. Where the
+layer has a bias, it takes the mean error, as it does when the model is quantized.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ from brevitas_axe.sensitivity.twin import Part
 Found = TypeVar("Found")
 # Memory for second moments at a time, in bytes.
 MEMORY = 2**30
-# The published scale under a tight budget is too small by far: larger ones are tried, row by row.
-SCALES = (1.0, 1.6, 2.6, 4.2, 6.9)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,10 +125,13 @@ def problem(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) 
     layer = case.layer(name)
     grid, start = case.inputs[name][choice.input], case.weights[name][choice.weight]
     statistics = known.quantized[choice.input]
+    has_bias = layer.bias is not None
     return LayerProblem(
         weight=unroll_weight(layer, layer.weight.detach()).float(),
         hessian=statistics["hessian"],
         cross=statistics["cross"],
+        quant_mean=statistics["quant_mean"] if has_bias else None,
+        float_mean=statistics["float_mean"] if has_bias else None,
         scale=start.scale,
         weight_low=start.low,
         weight_high=start.high,
@@ -143,28 +145,10 @@ def problem(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) 
 
 
 def solve(layer: LayerProblem, solver: str = "gpfq") -> LayerSolution:
-    """The published algorithm at several scales, the best one for each row.
-
-    Rows that share their scale take the best one for all of them.
-    """
-    best = chosen_solver(solver)(layer, quality="fast")
-    if layer.accumulator_bit_width is None:
-        return best
-    loss = best.loss(layer)
-    for multiple in SCALES[1:]:
-        if layer.power_of_two:
-            multiple = 2.0 ** round(torch.tensor(multiple).log2().item())
-        tried = chosen_solver(solver)(replace(layer, scale=layer.scale * multiple), quality="fast")
-        other = tried.loss(layer)
-        better = other < loss
-        if layer.shared_scale:
-            better = (other.sum() < loss.sum()).expand_as(better)
-        best = LayerSolution(
-            torch.where(better.unsqueeze(-1), tried.integers, best.integers),
-            torch.where(better, tried.scale, best.scale),
-        )
-        loss = torch.where(better, other, loss)
-    return best
+    """The layer as it is solved when a model is quantized, at the same quality and in float32."""
+    cross = None if layer.cross is None else layer.cross.float()
+    single = replace(layer, hessian=layer.hessian.float(), cross=cross)
+    return chosen_solver(solver)(single, quality="best")
 
 
 def input_error(known: LayerMoments, bits: int | None) -> float:
@@ -189,9 +173,12 @@ def error(layer: LayerProblem, solution: LayerSolution, known: LayerMoments) -> 
 def part(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> Part:
     """The layer solved at a choice, to be put into the twin."""
     layer = problem(case, name, choice, known)
-    module = case.layer(name)
-    value = roll_weight(module, solve(layer).value(layer)).to(module.weight.dtype)
-    return Part(value, case.inputs[name][choice.input])
+    module, solution = case.layer(name), solve(layer)
+    value = roll_weight(module, solution.value(layer)).to(module.weight.dtype)
+    bias = None
+    if solution.bias_shift is not None:
+        bias = module.bias.detach() + solution.bias_shift.reshape(-1).to(module.bias)
+    return Part(value, case.inputs[name][choice.input], bias)
 
 
 def unlimited(case: Case, name: str, choice: LayerPrecision) -> LayerPrecision:

@@ -23,7 +23,7 @@ from brevitas_axe.sensitivity.twin import (
     float_twin,
     input_grids,
     private,
-    set_weight,
+    set_parameter,
     substituted,
 )
 
@@ -94,7 +94,7 @@ class Case:
         twin, layers = self.private()
         for layer in layers.values():
             weight = layer.weight.detach()
-            set_weight(layer, weight if share == 1 else weight * share)
+            set_parameter(layer, "weight", weight if share == 1 else weight * share)
         return twin, layers
 
     def _layers_of(self, twin: nn.Module) -> dict[str, Layer]:

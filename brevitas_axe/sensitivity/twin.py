@@ -54,10 +54,11 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What replaces a layer's weights and input in the twin; None leaves them."""
+    """What replaces a layer's weights, input and bias in the twin; None leaves them."""
 
     weight: Tensor | None = None
     grid: Grid | None = None
+    bias: Tensor | None = None
 
 
 def float_twin(model: nn.Module) -> nn.Module:
@@ -83,10 +84,10 @@ def private(twin: nn.Module) -> nn.Module:
     return copy.deepcopy(twin, shared)
 
 
-def set_weight(layer: Layer, value: Tensor) -> None:
-    """Gives a layer of a private copy a weight of its own; autograd may differentiate by it."""
+def set_parameter(layer: Layer, key: str, value: Tensor) -> None:
+    """Gives a layer of a private copy a weight or bias of its own, to differentiate by."""
     # Not by setattr: Brevitas would then build the quantizer anew.
-    layer._parameters["weight"] = nn.Parameter(value)
+    layer._parameters[key] = nn.Parameter(value)
 
 
 def layer_outputs(
@@ -156,9 +157,11 @@ def substituted(twin: nn.Module, parts: Mapping[str, Part]) -> Iterator[None]:
     with ExitStack() as stack:
         for name, part in parts.items():
             layer: Layer = modules[name]
-            if part.weight is not None:
-                stack.callback(layer._parameters.__setitem__, "weight", layer.weight)
-                set_weight(layer, part.weight)
+            for key in ("weight", "bias"):
+                value = getattr(part, key)
+                if value is not None:
+                    stack.callback(layer._parameters.__setitem__, key, getattr(layer, key))
+                    set_parameter(layer, key, value)
             if part.grid is not None:
                 handle = layer.register_forward_pre_hook(changed_input(part.grid), with_kwargs=True)
                 stack.callback(handle.remove)

@@ -82,7 +82,7 @@ def test_the_catalogue_lists_everything(capsys) -> None:
     assert main(["methods", "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = {line.split(" | ")[1] for line in lines[2:]}
-    assert names == {*scorers(), *allocators()}
+    assert names == {*scorers(), *allocators(), "channel_split", "kv_cache"}
     assert main(["methods"]) == 0
 
 

@@ -17,7 +17,9 @@ every = pytest.mark.parametrize("name", ALLOCATORS)
 
 
 def test_all_are_there() -> None:
-    assert {"bisection", "clustering", "greedy", "ilp", "shares", "uniform"} <= set(ALLOCATORS)
+    assert {"bisection", "clustering", "greedy", "ilp", "search", "shares", "uniform"} <= set(
+        ALLOCATORS
+    )
 
 
 @every

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from brevitas import nn as qnn
 from brevitas.quant import Int8AccumulatorAwareWeightQuant, Int8ActPerTensorFloat
 from torch import nn
@@ -73,6 +74,53 @@ def test_output_bits_are_those_of_the_quantizer_that_takes_the_output(between, e
     assert shapes["1"].output_bits == expected
     assert list(shapes.values())[-1].output_bits is None
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class Function(nn.Module):
+    """A function of the layer's output and of its input, in front of 3-bit thresholds."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+        self.front, self.back = quantized(8, qnn.QuantIdentity), quantized(3)
+        self.layer = qnn.QuantLinear(4, 4, bias=False)
+        self.scale = nn.Parameter(torch.rand(4) + 0.5)
+        self.register_buffer("shift", torch.rand(4))
+
+    def forward(self, x):
+        return self.back(self.function(self, self.layer(self.front(x)), x))
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda m, y, x: F.relu(y), 3),
+        (lambda m, y, x: torch.relu(y), 3),
+        (lambda m, y, x: y.relu_(), 3),
+        (lambda m, y, x: F.relu(F.dropout(y, training=False), inplace=True), 3),
+        (lambda m, y, x: 1 - (y * m.scale + m.shift) / 2, 3),
+        (lambda m, y, x: y + x, None),  # thresholds behind an addition are a node of their own
+        (lambda m, y, x: y.add_(x), None),
+        (lambda m, y, x: y * y, None),
+        (lambda m, y, x: F.max_pool1d(F.relu(y), 2), None),
+        (lambda m, y, x: F.hardtanh(y, inplace=True), None),
+        (lambda m, y, x: x, None),
+    ],
+)
+def test_functions_that_finn_absorbs_are_looked_through(function, expected) -> None:
+    shapes = layer_shapes(Function(function).eval(), (torch.randn(2, 4),))
+    assert shapes["layer"].output_bits == expected
+
+
+def test_a_quantizer_that_is_off_is_looked_through() -> None:
+    model = nn.Sequential(
+        quantized(8, qnn.QuantIdentity),
+        qnn.QuantLinear(4, 4, bias=False),
+        qnn.QuantReLU(act_quant=None),
+        quantized(5, qnn.QuantIdentity),
+        quantized(2, qnn.QuantIdentity),
+    ).eval()
+    assert layer_shapes(model, (torch.randn(2, 4),))["1"].output_bits == 5
 
 
 def test_a_layer_s_own_output_quantizer_counts() -> None:

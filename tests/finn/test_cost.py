@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from brevitas import nn as qnn
 from brevitas.graph.calibrate import calibration_mode
-from torch import nn
+from brevitas.quant import Uint8ActPerTensorFloat
+from torch import Tensor, nn
 
 from brevitas_axe.cost import (
     Folding,
@@ -28,6 +30,7 @@ from brevitas_axe.cost import (
     layer_shapes,
     thresholding,
 )
+from brevitas_axe.cost.finn_nodes import HLS
 from brevitas_axe.cost.protocol import divisors
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.plan import LayerPrecision
@@ -220,10 +223,52 @@ def net(tmp_path_factory) -> tuple[nn.Module, tuple, Path]:
 def test_an_exported_net_is_estimated_as_finn_does(net, tmp_path, standalone) -> None:
     """Shapes and node types come from the Brevitas model; widths P are those that FINN found."""
     model, args, path = net
+    hardware = Hardware("auto", standalone)
+    kinds = compare_nodes(model, args, path, tmp_path, hardware)
+    assert ("MVAU_rtl" in kinds) == standalone, "the net must reach both kinds of unit"
+
+
+class Functional(nn.Module):
+    """Functions between layers and quantizers: ReLU, a scaling, and a residual addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def conv(inputs: int, bits: int) -> nn.Module:
+            return qnn.QuantConv2d(
+                inputs, 4, 3, padding=1, bias=False, weight_bit_width=3,
+                input_quant=Uint8ActPerTensorFloat, input_bit_width=bits,
+            )  # fmt: skip
+
+        self.convs = nn.ModuleList([conv(3, 8), conv(4, 3), conv(4, 2), conv(4, 4)])
+        self.join = qnn.QuantIdentity(bit_width=5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third, fourth = self.convs
+        x = self.join(second(F.relu(first(x))))
+        y = self.join(third(F.relu(0.5 * x)))
+        return fourth(F.relu(x + y))
+
+
+def test_functions_in_front_of_thresholds_are_estimated_as_finn_does(tmp_path) -> None:
+    torch.manual_seed(0)
+    model, x = Functional().eval(), torch.rand(1, 3, 8, 8)
+    with torch.no_grad(), calibration_mode(model):
+        model(torch.rand(64, 3, 8, 8))
+    export_qonnx(model.eval(), x, tmp_path / "net.onnx")
+    shapes = layer_shapes(model, (x,))
+    assert [shape.output_bits for shape in shapes.values()] == [3, 5, 5, None]
+    compare_nodes(model, (x,), tmp_path / "net.onnx", tmp_path / "finn", HLS)
+
+
+def compare_nodes(
+    model: nn.Module, args: tuple, path: Path, folder: Path, hardware: Hardware
+) -> Counter:
+    """Compares the estimates of all matrix units; returns how many there are of each kind."""
     shapes = layer_shapes(model, args)
     free = full_plan(model, args)
-    hardware = Hardware("auto", standalone)
     chosen = choose_foldings(shapes, free, 400, hardware)
+    standalone = hardware.standalone_thresholds
     folding: dict[str, dict[str, int | str]] = {}
     count = Counter()
     for name, shape in shapes.items():
@@ -235,10 +280,7 @@ def test_an_exported_net_is_estimated_as_finn_does(net, tmp_path, standalone) ->
         folding[node] = {"PE": chosen[name].pe, "SIMD": chosen[name].simd}
         if dense:
             folding[node]["ram_style_thresholds"] = "distributed"
-    assert ("MVAU_rtl" in count) == standalone, "the net must reach both kinds of unit"
-    finn = through_finn(
-        path, tmp_path, standalone_thresholds=standalone, stages=[], folding=folding
-    )
+    finn = through_finn(path, folder, standalone_thresholds=standalone, stages=[], folding=folding)
     assert not finn.errors
     assert [node["name"] for node in finn.matrix_units] == list(folding)
     for (name, shape), node in zip(shapes.items(), finn.matrix_units, strict=True):
@@ -249,6 +291,7 @@ def test_an_exported_net_is_estimated_as_finn_does(net, tmp_path, standalone) ->
         ours = asdict(estimate(shape, precision, chosen[name], hardware))
         theirs = {**node["resources"], "cycles": node["cycles"]}
         assert {k: ours[k] for k in RESOURCES} == {k: theirs[f] for k, f in RESOURCES.items()}, node
+    return count
 
 
 def test_foldings_keep_finn_s_pace_with_no_more_hardware() -> None:

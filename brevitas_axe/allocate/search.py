@@ -1,0 +1,85 @@
+"""Integer programs around which whole plans are measured; ours.
+
+Harm adds up what layers lose alone, by a local model, and the exact optimum lies where this model
+errs most in its own favour. So the weight of every layer in the program is varied, the plans that
+come out are measured, and the best one's weights are varied next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from brevitas_axe.allocate.greedy import greedy
+from brevitas_axe.allocate.ilp import ilp
+from brevitas_axe.allocate.problem import Assignment, Problem, Quantity
+from brevitas_axe.allocate.uniform import uniform
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.sensitivity.facts import Facts
+
+
+@dataclass(frozen=True)
+class Search:
+    """The least measured loss among uniform precision, greedy moves and so many programs' optima.
+
+    Without a measure this is the integer program.
+
+    Attributes:
+        trials: programs with varied weights; each new optimum is measured once.
+        spread: standard deviation of the logarithm of a weight's change.
+        seed: of the changes.
+    """
+
+    trials: int = 24
+    spread: float = 0.5
+    seed: int = 0
+    exact = False
+    facts = Facts(
+        kind="MPW+MPA",
+        granularity="layer",
+        signal="harm and measured loss of plans",
+        export="finn",
+        source="ours",
+    )
+
+    def __call__(self, problem: Problem) -> Assignment:
+        best = ilp(problem)
+        if problem.measure is None:
+            return best
+        losses = {best: problem.measure(best)}
+
+        def loss(assignment: Assignment) -> float:
+            assert problem.measure is not None
+            if assignment not in losses:
+                losses[assignment] = problem.measure(assignment)
+            return losses[assignment]
+
+        for other in (uniform, greedy):
+            with suppress(InvalidOption):  # it may find nothing that fits where the program did
+                loss(other(problem))
+        weights = np.ones(len(problem.units))
+        for change in self._changes(len(weights)):
+            found = ilp(replace(problem, harm=_weighted(problem, weights * change)))
+            if loss(found) < losses[best]:
+                best, weights = found, weights * change
+        return min(losses, key=losses.__getitem__)
+
+    def _changes(self, count: int) -> Iterator[np.ndarray]:
+        random = np.random.default_rng(self.seed)
+        for _ in range(self.trials):
+            yield np.exp(random.normal(0, self.spread, count))
+
+
+def _weighted(problem: Problem, weights: np.ndarray) -> Quantity:
+    """Harm with the part that each unit has alone times the unit's weight."""
+    single = list(problem.harm.single)
+    for unit, weight in zip(problem.units, weights, strict=True):
+        for i in unit:
+            single[i] = single[i] * weight
+    return Quantity(tuple(single), problem.harm.pairs)
+
+
+search = Search()

@@ -1,0 +1,58 @@
+"""Programs with varied weights, measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from brevitas_axe.allocate import Problem, Quantity
+from brevitas_axe.allocate.greedy import greedy
+from brevitas_axe.allocate.ilp import ilp
+from brevitas_axe.allocate.search import Search, search
+from brevitas_axe.allocate.uniform import uniform
+from tests.allocate.problems import random_problem
+
+
+def misjudged(seed: int, tied: bool = False) -> Problem:
+    """Harm is wrong by a factor per layer; what is measured has the right factors."""
+    problem = random_problem(seed, 6, tied=tied, bops=0.3, memory=0.5)
+    factors = 10 ** np.random.default_rng(seed).uniform(-0.8, 0.8, 6)
+    true = Quantity(tuple(f * h for f, h in zip(factors, problem.harm.single, strict=True)))
+    return replace(problem, measure=true.total)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_wrong_weights_of_layers_are_mended(tied) -> None:
+    gains = []
+    for seed in range(4):
+        problem = misjudged(seed, tied)
+        assert problem.measure is not None
+        found = Search(trials=12)(problem)
+        assert problem.fits(found)
+        first = problem.measure(ilp(problem))
+        assert problem.measure(found) <= first
+        gains.append(problem.measure(found) / first)
+    assert min(gains) < 0.9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_never_worse_than_others_by_any_measure_each_plan_measured_once(seed) -> None:
+    noise = np.random.default_rng(seed)
+    losses: dict[tuple[int, ...], float] = {}
+
+    def measure(assignment: tuple[int, ...]) -> float:
+        assert assignment not in losses
+        losses[assignment] = float(noise.normal())
+        return losses[assignment]
+
+    problem = replace(misjudged(seed), measure=measure)
+    found = Search(trials=6)(problem)
+    assert losses[found] == min(losses.values())
+    assert {uniform(problem), greedy(problem), ilp(problem)} <= set(losses)
+
+
+def test_without_a_measure_it_is_the_program() -> None:
+    problem = random_problem(0, 6, pairs=True, bops=0.3)
+    assert search(problem) == ilp(problem)

@@ -1,0 +1,104 @@
+"""Outlier channels in a branch of their own."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from brevitas.graph.quantize import LAYERWISE_COMPUTE_LAYER_MAP, layerwise_quantize
+from brevitas.quant import Int8ActPerTensorFloat
+from torch import nn
+
+from brevitas_axe import Int8WeightPerChannelFloatAXE, quantize
+from brevitas_axe.blocks import SplitLinear, channel_split, quantize_blocks
+from brevitas_axe.blocks.channel_split import ChannelSplit
+from brevitas_axe.certify import certify
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.layers import find_layers
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.prepare import as_batches, calibrate
+from tests.blocks.tiny import batches, tiny
+
+OUTLIERS = [3, 17]
+SPLIT = ChannelSplit(share=2 / 32)
+
+
+def planted() -> tuple[nn.Module, torch.Tensor]:
+    """A layer, and inputs of which two channels are a hundred times larger."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 32)
+    x[:, OUTLIERS] *= 100
+    layer = nn.Linear(32, 8)
+    layer.weight.data[:, OUTLIERS] /= 100
+    return nn.Sequential(layer).eval(), x
+
+
+def test_the_function_is_kept_and_the_model_too() -> None:
+    model, x = planted()
+    model, x = model.double(), x.double()
+    with torch.no_grad():
+        before = model(x)
+        split = SPLIT(model, [x])
+        assert (split(x) - before).abs().max() < 1e-10 * before.abs().max()
+        assert torch.equal(model(x), before)
+    assert isinstance(split[0], SplitLinear)
+    assert split[0].outlier_channels.tolist() == OUTLIERS
+    assert split[0].outliers.bias is None
+
+
+def bits(weight: int, inputs: int) -> dict:
+    options = {
+        "weight_quant": Int8WeightPerChannelFloatAXE,
+        "weight_bit_width": weight,
+        "input_quant": Int8ActPerTensorFloat,
+        "input_bit_width": inputs,
+        "bias_quant": None,
+    }
+    return {nn.Linear: (LAYERWISE_COMPUTE_LAYER_MAP[nn.Linear][0], options)}
+
+
+def quantized(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    model = layerwise_quantize(copy.deepcopy(model), bits(4, 4)).eval()
+    calibrate(model, as_batches([x]))
+    return model
+
+
+def test_both_branches_get_widths_of_their_own_and_lose_less(tmp_path) -> None:
+    model, x = planted()
+    with torch.no_grad():
+        real = model(x)
+        whole = quantize(quantized(model, x), [x], accumulator_bit_width=12, progress=False)
+        split = quantized(SPLIT(model, [x]), x)
+        plan = Plan({"0.rest": LayerPrecision(accumulator=12),
+                     "0.outliers": LayerPrecision(weight=8, accumulator=14)})  # fmt: skip
+        found = quantize(split, [x], plan=plan, progress=False)
+        error = [float((m.model(x) - real).square().mean()) for m in (whole, found)]
+    assert error[1] < 0.1 * error[0]
+    assert found.certificate.ok
+    assert certify(found.model, plan=found.plan, args=(x[:1],)).ok
+    assert found.plan["0.outliers"].weight == 8
+
+    from brevitas_axe import export_qonnx
+
+    path = tmp_path / "split.onnx"
+    export_qonnx(found.model, x[:4], path)
+    assert path.exists()
+
+
+def test_transformers_are_split_and_solved() -> None:
+    data = batches("llama")
+    model = channel_split(tiny("llama").eval(), data, exclude=("lm_head",))
+    result = quantize_blocks(model, data, accumulator_bit_width=14, quality="fast", progress=False)
+    assert result.certificate.ok
+    assert {name.rpartition(".")[2] for name in find_layers(result.model)} == {"rest", "outliers"}
+
+
+def test_what_cannot_be_split_is_said() -> None:
+    model, x = planted()
+    with pytest.raises(InvalidOption, match="'1' is not in the model"):
+        channel_split(model, [x], exclude=("1",))
+    with pytest.raises(InvalidOption, match="before it is quantized"):
+        channel_split(quantized(model, x), [x])
+    with pytest.raises(InvalidOption, match="between 0 and 1"):
+        ChannelSplit(share=1.0)
