@@ -151,7 +151,7 @@ class LayerProblem:
         """(low, high), int64 [groups, K], of the integer inputs."""
         shape = (self.weight.shape[0], self.columns)
         low, high = (
-            torch.as_tensor(bound, dtype=torch.int64, device=self.weight.device).expand(shape)
+            torch.as_tensor(bound, dtype=torch.int64).to(self.weight.device).expand(shape)
             for bound in (self.input_low, self.input_high)
         )
         return low, high

@@ -207,9 +207,11 @@ class Graph:
         return finding
 
     def report_ties(self, name: str, signal: Signal, ties: Ties) -> None:
-        """Reports that a quantizer meets sums halfway between its levels."""
+        """Keeps the ties that a quantizer meets, and reports those that are no coincidence."""
         layer = signal.dot.layer if signal.dot else name
         self.ties[layer] = (signal, ties)
+        if not ties.systematic:
+            return
         problem = f"sums of '{layer}' can lie halfway between two levels of '{name}', exactly or up"
         problem += " to float rounding, and FINN and torch may then round them differently"
         way_out = "mend_for_finn moves these sums a little, by which both agree"

@@ -5,13 +5,15 @@ half to even. They differ where `scale × integer + offset` can be exactly (k + 
 an even k, which is the rule with powers of two, unless a bias or a batch norm moves the sums off
 the grid. With other scales both carry rounding errors, FINN in its thresholds and torch in its
 sums, and a value that these reach over the halfway point may be rounded either way, for any k. So
-scales need no more than a simple ratio (62 / 15, when two quantizers saturate on the same tensor),
-and a wide layer meets such a value now and then by chance.
+systematic ties need no more than a simple ratio of the scales, and no offset: 62 / 15, when two
+quantizers saturate on the same tensor. Scales and biases in no relation meet now and then by
+chance, in one sum of one channel; such a tie is moved with the others, but is no finding.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _NOISE = 2.0**-21
 # A shift of this many times that bound leaves more than the bound between sums and thresholds.
 _CLEAR = 2
+# Scales have a simple ratio if its denominator is at most this: two ranges of up to 8 bits.
+_LARGEST_DENOMINATOR = 255
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,13 @@ class Ties:
 
     Attributes:
         count: how many, over all channels.
+        systematic: how many of them are no coincidence of scales and offsets.
         shift: float64, what to add to the integers so that FINN and torch round these alike and
             nothing else changes; broadcastable to the tensor, NaN where there is no room.
     """
 
     count: int
+    systematic: int
     shift: np.ndarray
 
 
@@ -57,21 +63,33 @@ def find_ties(signal: Signal, scale: float, low: int, high: int) -> Ties | None:
     """
     levels = np.arange(low, high, dtype=np.float64)
     exact = is_power_of_two(signal.scale) & bool(is_power_of_two(np.asarray(scale)))
-    return _ties(signal, (levels + 0.5) * scale, exact, levels % 2 == 0)
+    simple = _is_simple(signal.scale / scale)
+    return _ties(signal, (levels + 0.5) * scale, exact, simple, levels % 2 == 0)
+
+
+@np.vectorize(otypes=[bool])
+def _is_simple(ratio: float) -> bool:
+    """Whether a ratio is that of two small integers, up to float32's rounding of both scales."""
+    nearest = Fraction(float(ratio)).limit_denominator(_LARGEST_DENOMINATOR)
+    return bool(abs(nearest - Fraction(float(ratio))) <= 2.0**-22 * abs(ratio))
 
 
 def find_sign_ties(signal: Signal) -> Ties | None:
     """Sums around zero, where a quantizer to -1 and 1 changes; both take an exact zero as 1."""
-    return _ties(signal, np.zeros(1), is_power_of_two(signal.scale), np.zeros(1, bool))
+    exact = is_power_of_two(signal.scale)
+    return _ties(signal, np.zeros(1), exact, np.ones_like(exact), np.zeros(1, bool))
 
 
-def _ties(signal: Signal, points: np.ndarray, exact: np.ndarray, down: np.ndarray) -> Ties | None:
+def _ties(
+    signal: Signal, points: np.ndarray, exact: np.ndarray, simple: np.ndarray, down: np.ndarray
+) -> Ties | None:
     """Ties at some values.
 
     Args:
         signal: what is compared with them.
         points: [levels], where each level begins.
         exact: where an exact tie has no rounding errors, broadcastable to the tensor.
+        simple: where, without an offset, a tie is no coincidence; alike.
         down: [levels], whether torch rounds an exact tie down.
     """
     scale, offset, size = (v[..., None] for v in (signal.scale, signal.offset, signal.size))
@@ -86,6 +104,7 @@ def _ties(signal: Signal, points: np.ndarray, exact: np.ndarray, down: np.ndarra
     ties = close & (nearest >= low) & (nearest <= high) & (down | ~halves)
     if not ties.any():
         return None
+    systematic = ties & (halves | (simple[..., None] & (offset == 0)))
     # How far values may rise, or fall, before one crosses a level that it is not close to.
     rise = np.where(close, step, np.mod(distance, step)).min(axis=-1)
     fall = np.where(close, step, np.mod(-distance, step)).min(axis=-1)
@@ -93,4 +112,5 @@ def _ties(signal: Signal, points: np.ndarray, exact: np.ndarray, down: np.ndarra
     room = np.where(up, rise, fall) / 2
     clear = room > _CLEAR * noise.max(axis=-1)
     shift = np.where(clear, np.where(up, room, -room) * np.sign(signal.scale), np.nan)
-    return Ties(int(ties.sum()), np.where(ties.any(axis=-1), shift, 0.0))
+    shift = np.where(ties.any(axis=-1), shift, 0.0)
+    return Ties(int(ties.sum()), int(systematic.sum()), shift)
