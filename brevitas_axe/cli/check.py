@@ -10,7 +10,8 @@ def add(commands) -> None:
     parser = commands.add_parser(
         "check",
         help="find what FINN would refuse or get wrong in a QONNX file",
-        description="Exit status 0: accepted. 1: findings. 2: the input cannot be used.",
+        description="Exit status 0: accepted, with notes at most. 1: findings. 2: the input cannot "
+        "be used.",
     )
     parser.add_argument("model", help="a QONNX file, ours or not")
     parser.add_argument("--target", choices=["finn"], default="finn", help="who shall build it")
@@ -27,16 +28,17 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.cli.screen import console
     from brevitas_axe.export import check_finn
 
-    findings = check_finn(arguments.model)
+    findings = check_finn(arguments.model, notes=True)
+    status = int(any(finding.severity != "note" for finding in findings))
     if arguments.json:
         content = {"target": arguments.target, "findings": [f.to_dict() for f in findings]}
         print(json.dumps(content, indent=2))
-        return 1 if findings else 0
+        return status
     name = Path(arguments.model).name
     if not findings:
         print(f"{name}: FINN builds it as it is.")
         return 0
-    count = f"{len(findings)} finding{'s' * (len(findings) > 1)}"
+    count = f"{len(findings)} {'finding' if status else 'note'}{'s' * (len(findings) > 1)}"
     table = Table(title=Text(f"{name}: {count} for FINN"))
     for column in ("layer", "severity", "rule", "problem", "way out"):
         table.add_column(column, overflow="fold")
@@ -44,4 +46,4 @@ def run(arguments: argparse.Namespace) -> int:
         cells = (finding.layer, finding.severity, finding.rule, finding.problem, finding.way_out)
         table.add_row(*map(Text, cells))  # names of a file are no markup
     console().print(table)
-    return 1
+    return status

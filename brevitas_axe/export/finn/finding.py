@@ -8,7 +8,8 @@ from typing import Literal
 # refused: FINN raises, never ends, or leaves the layer in float.
 # wrong: FINN builds it without a word, and it computes something else.
 # tie: equal but for values halfway between two levels, up to float rounding.
-Severity = Literal["refused", "wrong", "tie"]
+# note: the same, where only a coincidence of scale and offset puts a sum there.
+Severity = Literal["refused", "wrong", "tie", "note"]
 
 
 @dataclass(frozen=True)

@@ -207,19 +207,20 @@ class Graph:
         return finding
 
     def report_ties(self, name: str, signal: Signal, ties: Ties) -> None:
-        """Keeps the ties that a quantizer meets, and reports those that are no coincidence."""
+        """Reports that a quantizer meets sums halfway between its levels."""
         layer = signal.dot.layer if signal.dot else name
         self.ties[layer] = (signal, ties)
-        if not ties.systematic:
-            return
         problem = f"sums of '{layer}' can lie halfway between two levels of '{name}', exactly or up"
         problem += " to float rounding, and FINN and torch may then round them differently"
+        if not ties.systematic:
+            problem = f"{ties.count} of the sums of '{layer}' happen to lie next to a level of"
+            problem += f" '{name}', and FINN and torch may round these differently"
         way_out = "mend_for_finn moves these sums a little, by which both agree"
         if np.isnan(ties.shift).any():
             way_out = (
                 "some lie too close together to be moved apart, so expect a level more or less"
             )
-        self.report(layer, "tie", problem, way_out, "tie")
+        self.report(layer, "tie", problem, way_out, "tie" if ties.systematic else "note")
 
     def demand(self, value: Value) -> Value:
         """The value of something that FINN must build; reports why it cannot be followed."""

@@ -97,6 +97,9 @@ def test_a_layer_is_mended_behind_its_batch_norm(tmp_path):
         # The quantizer's level 3 begins where the sums of channel 0 are zero.
         norm.bias[0] = 2.5 * model[3].act_quant.scale()
     assert gain[0] < 0
+    proto = export_qonnx(model, x, tmp_path / "m.onnx")
+    assert check_finn(proto) == []  # a coincidence
+    assert [(f.layer, f.severity) for f in check_finn(proto, notes=True)] == [("1", "note")]
     mended: Any
     mended, changes = mend_for_finn(model, x)
     assert [(change.layer, change.rule) for change in changes] == [("1", "tie")]
