@@ -5,9 +5,9 @@
 Weight and input bits in 2, 3, 4, 5, 6, 8 and accumulators in 8, 10 .. 20 or as wide as the data
 types need are chosen together for 30 convolutions; the first one and the classifier stay in float,
 in every arm alike. Budgets are shares of what uniform W4A4 takes by FINN's estimate, at one folding
-for all arms. Every plan is solved by the same solver on the same 100 calibration images, certified,
-exported to QONNX, and judged on 1,000 held-out images; three seeds draw three sets of calibration
-images. All numbers are kept, so a killed run continues.
+for all arms. Every plan is solved by the same solver on the same 100 calibration images, certified
+and judged on 1,000 held-out images; the joint search's plans of the first seed are exported too.
+Three seeds draw three sets of calibration images. All numbers are kept: a killed run continues.
 
 All allocators see the scores of `local`. `search`, the joint search, also measures plans on 150
 further training images; `shares` judges the first stage of the net by the squared error of the
@@ -34,7 +34,7 @@ from arms import calibrate, model_fingerprint, solver_fingerprint
 from conv_quantizers import quantized
 from records import CACHE, print_table, recorded, write_json
 from resnet32 import accuracy, experiment, read_images
-from torch import Tensor
+from torch import Tensor, nn
 
 from brevitas_axe import quantize
 from brevitas_axe.allocate import (
@@ -61,8 +61,6 @@ from brevitas_axe.sensitivity.augmented import Augmented
 
 IN_FLOAT = ("conv1", "linear")
 MAX_CYCLES = 2**14
-SHARES = (0.6, 0.8, 1.0)
-FRONT = (0.6, 0.7, 0.8, 1.0)
 JOINT = "search"
 SOLVERS = ("ptq", "accumulator.py")
 
@@ -80,8 +78,7 @@ class Size:
     accumulators: tuple[int | None, ...] = (8, 10, 12, 14, 16, 18, 20, None)
     few_bits: tuple[int, ...] = (2, 3, 4)
     few_accumulators: tuple[int | None, ...] = (10, 12, None)
-    shares: tuple[float, ...] = SHARES
-    front: tuple[float, ...] = FRONT
+    shares: tuple[float, ...] = (0.6, 0.8, 1.0)
 
 
 QUICK = Size(
@@ -95,7 +92,6 @@ QUICK = Size(
     few_bits=(2, 4),
     few_accumulators=(10, None),
     shares=(0.8,),
-    front=(0.8, 1.0),
 )
 
 
@@ -118,7 +114,9 @@ class Bench:
         widest = Plan.uniform(self.shapes, LayerPrecision(8, 8))
         self.foldings = choose_foldings(self.shapes, widest, MAX_CYCLES)
         self.reference = Plan.uniform(self.shapes, LayerPrecision(4, 4))
-        self.unit = self.lut(self.reference)
+        planned = deepcopy(self.model)
+        set_input_bits(planned, self.reference, self.one, exclude=IN_FLOAT)
+        self.unit = self._lut(planned, self.reference)
         self.content = {
             "model": model_fingerprint(self.model),
             "seed": seed,
@@ -138,10 +136,8 @@ class Bench:
             exclude=IN_FLOAT,
         )
 
-    def lut(self, plan: Plan) -> float:
-        """What a plan costs, from the shapes that it gives the model."""
-        planned = deepcopy(self.model)
-        set_input_bits(planned, plan, self.one, exclude=IN_FLOAT)
+    def _lut(self, planned: nn.Module, plan: Plan) -> float:
+        """What a plan costs, from the shapes of a model with its input bits."""
         shapes = layer_shapes(planned, self.one, exclude=IN_FLOAT)
         return total_cost(cost_model("finn_lut"), plan, shapes, self.foldings)
 
@@ -185,7 +181,9 @@ class Bench:
         """Accuracy and cost of a plan after the solve, from the cache if they are there."""
         result = dict.fromkeys(("accuracy", "lut", "certified", "exported"))
         if plan is not None:
+            exports = name == JOINT and self.seed == 0
             key = {
+                "exports": exports,
                 "plan": plan.to_json(),
                 "judged": self.size.judged,
                 "quality": self.size.quality,
@@ -193,14 +191,15 @@ class Bench:
                 "solvers": solver_fingerprint((*SOLVERS, "cost", "export")),
                 **self.content,
             }
-            result = recorded("allocation", key, lambda: self._judged(plan))
+            result = recorded("allocation", key, lambda: self._judged(plan, exports))
         print(f"seed {self.seed}, {name} at {share}: {result}", flush=True)
         return {"seed": self.seed, "allocator": name, "share": share, **result}
 
-    def _judged(self, plan: Plan) -> dict:
+    def _judged(self, plan: Plan, exports: bool) -> dict:
         planned = deepcopy(self.model)
         set_input_bits(planned, plan, self.one, exclude=IN_FLOAT)
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        lut = self._lut(planned, plan)
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             result = quantize(
                 planned,
@@ -210,14 +209,14 @@ class Bench:
                 exclude=IN_FLOAT,
                 progress=False,
             )
-            path = Path(folder) / "net.onnx"
-            export_qonnx(result.model, self.one, path, target="qonnx")
-            exported = path.exists()
+            if exports:
+                with tempfile.TemporaryDirectory() as folder:
+                    export_qonnx(result.model, self.one, Path(folder) / "net.onnx", target="qonnx")
         return {
             "accuracy": accuracy(result.model, *self.judged),
-            "lut": self.lut(plan),
+            "lut": lut,
             "certified": result.certificate.ok,
-            "exported": exported,
+            "exported": exports or None,
         }
 
     def score(
@@ -282,16 +281,15 @@ def rows_of(bench: Bench) -> list[dict]:
     def add(name: str, share: float, allocator: str, problem: Callable[[], Problem]) -> None:
         rows.append(bench.found(name, problem, share, allocator))
 
-    for share in sorted({*size.front, *size.shares}):
-        for name in allocators() if share in size.shares else ("uniform", JOINT):
+    for share in size.shares:
+        for name in allocators():
             if name == JOINT:
                 add(name, share, name, lambda s=share: bench.problem(bench.joint, s, bench.measure))
             elif name == "shares":
                 add(name, share, name, lambda s=share: bench.problem(bench.decoupled, s))
             else:
                 add(name, share, name, lambda s=share: bench.problem(bench.joint, s))
-        if share in size.shares:
-            add("ilp W, A", share, "ilp", lambda s=share: bench.problem(bench.wide, s))
+        add("ilp W, A", share, "ilp", lambda s=share: bench.problem(bench.wide, s))
     share = size.shares[len(size.shares) // 2]
     for name in ("augmented", "layer-wise"):
 
@@ -321,7 +319,6 @@ def averages(rows: Sequence[dict]) -> list[dict]:
             "deviation": stdev(row["accuracy"] for row in group) if len(group) > 1 else None,
             "seeds": len(group),
             "certified": all(row["certified"] for row in group),
-            "exported": all(row["exported"] for row in group),
         }
         for (allocator, share), group in groups.items()
     ]

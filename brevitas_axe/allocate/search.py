@@ -33,7 +33,7 @@ class Search:
         seed: of the changes.
     """
 
-    trials: int = 24
+    trials: int = 16
     spread: float = 0.5
     seed: int = 0
     exact = False
