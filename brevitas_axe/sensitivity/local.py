@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.layers import unroll_weight
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.sensitivity.budgeted import (
     LayerMoments,
@@ -40,13 +39,13 @@ class Local:
     Attributes:
         probes: random vectors per batch for the Hessian's diagonal.
         solver: registered solver, run at its best quality.
-        rows: at most so many rows of each group are solved, evenly spaced; the others are taken to
-            lose the same share of their weighted energy h_r · mean (w_r x)².
+        rows: so many rows of each group are solved, those with the largest h_r · s_r², s_r being
+            the start scale; the others are taken to have errors in proportion to it.
     """
 
     probes: int = 4
     solver: str = "gpfq"
-    rows: int = 16
+    rows: int = 8
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",
@@ -68,19 +67,21 @@ class Local:
 def _harms(
     case: Case, name: str, known: LayerMoments, weights: Tensor, solver: str, most: int
 ) -> list[float]:
-    layer = case.layer(name)
-    weight = unroll_weight(layer, layer.weight.detach()).double()
-    weights = weights.view(weight.shape[:2])
-    count = weight.shape[1]
-    some = torch.arange(0, count, -(-count // most))
-    energy = weights * (weight * (weight @ known.energy)).sum(-1)
-    share = float(energy[:, some].sum() / energy.sum().clamp(min=1e-300)) or 1.0
+    start = next(iter(case.weights[name].values())).scale.double()
+    weights = weights.view_as(start)
+    expected = weights * start.square()
+    some = expected.topk(min(most, start.shape[1])).indices
+    share = float(expected.gather(1, some).sum() / expected.sum()) if expected.any() else 1.0
+
+    def chosen(values: Tensor) -> Tensor:
+        """[groups, rows, ...] to [groups, some rows, ...]."""
+        return values[torch.arange(len(some)).unsqueeze(1), some]
 
     def harm(choice: LayerPrecision) -> float:
         whole = problem(case, name, choice, known)
-        part = replace(whole, weight=whole.weight[:, some], scale=whole.scale[:, some])
+        part = replace(whole, weight=chosen(whole.weight), scale=chosen(whole.scale))
         rows = error(part, solve(part, solver), known)
-        return 0.5 * float((weights[:, some] * rows).sum()) / share
+        return 0.5 * float((chosen(weights) * rows).sum()) / share
 
     return for_choices(case, name, harm)
 

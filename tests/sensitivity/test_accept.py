@@ -16,7 +16,7 @@ from torch import nn
 from brevitas_axe.allocate import Quantity, allocate_bits, make_problem
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.layers import Layer
-from brevitas_axe.plan import Choices, LayerPrecision
+from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.prepare import as_batches, calibrate, to_brevitas
 from brevitas_axe.sensitivity import (
     Metric,
@@ -26,10 +26,12 @@ from brevitas_axe.sensitivity import (
     make_choices,
     score,
 )
+from brevitas_axe.sensitivity.budgeted import moments, part
 from brevitas_axe.sensitivity.cmpq import leading, similarity
 from brevitas_axe.sensitivity.decoupled import Decoupled, sqnr, ssim
 from brevitas_axe.sensitivity.hutchinson import block_traces
 from brevitas_axe.sensitivity.importance import channel_importance
+from brevitas_axe.sensitivity.local import Local
 from brevitas_axe.sensitivity.lrp import relevances
 from brevitas_axe.sensitivity.pmpq import pmpq
 from brevitas_axe.sensitivity.relevance import propagating
@@ -217,3 +219,33 @@ def test_more_of_anything_never_hurts_the_local_score() -> None:
     harm = score(model, [x], choices, "local").harm["0"]
     assert harm[0] > 2 * harm[2]
     assert harm[2] >= harm[3] > 0
+
+
+def test_some_rows_speak_for_all() -> None:
+    model, x = chain(32, 64, 8, seed=2), torch.rand(256, 32)
+    choices = make_choices(model, (x[:1],), weight=(2, 4), input=(4,), accumulator=(10, 14))
+    some, every = (score(model, [x], choices, Local(rows=rows)).harm["0"] for rows in (8, 64))
+    assert some == pytest.approx(every, rel=0.15)
+    assert not np.array_equal(some, every)
+
+
+def test_the_bias_takes_the_mean_error_of_a_quantized_layer() -> None:
+    model, x = chain(16, 4, bias=True), torch.rand(256, 16)
+    choices = make_choices(model, (x[:1],), weight=(2,), input=(3,), accumulator=(8,))
+    case = make_case(model, [x], choices, "mse")
+    (known,) = moments(case, case.names)
+    (choice,) = choices.layers["0"]
+    (output,) = case.outputs({"0": part(case, "0", choice, known["0"])})
+    error = output - case.reference[0]
+    assert error.mean(0).abs().max() < 1e-5
+    assert error.abs().max() > 0.01
+
+
+def test_a_plan_is_judged_on_other_data_than_its_weights_are_solved_on() -> None:
+    model, x = chain(16, 32, 4), torch.rand(256, 16)
+    choices = make_choices(model, (x[:1],), weight=(3,), input=(4,))
+    plan = Plan({name: options[0] for name, options in choices.layers.items()})
+    cases = [make_case(model, [half], choices) for half in x.split(128)]
+    own, other = PlanLoss(cases[0]), PlanLoss(*cases)
+    assert own(plan) != other(plan)
+    assert 0.3 < own(plan) / other(plan) < 3
