@@ -75,7 +75,7 @@ def prove(found: Found, targets: Targets) -> DotProduct:
     inputs = integers.weights.shape[1]
     tiled = tile_size is not None and tile_size < inputs
     span = integers.scale_span
-    if span is not None and (not tiled or span % tile_size != 0):
+    if span is not None and (tile_size is None or not tiled or span % tile_size != 0):
         reason = (
             f"its weights have one scale per {span} inputs, and an accumulator adds numbers of one "
             f"scale only; give tiles of {span}"

@@ -200,9 +200,7 @@ def _scale_span(per_weight: np.ndarray) -> int:
     return int(np.gcd.reduce(changes))
 
 
-def _bias(
-    module: Any, arrived: IntQuantTensor, weight: IntQuantTensor, step: np.ndarray
-) -> np.ndarray | None:
+def _bias(module: Any, arrived: IntQuantTensor, weight: Any, step: np.ndarray) -> np.ndarray | None:
     """Bias in units of the accumulator, float64 [rows]."""
     parameter = getattr(module, "bias", None)
     if parameter is None:

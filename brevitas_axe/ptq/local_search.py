@@ -38,8 +38,9 @@ def improve_integers(
     """
     device = integers.device
     if device.type != "cpu":
-        moved = (tensor.cpu() for tensor in (wanted, integers, scale))
-        improved, factor, loss = improve_integers(problem.to("cpu"), *moved, most_moves)
+        improved, factor, loss = improve_integers(
+            problem.to("cpu"), wanted.cpu(), integers.cpu(), scale.cpu(), most_moves
+        )
         return improved.to(device), factor.to(device), loss.to(device)
     low, high = problem.input_range
     bits = problem.accumulator_bit_width
@@ -77,5 +78,5 @@ def improve_integers(
         improved[part] = start
         factor[part], loss[part] = part_factor, part_loss
 
-    over_rows(work, *integers.shape[:2], device)
+    over_rows(work, integers.shape[0], integers.shape[1], device)
     return improved, factor, loss

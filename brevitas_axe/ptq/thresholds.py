@@ -55,5 +55,5 @@ def published_threshold(problem: LayerProblem, scale: Tensor) -> Tensor:
         )
         threshold[part] = result
 
-    over_rows(work, *scale.shape[:2], weight.device)
+    over_rows(work, scale.shape[0], scale.shape[1], weight.device)
     return threshold
