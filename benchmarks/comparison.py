@@ -27,6 +27,7 @@ UNLIMITED = (
 PUBLISHED = (("gptq", False), ("gpfq", False), ("gpfq", True))  # solver, act_order
 SOLVERS = ("gpfq", "gptq", "qronos")
 Widths = Sequence[tuple[int, int]]
+Published = Sequence[tuple[str, bool]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,8 @@ def compare(
     sweep: Widths,
     solvers: Sequence[str] = SOLVERS,
     reference: Container[int] | None = None,
+    published: Published = PUBLISHED,
+    own_code: Published = PUBLISHED,
 ) -> dict:
     """Measures every row, prints the tables and writes the JSON.
 
@@ -56,6 +59,8 @@ def compare(
         sweep: pairs (weight bits, input bits) among which each side has its best.
         solvers: ours at equal bits and quality `best`.
         reference: widths P at which Brevitas's own code runs, None for all.
+        published: the published algorithms that `fast` runs, as (solver, act_order).
+        own_code: those that Brevitas's own code runs.
 
     Returns:
         What the JSON holds.
@@ -70,8 +75,8 @@ def compare(
     winners = []
     for tile, limit in product(tiles, accumulators):
         point = Setting("", accumulator_bits=limit, tile_size=tile)
-        fast = [(f"fast {solver}", order) for solver, order in PUBLISHED]
-        theirs = [(f"brevitas a2{solver}", order) for solver, order in PUBLISHED]
+        fast = [(f"fast {solver}", order) for solver, order in published]
+        theirs = [(f"brevitas a2{solver}", order) for solver, order in own_code]
         if reference is not None and limit not in reference:
             theirs = []
         settings = at_widths(point, [*theirs, *fast], bits)

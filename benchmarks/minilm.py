@@ -214,8 +214,10 @@ def main() -> None:
         bits=[(4, 8)],
         accumulators=arguments.accumulators,
         tiles=arguments.tiles,
-        sweep=[(w, a) for w in (3, 4) for a in (5, 6, 7, 8)],
+        sweep=[(4, 5), (4, 6), (4, 7)],
         solvers=("qronos",),
+        published=(("gptq", False), ("gpfq", True)),
+        own_code=(("gptq", False),),  # its GPFQ is left out for time
     )
 
 

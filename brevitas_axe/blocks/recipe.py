@@ -105,7 +105,7 @@ class Recipe:
         return options
 
 
-def _channel_maxima(x: Tensor, dim: int) -> Tensor:
+def _channel_maxima(inp: Tensor, dim: int = 0) -> Tensor:
     """Largest magnitude of each channel; [batch, ..., K] to [1, ..., K] without the batch."""
-    leading = tuple(range(x.dim() - 1))
-    return x.abs().amax(leading, keepdim=True).squeeze(dim)
+    leading = tuple(range(inp.dim() - 1))
+    return inp.abs().amax(leading, keepdim=True).squeeze(dim)
