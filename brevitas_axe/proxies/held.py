@@ -69,8 +69,8 @@ class HeldIntegers(torch.autograd.Function):
         values = unroll_weight(ctx.layer, ratio).flatten(0, 1).contiguous()
         scaled = share(pushes, rows, values, ctx.over, ctx.budget)
         gradient = roll_weight(ctx.layer, pushes.view_as(unrolled))
-        # Each row's part stands at its first weight, from where it finds its scale.
+        # Each tile's part stands at its first weight, from where it finds its scale.
         spread = torch.zeros_like(unrolled)
-        spread[..., 0] = scaled.view(unrolled.shape[:2])
+        spread[..., :: ctx.budget.tile(unrolled.shape[2])] = scaled.view(*unrolled.shape[:2], -1)
         back = roll_weight(ctx.layer, spread).sum_to_size(scale.shape) / scale
         return gradient, None, back, *[None] * 4

@@ -173,17 +173,17 @@ def share_tiles(gradient, integers, values, over, tile, one_sided, scaled):
         values: what they were rounded from [rows, K].
         over: booleans [rows, tiles], the tiles that were held.
         tile, one_sided: as in `hold_tiles`.
-        scaled: [rows]; written, the sum over held tiles of gradient × values.
+        scaled: [rows, tiles]; written, the sum of gradient × values in held tiles, else 0.
     """
     for row in range(len(gradient)):
-        scaled[row] = 0
         for part in range(over.shape[1]):
+            scaled[row, part] = 0
             if over[row, part]:
                 some = slice(part * tile, min(part * tile + tile, gradient.shape[1]))
                 pushes, held = gradient[row, some], integers[row, some]
                 for turn in range(2 if one_sided else 1):
                     share(pushes, held, side_of(turn, one_sided, pushes))
-                scaled[row] += product(pushes, values[row, some])
+                scaled[row, part] = product(pushes, values[row, some])
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)

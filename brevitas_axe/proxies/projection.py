@@ -184,18 +184,18 @@ def share(
         budget: tells which weights share one.
 
     Returns:
-        [rows], the sum over held tiles of the new gradient × values.
+        [rows, tiles], the sum of the new gradient × values in tiles that were held, else 0.
     """
     tile = budget.tile(integers.shape[1])
     if gradient.device.type == "cpu":
-        scaled = gradient.new_empty(len(gradient))
+        scaled = torch.empty_like(over, dtype=gradient.dtype)
         some = (over.numpy(), tile, budget.one_sided, scaled.numpy())
         share_tiles(gradient.numpy(), integers.numpy(), values.numpy(), *some)
         return scaled
     inside = over.unsqueeze(-1)
     pushes = without_shared(tiled(gradient, tile), tiled(integers, tile) * inside, budget)
     gradient.copy_(pushes.flatten(1)[:, : integers.shape[1]])
-    return (pushes * inside * tiled(values, tile)).sum((1, 2))
+    return (pushes * inside * tiled(values, tile)).sum(-1)
 
 
 def without_shared(pushes: Tensor, held: Tensor, budget: Budget) -> Tensor:

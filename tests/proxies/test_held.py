@@ -54,6 +54,22 @@ def test_the_scale_gets_back_what_the_division_takes():
     assert torch.allclose(back[0], expected)
 
 
+def test_a_scale_per_tile_gets_back_its_own_tiles_part():
+    budget = Budget(InputRange(0, 15), 7, 3)
+    ratio = torch.tensor([[3.2, 2.9, 2.6, 0.2, -1.0, 0.4], [3.0, 3.0, 0.0, -4.4, -3.1, 1.2]])
+    push = torch.arange(12.0).view(2, 6).sin()
+    scale = torch.tensor([[0.5, 0.25], [2.0, 1.0]], requires_grad=True)
+    rounded = ratio.round().requires_grad_()
+    layer = qnn.QuantLinear(6, 2, bias=False)
+    sizes = scale.repeat_interleave(3, 1)
+    integers = HeldIntegers.apply(rounded, ratio, sizes, layer, -7, 7, budget)
+    (integers * push).sum().backward()
+    over = torch.tensor([[True, False], [True, True]])
+    assert ((integers != rounded).unflatten(1, (2, 3)).any(-1) == over).all()
+    parts = (rounded.grad * ratio).unflatten(1, (2, 3)).sum(-1) * over
+    assert torch.allclose(scale.grad, parts / scale.detach())
+
+
 def test_the_value_of_held_integers_follows_the_scale_as_they_do():
     weight = (0.5 * RATIO).double()
     scale = torch.full((3, 1), 0.5, dtype=torch.float64, requires_grad=True)

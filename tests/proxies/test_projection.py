@@ -175,5 +175,5 @@ def test_both_ways_take_the_same_out_of_a_gradient(values, reach, bits, tile):
     inside = over.unsqueeze(-1)
     expected = without_shared(tiled(gradient, size), tiled(integers, size) * inside, budget)
     torch.testing.assert_close(pushes, expected.flatten(1)[:, : values.shape[1]])
-    products = (expected * inside * tiled(values, size)).sum((1, 2))
+    products = (expected * inside * tiled(values, size)).sum(-1)
     torch.testing.assert_close(scaled, products, atol=1e-4, rtol=1e-4)
