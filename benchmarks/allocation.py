@@ -9,11 +9,13 @@ for all arms. Every plan is solved by the same solver on the same 100 calibratio
 and judged on 1,000 held-out images; the joint search's plans of the first seed are exported too.
 Three seeds draw three sets of calibration images. All numbers are kept: a killed run continues.
 
-All allocators see the scores of `local`. `search`, the joint search, also measures plans on 150
-further training images; `shares` judges the first stage of the net by the squared error of the
-logits and the others by the divergence, on fewer choices (27 per layer); "ilp W, A" leaves every
-accumulator as wide as its data types need. "augmented" and "layer-wise" are bisection with and
-without what layers lose together, at one precision per layer (W = A) and the middle budget.
+All allocators see the scores of `local`. `search`, the joint search, also solves uniform precision,
+the greedy plan, the program's optimum and the optima of 4 programs with varied weights, and takes
+the one with the least divergence on 150 further training images. `shares` judges the first stage of
+the net by the squared error of the logits and the others by the divergence, on fewer choices (27
+per layer). "ilp W, A" leaves every accumulator as wide as its data types need. "augmented" and
+"layer-wise" are bisection with and without what layers lose together, at one precision per layer
+(W = A) and the middle budget.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import brevitas
 import torch
+import torch.nn.functional as F
 from arms import calibrate, model_fingerprint, solver_fingerprint
 from conv_quantizers import quantized
 from records import CACHE, print_table, recorded, write_json
@@ -45,14 +49,13 @@ from brevitas_axe.allocate import (
     make_problem,
     output_readers,
 )
+from brevitas_axe.allocate.search import Search
 from brevitas_axe.cost import choose_foldings, cost_model, layer_shapes, total_cost
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.sensitivity import (
-    PlanLoss,
     Scores,
-    make_case,
     make_choices,
     score,
     set_input_bits,
@@ -73,6 +76,7 @@ class Size:
     held_out: int = 150
     judged: int = 1000
     pairs: int = 50
+    trials: int = 4
     quality: str = "best"
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     accumulators: tuple[int | None, ...] = (8, 10, 12, 14, 16, 18, 20, None)
@@ -86,6 +90,7 @@ QUICK = Size(
     held_out=50,
     judged=250,
     pairs=10,
+    trials=1,
     quality="fast",
     bits=(2, 4, 8),
     accumulators=(10, 14, None),
@@ -104,10 +109,10 @@ class Bench:
         drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
         count = size.calibration
         self.batches = list(pool[drawn[:count]].split(250))
-        self.held_out = list(pool[drawn[count : count + size.held_out]].split(250))
+        self.held_out = pool[drawn[count : count + size.held_out]]
         self.judged = read_images("val", size.judged)
-        source = experiment(1, 1).model
-        self.model = calibrate(quantized(source, 8, 8, IN_FLOAT), self.batches)
+        self.source = experiment(1, 1).model
+        self.model = calibrate(quantized(self.source, 8, 8, IN_FLOAT), self.batches)
         self.one = (self.batches[0][:1],)
         self.shapes = layer_shapes(self.model, self.one, exclude=IN_FLOAT)
         self.readers = output_readers(self.model, self.one, exclude=IN_FLOAT)
@@ -141,14 +146,18 @@ class Bench:
         shapes = layer_shapes(planned, self.one, exclude=IN_FLOAT)
         return total_cost(cost_model("finn_lut"), plan, shapes, self.foldings)
 
-    def problem(self, scores: Scores, share: float, measure: PlanLoss | None = None) -> Problem:
+    def problem(self, scores: Scores, share: float) -> Problem:
         """Under a share of the reference's look-up tables."""
         cost = cost_table("finn_lut", scores.choices, self.shapes, self.readers, self.foldings)
         budgets = {"finn_lut": share * self.unit}
-        return make_problem(scores, {"finn_lut": cost}, budgets, measure)
+        return make_problem(scores, {"finn_lut": cost}, budgets)
+
+    def measured(self, problem: Problem) -> Problem:
+        """The problem with plans solved and measured on the held-out images."""
+        return replace(problem, measure=lambda a: self.solved(problem.plan(a))["loss"])
 
     def found(
-        self, name: str, problem: Callable[[], Problem], share: float, allocator: str
+        self, name: str, problem: Callable[[], Problem], share: float, allocator: Any
     ) -> dict:
         """A row, from the cache if it is there: what an allocator finds, solved and judged.
 
@@ -156,7 +165,7 @@ class Bench:
             name: of the arm.
             problem: made only if the plan is not known.
             share: of the reference's look-up tables.
-            allocator: registered name.
+            allocator: or its registered name.
         """
 
         def plan() -> dict:
@@ -169,7 +178,7 @@ class Bench:
         key = {
             "arm": name,
             "share": share,
-            "allocator": allocator,
+            "allocator": repr(allocator),
             "size": repr(self.size),
             "code": solver_fingerprint(files),
             **self.content,
@@ -178,24 +187,28 @@ class Bench:
         return self.row(name, share, None if text is None else Plan.from_json(text))
 
     def row(self, name: str, share: float, plan: Plan | None) -> dict:
-        """Accuracy and cost of a plan after the solve, from the cache if they are there."""
-        result = dict.fromkeys(("accuracy", "lut", "certified", "exported"))
+        """Accuracy and cost of a plan after the solve."""
+        found: dict = dict.fromkeys(("accuracy", "loss", "lut", "certified", "exported"))
         if plan is not None:
-            exports = name == JOINT and self.seed == 0
-            key = {
-                "exports": exports,
-                "plan": plan.to_json(),
-                "judged": self.size.judged,
-                "quality": self.size.quality,
-                "cycles": MAX_CYCLES,
-                "solvers": solver_fingerprint((*SOLVERS, "cost", "export")),
-                **self.content,
-            }
-            result = recorded("allocation", key, lambda: self._judged(plan, exports))
-        print(f"seed {self.seed}, {name} at {share}: {result}", flush=True)
-        return {"seed": self.seed, "allocator": name, "share": share, **result}
+            found = self.solved(plan, exports=name == JOINT and self.seed == 0)
+        print(f"seed {self.seed}, {name} at {share}: {found}", flush=True)
+        return {"seed": self.seed, "allocator": name, "share": share, **found}
 
-    def _judged(self, plan: Plan, exports: bool) -> dict:
+    def solved(self, plan: Plan, exports: bool = False) -> dict:
+        """What became of a plan, from the cache if it is there."""
+        key = {
+            "plan": plan.to_json(),
+            "exports": exports,
+            "held_out": self.size.held_out,
+            "judged": self.size.judged,
+            "quality": self.size.quality,
+            "cycles": MAX_CYCLES,
+            "solvers": solver_fingerprint((*SOLVERS, "cost", "export")),
+            **self.content,
+        }
+        return recorded("allocation", key, lambda: self._solved(plan, exports))
+
+    def _solved(self, plan: Plan, exports: bool) -> dict:
         planned = deepcopy(self.model)
         set_input_bits(planned, plan, self.one, exclude=IN_FLOAT)
         lut = self._lut(planned, plan)
@@ -214,10 +227,17 @@ class Bench:
                     export_qonnx(result.model, self.one, Path(folder) / "net.onnx", target="qonnx")
         return {
             "accuracy": accuracy(result.model, *self.judged),
+            "loss": self.divergence(result.model),
             "lut": lut,
             "certified": result.certificate.ok,
             "exported": exports or None,
         }
+
+    @torch.no_grad()
+    def divergence(self, model: nn.Module) -> float:
+        """Mean Kullback-Leibler divergence from the float model on images that decide nothing."""
+        real, ours = (F.log_softmax(net(self.held_out), 1) for net in (self.source, model))
+        return F.kl_div(ours, real, reduction="batchmean", log_target=True).item()
 
     def score(
         self, choices: Choices, scorer: object, batches: list[Tensor], metric: str = "kl"
@@ -263,28 +283,22 @@ class Bench:
         choices = Choices(dict.fromkeys(self.shapes, options))
         return self.score(choices, Augmented(probes=2), [self.batches[0][: self.size.pairs]])
 
-    @cached_property
-    def measure(self) -> PlanLoss:
-        """Of plans, on images that decide no weights."""
-        cases = (
-            make_case(self.model, batches, self.joint.choices, exclude=IN_FLOAT)
-            for batches in (self.batches, self.held_out)
-        )
-        return PlanLoss(*cases)
-
 
 def rows_of(bench: Bench) -> list[dict]:
     """All rows of one seed."""
     size = bench.size
     rows = [bench.row("uniform W4A4", 1.0, bench.reference)]
 
-    def add(name: str, share: float, allocator: str, problem: Callable[[], Problem]) -> None:
+    def add(name: str, share: float, allocator: Any, problem: Callable[[], Problem]) -> None:
         rows.append(bench.found(name, problem, share, allocator))
 
     for share in size.shares:
         for name in allocators():
             if name == JOINT:
-                add(name, share, name, lambda s=share: bench.problem(bench.joint, s, bench.measure))
+                rest = Search(trials=size.trials)
+                add(
+                    name, share, rest, lambda s=share: bench.measured(bench.problem(bench.joint, s))
+                )
             elif name == "shares":
                 add(name, share, name, lambda s=share: bench.problem(bench.decoupled, s))
             else:
@@ -316,6 +330,7 @@ def averages(rows: Sequence[dict]) -> list[dict]:
             "budget, share of W4A4": share,
             "LUT, share of W4A4": mean(row["lut"] for row in group) / unit,
             "accuracy": mean(row["accuracy"] for row in group),
+            "loss": mean(row["loss"] for row in group),
             "deviation": stdev(row["accuracy"] for row in group) if len(group) > 1 else None,
             "seeds": len(group),
             "certified": all(row["certified"] for row in group),

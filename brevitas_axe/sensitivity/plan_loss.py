@@ -15,18 +15,17 @@ class PlanLoss:
     moments of all layers.
 
     Args:
-        case: plans may use its choices; its data decide the weights.
-        judge: of the same model and choices; its data decide the loss, those of `case` if None.
+        case: plans may use its choices.
     """
 
-    def __init__(self, case: Case, judge: Case | None = None) -> None:
-        self.case, self.judge = case, judge or case
+    def __init__(self, case: Case) -> None:
+        self.case = case
         self._moments: dict[str, LayerMoments] = {}
         self._parts: dict[tuple[str, LayerPrecision], Part] = {}
-        self._base = self.judge.loss({})
+        self._base = case.loss({})
 
     def __call__(self, plan: Plan) -> float:
-        return self.judge.loss({n: self._part(n, c) for n, c in plan.layers.items()}) - self._base
+        return self.case.loss({n: self._part(n, c) for n, c in plan.layers.items()}) - self._base
 
     def _part(self, name: str, choice: LayerPrecision) -> Part:
         if not self._moments:
