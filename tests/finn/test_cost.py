@@ -30,7 +30,6 @@ from brevitas_axe.cost import (
     layer_shapes,
     thresholding,
 )
-from brevitas_axe.cost.finn_nodes import HLS
 from brevitas_axe.cost.protocol import divisors
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.plan import LayerPrecision
@@ -240,14 +239,16 @@ class Functional(nn.Module):
                 input_quant=Uint8ActPerTensorFloat, input_bit_width=bits,
             )  # fmt: skip
 
-        self.convs = nn.ModuleList([conv(3, 8), conv(4, 3), conv(4, 2), conv(4, 4)])
+        self.convs = nn.ModuleList([conv(3, 8), conv(4, 3), conv(4, 2)])
         self.join = qnn.QuantIdentity(bit_width=5)
+        self.relu = qnn.QuantReLU(bit_width=4, return_quant_tensor=True)
+        self.head = qnn.QuantLinear(4 * 64, 5, bias=False, weight_bit_width=4)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second, third, fourth = self.convs
-        x = self.join(second(F.relu(first(x))))
-        y = self.join(third(F.relu(0.5 * x)))
-        return fourth(F.relu(x + y))
+        first, second, third = self.convs
+        x = self.join(second(F.relu(0.5 * first(x))))
+        y = self.join(third(F.relu(x)))
+        return self.head(self.relu(x + y).flatten(1))
 
 
 def test_functions_in_front_of_thresholds_are_estimated_as_finn_does(tmp_path) -> None:
@@ -258,7 +259,7 @@ def test_functions_in_front_of_thresholds_are_estimated_as_finn_does(tmp_path) -
     export_qonnx(model.eval(), x, tmp_path / "net.onnx")
     shapes = layer_shapes(model, (x,))
     assert [shape.output_bits for shape in shapes.values()] == [3, 5, 5, None]
-    compare_nodes(model, (x,), tmp_path / "net.onnx", tmp_path / "finn", HLS)
+    compare_nodes(model, (x,), tmp_path / "net.onnx", tmp_path / "finn", Hardware("auto"))
 
 
 def compare_nodes(
