@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import brevitas.nn as qnn
 import numpy as np
 import pytest
@@ -13,29 +15,32 @@ from brevitas.quant import Int8WeightPerChannelFloat, Uint8ActPerTensorFloat
 from brevitas_axe.certify import certify
 
 GROUP, INPUTS = 8, 20  # the last group is short
-Groupwise = Int8WeightPerChannelFloat.let(
-    proxy_class=GroupwiseWeightQuantProxyFromInjector,
-    scaling_per_output_type=ScalingPerOutputType.GROUP,
-    group_size=GROUP,
-    bit_width=4,
-)
 
 
-def layer() -> tuple[torch.nn.Module, torch.Tensor]:
+class Groupwise(Int8WeightPerChannelFloat):
+    proxy_class = GroupwiseWeightQuantProxyFromInjector
+    scaling_per_output_type = ScalingPerOutputType.GROUP
+    group_size = GROUP
+    bit_width = 4
+
+
+def layer() -> tuple[torch.nn.Sequential, torch.Tensor]:
     torch.manual_seed(0)
     quantizers = {"weight_quant": Groupwise, "input_quant": Uint8ActPerTensorFloat}
     model = torch.nn.Sequential(qnn.QuantLinear(INPUTS, 5, **quantizers))
     x = torch.rand(3, INPUTS)
     with torch.no_grad():
         model(x)
-    return model.eval(), x
+    model.eval()
+    return model, x
 
 
 @pytest.mark.parametrize("tile", [8, 4])
 def test_tiles_inside_a_group_are_proven(tile: int) -> None:
     model, x = layer()
     [entry] = certify(model, tile_size=tile, args=x).entries
-    weight = model[0].quant_weight()
+    weight: Any = model.get_submodule("0")
+    weight = weight.quant_weight()
     q = np.rint((weight.value / weight.scale).detach().double().numpy()).astype(np.int64)
     sums = [q[:, k : k + tile] for k in range(0, INPUTS, tile)]
     assert entry.proven
