@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from brevitas.graph.quantize import LAYERWISE_COMPUTE_LAYER_MAP, layerwise_quantize
+from brevitas import nn as qnn
+from brevitas.graph.quantize import layerwise_quantize
 from brevitas.quant import Int8ActPerTensorFloat
 from torch import nn
 
@@ -42,24 +43,21 @@ def test_the_function_is_kept_and_the_model_too() -> None:
         split = SPLIT(model, [x])
         assert (split(x) - before).abs().max() < 1e-10 * before.abs().max()
         assert torch.equal(model(x), before)
-    assert isinstance(split[0], SplitLinear)
-    assert split[0].outlier_channels.tolist() == OUTLIERS
-    assert split[0].outliers.bias is None
-
-
-def bits(weight: int, inputs: int) -> dict:
-    options = {
-        "weight_quant": Int8WeightPerChannelFloatAXE,
-        "weight_bit_width": weight,
-        "input_quant": Int8ActPerTensorFloat,
-        "input_bit_width": inputs,
-        "bias_quant": None,
-    }
-    return {nn.Linear: (LAYERWISE_COMPUTE_LAYER_MAP[nn.Linear][0], options)}
+    (layer,) = split.children()
+    assert isinstance(layer, SplitLinear)
+    assert layer.outlier_channels.tolist() == OUTLIERS
+    assert layer.outliers.bias is None
 
 
 def quantized(model: nn.Module, x: torch.Tensor) -> nn.Module:
-    model = layerwise_quantize(copy.deepcopy(model), bits(4, 4)).eval()
+    options = {
+        "weight_quant": Int8WeightPerChannelFloatAXE,
+        "weight_bit_width": 4,
+        "input_quant": Int8ActPerTensorFloat,
+        "input_bit_width": 4,
+    }
+    layer_map = {nn.Linear: (qnn.QuantLinear, options)}
+    model = layerwise_quantize(copy.deepcopy(model), layer_map).eval()
     calibrate(model, as_batches([x]))
     return model
 

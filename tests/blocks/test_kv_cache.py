@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from brevitas_axe.blocks import kv_cache, simulated_cache
 from brevitas_axe.blocks.kv_cache import KvCache, rounded
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
+from brevitas_axe.layers import Layer
 from tests.blocks.tiny import batches, tiny
 
 
@@ -28,7 +29,8 @@ def amplified() -> torch.nn.Module:
     """The second block's values count far more than the first one's."""
     model = tiny("llama").eval()
     for index, gain in enumerate((0.1, 10.0)):
-        model.model.layers[index].self_attn.v_proj.weight.data *= gain
+        projection: Layer = model.get_submodule(f"model.layers.{index}.self_attn.v_proj")
+        projection.weight.data *= gain
     return model
 
 
