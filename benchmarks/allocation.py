@@ -240,7 +240,7 @@ class Bench:
         return F.kl_div(ours, real, reduction="batchmean", log_target=True).item()
 
     def score(
-        self, choices: Choices, scorer: object, batches: list[Tensor], metric: str = "kl"
+        self, choices: Choices, scorer: Any, batches: list[Tensor], metric: str = "kl"
     ) -> Scores:
         """Kept on disk, by content and code."""
         code = solver_fingerprint((*SOLVERS, "sensitivity"))[:12]
@@ -395,7 +395,7 @@ def draw(table: Sequence[dict], path: Path) -> None:
 
 def main() -> None:
     """Measures every row and prints the table and what it shows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small run that proves it works")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the calibration images; 0 1 2")
     parser.add_argument("--output", type=Path, help="JSON file for the rows")
