@@ -55,6 +55,13 @@ def side_of(turn, one_sided, values):
     return values.dtype.type((1 - 2 * turn) if one_sided else 0)
 
 
+@njit(nogil=True, cache=True, fastmath=_REORDERS)
+def sign_on(side, integer):
+    """Sign of an integer of this side, 0 for the others; of one type with both."""
+    sign = type(side)(1) if integer > 0 else type(side)(-1 if integer < 0 else 0)
+    return type(side)(0) if sign * side < 0 else sign
+
+
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
 def select(integers, values, side, sizes, signs):
     """Signs and magnitudes of the weights that share a budget, 0 for the others.
@@ -64,10 +71,9 @@ def select(integers, values, side, sizes, signs):
         side: from `side_of`.
         sizes, signs: [T]; written. A size never rounds to more than its integer.
     """
-    zero, one, almost = values.dtype.type(0), values.dtype.type(1), values.dtype.type(0.499)
+    zero, almost = values.dtype.type(0), values.dtype.type(0.499)
     for k in range(len(values)):
-        sign = one if integers[k] > zero else (-one if integers[k] < zero else zero)
-        sign = zero if sign * side < 0 else sign
+        sign = sign_on(side, integers[k])
         signs[k] = sign
         sizes[k] = min(max(values[k] * sign, zero), sign * integers[k] + almost)
 
@@ -192,15 +198,12 @@ def share(pushes, integers, side):
     zero, one = pushes.dtype.type(0), pushes.dtype.type(1)
     total, count = zero, zero
     for k in range(len(pushes)):
-        sign = one if integers[k] > zero else (-one if integers[k] < zero else zero)
-        sign = zero if sign * side < 0 else sign
+        sign = sign_on(side, integers[k])
         total += pushes[k] * sign
         count += abs(sign)
     mean = total / max(count, one)
     for k in range(len(pushes)):
-        sign = one if integers[k] > zero else (-one if integers[k] < zero else zero)
-        sign = zero if sign * side < 0 else sign
-        pushes[k] -= sign * mean
+        pushes[k] -= sign_on(side, integers[k]) * mean
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
