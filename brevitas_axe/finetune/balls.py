@@ -16,6 +16,7 @@ from brevitas_axe.errors import MissingInputQuantizer
 from brevitas_axe.layers import Layer, find_layers, observe_inputs, roll_weight, unroll_weight
 from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy
 from brevitas_axe.proxies.projection import Budget, tiled
+from brevitas_axe.ptq.device_kernels import ball_threshold
 from brevitas_axe.quantizers.a2q import a2q_kind, a2q_norm, cut_a2q_norm
 
 # Scales that `ep_init` tries, from half to eight times the one it finds.
@@ -109,7 +110,7 @@ def _squared_errors(layer: Layer, shape: torch.Size) -> Tensor:
 
 
 def project_on_ball(rows: Tensor, radius: Tensor) -> Tensor:
-    """Euclidean projection on l1 balls (Duchi et al. 2008, doi 10.1145/1390156.1390191).
+    """Euclidean projection on l1 balls.
 
     Args:
         rows: [..., K].
@@ -119,12 +120,7 @@ def project_on_ball(rows: Tensor, radius: Tensor) -> Tensor:
         [..., K]; rows inside their ball come back bit for bit.
     """
     sizes = rows.abs()
-    ordered = sizes.sort(-1, descending=True).values
-    excess = ordered.cumsum(-1) - radius
-    count = torch.arange(1, rows.shape[-1] + 1, device=rows.device)
-    active = (ordered * count > excess).sum(-1, keepdim=True).clamp(min=1)
-    threshold = excess.gather(-1, active - 1) / active
-    shrunk = rows.sign() * (sizes - threshold).clamp(min=0)
+    shrunk = rows.sign() * (sizes - ball_threshold(sizes, radius)).clamp(min=0)
     return torch.where(sizes.sum(-1, keepdim=True) <= radius, rows, shrunk)
 
 

@@ -77,14 +77,27 @@ def quantize_block(
 
 
 def l1_thresholds(weight: Tensor, tile_length: int, radius: Tensor, threshold: Tensor) -> None:
-    """Threshold of the projection of every centred tile on an l1 ball; see the kernel.
-
-    In closed form from the sorted magnitudes (Duchi et al., ICML 2008, figure 1).
-    """
+    """Threshold of the projection of every centred tile on an l1 ball; see the kernel."""
     for tile, part in enumerate(weight.double().split(tile_length, -1)):
         ball = radius[:, tile : tile + 1].double()
-        size = (part - part.mean(-1, keepdim=True)).abs().sort(-1, descending=True).values
-        count = torch.arange(1, size.shape[-1] + 1, device=size.device)
-        level = (size.cumsum(-1) - ball) / count
-        active = (size > level).sum(-1, keepdim=True).clamp_min(1)
-        threshold[:, tile] = level.gather(-1, active - 1).squeeze(-1).clamp_min(0)
+        level = ball_threshold((part - part.mean(-1, keepdim=True)).abs(), ball)
+        threshold[:, tile] = level.squeeze(-1).clamp_min(0)
+
+
+def ball_threshold(sizes: Tensor, radius: Tensor) -> Tensor:
+    """What the projection on an l1 ball takes from every magnitude, in closed form.
+
+    Duchi et al. 2008, doi 10.1145/1390156.1390191, figure 1.
+
+    Args:
+        sizes: magnitudes [..., K].
+        radius: of each row's ball [..., 1].
+
+    Returns:
+        [..., 1]; at most 0 for rows inside their ball.
+    """
+    ordered = sizes.sort(-1, descending=True).values
+    excess = ordered.cumsum(-1) - radius
+    count = torch.arange(1, sizes.shape[-1] + 1, device=sizes.device)
+    active = (ordered * count > excess).sum(-1, keepdim=True).clamp(min=1)
+    return excess.gather(-1, active - 1) / active
