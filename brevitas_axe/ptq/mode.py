@@ -336,7 +336,8 @@ class axe_mode:
         quant = layer.weight_quant.tensor_quant
         bits = quant.msb_clamp_bit_width_impl()
         reach = layer.weight_quant.input_range
-        statistics = moments.finish()
+        statistics, samples = moments.finish(), moments.samples
+        del moments  # float64: a quarter of what a wide layer's solve would hold
         if layer.bias is None or self.quality == "fast":
             statistics["quant_mean"] = statistics["float_mean"] = None
         problem = LayerProblem(
@@ -360,7 +361,7 @@ class axe_mode:
         if self._saved is not None:
             self._saved.save(index, name, self._run, solution)
         self._write(name, solution)
-        return {"resumed": False, "samples": moments.samples, **describe(problem, solution)}
+        return {"resumed": False, "samples": samples, **describe(problem, solution)}
 
     def _write(self, name: str, solution: LayerSolution) -> None:
         layer = self.layers[name]
