@@ -51,8 +51,8 @@ def labels_of(batch: Any) -> Tensor:
 
 
 def tensor_of(output: Any) -> Tensor:
-    """The tensor inside a QuantTensor, or the tensor itself."""
-    return getattr(output, "value", output)
+    """The tensor inside a QuantTensor or a transformers' output (logits), or the tensor itself."""
+    return getattr(output, "value", getattr(output, "logits", output))
 
 
 def cross_entropy(output: Any, batch: Any) -> Tensor:
@@ -66,7 +66,7 @@ def distillation(teacher: nn.Module, weight: float = 0.5, temperature: float = 2
 
     Args:
         teacher: the float model, for instance; run in evaluation mode without gradients.
-        weight: of the teacher, the rest is for the labels.
+        weight: of the teacher, the rest is for the labels; with 1, batches need none.
         temperature: of both softmaxes.
     """
     if not 0 <= weight <= 1 or temperature <= 0:
@@ -77,6 +77,8 @@ def distillation(teacher: nn.Module, weight: float = 0.5, temperature: float = 2
             wanted = (tensor_of(run(teacher, batch)) / temperature).log_softmax(-1).flatten(0, -2)
         found = (tensor_of(output) / temperature).log_softmax(-1).flatten(0, -2)
         follow = F.kl_div(found, wanted, reduction="batchmean", log_target=True) * temperature**2
+        if weight == 1:
+            return follow
         return weight * follow + (1 - weight) * cross_entropy(output, batch)
 
     return loss

@@ -109,7 +109,8 @@ def finetune(
         penalty: weight of `accumulator_penalty`.
         optimizer: groups of parameters → optimizer.
         scheduler: (optimizer, steps in all) → scheduler, stepped after every step.
-        exclude: names of layers that stay out of the certificate.
+        exclude: names of layers and products that stay out of the certificate, `floats` of
+            `quantize_blocks` for instance.
         state: folder for progress; a killed run continues from its last whole epoch to the same
             bits. The data must be the same, which is not checked.
         seed: of order, dropout and whatever else draws numbers; each epoch has its own.
@@ -128,7 +129,8 @@ def finetune(
         first = next(on_device(trained, loader), None)
     if first is None:
         raise EmptyCalibration("the training data has no batch; give at least one.")
-    plan = held_plan(trained, exclude)
+    modules = dict(trained.named_modules())
+    plan = held_plan(trained, tuple(name for name in exclude if name in modules))
     args = () if isinstance(first, dict) else (first[0] if type(first) in (tuple, list) else first,)
     kwargs = first if isinstance(first, dict) else {}
 

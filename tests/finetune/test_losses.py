@@ -32,6 +32,7 @@ def test_distillation_between_labels_and_teacher():
     follow = distillation(Teacher(), weight=1.0)
     assert float(follow(LOGITS, batch)) == pytest.approx(0, abs=1e-6)
     assert float(follow(-LOGITS, batch)) > 0.1
+    assert float(follow(-LOGITS, LOGITS)) == float(follow(-LOGITS, batch))  # needs no labels
     with pytest.raises(InvalidOption, match=r"\[0, 1\]"):
         distillation(Teacher(), weight=2.0)
 
