@@ -46,7 +46,8 @@ class Encoder(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.bert = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        self.bert = AutoModel.from_pretrained(folder, add_pooling_layer=False, **dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[sentences, length] to [sentences, 384]."""
@@ -72,6 +73,15 @@ def read_sentences() -> list[str]:
     prose = [line for line in lines if line and not line.startswith("=")]
     sentences = [part.strip() for line in prose for part in re.split(r"(?<= [.?!]) ", line)]
     return [sentence for sentence in sentences if 40 <= len(sentence) <= 240]
+
+
+def split_sentences(calibration: int, judged: int) -> tuple[list[str], list[str], list[str]]:
+    """Sentences to calibrate with, to be judged by, and all others, spread over the text."""
+    sentences = read_sentences()
+    spread = sentences[:: len(sentences) // (calibration + judged)]
+    train, test = spread[::2][:calibration], spread[1::2][:judged]
+    known = {*train, *test}
+    return train, test, [sentence for sentence in sentences if sentence not in known]
 
 
 def batches(folder: Path, sentences: list[str]) -> list[Tensor]:
@@ -112,9 +122,7 @@ def experiment(
     """The encoder, every other sentence to calibrate with, and its judge."""
     folder = model_folder()
     model = Encoder(folder).eval()
-    sentences = read_sentences()
-    spread = sentences[:: len(sentences) // (calibration + judged)]
-    test = batches(folder, spread[1::2][:judged])
+    train, test, _ = (batches(folder, part) for part in split_sentences(calibration, judged))
     with torch.no_grad():
         wanted = [model(batch) for batch in test]
 
@@ -123,7 +131,6 @@ def experiment(
         found = zip(test, wanted, strict=True)
         return torch.cat([(quantized(x) * y).sum(-1) for x, y in found]).double().mean().item()
 
-    train = batches(folder, spread[::2][:calibration])
     return Experiment(
         name="minilm",
         metric="cosine",
