@@ -91,11 +91,10 @@ def follow(judge: Experiment) -> Loss:
     return distance
 
 
-def experiment(name: str, small: bool) -> Experiment:
-    """Model, calibration text and judge by name."""
+def experiment(name: str, small: bool, calibration: int) -> Experiment:
+    """Model, calibration text (so many sentences for MiniLM) and judge by name."""
     if name == "minilm":
-        size = 64 if small else 256
-        return minilm.experiment(size, size)
+        return minilm.experiment(*((64, 64) if small else (calibration, minilm.JUDGED)))
     return char_lm.experiment(100 if small else 2000, 16 if small else 128, 64 if small else None)
 
 
@@ -171,6 +170,7 @@ def main() -> None:
     parser.add_argument("--rotate", action="store_true", help="Hadamard rotation of the inputs")
     parser.add_argument("--accumulators", type=int, nargs="+", default=[16, 14])
     parser.add_argument("--tiles", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--calibration", type=int, default=1024, help="sentences for MiniLM")
     parser.add_argument("--train", type=int, default=0, help="steps of training for each row")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
@@ -189,7 +189,12 @@ def main() -> None:
     limited = product(arguments.accumulators, arguments.tiles)
     points = [(None, None), *([(14, 64)] if arguments.quick else limited)]
     training = Training(arguments.train, arguments.learning_rate)
-    rows = table(experiment(arguments.model, arguments.quick), recipe, training, points)
+    rows = table(
+        experiment(arguments.model, arguments.quick, arguments.calibration),
+        recipe,
+        training,
+        points,
+    )
     title = ", ".join(f"{name} {value}" for name, value in recipe.items())
     columns = list(dict.fromkeys(key for row in rows for key in row))
     print_table(f"{arguments.model}: {title}", [{c: row.get(c) for c in columns} for row in rows])

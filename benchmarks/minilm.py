@@ -1,7 +1,7 @@
 """The MiniLM-L6 sentence encoder under P-bit tiles: published AXE against ours.
 
     python benchmarks/minilm.py [--quick] [--owners none brevitas fast best] [--output FILE]
-    python benchmarks/minilm.py --activations per_token --rotate
+    python benchmarks/minilm.py --activations per_token --rotate [--calibration 256]
     python benchmarks/minilm.py --speed [--quick] [--output FILE]
 
 Judged by the mean cosine between its sentence embeddings and the float model's, on sentences of
@@ -38,6 +38,7 @@ from brevitas_axe.blocks import quantize_blocks
 from brevitas_axe.blocks.recipe import INPUT_QUANTIZERS
 
 LONGEST = 64  # tokens
+JUDGED = 256  # sentences
 BATCH = 32
 
 
@@ -78,10 +79,12 @@ def read_sentences() -> list[str]:
 def split_sentences(calibration: int, judged: int) -> tuple[list[str], list[str], list[str]]:
     """Sentences to calibrate with, to be judged by, and all others, spread over the text."""
     sentences = read_sentences()
-    spread = sentences[:: len(sentences) // (calibration + judged)]
+    spread = sentences[:: len(sentences) // (2 * judged)]
     train, test = spread[::2][:calibration], spread[1::2][:judged]
-    known = {*train, *test}
-    return train, test, [sentence for sentence in sentences if sentence not in known]
+    rest = [sentence for sentence in sentences if sentence not in {*train, *test}]
+    if len(train) < calibration:
+        train += rest[:: len(rest) // (calibration - len(train))][: calibration - len(train)]
+    return train, test, [sentence for sentence in rest if sentence not in set(train)]
 
 
 def batches(folder: Path, sentences: list[str]) -> list[Tensor]:
@@ -199,6 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--accumulators", type=int, nargs="+", default=[16, 14])
     parser.add_argument("--tiles", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--calibration", type=int, default=1024, help="sentences")
     parser.add_argument("--activations", choices=["static", "per_token"], default="static")
     parser.add_argument("--rotate", action="store_true", help="Hadamard rotation of the inputs")
     parser.add_argument("--speed", action="store_true", help="time whole runs instead")
@@ -208,8 +212,8 @@ def main() -> None:
     small = arguments.quick
     if small:
         arguments.accumulators, arguments.tiles = [14], [64]
-    size = 64 if small else 256
-    judge = experiment(size, size, arguments.activations, arguments.rotate)
+    sizes = (64, 64) if small else (arguments.calibration, JUDGED)
+    judge = experiment(*sizes, arguments.activations, arguments.rotate)
     if arguments.speed:
         rows = whole_runs(judge, arguments.threads)
         print_table("minilm: whole runs", rows)
