@@ -81,10 +81,12 @@ def split_sentences(calibration: int, judged: int) -> tuple[list[str], list[str]
     sentences = read_sentences()
     spread = sentences[:: len(sentences) // (2 * judged)]
     train, test = spread[::2][:calibration], spread[1::2][:judged]
-    rest = [sentence for sentence in sentences if sentence not in {*train, *test}]
+    known = {*train, *test}
+    rest = [sentence for sentence in sentences if sentence not in known]
     if len(train) < calibration:
         train += rest[:: len(rest) // (calibration - len(train))][: calibration - len(train)]
-    return train, test, [sentence for sentence in rest if sentence not in set(train)]
+    known |= set(train)
+    return train, test, [sentence for sentence in rest if sentence not in known]
 
 
 def batches(folder: Path, sentences: list[str]) -> list[Tensor]:
