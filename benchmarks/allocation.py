@@ -54,6 +54,7 @@ from brevitas_axe.cost import choose_foldings, cost_model, layer_shapes, total_c
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
+from brevitas_axe.quantize import QuantizeResult
 from brevitas_axe.sensitivity import (
     Scores,
     make_choices,
@@ -105,6 +106,7 @@ class Bench:
 
     def __init__(self, size: Size, seed: int) -> None:
         self.size, self.seed = size, seed
+        self._solutions: dict[str, tuple[QuantizeResult, float]] = {}
         pool, _ = read_images("train", 2000)
         drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
         count = size.calibration
@@ -154,7 +156,7 @@ class Bench:
 
     def measured(self, problem: Problem) -> Problem:
         """The problem with plans solved and measured on the held-out images."""
-        return replace(problem, measure=lambda a: self.solved(problem.plan(a))["loss"])
+        return replace(problem, measure=lambda a: self.loss(problem.plan(a)))
 
     def found(
         self, name: str, problem: Callable[[], Problem], share: float, allocator: Any
@@ -194,37 +196,57 @@ class Bench:
         print(f"seed {self.seed}, {name} at {share}: {found}", flush=True)
         return {"seed": self.seed, "allocator": name, "share": share, **found}
 
+    def loss(self, plan: Plan) -> float:
+        """Divergence of a solved plan on the held-out images, from the cache if it is there."""
+        key = {**self._content(plan), "only": "loss"}
+
+        def measured() -> dict:
+            return {"loss": self.divergence(self._quantized(plan)[0].model)}
+
+        return recorded("allocation", key, measured)["loss"]
+
     def solved(self, plan: Plan, exports: bool = False) -> dict:
         """What became of a plan, from the cache if it is there."""
-        key = {
+        key = {**self._content(plan), "exports": exports, "judged": self.size.judged}
+        return recorded("allocation", key, lambda: self._solved(plan, exports))
+
+    def _content(self, plan: Plan) -> dict:
+        """What a solved plan depends on."""
+        return {
             "plan": plan.to_json(),
-            "exports": exports,
             "held_out": self.size.held_out,
-            "judged": self.size.judged,
             "quality": self.size.quality,
             "cycles": MAX_CYCLES,
             "solvers": solver_fingerprint((*SOLVERS, "cost", "export")),
             **self.content,
         }
-        return recorded("allocation", key, lambda: self._solved(plan, exports))
+
+    def _quantized(self, plan: Plan) -> tuple[QuantizeResult, float]:
+        """The solved model and what it costs, kept in memory: a few megabytes each."""
+        text = str(plan.to_json())
+        if text not in self._solutions:
+            planned = deepcopy(self.model)
+            set_input_bits(planned, plan, self.one, exclude=IN_FLOAT)
+            lut = self._lut(planned, plan)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                result = quantize(
+                    planned,
+                    self.batches,
+                    plan=plan,
+                    quality=self.size.quality,
+                    exclude=IN_FLOAT,
+                    progress=False,
+                )
+            self._solutions[text] = result, lut
+        return self._solutions[text]
 
     def _solved(self, plan: Plan, exports: bool) -> dict:
-        planned = deepcopy(self.model)
-        set_input_bits(planned, plan, self.one, exclude=IN_FLOAT)
-        lut = self._lut(planned, plan)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            result = quantize(
-                planned,
-                self.batches,
-                plan=plan,
-                quality=self.size.quality,
-                exclude=IN_FLOAT,
-                progress=False,
-            )
-            if exports:
-                with tempfile.TemporaryDirectory() as folder:
-                    export_qonnx(result.model, self.one, Path(folder) / "net.onnx", target="qonnx")
+        result, lut = self._quantized(plan)
+        if exports:
+            with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+                warnings.simplefilter("ignore", UserWarning)
+                export_qonnx(result.model, self.one, Path(folder) / "net.onnx", target="qonnx")
         return {
             "accuracy": accuracy(result.model, *self.judged),
             "loss": self.divergence(result.model),
