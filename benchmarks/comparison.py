@@ -99,7 +99,8 @@ def compare(
     }
     if {"brevitas", "fast"} <= set(owners):
         point = Setting("", *bits[0], accumulators[len(accumulators) // 2], tiles[-1])
-        content["equality"] = [equality(experiment, point, solver) for solver in ("gptq", "gpfq")]
+        compared = dict.fromkeys(solver for solver, _ in own_code)
+        content["equality"] = [equality(experiment, point, solver) for solver in compared]
     show(experiment, rows, winners)
     write_json(arguments.output, content)
     return content
