@@ -6,6 +6,7 @@ from brevitas_axe.sensitivity.case import Case, make_case
 from brevitas_axe.sensitivity.facts import Facts
 from brevitas_axe.sensitivity.metrics import METRICS, Metric
 from brevitas_axe.sensitivity.plan_loss import PlanLoss
+from brevitas_axe.sensitivity.ranges import fit_ranges
 from brevitas_axe.sensitivity.scores import Scorer, Scores
 from brevitas_axe.sensitivity.scoring import find_scorer, score, scorers
 from brevitas_axe.sensitivity.trials import Trials
@@ -20,6 +21,7 @@ __all__ = [
     "Scores",
     "Trials",
     "find_scorer",
+    "fit_ranges",
     "input_sources",
     "make_case",
     "make_choices",

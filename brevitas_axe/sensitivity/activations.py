@@ -43,19 +43,32 @@ def activation_quantizers(model: nn.Module) -> dict[str, list[Layer]]:
     return found
 
 
+def current_bits(proxy: Layer) -> int:
+    """Bits of an activation quantizer."""
+    return int(proxy.fused_activation_quant_proxy.tensor_quant.msb_clamp_bit_width_impl())
+
+
+@torch.no_grad()
 def set_bits(proxies: Iterable[Layer], bits: int) -> None:
-    """Bits of activation quantizers; their range stays, their scale follows."""
+    """Bits of activation quantizers; the scale follows.
+
+    The range stays, unless `fit_ranges` found one for these bits.
+    """
     for proxy in proxies:
         quant = proxy.fused_activation_quant_proxy.tensor_quant
         old = next(quant.msb_clamp_bit_width_impl.buffers(), torch.zeros(()))
         quant.msb_clamp_bit_width_impl = BitWidthConst(bits).to(old.device)
         proxy.quant_injector = proxy.quant_injector.let(bit_width=bits)
+        ranges = getattr(proxy, "fitted_ranges", {})
+        if ranges:
+            nearest = min(ranges, key=lambda width: abs(width - bits))
+            quant.scaling_impl.value.copy_(ranges[nearest])
 
 
 def varied(model: nn.Module) -> Iterator[str]:
     """Name of every activation quantizer in turn, while its bits are not what they were."""
     for quantizer, proxies in activation_quantizers(model).items():
-        bits = int(proxies[0].fused_activation_quant_proxy.tensor_quant.msb_clamp_bit_width_impl())
+        bits = current_bits(proxies[0])
         set_bits(proxies, bits + 1 if bits < 16 else bits - 1)
         yield quantizer
         set_bits(proxies, bits)
