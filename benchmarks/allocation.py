@@ -3,16 +3,17 @@
     python benchmarks/allocation.py [--quick] [--seeds N ...] [--output FILE] [--plot PNG]
 
 Weight and input bits in 2 .. 8 and accumulators in 8 .. 20 or as wide as the data types need are
-chosen together for 30 convolutions; the first one and the classifier stay in float,
-in every arm alike. Budgets are shares of what uniform W4A4 takes by FINN's estimate, at one folding
-for all arms. Every plan is solved by the same solver on the same 100 calibration images, certified
-and judged on 2,500 held-out images; all plans of the first seed are exported too.
-Three seeds draw three sets of calibration images. All numbers are kept: a killed run continues.
+chosen together for 30 convolutions; the first one and the classifier stay in float, and each width
+of an activation has its own range (`fit_ranges`), in every arm alike. Budgets are shares of what
+uniform W4A4 takes by FINN's estimate, at one folding for all arms. Every plan is solved by the same
+solver on the same 100 calibration images, certified and judged on 2,500 held-out images; all plans
+of the first seed are exported too. Three seeds draw three sets of calibration images. All numbers
+are kept: a killed run continues.
 
 All allocators see the scores of `local`. `search`, the joint search, also solves uniform precision,
 the greedy plan, the program's optimum and the optima of 6 programs with varied weights, and takes
-the one with the least divergence on 250 further training images. `shares` judges the first stage of
-the net by the squared error of the logits and the others by the divergence, on fewer choices (27
+the one with the least divergence on 1,000 further training images. `shares` judges the first stage
+of the net by the squared error of the logits and the others by the divergence, on fewer choices (27
 per layer). "ilp W, A" leaves every accumulator as wide as its data types need. "augmented" and
 "layer-wise" are bisection with and without what layers lose together, at one precision per layer
 (W = A) and the middle budget.
@@ -57,6 +58,7 @@ from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.quantize import QuantizeResult
 from brevitas_axe.sensitivity import (
     Scores,
+    fit_ranges,
     make_choices,
     score,
     set_input_bits,
@@ -66,6 +68,7 @@ from brevitas_axe.sensitivity.augmented import Augmented
 IN_FLOAT = ("conv1", "linear")
 MAX_CYCLES = 2**14
 JOINT = "search"
+BATCH = 250
 SOLVERS = ("ptq", "accumulator.py")
 
 
@@ -74,7 +77,7 @@ class Size:
     """How much is measured: images, widths, budgets."""
 
     calibration: int = 100
-    held_out: int = 250
+    held_out: int = 1000
     judged: int = 2500
     pairs: int = 50
     trials: int = 6
@@ -110,11 +113,12 @@ class Bench:
         pool, _ = read_images("train", 2000)
         drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
         count = size.calibration
-        self.batches = list(pool[drawn[:count]].split(250))
+        self.batches = list(pool[drawn[:count]].split(BATCH))
         self.held_out = pool[drawn[count : count + size.held_out]]
         self.judged = read_images("val", size.judged)
         self.source = experiment(1, 1).model
         self.model = calibrate(quantized(self.source, 8, 8, IN_FLOAT), self.batches)
+        fit_ranges(self.model, self.batches, size.bits)
         self.one = (self.batches[0][:1],)
         self.shapes = layer_shapes(self.model, self.one, exclude=IN_FLOAT)
         self.readers = output_readers(self.model, self.one, exclude=IN_FLOAT)
@@ -128,6 +132,7 @@ class Bench:
             "model": model_fingerprint(self.model),
             "seed": seed,
             "calibration": size.calibration,
+            "ranges": solver_fingerprint(("sensitivity/ranges.py",)),
             "torch": torch.__version__,
             "brevitas": brevitas.__version__,
         }
@@ -255,11 +260,19 @@ class Bench:
             "exported": exports or None,
         }
 
+    @cached_property
+    @torch.no_grad()
+    def _float_logits(self) -> list[Tensor]:
+        return [self.source(images).log_softmax(1) for images in self.held_out.split(BATCH)]
+
     @torch.no_grad()
     def divergence(self, model: nn.Module) -> float:
         """Mean Kullback-Leibler divergence from the float model on images that decide nothing."""
-        real, ours = (F.log_softmax(net(self.held_out), 1) for net in (self.source, model))
-        return F.kl_div(ours, real, reduction="batchmean", log_target=True).item()
+        sums = [
+            F.kl_div(model(images).log_softmax(1), real, reduction="sum", log_target=True)
+            for images, real in zip(self.held_out.split(BATCH), self._float_logits, strict=True)
+        ]
+        return torch.stack(sums).sum().item() / len(self.held_out)
 
     def score(
         self, choices: Choices, scorer: Any, batches: list[Tensor], metric: str = "kl"
