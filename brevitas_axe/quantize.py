@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from brevitas_axe.errors import AccumulatorTooNarrow, AxeError, InvalidOption
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.prepare import Batch, as_batches, has_quantizers, to_brevitas
 from brevitas_axe.ptq import axe_mode
-from brevitas_axe.sensitivity import set_input_bits
+from brevitas_axe.sensitivity import fit_ranges, set_input_bits
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ def quantize(
         weight_bit_width: bits of the weights of a plain model.
         input_bit_width: bits of the activations of a plain model; its own input has 8.
         tile_size: inputs per inner accumulator, None for whole dot products.
-        plan: per-layer widths instead of one P and tile. A plain model gets its input bits too;
-            for a Brevitas model see `brevitas_axe.sensitivity.set_input_bits`.
+        plan: per-layer widths instead of one P and tile. A plain model gets its input bits too,
+            with ranges that fit them; for a Brevitas model see `set_input_bits` and `fit_ranges`
+            of `brevitas_axe.sensitivity`.
         algorithm: name of a solver: "gpfq", "gptq", "qronos", or one of another package.
         quality: "fast" (as published) or "best".
         act_order: column order, see `brevitas_axe.ptq.axe_mode`.
@@ -92,7 +93,7 @@ def quantize(
             progress=progress,
         )
         if plan is not None:
-            set_input_bits(quantized, plan, *batches[0], exclude)
+            _follow_inputs(quantized, plan, batches, exclude)
     with (
         torch.no_grad(),
         axe_mode(
@@ -117,6 +118,16 @@ def quantize(
     args, kwargs = batches[0]
     certificate = certify(quantized, plan=final, exclude=exclude, args=args, kwargs=kwargs)
     return QuantizeResult(quantized, final, certificate, axe.log)
+
+
+def _follow_inputs(
+    model: nn.Module, plan: Plan, batches: Sequence[Batch], exclude: tuple[str, ...]
+) -> None:
+    """Gives activations their planned bits, and ranges that fit them."""
+    bits = {p.input for p in plan.layers.values() if p.input is not None}
+    if bits:
+        fit_ranges(model, [args[0] if args else kwargs for args, kwargs in batches], bits)
+    set_input_bits(model, plan, *batches[0], exclude)
 
 
 def check_runs(model: nn.Module, batch: Batch) -> None:

@@ -16,6 +16,7 @@ from brevitas_axe.layers import find_layers, integer_weight
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.prepare import as_batches, to_brevitas
 from brevitas_axe.quantize import quantize
+from brevitas_axe.sensitivity import set_input_bits
 from tests.test_prepare import MODELS, Attention, Branches, X, conv_net
 
 BATCHES = [X, X.flip(0)]
@@ -92,6 +93,19 @@ def test_a_killed_run_continues(tmp_path):
     result = run(conv_net(), state=tmp_path)
     assert [entry["resumed"] for entry in result.layers] == [True, True, False]
     assert same(integers(result.model), expected)
+
+
+def test_a_plain_model_gets_ranges_that_fit_its_planned_bits():
+    source = conv_net().eval()
+    plan = Plan({name: LayerPrecision(weight=8, input=2) for name in ("4", "7")})
+    kept = to_brevitas(source, as_batches(BATCHES), weight_bit_width=8)
+    set_input_bits(kept, plan, (X[:1],))
+    errors = []
+    for model in (source, kept):
+        solved = quantize(model, BATCHES, plan=plan, weight_bit_width=8, progress=False).model
+        with torch.no_grad():
+            errors.append(float((solved(X) - source(X)).square().mean()))
+    assert errors[0] < 0.8 * errors[1]
 
 
 def test_excluded_layers_stay_out_of_plan_and_verdict():

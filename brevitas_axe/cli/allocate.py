@@ -96,7 +96,14 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.plan import Choices
     from brevitas_axe.prepare import as_batches, has_quantizers, one_sample, to_brevitas
     from brevitas_axe.report import write_allocation
-    from brevitas_axe.sensitivity import PlanLoss, find_scorer, make_case, make_choices, score
+    from brevitas_axe.sensitivity import (
+        PlanLoss,
+        find_scorer,
+        fit_ranges,
+        make_case,
+        make_choices,
+        score,
+    )
 
     # All names are looked up before any work is done.
     models = {name: cost_model(name) for name in budgets}
@@ -107,6 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     batches = as_batches(items)
     if not has_quantizers(model):
         model = to_brevitas(model, batches, progress=True)
+        fit_ranges(model, items)  # as `quantize` does for the plan
     args, kwargs = one_sample(batches[0])
     if arguments.choices is not None:
         choices = Choices.load(arguments.choices)
