@@ -207,6 +207,9 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=1024, help="sentences")
     parser.add_argument("--activations", choices=["static", "per_token"], default="static")
     parser.add_argument("--rotate", action="store_true", help="Hadamard rotation of the inputs")
+    parser.add_argument(
+        "--own", choices=["gptq", "gpfq"], nargs="+", default=["gptq"], help="of Brevitas's code"
+    )
     parser.add_argument("--speed", action="store_true", help="time whole runs instead")
     add_arguments(parser)
     arguments = parser.parse_args()
@@ -230,7 +233,7 @@ def main() -> None:
         sweep=[(4, 5), (4, 6), (4, 7)],
         solvers=("qronos",),
         published=(("gptq", False), ("gpfq", True)),
-        own_code=(("gptq", False),),  # its GPFQ is left out for time
+        own_code=[(solver, False) for solver in arguments.own],
     )
 
 
