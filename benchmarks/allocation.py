@@ -1,6 +1,7 @@
 """Which layer of ResNet-32 gets which bits, under a budget of FPGA look-up tables.
 
     python benchmarks/allocation.py [--quick] [--seeds N ...] [--output FILE] [--plot PNG]
+    python benchmarks/allocation.py --allocators uniform ilp search
 
 Weight and input bits in 2 .. 8 and accumulators in 8 .. 20 or as wide as the data types need are
 chosen together for 30 convolutions; the first one and the classifier stay in float, and each width
@@ -319,8 +320,8 @@ class Bench:
         return self.score(choices, Augmented(probes=2), [self.batches[0][: self.size.pairs]])
 
 
-def rows_of(bench: Bench) -> list[dict]:
-    """All rows of one seed."""
+def rows_of(bench: Bench, only: Sequence[str] = ()) -> list[dict]:
+    """All rows of one seed, or those of some allocators."""
     size = bench.size
     rows = [bench.row("uniform W4A4", 1.0, bench.reference)]
 
@@ -328,7 +329,7 @@ def rows_of(bench: Bench) -> list[dict]:
         rows.append(bench.found(name, problem, share, allocator))
 
     for share in size.shares:
-        for name in allocators():
+        for name in only or allocators():
             if name == JOINT:
                 rest = Search(trials=size.trials)
                 add(
@@ -338,7 +339,10 @@ def rows_of(bench: Bench) -> list[dict]:
                 add(name, share, name, lambda s=share: bench.problem(bench.decoupled, s))
             else:
                 add(name, share, name, lambda s=share: bench.problem(bench.joint, s))
-        add("ilp W, A", share, "ilp", lambda s=share: bench.problem(bench.wide, s))
+        if not only:
+            add("ilp W, A", share, "ilp", lambda s=share: bench.problem(bench.wide, s))
+    if only:
+        return rows
     share = size.shares[len(size.shares) // 2]
     for name in ("augmented", "layer-wise"):
 
@@ -395,12 +399,11 @@ def verdict(table: Sequence[dict]) -> dict:
     gains = [
         accuracy_of(JOINT, s) - accuracy_of("uniform", s) for s in shares if ("uniform", s) in found
     ]
-    (augmented,) = (row for row in table if row["allocator"] == "augmented")
-    (layerwise,) = (row for row in table if row["allocator"] == "layer-wise")
+    orders = [r["accuracy"] for r in table if r["allocator"] in ("augmented", "layer-wise")]
     return {
-        "least_gain": min(gains),
+        "least_gain": min(gains, default=None),
         "share_needed": min(enough, default=None),
-        "augmented_gain": augmented["accuracy"] - layerwise["accuracy"],
+        "augmented_gain": orders[0] - orders[1] if orders else None,
     }
 
 
@@ -433,6 +436,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small run that proves it works")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the calibration images; 0 1 2")
+    parser.add_argument("--allocators", nargs="+", default=[], help="only these, no other arms")
     parser.add_argument("--output", type=Path, help="JSON file for the rows")
     parser.add_argument("--plot", type=Path, help="PNG file for the fronts")
     parser.add_argument("--threads", type=int, default=2)
@@ -440,7 +444,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     size = QUICK if arguments.quick else Size()
     seeds = arguments.seeds or ([0] if arguments.quick else [0, 1, 2])
-    rows = [row for seed in seeds for row in rows_of(Bench(size, seed))]
+    rows = [row for seed in seeds for row in rows_of(Bench(size, seed), arguments.allocators)]
     table = averages(rows)
     print_table("ResNet-32 on CIFAR-10, means over calibration seeds", table)
     shown = verdict(table)
