@@ -51,7 +51,7 @@ ACCUMULATORS_KEY = "brevitas_axe.accumulators"
 _WEIGHT_OPS = ("Quant", "BipolarQuant")
 _TOLERANCE = 1e-4
 # Factors of the example inputs on which file and model are compared, until they agree.
-_NEARBY = (1.0, 0.97, 0.91, 0.83)
+_NEARBY = tuple(1 - step / 64 for step in range(12))
 
 
 class _ExactScale(BrevitasWeightQuantProxyHandler):
@@ -295,8 +295,8 @@ def _check_integers(proto: onnx.ModelProto, integers: dict[str, np.ndarray]) -> 
 def _check_output(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> None:
     """The file must compute what the model computes.
 
-    Float rounding can turn one integer of one input, which spreads; it does not do so on nearby
-    inputs too, where a wrong file stays wrong.
+    Float rounding can turn one integer, which spreads: in a deep net of few bits for one input in
+    three. It does not do so for all nearby inputs, where a wrong file stays wrong.
     """
     errors = []
     for share in _NEARBY if any(arg.is_floating_point() for arg in args) else _NEARBY[:1]:
