@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from brevitas.core.bit_width import BitWidthConst
+from brevitas.core.restrict_val import LogFloatRestrictValue, PowerOfTwoRestrictValue
 from brevitas.inject.enum import ScalingImplType, ScalingPerOutputType
 from torch import Tensor, nn
 
@@ -214,6 +215,12 @@ def is_power_of_two(layer: Layer) -> bool:
     """True when the weight scale is restricted to powers of two."""
     restrict = layer.weight_quant.tensor_quant.scaling_impl.stats_scaling_impl
     return "PowerOfTwo" in type(restrict.restrict_clamp_scaling.restrict_value_impl).__name__
+
+
+def is_logarithmic(scaling: nn.Module) -> bool:
+    """True when a scaling's learned value is the logarithm (base 2) of the scale."""
+    kinds = LogFloatRestrictValue | PowerOfTwoRestrictValue
+    return any(isinstance(part, kinds) for part in scaling.modules())
 
 
 def current_scale(layer: Layer) -> Tensor:

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from brevitas.core.restrict_val import LogFloatRestrictValue, PowerOfTwoRestrictValue
 from torch import nn
 
-from brevitas_axe.apply import current_scale
+from brevitas_axe.apply import current_scale, is_logarithmic
 from brevitas_axe.layers import Layer, find_layers
 from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy
 from brevitas_axe.quantizers.a2q import a2q_kind, a2q_scale
@@ -18,7 +17,6 @@ from brevitas_axe.quantizers.a2q import a2q_kind, a2q_scale
 # hundredth of the way from one integer to the next per step of Adam. Scales move by the same
 # fraction of themselves.
 _STEPS_PER_SCALE = 10.0
-_LOGARITHMIC = (LogFloatRestrictValue, PowerOfTwoRestrictValue)
 
 
 def parameter_groups(
@@ -65,5 +63,4 @@ def _scales(model: nn.Module) -> Iterator[tuple[nn.Parameter, float]]:
         value = module._parameters.get("value")
         if "scaling_impl" not in name or value is None or not value.requires_grad:
             continue
-        logarithmic = any(isinstance(part, _LOGARITHMIC) for part in module.modules())
-        yield value, 1.0 if logarithmic else float(value.detach().abs().mean())
+        yield value, 1.0 if is_logarithmic(module) else float(value.detach().abs().mean())

@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from brevitas.core.restrict_val import LogFloatRestrictValue, PowerOfTwoRestrictValue
 from torch import Tensor, nn
 
+from brevitas_axe.apply import is_logarithmic
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.layers import Layer, evaluating
 from brevitas_axe.prepare import as_batches
@@ -105,10 +105,7 @@ def _has_zero_point(proxy: Layer, x: Tensor) -> bool:
 
 def _best(proxy: Layer, value: Tensor, calibrated: Tensor, x: Tensor) -> tuple[float, Tensor]:
     """(Share of the calibrated range, the parameter that gives it) with the least error."""
-    scaling = proxy.fused_activation_quant_proxy.tensor_quant.scaling_impl
-    logarithmic = any(
-        isinstance(m, LogFloatRestrictValue | PowerOfTwoRestrictValue) for m in scaling.modules()
-    )
+    logarithmic = is_logarithmic(proxy.fused_activation_quant_proxy.tensor_quant.scaling_impl)
     found: list[tuple[float, float, Tensor]] = []
     with evaluating(proxy):
         for step in range(STEPS + 1):
