@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from brevitas_axe.errors import EmptyCalibration, InvalidOption
 from brevitas_axe.layers import evaluating
+from brevitas_axe.sensitivity.metrics import output_tensor
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -50,14 +51,9 @@ def labels_of(batch: Any) -> Tensor:
     return batch[-1]
 
 
-def tensor_of(output: Any) -> Tensor:
-    """The tensor inside a QuantTensor or a transformers' output (logits), or the tensor itself."""
-    return getattr(output, "value", getattr(output, "logits", output))
-
-
 def cross_entropy(output: Any, batch: Any) -> Tensor:
     """Mean cross-entropy of logits [batch, classes] or [batch, ..., classes] and labels."""
-    logits, labels = tensor_of(output), labels_of(batch)
+    logits, labels = output_tensor(output), labels_of(batch)
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 
 
@@ -74,8 +70,10 @@ def distillation(teacher: nn.Module, weight: float = 0.5, temperature: float = 2
 
     def loss(output: Any, batch: Any) -> Tensor:
         with evaluating(teacher), torch.no_grad():
-            wanted = (tensor_of(run(teacher, batch)) / temperature).log_softmax(-1).flatten(0, -2)
-        found = (tensor_of(output) / temperature).log_softmax(-1).flatten(0, -2)
+            wanted = (
+                (output_tensor(run(teacher, batch)) / temperature).log_softmax(-1).flatten(0, -2)
+            )
+        found = (output_tensor(output) / temperature).log_softmax(-1).flatten(0, -2)
         follow = F.kl_div(found, wanted, reduction="batchmean", log_target=True) * temperature**2
         if weight == 1:
             return follow
@@ -91,7 +89,7 @@ def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
     with evaluating(model):
         for batch in on_device(model, loader):
             labels = labels_of(batch)
-            right += int((tensor_of(run(model, batch)).argmax(-1) == labels).sum())
+            right += int((output_tensor(run(model, batch)).argmax(-1) == labels).sum())
             total += labels.numel()
     return right / _counted(total)
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from brevitas_axe.apply import current_scale, is_power_of_two, is_shared_scale, write_solution
 from brevitas_axe.errors import EmptyCalibration, UnsupportedLayer
-from brevitas_axe.finetune.losses import on_device, run, tensor_of
+from brevitas_axe.finetune.losses import on_device, run
 from brevitas_axe.layers import Layer, evaluating, find_layers, integer_weight, unroll_weight
 from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy
 
@@ -129,3 +129,8 @@ def _pairs(model: nn.Module, layers: dict[str, Layer], args: tuple) -> list[tupl
         for handle in handles:
             handle.remove()
     return pairs
+
+
+def tensor_of(output: Any) -> Any:
+    """The tensor inside a QuantTensor, or what is there as it is."""
+    return getattr(output, "value", output)
