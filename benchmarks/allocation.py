@@ -255,7 +255,7 @@ class Bench:
                 export_qonnx(result.model, self.one, Path(folder) / "net.onnx", target="qonnx")
         return {
             "accuracy": accuracy(result.model, *self.judged),
-            "loss": self.divergence(result.model),
+            "loss": self.loss(plan),
             "lut": lut,
             "certified": result.certificate.ok,
             "exported": exports or None,

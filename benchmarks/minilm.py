@@ -127,7 +127,8 @@ def experiment(
     """The encoder, every other sentence to calibrate with, and its judge."""
     folder = model_folder()
     model = Encoder(folder).eval()
-    train, test, _ = (batches(folder, part) for part in split_sentences(calibration, judged))
+    parts = split_sentences(calibration, judged)
+    train, test = (batches(folder, part) for part in parts[:2])
     with torch.no_grad():
         wanted = [model(batch) for batch in test]
 
