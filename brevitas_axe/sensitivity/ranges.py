@@ -58,13 +58,13 @@ def fit_ranges(
         value = range_parameter(proxies[0])
         if value is None or name not in samples or _has_zero_point(proxies[0], samples[name]):
             continue
-        before, calibrated = current_bits(proxies[0]), value.detach().clone()
+        before, calibrated = current_bits(proxies[0]), _calibrated(proxies[0], value)
         ranges, shares[name] = {}, {}
         for width in {*widths, before}:
             set_bits(proxies, width)
             shares[name][width], ranges[width] = _best(proxies[0], value, calibrated, samples[name])
         for proxy in proxies:
-            proxy.fitted_ranges = ranges
+            proxy.fitted_ranges, proxy.calibrated_range = ranges, calibrated
         set_bits(proxies, before)
     return shares
 
@@ -73,6 +73,14 @@ def range_parameter(proxy: Layer) -> Tensor | None:
     """The parameter that holds a quantizer's range, None where it has no static one."""
     scaling = getattr(proxy.fused_activation_quant_proxy.tensor_quant, "scaling_impl", None)
     return None if scaling is None else scaling._parameters.get("value")
+
+
+def _calibrated(proxy: Layer, value: Tensor) -> Tensor:
+    """The range before any was fitted; what calibration or training set since then counts."""
+    fitted = getattr(proxy, "fitted_ranges", {}).get(current_bits(proxy))
+    if fitted is not None and torch.equal(fitted, value):
+        return proxy.calibrated_range
+    return value.detach().clone()
 
 
 def _samples(

@@ -20,6 +20,7 @@ from brevitas_axe.errors import EmptyCalibration, InvalidOption
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.sensitivity import fit_ranges, make_choices, score, set_input_bits
 from brevitas_axe.sensitivity.activations import activation_quantizers, current_bits, set_bits
+from brevitas_axe.sensitivity.ranges import range_parameter
 
 X = torch.randn(512, 16, generator=torch.Generator().manual_seed(0))
 
@@ -77,6 +78,17 @@ def test_the_range_follows_every_change_of_bits_and_comes_back() -> None:
     assert proxies[0](X).scale.item() == coarse(X).scale.item()
     set_bits(proxies, 8)
     assert proxies[0](X).scale.item() == scale
+
+
+def test_fitting_again_starts_from_the_calibrated_range() -> None:
+    model = net()
+    first = fit_ranges(model, [X])["0.input_quant"]
+    set_bits(activation_quantizers(model)["0.input_quant"], 2)
+    assert fit_ranges(model, [X])["0.input_quant"] == first
+    value = range_parameter(activation_quantizers(model)["0.input_quant"][0])
+    with torch.no_grad():
+        value *= 0.5  # as training or another calibration would
+    assert fit_ranges(model, [X])["0.input_quant"][2] > first[2]
 
 
 def test_scores_see_the_fitted_ranges() -> None:
