@@ -30,16 +30,16 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import brevitas
 import torch
 import torch.nn.functional as F
+from allocation_table import JOINT, REFERENCE, averages, draw, verdict
 from arms import calibrate, model_fingerprint, solver_fingerprint
 from conv_quantizers import quantized
 from records import CACHE, print_table, recorded, write_json
-from resnet32 import accuracy, experiment, read_images
+from resnet32 import experiment, read_images
 from torch import Tensor, nn
 
 from brevitas_axe import quantize
@@ -68,9 +68,20 @@ from brevitas_axe.sensitivity.augmented import Augmented
 
 IN_FLOAT = ("conv1", "linear")
 MAX_CYCLES = 2**14
-JOINT = "search"
 BATCH = 250
 SOLVERS = ("ptq", "accumulator.py")
+# Of every row: measures on the judged images; the loss on the held-out ones, by which `search`
+# chooses; and which of the judged images were classified rightly, as 0 and 1.
+KEPT = (
+    "accuracy",
+    "agreement",
+    "divergence",
+    "loss",
+    "lut",
+    "certified",
+    "exported",
+    "right",
+)
 
 
 @dataclass(frozen=True)
@@ -196,10 +207,11 @@ class Bench:
 
     def row(self, name: str, share: float, plan: Plan | None) -> dict:
         """Accuracy and cost of a plan after the solve."""
-        found: dict = dict.fromkeys(("accuracy", "loss", "lut", "certified", "exported"))
+        found: dict = dict.fromkeys(KEPT)
         if plan is not None:
             found = self.solved(plan, exports=self.seed == 0)
-        print(f"seed {self.seed}, {name} at {share}: {found}", flush=True)
+        shown = {key: value for key, value in found.items() if key != "right"}
+        print(f"seed {self.seed}, {name} at {share}: {shown}", flush=True)
         return {"seed": self.seed, "allocator": name, "share": share, **found}
 
     def loss(self, plan: Plan) -> float:
@@ -207,13 +219,14 @@ class Bench:
         key = {**self._content(plan), "only": "loss"}
 
         def measured() -> dict:
-            return {"loss": self.divergence(self._quantized(plan)[0].model)}
+            found = outputs(self._quantized(plan)[0].model, self.held_out)
+            return {"loss": divergence(found, self._held_out_outputs)}
 
         return recorded("allocation", key, measured)["loss"]
 
     def solved(self, plan: Plan, exports: bool = False) -> dict:
         """What became of a plan, from the cache if it is there."""
-        key = {**self._content(plan), "exports": exports, "judged": self.size.judged}
+        key = {**self._content(plan), "exports": exports, "judged": self.size.judged, "kept": KEPT}
         return recorded("allocation", key, lambda: self._solved(plan, exports))
 
     def _content(self, plan: Plan) -> dict:
@@ -253,27 +266,27 @@ class Bench:
             with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
                 warnings.simplefilter("ignore", UserWarning)
                 export_qonnx(result.model, self.one, Path(folder) / "net.onnx", target="qonnx")
+        images, labels = self.judged
+        found, real = outputs(result.model, images), self._judged_outputs
+        right = found.argmax(1) == labels
         return {
-            "accuracy": accuracy(result.model, *self.judged),
+            "accuracy": right.float().mean().item(),
+            "agreement": (found.argmax(1) == real.argmax(1)).float().mean().item(),
+            "divergence": divergence(found, real),
             "loss": self.loss(plan),
             "lut": lut,
             "certified": result.certificate.ok,
             "exported": exports or None,
+            "right": "".join("01"[r] for r in right.tolist()),
         }
 
     @cached_property
-    @torch.no_grad()
-    def _float_logits(self) -> list[Tensor]:
-        return [self.source(images).log_softmax(1) for images in self.held_out.split(BATCH)]
+    def _held_out_outputs(self) -> Tensor:
+        return outputs(self.source, self.held_out)
 
-    @torch.no_grad()
-    def divergence(self, model: nn.Module) -> float:
-        """Mean Kullback-Leibler divergence from the float model on images that decide nothing."""
-        sums = [
-            F.kl_div(model(images).log_softmax(1), real, reduction="sum", log_target=True)
-            for images, real in zip(self.held_out.split(BATCH), self._float_logits, strict=True)
-        ]
-        return torch.stack(sums).sum().item() / len(self.held_out)
+    @cached_property
+    def _judged_outputs(self) -> Tensor:
+        return outputs(self.source, self.judged[0])
 
     def score(
         self, choices: Choices, scorer: Any, batches: list[Tensor], metric: str = "kl"
@@ -320,10 +333,21 @@ class Bench:
         return self.score(choices, Augmented(probes=2), [self.batches[0][: self.size.pairs]])
 
 
+@torch.no_grad()
+def outputs(model: nn.Module, images: Tensor) -> Tensor:
+    """Logarithms of the probabilities [images, classes]."""
+    return torch.cat([model(batch).log_softmax(1) for batch in images.split(BATCH)])
+
+
+def divergence(found: Tensor, real: Tensor) -> float:
+    """Mean Kullback-Leibler divergence of a model's outputs from the float model's."""
+    return F.kl_div(found, real, reduction="batchmean", log_target=True).item()
+
+
 def rows_of(bench: Bench, only: Sequence[str] = ()) -> list[dict]:
     """All rows of one seed, or those of some allocators."""
     size = bench.size
-    rows = [bench.row("uniform W4A4", 1.0, bench.reference)]
+    rows = [bench.row(REFERENCE, 1.0, bench.reference)]
 
     def add(name: str, share: float, allocator: Any, problem: Callable[[], Problem]) -> None:
         rows.append(bench.found(name, problem, share, allocator))
@@ -354,81 +378,6 @@ def rows_of(bench: Bench, only: Sequence[str] = ()) -> list[dict]:
 
         add(name, share, "bisection", ordered)
     return rows
-
-
-def averages(rows: Sequence[dict]) -> list[dict]:
-    """Mean over seeds, with the spread, of every allocator at every share."""
-    groups: dict[tuple[str, float], list[dict]] = {}
-    for row in rows:
-        if row["accuracy"] is not None:
-            groups.setdefault((row["allocator"], row["share"]), []).append(row)
-    unit = mean(row["lut"] for row in groups["uniform W4A4", 1.0])
-    return [
-        {
-            "allocator": allocator,
-            "budget, share of W4A4": share,
-            "LUT, share of W4A4": mean(row["lut"] for row in group) / unit,
-            "accuracy": mean(row["accuracy"] for row in group),
-            "loss": mean(row["loss"] for row in group),
-            "deviation": stdev(row["accuracy"] for row in group) if len(group) > 1 else None,
-            "seeds": len(group),
-            "certified": all(row["certified"] for row in group),
-        }
-        for (allocator, share), group in groups.items()
-    ]
-
-
-def verdict(table: Sequence[dict]) -> dict:
-    """What the benchmark is to show, as numbers.
-
-    Returns:
-        least_gain: smallest accuracy of the joint search minus that of uniform, over budgets.
-        share_needed: least measured share of LUTs at which the joint search has the accuracy of
-            uniform W4A4; None if it never has.
-        augmented_gain: accuracy of the augmented order minus that of the layer-wise one.
-    """
-    found = {(row["allocator"], row["budget, share of W4A4"]): row for row in table}
-
-    def accuracy_of(name: str, share: float) -> float:
-        return found[name, share]["accuracy"]
-
-    joint = [row for row in table if row["allocator"] == JOINT]
-    wanted = accuracy_of("uniform W4A4", 1.0)
-    enough = [row["LUT, share of W4A4"] for row in joint if row["accuracy"] >= wanted]
-    shares = [row["budget, share of W4A4"] for row in joint]
-    gains = [
-        accuracy_of(JOINT, s) - accuracy_of("uniform", s) for s in shares if ("uniform", s) in found
-    ]
-    orders = [r["accuracy"] for r in table if r["allocator"] in ("augmented", "layer-wise")]
-    return {
-        "least_gain": min(gains, default=None),
-        "share_needed": min(enough, default=None),
-        "augmented_gain": orders[0] - orders[1] if orders else None,
-    }
-
-
-def draw(table: Sequence[dict], path: Path) -> None:
-    """Accuracy against look-up tables."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5))
-    for name in dict.fromkeys(row["allocator"] for row in table):
-        group = sorted(
-            (row["LUT, share of W4A4"], 100 * row["accuracy"], 100 * (row["deviation"] or 0))
-            for row in table
-            if row["allocator"] == name
-        )
-        x, y, spread = zip(*group, strict=True)
-        axes.errorbar(x, y, spread, marker="o", capsize=2, label=name)
-    axes.set(xlabel="LUTs, share of uniform W4A4", ylabel="top-1 accuracy, %")
-    axes.set_title("ResNet-32, CIFAR-10")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 CONTEXT = 128
 # Widths P at which Brevitas's own code runs; elsewhere our `fast` stands for it.
-REFERENCE = (14,)
+REFERENCE = (16, 14)
 
 
 class Block(nn.Module):
@@ -160,18 +160,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000, help="training steps")
     parser.add_argument("--accumulators", type=int, nargs="+", default=[16, 14, 12])
+    parser.add_argument("--tiles", type=int, nargs="+", default=[0, 64, 128], help="0: whole rows")
     add_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.quick:
-        arguments.steps, arguments.accumulators = min(arguments.steps, 100), [14]
+        arguments.steps = min(arguments.steps, 100)
+        arguments.accumulators, arguments.tiles = [14], [64]
     small = arguments.quick
     compare(
         experiment(arguments.steps, 16 if small else 128, 64 if small else None),
         arguments,
         bits=[(4, 8)],
         accumulators=arguments.accumulators,
-        tiles=[64] if small else [None, 64],
+        tiles=[tile or None for tile in arguments.tiles],
         sweep=[(3, 4), (4, 4), (4, 6)],
         solvers=("gpfq", "gptq", "qronos") if small else ("qronos",),
         reference=() if small else REFERENCE,

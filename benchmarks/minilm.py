@@ -22,15 +22,16 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import brevitas.nn as qnn
 import torch
 import torch.nn.functional as F
-from arms import Experiment, FixedScaleWeight, Setting, solve, solver_fingerprint
+from arms import Experiment, FixedScaleWeight, Setting, solve
 from brevitas.graph.equalize import LayerwiseActivationRotation
 from brevitas.graph.quantize import layerwise_quantize
 from comparison import add_arguments, compare
-from records import DATA, print_table, recorded, write_json
+from records import DATA, print_table, write_json
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -155,10 +156,11 @@ def experiment(
     )
 
 
-def whole_runs(judge: Experiment, threads: int) -> list[dict]:
-    """Processor and wall seconds from the float model to solved weights, at P=16 and tile 64.
+def whole_runs(judge: Experiment, repeats: int) -> list[dict]:
+    """Processor seconds from the float model to solved weights, at P=16 and tile 64: medians.
 
-    Calibration counts. Processor seconds are those of all threads, whatever else the machine does.
+    Calibration counts. Arms take turns in one process. Processor seconds are those of all threads,
+    whatever else the machine does.
     """
     point = Setting("", 4, 8, 16, 64)
 
@@ -177,27 +179,23 @@ def whole_runs(judge: Experiment, threads: int) -> list[dict]:
     def theirs() -> None:
         solve(judge.calibrated(4, 8), replace(point, arm="brevitas a2gptq"), judge.batches)
 
-    runs = {
+    runs: dict[str, Callable[[], None]] = {
+        "brevitas a2gptq": theirs,
         "fast gptq": partial(ours, "fast"),
         "best qronos": partial(ours, "best"),
-        "brevitas a2gptq": theirs,
     }
-
-    def timed(run: Callable[[], None]) -> dict:
-        wall, processor = time.perf_counter(), time.process_time()
-        run()
-        return {
-            "processor_s": round(time.process_time() - processor, 1),
-            "wall_s": round(time.perf_counter() - wall, 1),
-        }
-
-    rows = []
-    for arm, run in runs.items():
-        key = {"arm": arm, "threads": threads, "content": judge.content, "speed": 1}
-        key |= {} if arm.startswith("brevitas") else {"solvers": solver_fingerprint()}
-        rows.append({"arm": arm} | recorded(judge.name, key, partial(timed, run)))
-        print(rows[-1], flush=True)
-    return rows
+    seconds: dict[str, list[float]] = {arm: [] for arm in runs}
+    for turn in range(repeats):
+        for arm, run in runs.items():
+            start = time.process_time()
+            run()
+            seconds[arm].append(time.process_time() - start)
+            print(f"turn {turn}, {arm}: {seconds[arm][-1]:.1f} s", flush=True)
+    whole = median(seconds["brevitas a2gptq"])
+    return [
+        {"arm": arm, "processor_s": median(found), "times_faster": whole / median(found)}
+        for arm, found in seconds.items()
+    ]
 
 
 def main() -> None:
@@ -221,7 +219,7 @@ def main() -> None:
     sizes = (64, 64) if small else (arguments.calibration, JUDGED)
     judge = experiment(*sizes, arguments.activations, arguments.rotate)
     if arguments.speed:
-        rows = whole_runs(judge, arguments.threads)
+        rows = whole_runs(judge, 1 if small else 3)
         print_table("minilm: whole runs", rows)
         write_json(arguments.output, {"rows": rows})
         return
