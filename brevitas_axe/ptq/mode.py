@@ -26,13 +26,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from brevitas_axe.accumulator import InputRange
-from brevitas_axe.apply import (
-    apply_precision,
-    current_scale,
-    is_power_of_two,
-    is_shared_scale,
-    write_solution,
-)
+from brevitas_axe.apply import apply_precision, write_solution
 from brevitas_axe.errors import (
     EmptyCalibration,
     InvalidOption,
@@ -46,17 +40,24 @@ from brevitas_axe.layers import find_layers, find_unquantized, observe_inputs, u
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.ptq.allocator import release_freed_memory
 from brevitas_axe.ptq.compilation import compile_kernels, kernels_are_ready
+from brevitas_axe.ptq.layer_inputs import collect, collect_all, layer_problem, same_input
 from brevitas_axe.ptq.log import describe
-from brevitas_axe.ptq.moments import Moments, dequantized
-from brevitas_axe.ptq.problem import LayerProblem, LayerSolution
+from brevitas_axe.ptq.moments import Moments
+from brevitas_axe.ptq.problem import LayerSolution
 from brevitas_axe.ptq.protocol import solver as chosen_solver
-from brevitas_axe.ptq.rows import solve_rows
+from brevitas_axe.ptq.rows import solve_layers
 from brevitas_axe.ptq.state import Fingerprint, SavedLayers
 from brevitas_axe.ptq.walk import SuspendedForward, abandon_all, add_hooks
 
 QUALITIES = ("fast", "best")
 # Seconds of waiting for kernels that deserve a line; reading them from the cache takes less.
 _NOTICEABLE = 2.0
+
+
+def check_quality(quality: str) -> None:
+    """Raises InvalidOption where it is neither "fast" nor "best"."""
+    if quality not in QUALITIES:
+        raise InvalidOption(f"quality '{quality}' is unknown; choose 'fast' or 'best'.")
 
 
 class axe_mode:
@@ -75,8 +76,8 @@ class axe_mode:
             scales, thresholds, targets and single integers under the same budget.
         exclude: names of layers to leave alone.
         state: folder for progress; a killed run continues from it to the same integers.
-        workers: solve the rows of a layer in so many tasks at a time, through the active joblib
-            backend (rows.py); None solves them here.
+        workers: solve the rows of a layer, and layers with the same input, in so many tasks at a
+            time, through the active joblib backend (rows.py); None solves them here.
         progress: show a progress bar.
 
     Attributes:
@@ -104,8 +105,7 @@ class axe_mode:
         progress: bool = False,
     ) -> None:
         self._solver = chosen_solver(solver)
-        if quality not in QUALITIES:
-            raise InvalidOption(f"quality '{quality}' is unknown; choose 'fast' or 'best'.")
+        check_quality(quality)
         if plan is not None and (accumulator_bit_width, accumulator_tile_size) != (None, None):
             raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
@@ -183,6 +183,7 @@ class axe_mode:
         self._forwards: list[tuple[SuspendedForward, SuspendedForward | None]] = []
         self._handles: list = []
         self._done: set[str] = set()
+        self._solved: dict[str, tuple[LayerSolution, dict]] = {}  # and not yet written
         self._round, self._position = 0, 0
         self._float_model: nn.Module | None = None
         self._bar = tqdm(total=self.num_layers, desc="layers", disable=not self._progress)
@@ -291,6 +292,9 @@ class axe_mode:
             reach = reduce(InputRange.union, known) if len(known) == len(ranges) else None
             self.layers[name].weight_quant.set_input_range(reach)
         self._calls = {name: len(ranges) for name, ranges in calls.items()}
+        self._same_input = {}
+        if self._workers is not None:
+            self._same_input = same_input(self.root, self.layers, args, kwargs)
         if self._saved is not None:
             self._fingerprint.add(self.root)
         self._handles = add_hooks(self.layers)
@@ -330,87 +334,50 @@ class axe_mode:
             solution = self._saved.load(index, name, self._run, weight.shape)
             if solution is not None:
                 self._write(name, solution)
-                return {"resumed": True}
-        collect = self._collect_all if self._calls.get(name, 1) > 1 else self._collect
-        moments = collect(name)
-        quant = layer.weight_quant.tensor_quant
-        bits = quant.msb_clamp_bit_width_impl()
-        reach = layer.weight_quant.input_range
-        statistics, samples = moments.finish(), moments.samples
-        del moments  # float64: a quarter of what a wide layer's solve would hold
-        if layer.bias is None or self.quality == "fast":
-            statistics["quant_mean"] = statistics["float_mean"] = None
-        problem = LayerProblem(
-            weight=weight.float(),
-            scale=current_scale(layer).float(),
-            weight_low=int(quant.int_quant.min_int(bits)),
-            weight_high=int(quant.int_quant.max_int(bits)),
-            input_low=reach.low if reach else 0,
-            input_high=reach.high if reach else 0,
-            accumulator_bit_width=self.plan[name].accumulator,
-            tile_size=layer.weight_quant.scale_tile or self.plan[name].tile,
-            shared_scale=is_shared_scale(layer),
-            power_of_two=is_power_of_two(layer),
-            **statistics,
-        )
+                return {**self._saved.entry(index), "resumed": True}
+        if name not in self._solved:
+            self._solve_together(name)
+        solution, entry = self._solved.pop(name)
+        if self._saved is not None:
+            self._saved.save(index, name, self._run, solution, entry)
+        self._write(name, solution)
+        return {"resumed": False, **entry}
+
+    def _solve_together(self, name: str) -> None:
+        """Solves a layer, and with workers those that read the same input, in tasks of one pool."""
+        names = (name,)
+        if self._workers is not None and all(quant.layer == name for quant, _ in self._forwards):
+            names = tuple(n for n in self._same_input.get(name, names) if n not in self._done)
+        problems, samples = [], []
+        for each in names:
+            moments = self._moments(each, name)
+            statistics = moments.finish()
+            samples.append(moments.samples)
+            del moments  # float64: a quarter of what a wide layer's solve would hold
+            if self.layers[each].bias is None or self.quality == "fast":
+                statistics["quant_mean"] = statistics["float_mean"] = None
+            problems.append(layer_problem(self.layers[each], self.plan[each], statistics))
         options = {"act_order": self.act_order, "quality": self.quality}
         if self._workers is None:
-            solution = self._solver(problem, **options)
+            solutions = [self._solver(problems[0], **options)]
         else:
-            solution = solve_rows(problem, self._solver, self._workers, **options)
-        if self._saved is not None:
-            self._saved.save(index, name, self._run, solution)
-        self._write(name, solution)
-        return {"resumed": False, "samples": samples, **describe(problem, solution)}
+            solutions = solve_layers(problems, self._solver, self._workers, **options)
+        for each, count, problem, solution in zip(names, samples, problems, solutions, strict=True):
+            self._solved[each] = solution, {"samples": count, **describe(problem, solution)}
+
+    def _moments(self, name: str, at: str) -> Moments:
+        """Of the inputs of a layer, from the forwards that sleep there or where its input is."""
+        layer = self.layers[name]
+        if self._calls.get(name, 1) == 1:
+            return collect(name, layer, self._forwards, self.needs_float, at)
+        models = [self.root] if self._float_model is None else [self.root, self._float_model]
+        return collect_all(name, layer, models, self._batches, self.needs_float)
 
     def _write(self, name: str, solution: LayerSolution) -> None:
         layer = self.layers[name]
         device = layer.weight.device  # a resumed run reads into memory
         integers, scale = solution.integers.to(device), solution.scale.to(device)
         write_solution(name, layer, integers, scale, solution.bias_shift)
-
-    def _collect(self, name: str) -> Moments:
-        """Moments from the forwards that sleep in front of the layer."""
-        layer = self.layers[name]
-        moments = Moments(name, layer, cross=self.needs_float)
-        for quant, real in self._forwards:
-            if quant.layer != name:
-                continue
-            if real is not None and real.layer != name:
-                raise UnsupportedLayer(
-                    f"layer '{name}' is reached by the quantized model but not by the float one "
-                    "for the same batch; use solver='gptq', quality='fast', or exclude it."
-                )
-            self._add(moments, quant.layer_input, None if real is None else real.layer_input)
-        return moments
-
-    def _collect_all(self, name: str) -> Moments:
-        """Moments of a layer that one forward calls several times: over all its calls."""
-        layer = self.layers[name]
-        moments = Moments(name, layer, cross=self.needs_float)
-        for args, kwargs in self._batches:
-            pair = [SuspendedForward(self.root, args, kwargs)]
-            if self._float_model is not None:
-                pair.append(SuspendedForward(self._float_model, args, kwargs))
-            try:
-                while True:
-                    for forward in pair:
-                        forward.advance(name.__eq__)
-                    if any(forward.finished for forward in pair):
-                        break
-                    self._add(moments, *(forward.layer_input for forward in pair))
-            finally:
-                abandon_all(pair)
-        return moments
-
-    def _add(self, moments: Moments, quant_input: object, float_input: object = None) -> None:
-        layer = moments.layer
-        quantized = layer.input_quant(quant_input)
-        if layer.weight_quant.accumulator_bit_width is not None:
-            layer.weight_quant.observe(quantized)
-        moments.add(
-            dequantized(quantized), None if float_input is None else dequantized(float_input)
-        )
 
 
 axe_gpfq_mode = partial(axe_mode, solver="gpfq")

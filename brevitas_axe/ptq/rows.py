@@ -1,4 +1,4 @@
-"""Rows of a layer as tasks of joblib: threads, processes, or the machines of a Dask or Ray cluster.
+"""Rows of layers as tasks of joblib: threads, processes, or the machines of a Dask or Ray cluster.
 
 Rows share the layer's second moments and nothing else. They are cut in pieces of a fixed size, each
 solved by one thread, so that the integers do not depend on who solves them or how many there are.
@@ -6,7 +6,9 @@ solved by one thread, so that the integers do not depend on who solves them or h
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,25 +22,44 @@ from brevitas_axe.ptq.protocol import Solver
 ROWS_PER_TASK = 512
 
 
-def solve_rows(
-    problem: LayerProblem, solver: Solver, workers: int, *, act_order: bool, quality: str
-) -> LayerSolution:
-    """Solves a layer through the active joblib backend (`joblib.parallel_config`).
+def solve_layers(
+    problems: Sequence[LayerProblem],
+    solver: Solver,
+    workers: int,
+    *,
+    act_order: bool,
+    quality: str,
+) -> list[LayerSolution]:
+    """Solves layers through the active joblib backend (`joblib.parallel_config`), all at once.
 
     Args:
-        problem: the layer; with a shared scale it is one task.
+        problems: layers that do not wait for each other; one with a shared scale is one task.
         solver: for every piece; at the top level of a module, so that processes can find it.
         workers: tasks at a time; -1 for as many as the backend has.
         act_order, quality: see `Solver`.
+
+    Returns:
+        One solution per layer.
 
     Raises:
         InvalidOption: workers is 0.
     """
     if workers == 0:
         raise InvalidOption("workers is 0; give the number of tasks at a time, or -1 for all.")
+    pieces = [_pieces(problem) for problem in problems]
+    threads = torch.get_num_threads()
+    try:
+        tasks = (delayed(_solve)(part, solver, act_order, quality) for p in pieces for part in p)
+        solved: Iterator[Any] = iter(Parallel(n_jobs=workers)(tasks))
+    finally:
+        torch.set_num_threads(threads)
+    return [_joined(list(islice(solved, len(parts)))) for parts in pieces]
+
+
+def _pieces(problem: LayerProblem) -> list[LayerProblem]:
     rows = problem.weight.shape[1]
     step = rows if problem.shared_scale else ROWS_PER_TASK
-    parts = [
+    return [
         replace(
             problem,
             weight=problem.weight[:, start : start + step],
@@ -46,12 +67,9 @@ def solve_rows(
         )
         for start in range(0, rows, step)
     ]
-    threads = torch.get_num_threads()
-    try:
-        tasks = (delayed(_solve)(part, solver, act_order, quality) for part in parts)
-        solved: list[Any] = list(Parallel(n_jobs=workers)(tasks))
-    finally:
-        torch.set_num_threads(threads)
+
+
+def _joined(solved: list[LayerSolution]) -> LayerSolution:
     shifts = [part.bias_shift for part in solved if part.bias_shift is not None]
     return LayerSolution(
         torch.cat([part.integers for part in solved], 1),
