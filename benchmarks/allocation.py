@@ -52,7 +52,6 @@ from brevitas_axe.allocate import (
 )
 from brevitas_axe.allocate.search import Search
 from brevitas_axe.cost import choose_foldings, cost_model, layer_shapes, total_cost
-from brevitas_axe.errors import InvalidOption
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.quantize import QuantizeResult
@@ -187,10 +186,7 @@ class Bench:
         """
 
         def plan() -> dict:
-            try:
-                return {"plan": allocate_bits(problem(), allocator).plan.to_json()}
-            except InvalidOption:
-                return {"plan": None}  # nothing is that cheap
+            return {"plan": allocate_bits(problem(), allocator).plan.to_json()}
 
         files = ("ptq", "accumulator.py", "sensitivity", "allocate", "cost", "plan.py")
         key = {
@@ -202,13 +198,11 @@ class Bench:
             **self.content,
         }
         text = recorded("allocation", key, plan)["plan"]
-        return self.row(name, share, None if text is None else Plan.from_json(text))
+        return self.row(name, share, Plan.from_json(text))
 
-    def row(self, name: str, share: float, plan: Plan | None) -> dict:
+    def row(self, name: str, share: float, plan: Plan) -> dict:
         """Accuracy and cost of a plan after the solve."""
-        found: dict = dict.fromkeys(KEPT)
-        if plan is not None:
-            found = self.solved(plan)
+        found = self.solved(plan)
         shown = {key: value for key, value in found.items() if key != "right"}
         print(f"seed {self.seed}, {name} at {share}: {shown}", flush=True)
         return {"seed": self.seed, "allocator": name, "share": share, **found}
@@ -273,7 +267,7 @@ class Bench:
             "divergence": divergence(found, real),
             "loss": self.loss(plan),
             "lut": lut,
-            "certified": result.certificate.ok,
+            "certified": result.certificate.require().ok,
             "exported": True,
             "right": "".join("01"[r] for r in right.tolist()),
         }

@@ -21,8 +21,7 @@ def averages(rows: Sequence[dict]) -> list[dict]:
     """
     groups: dict[tuple[str, float], list[dict]] = {}
     for row in rows:
-        if row["accuracy"] is not None:
-            groups.setdefault((row["allocator"], row["share"]), []).append(row)
+        groups.setdefault((row["allocator"], row["share"]), []).append(row)
     reference = groups[REFERENCE, 1.0]
 
     def of(group: Sequence[dict], key: str) -> float:
@@ -47,6 +46,7 @@ def averages(rows: Sequence[dict]) -> list[dict]:
                 "divergence": of(group, "divergence"),
                 "seeds": len(group),
                 "certified": all(row["certified"] for row in group),
+                "exported": all(row["exported"] for row in group),
             }
         )
     return table

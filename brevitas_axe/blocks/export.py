@@ -6,6 +6,7 @@ a transformer is its linear layers, one subgraph each, and a host computes the r
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,13 +14,11 @@ import torch
 from brevitas.proxy.runtime_quant import DynamicActQuantProxyFromInjector
 from torch import Tensor, nn
 
+from brevitas_axe.blocks.offload import bring_in
 from brevitas_axe.blocks.stack import nest
 from brevitas_axe.errors import ExportRefused, InvalidOption
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.layers import Layer, find_layers
-
-# Vectors with which a file is compared with its layer.
-_EXAMPLES = 16
 
 
 class _Single(nn.Module):
@@ -44,8 +43,13 @@ def export_layers(
 ) -> dict[str, Path]:
     """Writes one QONNX file per linear layer: input quantizer, integer weights, bias.
 
+    A file takes one vector, [1, inputs], as FINN's streams do. What stands before a layer in the
+    model is not in its file: behind `rotate` and `smooth` the host must rotate and scale the vector
+    first, as the modules around the layer do (Brevitas's `RotatedModule`, `EqualizedModule`).
+
     Args:
-        model: as `quantize_blocks` returns it, with static activations.
+        model: as `quantize_blocks` returns it, with static activations, on any device or offloaded;
+            it is not changed.
         folder: for `<layer>.onnx`; each appears whole or not at all.
         names: layers to write, None for all.
         target: see `brevitas_axe.export_qonnx`, which compares every file with its layer.
@@ -58,20 +62,28 @@ def export_layers(
         ExportRefused: a layer finds its input scale at run time, or as `export_qonnx` says.
     """
     layers: dict[str, Layer] = find_layers(model)
+    wanted = list(layers if names is None else names)
+    unknown = next((name for name in wanted if name not in layers), None)
+    if unknown is not None:
+        raise InvalidOption(
+            f"'{unknown}' is no quantized layer of the model; it has: {', '.join(layers)}."
+        )
     written: dict[str, Path] = {}
-    for name in layers if names is None else names:
-        if name not in layers:
-            raise InvalidOption(
-                f"'{name}' is no quantized layer of the model; it has: {', '.join(layers)}."
-            )
-        layer = layers[name]
+    for name in wanted:
+        layer = on_cpu(layers[name])
         if isinstance(layer.input_quant, DynamicActQuantProxyFromInjector):
             raise ExportRefused(
                 f"layer '{name}' finds its input scale at run time, which QONNX does not have; "
                 "quantize with activations='static'."
             )
-        generator = torch.Generator().manual_seed(0)
-        example = torch.randn(_EXAMPLES, layer.in_features, generator=generator)
+        example = torch.randn(1, layer.in_features, generator=torch.Generator().manual_seed(0))
         written[name] = Path(folder) / f"{name}.onnx"
-        export_qonnx(_Single(name, layer), example, written[name], target=target)
+        export_qonnx(_Single(name, layer), example.to(layer.weight), written[name], target=target)
     return written
+
+
+def on_cpu(layer: Layer) -> Layer:
+    """A copy of a layer in the CPU's memory, whichever device or disk the layer is on."""
+    layer = copy.deepcopy(layer)
+    bring_in(layer)
+    return layer.cpu()

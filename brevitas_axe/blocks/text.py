@@ -35,8 +35,11 @@ def windows(tokens: Tensor, length: int) -> Tensor:
     """Cuts [n] tokens into rows of length + 1 that overlap by one token.
 
     Raises:
-        EmptyCalibration: there are fewer tokens than that.
+        InvalidOption: length is less than 1.
+        EmptyCalibration: there are fewer tokens than length + 1.
     """
+    if length < 1:
+        raise InvalidOption(f"a window holds at least one token, but --context is {length}.")
     if len(tokens) <= length:
         raise EmptyCalibration(
             f"the text has {len(tokens)} tokens, too few for a window of {length}; give a longer "
@@ -55,7 +58,15 @@ def split(tokens: Tensor, length: int, calibration: int) -> tuple[list[Tensor], 
 
     Returns:
         Batches [windows, length] and rows [windows, length + 1].
+
+    Raises:
+        InvalidOption: no window to calibrate with, or a window without tokens.
+        EmptyCalibration: the text is too short for one window of either kind.
     """
+    if calibration < 1:
+        raise InvalidOption(
+            f"calibration needs at least one window, but --windows is {calibration}."
+        )
     cut = len(tokens) * 9 // 10
     rows = windows(tokens[:cut], length)
     spread = rows[torch.linspace(0, len(rows) - 1, min(calibration, len(rows))).long(), :-1]
@@ -70,7 +81,8 @@ def perplexity(model: nn.Module, rows: Tensor) -> float:
         model: tokens [batch, time] to an output with `logits`, or to the logits.
         rows: [windows, time + 1].
     """
-    device = next(model.parameters()).device
+    # Blocks on the disk have no device; the embedding, which reads the tokens, is in memory.
+    device = next(p.device for p in model.parameters() if p.device.type != "meta")
     loss = 0.0
     for batch in rows.to(device).split(BATCH):
         output: Any = model(batch[:, :-1])

@@ -6,17 +6,41 @@ import argparse
 import io
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.plan import LayerPrecision
 
-Row = tuple[int | None, int]  # tile size, accumulator bits
+_DEFAULTS = {
+    "text": None,
+    "characters": False,
+    "rows": None,
+    "context": 128,
+    "windows": 128,
+    "activations": "static",
+    "asymmetric": False,
+    "smooth": None,
+    "rotate": False,
+    "tile_scales": False,
+    "offload": None,
+    "workers": None,
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("language models")
-    group.add_argument("--hf", metavar="PATH_OR_NAME", help="a local or cached transformers model")
+    # Left out, these options leave no attribute: `given` tells them from their defaults.
+    group = parser.add_argument_group(
+        "language models", "only with --hf", argument_default=argparse.SUPPRESS
+    )
+    group.add_argument(
+        "--hf",
+        metavar="PATH_OR_NAME",
+        default=None,
+        help="a local or cached transformers model",
+    )
     group.add_argument(
         "--text", metavar="FILE", help="UTF-8; nine tenths calibrate, the last tenth judges"
     )
@@ -27,46 +51,66 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--rows",
         nargs="+",
         metavar="TxP",
-        help="tile sizes and accumulator widths to compare, such as 64x16 128x14",
+        help="tile sizes and accumulator widths to compare, such as 64x16 wholex14 64xany: "
+        "'whole' is one tile per row of weights, 'any' sets no limit",
     )
-    group.add_argument("--context", type=int, default=128, metavar="N", help="tokens per window")
+    group.add_argument("--context", type=int, metavar="N", help="tokens per window; default 128")
     group.add_argument(
-        "--windows", type=int, default=128, metavar="N", help="windows to calibrate with"
+        "--windows", type=int, metavar="N", help="windows to calibrate with; default 128"
     )
     group.add_argument(
         "--activations",
         choices=["static", "dynamic", "per_token"],
-        default="static",
-        help="scale of the inputs: calibrated, or found at run time",
+        help="scale of the inputs: calibrated (default), or found at run time",
     )
     group.add_argument("--asymmetric", action="store_true", help="inputs with a zero point")
     group.add_argument(
         "--smooth", type=float, metavar="ALPHA", help="SmoothQuant, 0.5 as published"
     )
     group.add_argument("--rotate", action="store_true", help="rotate inputs by Hadamard matrices")
+    group.add_argument(
+        "--tile-scales", action="store_true", help="a weight scale for every tile, not every output"
+    )
+    group.add_argument("--offload", metavar="DIR", help="solved blocks move here, out of memory")
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="solve the rows of a layer in N processes, -1 for one per core",
+    )
+
+
+def given(arguments: argparse.Namespace) -> list[str]:
+    """The options for language models that the user wrote, --hf left out."""
+    return [f"--{name.replace('_', '-')}" for name in _DEFAULTS if hasattr(arguments, name)]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.text is None or arguments.model is not None or arguments.plan is not None:
-        raise InvalidOption("--hf goes with --text FILE, and with no other model, data or plan.")
+    arguments = argparse.Namespace(**{**_DEFAULTS, **vars(arguments)})
+    others = (arguments.model, arguments.calibration, arguments.plan)
+    if arguments.text is None or others != (None, None, None):
+        raise InvalidOption(
+            "--hf goes with --text FILE, and without FILE.py:FUNCTION, --calibration and --plan."
+        )
     rows = _rows(arguments)
     transformers = _transformers()
     from brevitas_axe.blocks import quantize_blocks
-    from brevitas_axe.blocks.text import perplexity, split
+    from brevitas_axe.blocks.text import perplexity
     from brevitas_axe.cli.screen import console
     from brevitas_axe.files import write_whole
     from brevitas_axe.report import open_folder, write_folder
 
-    folder = open_folder(arguments.output)
+    batches, judged = _data(transformers, arguments)
     model = _model(transformers, arguments.hf)
-    tokens = _tokens(transformers, arguments, model.config.vocab_size)
-    batches, judged = split(tokens, arguments.context, arguments.windows)
+    # Not before everything that may be wrong with the input is known.
+    folder = open_folder(arguments.output)
     before = perplexity(model, judged)
     results: list[dict[str, Any]] = [{"row": "float", "perplexity": before}]
     proven = True
-    for index, (tile, bits) in enumerate(rows):
+    for index, row in enumerate(rows):
         model = _model(transformers, arguments.hf) if index else model
-        name = f"{tile or 'whole'}x{bits}"
+        tile, bits = row.tile, row.accumulator
+        name = f"{tile or 'whole'}x{bits or 'any'}"
         start = time.perf_counter()
         result = quantize_blocks(
             model,
@@ -79,11 +123,14 @@ def run(arguments: argparse.Namespace) -> int:
             symmetric=not arguments.asymmetric,
             smooth=arguments.smooth,
             rotate=arguments.rotate,
+            tile_scales=arguments.tile_scales,
             algorithm=arguments.algorithm,
             quality=arguments.quality,
             act_order=arguments.act_order,
             exclude=tuple(arguments.exclude),
             state=None if arguments.state is None else Path(arguments.state) / name,
+            offload=None if arguments.offload is None else Path(arguments.offload) / name,
+            workers=arguments.workers,
         )
         seconds = round(time.perf_counter() - start, 1)
         after = perplexity(result.model, judged)
@@ -112,7 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "tile": tile,
                 "accumulator": bits,
                 "inner": max(entry["inner_bits"] for entry in result.layers),
-                "outer": max(entry["outer_bits"] or entry["inner_bits"] for entry in result.layers),
+                "outer": None if arguments.tile_scales else _outer_bits(result.layers),
                 "proven": result.certificate.ok,
                 "seconds": seconds,
             }
@@ -123,21 +170,37 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if proven else 1
 
 
-def _rows(arguments: argparse.Namespace) -> list[Row]:
+def _outer_bits(layers: list[dict[str, Any]]) -> int:
+    """The widest sum of a whole row; with one tile it is that of the tile."""
+    return max(entry["outer_bits"] or entry["inner_bits"] for entry in layers)
+
+
+def _rows(arguments: argparse.Namespace) -> list[LayerPrecision]:
     """The rows of the table, from --rows or from the options for one accumulator."""
     if arguments.rows is None:
         if arguments.accumulator_bits is None:
             raise InvalidOption("give --accumulator-bits, or --rows such as 64x16.")
-        return [(arguments.tile_size, arguments.accumulator_bits)]
-    if (arguments.accumulator_bits, arguments.tile_size) != (None, None):
+        pairs = [(arguments.tile_size, arguments.accumulator_bits)]
+    elif (arguments.accumulator_bits, arguments.tile_size) != (None, None):
         raise InvalidOption("give either --rows or one accumulator and tile, not both.")
-    rows: list[Row] = []
-    for text in arguments.rows:
-        tile, _, bits = text.partition("x")
-        if not (tile.isdecimal() and bits.isdecimal()):
-            raise InvalidOption(f"--rows takes tile size x accumulator bits, 64x16, not '{text}'.")
-        rows.append((int(tile), int(bits)))
-    return rows
+    else:
+        pairs = [_row(text) for text in arguments.rows]
+    if arguments.tile_scales and any(tile is None for tile, _ in pairs):
+        raise InvalidOption("--tile-scales needs tiles: --tile-size 64, or --rows such as 64x16.")
+    # A plan's own checks, for all rows before the first is solved.
+    widths = {"weight": arguments.weight_bits, "input": arguments.input_bits}
+    return [LayerPrecision(tile=tile, accumulator=bits, **widths) for tile, bits in pairs]
+
+
+def _row(text: str) -> tuple[int | None, int | None]:
+    """Tile size and accumulator bits of '64x16', where 'whole' and 'any' are None."""
+    tile, _, bits = text.partition("x")
+    if not (tile == "whole" or tile.isdecimal()) or not (bits == "any" or bits.isdecimal()):
+        raise InvalidOption(
+            "--rows takes tile size x accumulator bits, such as 64x16, wholex16 or 64xany, not "
+            f"'{text}'."
+        )
+    return None if tile == "whole" else int(tile), None if bits == "any" else int(bits)
 
 
 def _transformers() -> Any:
@@ -152,23 +215,54 @@ def _transformers() -> Any:
     return transformers
 
 
-def _model(transformers: Any, name: str) -> Any:
-    """A causal language model from the disk, in float32."""
-    try:
+def _config(transformers: Any, name: str) -> Any:
+    """The configuration of a causal language model on the disk."""
+    with _loading(name):
         config = transformers.AutoConfig.from_pretrained(name, local_files_only=True)
-        kinds = config.architectures or []
-        if not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
-            raise InvalidOption(
-                f"{name} is no causal language model ({', '.join(kinds) or 'no architecture'}); "
-                "call brevitas_axe.quantize_blocks from Python."
-            )
+    kinds = config.architectures or []
+    if not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
+        raise InvalidOption(
+            f"{name} is no causal language model ({', '.join(kinds) or 'no architecture'}); "
+            "call brevitas_axe.quantize_blocks from Python."
+        )
+    return config.get_text_config()
+
+
+def _model(transformers: Any, name: str) -> Any:
+    """The model itself, in float32."""
+    with _loading(name):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             name, local_files_only=True, dtype="float32"
         )
-    except (OSError, ValueError) as error:
-        raise InvalidOption(f"{name} cannot be loaded: {_first_line(error)}") from error
     model.config.use_cache = False
     return model.eval()
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Says in one sentence what keeps transformers from loading a model."""
+    try:
+        yield
+    except Exception as error:  # every file format has exceptions of its own
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise InvalidOption(
+            f"{name} cannot be loaded: {reason}; give a whole model folder, or download it again."
+        ) from error
+
+
+def _data(transformers: Any, arguments: argparse.Namespace) -> tuple[list[Any], Any]:
+    """Calibration batches [windows, context] and judged rows [windows, context + 1]."""
+    from brevitas_axe.blocks.text import split
+
+    config = _config(transformers, arguments.hf)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and arguments.context > positions:
+        raise InvalidOption(
+            f"--context {arguments.context} is more than the {positions} positions of "
+            f"{arguments.hf}; give {positions} or fewer."
+        )
+    tokens = _tokens(transformers, arguments, config.vocab_size)
+    return split(tokens, arguments.context, arguments.windows)
 
 
 def _tokens(transformers: Any, arguments: argparse.Namespace, vocabulary: int) -> Any:
@@ -195,21 +289,21 @@ def _tokens(transformers: Any, arguments: argparse.Namespace, vocabulary: int) -
     return torch.tensor(tokens)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 def _integers(model: Any) -> bytes:
-    """A NumPy archive: <layer>.integers [outputs, inputs] and <layer>.scale [outputs]."""
+    """A NumPy archive: <layer>.integers [outputs, inputs] and <layer>.scale.
+
+    Scales are [outputs], or [outputs, inputs] where every tile has its own.
+    """
     import numpy as np
 
+    from brevitas_axe.blocks.export import on_cpu
     from brevitas_axe.layers import find_layers, integer_weight
 
     arrays: dict[str, Any] = {}
-    for name, layer in find_layers(model).items():
-        integers, scale = integer_weight(name, layer)
-        arrays[f"{name}.integers"] = integers.to("cpu").numpy().astype(np.int32)
-        arrays[f"{name}.scale"] = scale.flatten().to("cpu").numpy()
+    for name, layer in find_layers(model, tile_scales=True).items():
+        integers, scale = integer_weight(name, on_cpu(layer))
+        arrays[f"{name}.integers"] = integers.numpy().astype(np.int32)
+        arrays[f"{name}.scale"] = (scale.flatten() if scale.shape[-1] == 1 else scale).numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
@@ -225,7 +319,7 @@ def _table(name: str, results: list[dict[str, Any]]) -> Any:
         table.add_column(heading, justify="right")
     for row in results:
         overflow = {True: "impossible", False: "possible", None: "–"}[row.get("proven")]
-        needed = (str(row.get(key, "–")) for key in ("inner", "outer"))
+        needed = (str(row.get(key) or "–") for key in ("inner", "outer"))
         seconds = str(row.get("seconds", "–"))
         cells = (row["row"], f"{row['perplexity']:.4g}", *needed, overflow, seconds)
         table.add_row(*map(Text, cells))

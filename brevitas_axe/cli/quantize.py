@@ -12,6 +12,8 @@ from brevitas_axe.cli.usercode import batches_of, model_of
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.ptq import solvers
 
+_LEAST_WEIGHT_BITS = 2  # symmetric and narrow: from -1 to 1
+
 
 def add(commands) -> None:
     parser = commands.add_parser(
@@ -55,8 +57,18 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.weight_bits < _LEAST_WEIGHT_BITS:
+        raise InvalidOption(
+            f"--weight-bits {arguments.weight_bits} leaves no weight but zero; give "
+            f"{_LEAST_WEIGHT_BITS} or more."
+        )
     if arguments.hf is not None:
         return language.run(arguments)
+    stray = language.given(arguments)
+    if stray:
+        raise InvalidOption(
+            f"{', '.join(stray)}: for language models only; give --hf PATH_OR_NAME, or leave out."
+        )
     if arguments.model is None or arguments.calibration is None:
         raise InvalidOption(
             "give FILE.py:FUNCTION and --calibration FILE.py:FUNCTION, or --hf and --text."

@@ -123,7 +123,7 @@ def export_qonnx(
         raw = Path(folder) / "model.onnx"
         with torch.no_grad(), _integer_exact_weights(layers, solved):
             _trace(model, args, raw, dynamo, kwargs)
-            weights = {name: layer.weight.detach().numpy() for name, layer in layers.items()}
+            weights = {name: layer.weight.detach().cpu().numpy() for name, layer in layers.items()}
         proto = _streamlined(_with_weight_names(onnx.load(raw), weights))
     certificate = certify_file(proto)
     _check_integers(proto, {name: integers.cpu().numpy() for name, (integers, _) in solved.items()})
@@ -317,13 +317,13 @@ def _output_error(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> floa
     outputs = outputs if type(outputs) in (tuple, list) else (outputs,)
     wrapped = ModelWrapper(proto)
     names = [i.name for i in proto.graph.input if wrapped.get_initializer(i.name) is None]
-    feed = {name: arg.numpy() for name, arg in zip(names, args, strict=True)}
+    feed = {name: arg.cpu().numpy() for name, arg in zip(names, args, strict=True)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = execute_onnx(wrapped, feed)
     errors = []
     for output, item in zip(outputs, proto.graph.output, strict=True):
-        expected = getattr(output, "value", output).numpy()
+        expected = getattr(output, "value", output).cpu().numpy()
         scale = max(1.0, float(np.abs(expected).max()))
         errors.append(float(np.abs(found[item.name] - expected).max()) / scale)
     return float(np.max(errors))  # NaN stays NaN

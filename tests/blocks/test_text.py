@@ -30,6 +30,14 @@ def test_windows_predict_every_token_once() -> None:
         windows(torch.arange(4), 4)
 
 
+@pytest.mark.parametrize("count", [0, -3])
+def test_windows_without_tokens_and_calibration_without_windows_are_refused(count: int) -> None:
+    with pytest.raises(InvalidOption, match=f"--context is {count}"):
+        windows(torch.arange(13), count)
+    with pytest.raises(InvalidOption, match=f"--windows is {count}"):
+        split(torch.arange(1000), 10, count)
+
+
 def test_calibration_and_judged_text_are_apart() -> None:
     batches, judged = split(torch.arange(1000), 10, 20)
     seen = torch.cat(batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (place / "text.txt").write_text(TEXT)
     return place
+
+
+# With these and nothing else a run succeeds.
+PLAIN = ("--accumulator-bits", "14", "--characters")
 
 
 def run(folder: Path, *options: str, kind: str = "gpt2") -> int:
@@ -64,17 +69,86 @@ def test_rows_are_solved_judged_and_proven(folder: Path, tmp_path: Path, capsys)
     ("options", "message"),
     [
         ((), "--accumulator-bits, or --rows"),
-        (("--rows", "16x"), "64x16, not '16x'"),
+        (("--rows", "16x"), "wholex16 or 64xany, not '16x'"),
         (("--rows", "16x14", "--tile-size", "4"), "not both"),
+        (("--rows", "16x14", "16x65"), "between 2 and 64, but 65"),
+        (("--rows", "16x14", "0x14"), "tile_size is 0"),
+        (("--rows", "16x14", "wholex14", "--tile-scales"), "--tile-scales needs tiles"),
+        ((*PLAIN, "--weight-bits", "1"), "--weight-bits 1 leaves no weight but zero"),
+        ((*PLAIN, "--input-bits", "0"), "input bits must be an integer"),
         (("--accumulator-bits", "14"), "no usable tokenizer"),
-        (("--accumulator-bits", "14", "--characters", "--context", "999"), "shorter --context"),
+        ((*PLAIN, "--context", "0"), "--context is 0"),
+        ((*PLAIN, "--context", "-3"), "--context is -3"),
+        ((*PLAIN, "--context", "65"), "--context 65 is more than the 64 positions"),
+        ((*PLAIN, "--windows", "0"), "--windows is 0"),
+        ((*PLAIN, "--windows", "-1"), "--windows is -1"),
+        ((*PLAIN, "--calibration", "my_model.py:data"), "without FILE.py:FUNCTION, --calibration"),
+        ((*PLAIN, "--plan", "plan.json"), "and --plan"),
     ],
 )
-def test_bad_options_are_one_sentence(folder: Path, capsys, options: tuple, message: str) -> None:
-    assert run(folder, *options) == 2
+def test_bad_options_are_one_sentence_and_leave_nothing(
+    folder: Path, tmp_path: Path, capsys, options: tuple, message: str
+) -> None:
+    assert run(folder, *options, "--output", str(tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_short_text_is_refused(folder: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "short.txt").write_text("a lazy dog")
+    assert run(folder, *PLAIN, "--text", str(tmp_path / "short.txt")) == 2
+    assert "shorter --context" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "no config"])
+def test_damaged_models_are_one_sentence(folder: Path, tmp_path: Path, capsys, damage: str) -> None:
+    broken = shutil.copytree(folder / "gpt2", tmp_path / "gpt2")
+    weights = broken / "model.safetensors"
+    if damage == "no config":
+        (broken / "config.json").write_text("{")
+    else:
+        data = weights.read_bytes()
+        weights.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"x" * 100)
+    output = tmp_path / "out"
+    assert run(folder, *PLAIN, "--hf", str(broken), "--output", str(output)) == 2
+    error = capsys.readouterr().err
+    assert "cannot be loaded" in error
+    assert error.count("\n") == 1
+    assert not output.exists()
+
+
+def test_whole_rows_and_no_limit_have_names(folder: Path, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "out"
+    options = ("--characters", "--quality", "fast", "--output", str(output))
+    assert run(folder, "--rows", "wholex16", "16xany", "wholexany", *options) == 0
+    _, whole, free, neither = json.loads((output / "rows.json").read_text())
+    assert (whole["tile"], whole["accumulator"], whole["inner"] <= 16) == (None, 16, True)
+    assert (free["tile"], free["accumulator"]) == (16, None)
+    assert (neither["row"], neither["tile"], neither["accumulator"]) == ("wholexany", None, None)
+    assert free["perplexity"] == neither["perplexity"]
+    assert "wholexany" in capsys.readouterr().out
+
+
+def test_solved_blocks_move_out_and_tiles_have_scales(folder: Path, tmp_path: Path, capsys) -> None:
+    rows = ("--characters", "--quality", "fast", "--rows", "16x14", "--tile-scales")
+    more = ("--offload", str(tmp_path / "blocks"), "--workers", "1")
+    files = []
+    for name, options in (("in", ()), ("out", more)):
+        assert run(folder, *rows, *options, "--output", str(tmp_path / name)) == 0
+        with np.load(tmp_path / name / "16x14" / "integers.npz") as data:
+            files.append(dict(data))
+    assert list((tmp_path / "blocks" / "16x14").iterdir())
+    here, there = files
+    assert here.keys() == there.keys()
+    assert all(np.array_equal(here[key], there[key]) for key in here)
+    scales = next(value for key, value in here.items() if key.endswith(".scale"))
+    assert scales.ndim == 2
+    assert (scales[:, :16] == scales[:, :1]).all()
+    assert (scales[:, 16] != scales[:, 0]).any()
+    _, row = json.loads((tmp_path / "out" / "rows.json").read_text())
+    assert row["outer"] is None
 
 
 def test_what_is_no_language_model_is_refused(folder: Path, capsys) -> None:
@@ -90,6 +164,24 @@ def test_without_transformers_one_sentence_says_how(folder: Path, capsys, monkey
     assert "pip install 'brevitas_axe[transformers]'" in capsys.readouterr().err
 
 
-def test_a_text_without_a_model_is_refused(tmp_path: Path, capsys) -> None:
-    assert main(["quantize", "--text", "x.txt", "--accumulator-bits", "14"]) == 2
-    assert "--hf and --text" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--text", "x.txt"),
+        ("--characters",),
+        ("--rows", "16x14"),
+        ("--context", "128"),
+        ("--windows", "128"),
+        ("--activations", "static"),
+        ("--asymmetric",),
+        ("--smooth", "0.5"),
+        ("--rotate",),
+        ("--tile-scales",),
+        ("--offload", "blocks"),
+        ("--workers", "2"),
+    ],
+)
+def test_options_for_language_models_need_one(option: tuple, capsys) -> None:
+    data = ("my_model.py:build", "--calibration", "my_model.py:data")
+    assert main(["quantize", *data, "--accumulator-bits", "14", *option]) == 2
+    assert f"error: {option[0]}: for language models only" in capsys.readouterr().err

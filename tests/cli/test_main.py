@@ -211,6 +211,12 @@ def test_quantize_wants_a_width(user_file, capsys) -> None:
     assert "--accumulator-bits" in refused(capsys, *command)
 
 
+def test_quantize_wants_weights_other_than_zero(user_file, capsys) -> None:
+    command = ["quantize", "my_model.py:build", "--calibration", "my_model.py:data"]
+    sentence = refused(capsys, *command, "--accumulator-bits", "12", "--weight-bits", "1")
+    assert "--weight-bits 1 leaves no weight but zero" in sentence
+
+
 @pytest.mark.parametrize("command", ["quickstart", "quantize", "certify", "emulate"])
 def test_every_command_has_help(command, capsys) -> None:
     with pytest.raises(SystemExit) as exit:
