@@ -64,7 +64,9 @@ class SavedLayers:
         if self.folder.exists() and not self.folder.is_dir():
             raise InvalidState(f"the state {self.folder} is a file; name a folder, new or empty.")
 
-    def save(self, index: int, name: str, run: str, solution: LayerSolution) -> None:
+    def save(
+        self, index: int, name: str, run: str, solution: LayerSolution, entry: dict | None = None
+    ) -> None:
         """Writes one layer.
 
         Args:
@@ -72,6 +74,7 @@ class SavedLayers:
             name: layer name.
             run: fingerprint of the run.
             solution: what was solved.
+            entry: what the log says of it.
         """
         arrays: dict[str, Any] = {
             "integers": solution.integers.cpu().numpy(),
@@ -80,7 +83,9 @@ class SavedLayers:
         if solution.bias_shift is not None:
             arrays["bias_shift"] = solution.bias_shift.cpu().numpy()
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, name=np.array(name), run=np.array(run), **arrays)
+        names = {"name": name, "run": run, "entry": json.dumps(entry or {})}
+        arrays.update((key, np.array(text)) for key, text in names.items())
+        np.savez_compressed(buffer, **arrays)
         content = buffer.getvalue()
         write_whole(self._path(index), hashlib.sha256(content).digest() + content)
 
@@ -116,6 +121,12 @@ class SavedLayers:
             raise InvalidState(
                 f"the state file {path} is corrupted ({error}); delete it to solve its layer again."
             ) from None
+
+    def entry(self, index: int) -> dict:
+        """The log entry of a layer that `load` gave; empty in states of older versions."""
+        content = self._path(index).read_bytes()[_DIGEST:]
+        with np.load(io.BytesIO(content), allow_pickle=False) as data:
+            return json.loads(str(data["entry"])) if "entry" in data else {}
 
     def _path(self, index: int) -> Path:
         return self.folder / f"layer-{index:04d}.solved"
