@@ -13,7 +13,7 @@ from torch import nn
 
 from brevitas_axe.accumulator import one_sided_budgets, required_bit_width
 from brevitas_axe.certify import Certificate, certify
-from brevitas_axe.errors import AccumulatorTooNarrow, AxeError, InvalidOption
+from brevitas_axe.errors import AccumulatorTooNarrow, AxeError, InvalidOption, NotEnoughMemory
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.prepare import Batch, as_batches, has_quantizers, to_brevitas
 from brevitas_axe.ptq import axe_mode
@@ -139,11 +139,21 @@ def check_runs(model: nn.Module, batch: Batch) -> None:
     except AxeError:
         raise
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise NotEnoughMemory(
+                "memory ran out in one forward on calibration batch 0; give smaller batches."
+            ) from error
         reason = next(iter(str(error).splitlines()), "")
         raise InvalidOption(
             f"the model fails on calibration batch 0 ({type(error).__name__}: {reason}); give "
             "batches as its forward takes them."
         ) from error
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether this is what Python, torch or we say where memory ends; torch's CPU has no type."""
+    kinds = MemoryError | torch.OutOfMemoryError | NotEnoughMemory
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def check_widths(axe: axe_mode) -> None:

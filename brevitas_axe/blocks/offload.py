@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,20 @@ from torch import nn
 from brevitas_axe.errors import InvalidOption
 
 
+def check_offload(folder: Path) -> None:
+    """Refuses, before any work, what `send_out` could not use.
+
+    Raises:
+        InvalidOption: accelerate is not installed, or the folder is a file.
+    """
+    if find_spec("accelerate") is None:
+        raise InvalidOption("offload needs accelerate: pip install 'brevitas_axe[transformers]'.")
+    if folder.exists() and not folder.is_dir():
+        raise InvalidOption(f"the offload {folder} is a file; name a folder, new or empty.")
+
+
 def bring_in(block: nn.Module) -> None:
-    """Loads what accelerate keeps elsewhere, and takes its hooks off the block."""
+    """Loads what accelerate keeps elsewhere to where it would run, and takes its hooks off."""
     if not any(hasattr(module, "_hf_hook") for module in block.modules()):
         return
     from accelerate.hooks import remove_hook_from_module
@@ -20,24 +33,26 @@ def bring_in(block: nn.Module) -> None:
     for module in block.modules():
         hook: Any = getattr(module, "_hf_hook", None)
         for one in getattr(hook, "hooks", [hook]):
-            stored = getattr(one, "weights_map", None)
+            if not getattr(one, "offload", False):
+                continue
             for name, value in module._parameters.items():
-                if value is not None and value.device.type == "meta" and stored is not None:
-                    module._parameters[name] = nn.Parameter(torch.as_tensor(stored[name]).clone())
+                if value is not None and value.device.type == "meta":
+                    stored = torch.as_tensor(one.weights_map[name])
+                    here = stored.to(one.execution_device, copy=True)
+                    module._parameters[name] = nn.Parameter(here)
+            one.offload = False  # else its removal puts them where they lay before
     remove_hook_from_module(block, recurse=True)
 
 
 def send_out(block: nn.Module, folder: Path) -> None:
     """Writes a block's parameters to a folder; each forward of a layer loads them for its time.
 
-    Raises:
-        InvalidOption: accelerate is not installed.
+    What another run left in the folder is replaced.
     """
-    try:
-        from accelerate import disk_offload
-    except ImportError:
-        raise InvalidOption(
-            "offload needs accelerate: pip install 'brevitas_axe[transformers]'."
-        ) from None
+    from accelerate import disk_offload
+    from accelerate.utils import offload_state_dict
+
     device = next(block.parameters()).device
+    # disk_offload itself writes nothing where the folder has an index, be it another run's.
+    offload_state_dict(folder, block.state_dict())
     disk_offload(block, folder, execution_device=device)

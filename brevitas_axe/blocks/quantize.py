@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from brevitas_axe.blocks.offload import bring_in, send_out
+from brevitas_axe.blocks.offload import bring_in, check_offload, send_out
 from brevitas_axe.blocks.recipe import Recipe
 from brevitas_axe.blocks.stack import (
     Alone,
@@ -22,14 +22,18 @@ from brevitas_axe.blocks.stack import (
     first_sample,
     left_in_float,
     record_calls,
+    restored_on_error,
     with_hidden,
 )
 from brevitas_axe.certify import Certificate, certify
 from brevitas_axe.errors import InvalidOption, NotEnoughMemory
-from brevitas_axe.plan import Plan
+from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.prepare import as_batches, has_quantizers
 from brevitas_axe.ptq import axe_mode
-from brevitas_axe.quantize import QuantizeResult, check_runs, check_widths
+from brevitas_axe.ptq import solver as chosen_solver
+from brevitas_axe.ptq.mode import check_quality
+from brevitas_axe.ptq.state import SavedLayers
+from brevitas_axe.quantize import QuantizeResult, check_runs, check_widths, ran_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def quantize_blocks(
 
     Args:
         model: a float model with one stack of blocks (Llama, GPT-2, OPT, BERT, ViT and their
-            kin). Changed in place: a copy would double the memory.
+            kin) that hands hidden states from block to block as they are. Changed in place, for a
+            copy would double the memory; as it was where an option is refused.
         calibration: batches, see `brevitas_axe.prepare.as_batches`.
         accumulator_bit_width: P of every (inner) accumulator; None leaves them unconstrained.
         tile_size: inputs per inner accumulator, None for whole dot products.
@@ -91,11 +96,13 @@ def quantize_blocks(
         algorithm: "gpfq", "gptq" or "qronos".
         quality: "fast" (as published) or "best".
         act_order: column order, see `brevitas_axe.ptq.axe_mode`.
-        exclude: names of layers in the blocks to leave in float.
+        exclude: names of layers in the blocks to leave in float; all layers of a block leave the
+            whole block.
         stack: module name of the stack, where the model has several.
         state: folder for progress; a killed run continues from it to the same integers.
         offload: folder to which solved blocks move, by accelerate; load the model with its
             `device_map` to keep the others on the disk until their turn. The model still runs.
+            What an earlier run left in the folder is replaced.
         workers: solve a layer's rows in so many tasks at a time, through the joblib backend that
             `joblib.parallel_config` chose (processes, Dask, Ray); None for threads of torch.
         progress: show a progress bar with the time left.
@@ -112,6 +119,14 @@ def quantize_blocks(
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     if tile_scales and tile_size is None:
         raise InvalidOption("tile_scales needs the size of the tiles: tile_size=64, say.")
+    # Each refuses what it could not use, while the model is as it was.
+    LayerPrecision(weight_bit_width, input_bit_width, accumulator_bit_width, tile_size)
+    chosen_solver(algorithm)
+    check_quality(quality)
+    if state is not None:
+        SavedLayers(state)
+    if offload is not None:
+        check_offload(Path(offload))
     recipe = Recipe(
         weight_bit_width,
         input_bit_width,
@@ -131,13 +146,15 @@ def quantize_blocks(
             f"the excluded layer '{sorted(unknown)[0]}' is not in a block; they hold: "
             f"{', '.join(layers)}."
         )
-    training = model.training
-    model.eval()
-    check_runs(model, batches[0])
+    solved = [name for name in layers if name not in exclude]
+    if not solved:
+        raise InvalidOption("every layer of the blocks is excluded; exclude fewer of them.")
     done: list[tuple[Certificate, Plan, list[dict]]] = []
-    bar = tqdm(total=len(layers) - len(exclude), desc="layers", disable=not progress)
-    with torch.no_grad(), bar, _without_remarks():
-        hidden, calls = record_calls(model, list(blocks.values()), batches)
+    bar = tqdm(total=len(solved), desc="layers", disable=not progress)
+    with torch.no_grad(), _evaluating(model), bar, _without_remarks():
+        with _memory_advice("the float model"):
+            check_runs(model, batches[0])
+            hidden, calls = record_calls(model, blocks, batches)
         walk = _Walk(hidden, list(hidden))
         for index, (name, block) in enumerate(blocks.items()):
             solver = {
@@ -149,13 +166,16 @@ def quantize_blocks(
                 "workers": workers,
                 "state": None if state is None else Path(state) / f"block-{index:04d}",
             }
-            bring_in(block)
-            with _memory_advice(name):
-                done.append(walk.through(Alone(name, block), calls[index], recipe, solver, bar))
-            calls[index] = []
-            if offload is not None:
-                send_out(block, Path(offload) / f"block-{index:04d}")
-    model.train(training)
+            with _memory_advice(f"block '{name}'"):
+                bring_in(block)
+                alone = Alone(name, block)
+                if any(layer.startswith(f"{name}.") for layer in solved):
+                    done.append(walk.through(alone, calls[index], recipe, solver, bar))
+                else:
+                    done.append(walk.past(alone, calls[index]))
+                calls[index] = []
+                if offload is not None:
+                    send_out(block, Path(offload) / f"block-{index:04d}")
     certificate = _joined([part for part, _, _ in done], type(model).__name__)
     log = [{"block": i, **entry} for i, (_, _, log) in enumerate(done) for entry in log]
     plan = Plan({name: width for _, part, _ in done for name, width in part.layers.items()})
@@ -179,30 +199,47 @@ class _Walk:
         self, alone: Alone, calls: Sequence[Call], recipe: Recipe, solver: dict, bar: tqdm
     ) -> tuple[Certificate, Plan, list[dict]]:
         """Quantizes, solves and proves one block, and moves on behind it."""
-        streams = zip(calls, self.quantized, self.real, strict=True)
-        pairs = [(with_hidden(call, q), with_hidden(call, r)) for call, q, r in streams]
-        outputs = recipe.apply(alone, pairs)
-        with axe_mode(alone, **solver) as axe:
-            for pair in pairs:
-                axe.model(*pair)
-            check_widths(axe)
-            more = True
-            while more:
-                more = axe.update()
-                bar.set_postfix_str(axe.log[-1]["name"] if axe.log else "")
-                bar.update()
-            self.quantized = list(axe.outputs())
+        pairs = self._pairs(calls)
+        with ExitStack() as untouched:
+            untouched.enter_context(restored_on_error(alone))
+            outputs = recipe.apply(alone, pairs)
+            with axe_mode(alone, **solver) as axe:
+                for pair in pairs:
+                    axe.model(*pair)
+                check_widths(axe)
+                more = True
+                while more:
+                    more = axe.update()
+                    untouched.close()  # a solved layer: no option was refused
+                    bar.set_postfix_str(axe.log[-1]["name"] if axe.log else "")
+                    bar.update()
+                self.quantized = list(axe.outputs())
         widths = {"weight": recipe.weight_bit_width, "input": recipe.input_bit_width}
         plan = Plan({name: replace(p, **widths) for name, p in axe.plan.layers.items()})
-        quantized, real = pairs[0]
-        # A proof needs no data, only that every layer is reached.
-        example = (first_sample(quantized), first_sample(real))
-        certificate = certify(alone, plan=plan, args=example)
+        certificate = _proof(alone, pairs[0], plan)
         proofs = {entry.name: entry for entry in certificate.entries}
-        floats = tuple(entry for entry in proofs if entry not in plan.layers)
-        certificate = replace(certificate, excluded=floats)
         self.real = outputs
         return certificate, plan, [{**e, **_widths(proofs, plan, e["name"])} for e in axe.log]
+
+    def past(self, alone: Alone, calls: Sequence[Call]) -> tuple[Certificate, Plan, list[dict]]:
+        """Moves on behind a block that stays in float."""
+        pairs = self._pairs(calls)
+        self.quantized = [alone(quantized, quantized) for quantized, _ in pairs]
+        self.real = [alone(real, real) for _, real in pairs]
+        return _proof(alone, pairs[0], Plan()), Plan(), []
+
+    def _pairs(self, calls: Sequence[Call]) -> list[tuple[Call, Call]]:
+        """What reaches the next block, quantized and float, batch by batch."""
+        streams = zip(calls, self.quantized, self.real, strict=True)
+        return [(with_hidden(call, q), with_hidden(call, r)) for call, q, r in streams]
+
+
+def _proof(alone: Alone, pair: tuple[Call, Call], plan: Plan) -> Certificate:
+    """The certificate of one block, without what stays in float."""
+    # A proof needs no data, only that every layer is reached.
+    certificate = certify(alone, plan=plan, args=tuple(map(first_sample, pair)))
+    names = (entry.name for entry in certificate.entries)
+    return replace(certificate, excluded=tuple(name for name in names if name not in plan.layers))
 
 
 def _widths(proofs: dict, plan: Plan, name: str) -> dict[str, int | None]:
@@ -228,6 +265,17 @@ def _joined(parts: Sequence[Certificate], subject: str) -> Certificate:
 
 
 @contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, whose end brings the mode before back."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
 def _without_remarks() -> Iterator[None]:
     """Silences what Brevitas says of outputs with zero points or scales per token.
 
@@ -240,15 +288,15 @@ def _without_remarks() -> Iterator[None]:
 
 
 @contextmanager
-def _memory_advice(name: str) -> Iterator[None]:
+def _memory_advice(where: str) -> Iterator[None]:
     """Says what to do where memory runs out."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if exhausted or "can't allocate memory" in str(error):
-            raise NotEnoughMemory(
-                f"memory ran out in block '{name}'; calibrate with fewer or shorter sequences, in "
-                "smaller batches, and pass state=... so that solved blocks are kept."
-            ) from error
-        raise
+    except (MemoryError, RuntimeError, NotEnoughMemory) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise NotEnoughMemory(
+            f"memory ran out in {where}; calibrate with fewer or shorter sequences, in smaller "
+            "batches, load the model with a device_map that leaves the blocks on the disk, pass "
+            "offload=... so that solved blocks go there too, and state=... so that they are kept."
+        ) from error

@@ -7,8 +7,8 @@ hidden states (masks, positions) is recorded once; the hidden states then walk f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -93,14 +93,33 @@ def to_linears(block: nn.Module) -> None:
             block.set_submodule(name, new.train(old.training))
 
 
+@contextmanager
+def restored_on_error(module: nn.Module) -> Iterator[None]:
+    """Gives a module its parts and numbers back if what happens within raises.
+
+    It holds a copy of the parameters meanwhile; the parameters stay the same objects, so that
+    what shares them still does.
+    """
+    parts = [(m, dict(m._modules), dict(m._parameters)) for m in module.modules()]
+    numbers = [(p, p.detach().clone()) for p in module.parameters()]
+    try:
+        yield
+    except BaseException:
+        for part, modules, parameters in parts:
+            part._modules, part._parameters = modules, parameters
+        for parameter, number in numbers:
+            parameter.data = number
+        raise
+
+
 def record_calls(
-    model: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[Batch]
+    model: nn.Module, blocks: Mapping[str, nn.Module], batches: Sequence[Batch]
 ) -> tuple[list[Tensor], list[list[Call]]]:
     """What reaches the blocks of the float model.
 
     Args:
         model: runs once per batch, to the last block.
-        blocks: in the order of `find_blocks`.
+        blocks: as `find_blocks` gives them.
         batches: calibration batches.
 
     Returns:
@@ -108,24 +127,50 @@ def record_calls(
         batch, its hidden states left out. Tensors that the model shares between blocks are shared.
 
     Raises:
-        UnsupportedLayer: a block is called more than once, not at all, or without hidden states.
+        UnsupportedLayer: a block is called more than once, not at all, without hidden states, or
+            with others than the block before it gives.
     """
+    names = list(blocks)
     first: list[Tensor] = []
-    calls: list[list[Call]] = [[] for _ in blocks]
+    calls: list[list[Call]] = [[] for _ in names]
+    given: dict[int, Tensor] = {}
 
     def note(index: int):
         def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            hidden = _hidden_of(args, kwargs)
             if index == 0:
-                first.append(_hidden_of(args, kwargs).detach())
+                first.append(hidden.detach())
+            elif not _same(given.pop(index - 1, None), hidden):
+                raise UnsupportedLayer(
+                    f"block '{names[index]}' does not get exactly what block '{names[index - 1]}' "
+                    "gives, so they cannot be solved one after the other; move what the model does "
+                    "in between into a block, or use brevitas_axe.quantize."
+                )
             calls[index].append(_without_state(args, kwargs))
-            if index == len(blocks) - 1:
+            if index == len(names) - 1:
                 raise _Reached
 
         return hook
 
+    def keep(index: int):
+        def hook(_: nn.Module, args: tuple, output: Any) -> None:
+            hidden = _hidden_in(output)
+            if not isinstance(hidden, Tensor):
+                raise UnsupportedLayer(
+                    f"block '{names[index]}' gives a {type(hidden).__name__} instead of hidden "
+                    "states, so the next one cannot be fed with them; use brevitas_axe.quantize."
+                )
+            given[index] = hidden.clone()  # the model might change its own in place
+
+        return hook
+
     handles = [
-        block.register_forward_pre_hook(note(index), with_kwargs=True)
-        for index, block in enumerate(blocks)
+        handle
+        for index, block in enumerate(blocks.values())
+        for handle in (
+            block.register_forward_pre_hook(note(index), with_kwargs=True),
+            block.register_forward_hook(keep(index)),
+        )
     ]
     try:
         with torch.no_grad():
@@ -155,6 +200,18 @@ def _hidden_of(args: tuple, kwargs: dict) -> Tensor:
             "cannot be solved one after the other; use brevitas_axe.quantize."
         )
     return hidden
+
+
+def _hidden_in(output: Any) -> Any:
+    """Hidden states that a block returns, alone or as the first of several things."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _same(given: Tensor | None, taken: Tensor) -> bool:
+    """Whether two hidden states are equal to the last bit, wherever they lie."""
+    if given is None or (given.shape, given.dtype) != (taken.shape, taken.dtype):
+        return False
+    return torch.allclose(given.to(taken.device), taken, rtol=0, atol=0, equal_nan=True)
 
 
 def _without_state(args: tuple, kwargs: dict) -> Call:
@@ -209,8 +266,7 @@ class Alone(nn.Module):
     def forward(self, quantized: Call, real: Call) -> Tensor:
         """The block's hidden states, quantized or, where its quantizers are off, float."""
         args, kwargs = quantized if self._quantizes() else real
-        output = self.get_submodule(self.name)(*args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        return _hidden_in(self.get_submodule(self.name)(*args, **kwargs))
 
     def _quantizes(self) -> bool:
         layers: list[Layer] = [m for m in self.modules() if isinstance(m, qnn.QuantLinear)]

@@ -11,8 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from brevitas_axe.blocks import find_blocks, quantize_blocks
+from brevitas_axe.blocks.offload import bring_in, send_out
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.layers import find_layers, integer_weight
 from tests.blocks.tiny import batches, tiny
+from tests.elsewhere import DEVICE, Elsewhere, ElsewhereTensor
 
 OPTIONS = {"accumulator_bit_width": 14, "quality": "fast", "progress": False}
 
@@ -43,7 +46,44 @@ def test_solved_blocks_leave_memory(tmp_path: Path, from_disk: bool) -> None:
         assert torch.equal(result.model(data[0]).logits, wanted.model(data[0]).logits)
 
 
-def test_without_accelerate_one_sentence_says_how(tmp_path: Path, monkeypatch) -> None:
+def stored(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Integers of a model whose blocks are on the disk."""
+    for block in find_blocks(model).values():
+        bring_in(block)
+    return {name: integer_weight(name, layer)[0] for name, layer in find_layers(model).items()}
+
+
+def test_what_another_run_left_in_the_folder_is_replaced(tmp_path: Path) -> None:
+    data = batches("opt")
+    quantize_blocks(tiny("opt"), data, quality="fast", progress=False, offload=tmp_path)
+    narrow = {**OPTIONS, "accumulator_bit_width": 12}
+    wanted = stored(quantize_blocks(tiny("opt"), data, **narrow).model)
+    result = quantize_blocks(tiny("opt"), data, **narrow, offload=tmp_path)
+    result.certificate.require()
+    found = stored(result.model)
+    assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
+
+
+def test_weights_come_in_where_their_block_runs(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(3, 2)
+    wanted = layer.weight.detach().clone()
+    send_out(layer, tmp_path)
+    hook: Any = layer._hf_hook
+    for one in hook.hooks:
+        one.execution_device = DEVICE
+    with Elsewhere():
+        bring_in(layer)
+        assert isinstance(layer.weight.data, ElsewhereTensor)
+        assert torch.equal(layer.weight.data.cpu(), wanted)
+    assert not hasattr(layer, "_hf_hook")
+
+
+def test_an_offload_that_cannot_be_is_refused_before_any_work(tmp_path: Path, monkeypatch) -> None:
+    model = tiny("llama")
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidOption, match="is a file"):
+        quantize_blocks(model, batches("llama"), **OPTIONS, offload=tmp_path / "file")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(InvalidOption, match="needs accelerate"):
-        quantize_blocks(tiny("llama"), batches("llama"), **OPTIONS, offload=tmp_path)
+        quantize_blocks(model, batches("llama"), **OPTIONS, offload=tmp_path)
+    assert not find_layers(model)

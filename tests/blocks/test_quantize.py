@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
 import itertools
 import signal
 import subprocess
@@ -18,11 +20,13 @@ from brevitas.quant import Int8ActPerTensorFloat
 from torch import nn
 
 from brevitas_axe import Int8WeightPerChannelFloatAXE
-from brevitas_axe.blocks import export_layers, quantize_blocks
-from brevitas_axe.blocks.stack import to_linears
+from brevitas_axe.blocks import export_layers, find_blocks, quantize_blocks
+from brevitas_axe.blocks.offload import bring_in
+from brevitas_axe.blocks.stack import left_in_float, to_linears
 from brevitas_axe.certify import certify
 from brevitas_axe.errors import (
     AccumulatorTooNarrow,
+    AxeError,
     InvalidOption,
     InvalidState,
     InvalidTile,
@@ -41,9 +45,13 @@ def integers(model: nn.Module) -> dict[str, np.ndarray]:
     return {name: integer_weight(name, layer)[0].numpy() for name, layer in found.items()}
 
 
-def solve(kind: str, **options):
+def solve(model: str | nn.Module, **options):
+    """Solves a tiny model, given itself or by name."""
     widths = {"accumulator_bit_width": P, "tile_size": TILE, "progress": False, "quality": "fast"}
-    return quantize_blocks(tiny(kind), batches(kind), **{**widths, **options})
+    kinds = {type(tiny(kind)): kind for kind in LAYERS}
+    kind = model if isinstance(model, str) else kinds[type(model)]
+    model = tiny(kind) if isinstance(model, str) else model
+    return quantize_blocks(model, batches(kind), **{**widths, **options})
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -77,9 +85,18 @@ def test_the_log_says_how_wide_every_accumulator_is() -> None:
         assert {"error", "error_rounded", "seconds"} <= set(entry)
 
 
-@pytest.mark.parametrize("quality", ["fast", "best"])
-def test_blocks_give_the_integers_of_the_whole_model(quality: str) -> None:
-    whole = tiny("gpt2").eval()
+def three_blocks() -> nn.Module:
+    model = tiny("gpt2").eval()
+    model.transformer.h.insert(0, copy.deepcopy(model.transformer.h[1]))
+    model.config.use_cache = False  # two blocks now share a place in it
+    return model
+
+
+@pytest.mark.parametrize(("quality", "passed"), [("fast", None), ("best", None), ("fast", 1)])
+def test_blocks_give_the_integers_of_the_whole_model(quality: str, passed: int | None) -> None:
+    whole = three_blocks()
+    block = f"transformer.h.{passed}."
+    exclude = [name for name in left_in_float(whole) if name.startswith(block)]
     to_linears(whole)
     options = {
         "weight_quant": Int8WeightPerChannelFloatAXE,
@@ -87,7 +104,7 @@ def test_blocks_give_the_integers_of_the_whole_model(quality: str) -> None:
         "weight_accumulator_bit_width": None,
         "input_quant": Int8ActPerTensorFloat,
     }
-    layerwise_quantize(whole, {nn.Linear: (qnn.QuantLinear, options)}, ["lm_head"])
+    layerwise_quantize(whole, {nn.Linear: (qnn.QuantLinear, options)}, ["lm_head", *exclude])
     data = batches("gpt2")
     with torch.no_grad(), calibration_mode(whole):
         for x in data:
@@ -98,7 +115,8 @@ def test_blocks_give_the_integers_of_the_whole_model(quality: str) -> None:
             axe.model(x, use_cache=False)
         while axe.update():
             pass
-    blocks = integers(solve("gpt2", quality=quality).model)
+    blocks = integers(solve(three_blocks(), quality=quality, exclude=exclude).model)
+    assert blocks.keys() == integers(whole).keys()
     for name, weight in integers(whole).items():
         assert np.array_equal(weight, blocks[name]), name
 
@@ -189,10 +207,23 @@ def test_excluded_layers_stay_in_float() -> None:
     assert result.certificate.ok
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_block_without_layers_to_solve_is_passed(index: int) -> None:
+    names = [n for n in left_in_float(tiny("gpt2")) if n.startswith(f"transformer.h.{index}.")]
+    result = solve("gpt2", exclude=names)
+    result.certificate.require()
+    assert set(names) < set(result.floats)
+    assert [entry["block"] for entry in result.layers] == [1 - index] * LAYERS["gpt2"]
+    assert set(find_layers(result.model)) == set(result.plan.layers)
+    attention = [n for n in result.floats if n.startswith(f"transformer.h.{index}.attn")]
+    assert len(attention) > 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"exclude": ["lm_head"]}, "'lm_head' is not in a block"),
+        ({"exclude": left_in_float(tiny("llama"))[:-1]}, "every layer of the blocks is excluded"),
         ({"activations": "weekly"}, "choose from static, dynamic, per_token"),
         ({"smooth": 2.0}, "between 0 and 1"),
         ({"tile_scales": True, "tile_size": None}, "size of the tiles"),
@@ -209,6 +240,54 @@ def test_an_accumulator_too_narrow_is_named_before_any_work() -> None:
         solve("llama", accumulator_bit_width=8)
 
 
+def test_a_refused_option_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = tiny("gpt2").train()
+    before, modules = copy.deepcopy(model.state_dict()), dict(model.named_modules())
+    solve("gpt2", state=tmp_path)
+    (tmp_path / "file").touch()
+    refused = [
+        {"quality": "bst"},
+        {"algorithm": "newton"},
+        {"accumulator_bit_width": 1},
+        {"accumulator_bit_width": 8, "smooth": 0.5, "rotate": True},
+        {"accumulator_bit_width": P + 1, "state": tmp_path},
+        {"state": tmp_path / "file"},
+        {"weight_bit_width": 0},
+        {"tile_size": -1},
+        {"workers": 0},
+    ]
+    for options in refused:
+        with pytest.raises(AxeError):
+            solve(model, **options)
+        assert model.training, options
+        assert dict(model.named_modules()) == modules, options
+        state = model.state_dict()
+        assert all(torch.equal(before[name], value) for name, value in state.items()), options
+    solved, fresh = integers(solve(model).model), integers(solve("gpt2").model)
+    assert all(np.array_equal(solved[name], weight) for name, weight in fresh.items())
+
+
+@pytest.mark.parametrize(
+    "options", [{"quality": "bst"}, {"algorithm": "newton"}, {"tile_size": 0}], ids=str
+)
+def test_options_are_checked_before_the_model_runs(options: dict, monkeypatch) -> None:
+    model = tiny("vit")
+    monkeypatch.setattr(type(model), "forward", lambda self, *args: pytest.fail("it ran"))
+    with pytest.raises(AxeError):
+        solve(model, **options)
+
+
+def test_a_change_between_blocks_is_refused() -> None:
+    model = tiny("vit")
+    model.layers[0].register_forward_hook(lambda _, args, output: output * 10)  # inside: accepted
+    solve(model)
+    model = tiny("vit")
+    model.layers[1].register_forward_pre_hook(lambda _, args: (args[0] * 10, *args[1:]))
+    with pytest.raises(UnsupportedLayer, match=r"block 'layers\.1' does not get"):
+        solve(model)
+    assert not find_layers(model)
+
+
 def test_quantized_models_are_sent_elsewhere() -> None:
     model = solve("vit").model
     with pytest.raises(InvalidOption, match=r"brevitas_axe\.quantize"):
@@ -220,8 +299,27 @@ def test_memory_that_runs_out_brings_advice(monkeypatch: pytest.MonkeyPatch) -> 
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(axe_mode, "update", update)
-    with pytest.raises(NotEnoughMemory, match=r"encoder\.layer\.0.*fewer or shorter"):
+    with pytest.raises(NotEnoughMemory, match=r"encoder\.layer\.0.*fewer or shorter.*offload="):
         solve("bert")
+
+
+@pytest.mark.parametrize("full", [0, 2], ids=["at the first forward", "at a later one"])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError(), RuntimeError("DefaultCPU: can't allocate memory")],
+    ids=lambda error: type(error).__name__,
+)
+def test_so_does_memory_that_runs_out_before_the_first_block(full: int, error: Exception) -> None:
+    model, seen = tiny("bert"), []
+
+    def embed(*_) -> None:
+        seen.append(1)
+        if len(seen) > full:
+            raise error
+
+    model.embeddings.register_forward_pre_hook(embed)
+    with pytest.raises(NotEnoughMemory, match=r"in the float model.*smaller batches.*offload="):
+        solve(model)
 
 
 _KILLED_RUN = """
@@ -240,27 +338,50 @@ def killing(self, *arguments):
 
 SavedLayers.save = killing
 widths = {"accumulator_bit_width": 14, "tile_size": 24, "progress": False}
-quantize_blocks(tiny("gpt2"), batches("gpt2"), **widths, state=sys.argv[1])
+folders = {"state": sys.argv[1], "offload": sys.argv[2]}
+quantize_blocks(tiny("gpt2"), batches("gpt2"), **widths, **folders)
 """
 
 
 def test_a_killed_run_goes_on_to_the_same_integers(tmp_path: Path) -> None:
-    state = tmp_path / "state"
+    state, offload = tmp_path / "state", tmp_path / "offload"
+    solve("gpt2", accumulator_bit_width=None, offload=offload)  # another run's leavings
     killed = subprocess.run(
-        [sys.executable, "-c", _KILLED_RUN, str(state)],
+        [sys.executable, "-c", _KILLED_RUN, str(state), str(offload)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert len(list(state.rglob("*.solved"))) == 6
-    resumed = solve("gpt2", quality="best", state=state)
+    resumed = solve("gpt2", quality="best", state=state, offload=offload)
     assert [entry["resumed"] for entry in resumed.layers] == [True] * 6 + [False] * 2
-    fresh = integers(solve("gpt2", quality="best").model)
+    fresh = solve("gpt2", quality="best")
+    for block in find_blocks(resumed.model).values():
+        bring_in(block)
+    wanted = integers(fresh.model)
     for name, weight in integers(resumed.model).items():
-        assert np.array_equal(weight, fresh[name]), name
+        assert np.array_equal(weight, wanted[name]), name
+    told = {"seconds", "resumed"}  # the rest of the log is the fresh run's
+    for mine, theirs in zip(resumed.layers, fresh.layers, strict=True):
+        assert {k: v for k, v in mine.items() if k not in told} == {
+            k: v for k, v in theirs.items() if k not in told
+        }
     with pytest.raises(InvalidState, match="another"):
         solve("gpt2", quality="best", accumulator_bit_width=P + 1, state=state)
+
+
+def test_states_without_log_entries_still_load(tmp_path: Path) -> None:
+    fresh = solve("vit", state=tmp_path)
+    for path in tmp_path.rglob("*.solved"):
+        with np.load(io.BytesIO(path.read_bytes()[32:])) as data:
+            older = {key: data[key] for key in data.files if key != "entry"}
+        np.savez_compressed(buffer := io.BytesIO(), **older)
+        path.write_bytes(hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+    resumed = solve("vit", state=tmp_path)
+    assert all(entry["resumed"] and "error" not in entry for entry in resumed.layers)
+    wanted = integers(fresh.model)
+    assert all(np.array_equal(wanted[n], q) for n, q in integers(resumed.model).items())
 
 
 def test_the_model_and_its_data_are_left_as_they_were() -> None:

@@ -20,7 +20,7 @@ def test_outputs_are_those_of_the_float_block(kind: str, options: dict) -> None:
     blocks = find_blocks(model)
     name, block = next(iter(blocks.items()))
     with torch.no_grad():
-        hidden, calls = record_calls(model, list(blocks.values()), [((x,), {}) for x in data])
+        hidden, calls = record_calls(model, blocks, [((x,), {}) for x in data])
         alone = Alone(name, block)
         full = [with_hidden(c, h) for c, h in zip(calls[0], hidden, strict=True)]
         pairs = list(zip(full, full, strict=True))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from brevitas_axe.blocks.stack import (
     first_sample,
     left_in_float,
     record_calls,
+    restored_on_error,
     to_linears,
     with_hidden,
 )
@@ -83,7 +86,7 @@ def test_blocks_on_their_own_give_what_the_model_gives(kind: str) -> None:
     blocks, outputs = find_blocks(model), []
     last = list(blocks.values())[-1]
     with torch.no_grad():
-        hidden, calls = record_calls(model, list(blocks.values()), [((x,), {}) for x in data])
+        hidden, calls = record_calls(model, blocks, [((x,), {}) for x in data])
         for (name, block), call in zip(blocks.items(), calls, strict=True):
             alone = Alone(name, block)
             pairs = [with_hidden(c, h) for c, h in zip(call, hidden, strict=True)]
@@ -111,7 +114,7 @@ def test_the_first_sample_of_a_call_is_a_call(kind: str) -> None:
     if kwargs:
         kwargs["attention_mask"][:, -3:] = 0
     with torch.no_grad():
-        hidden, calls = record_calls(model, [block], [((data[0],), kwargs)])
+        hidden, calls = record_calls(model, {name: block}, [((data[0],), kwargs)])
         alone, whole = Alone(name, block), with_hidden(calls[0][0], hidden[0])
         one = first_sample(whole)
         torch.testing.assert_close(alone(one, one), alone(whole, whole)[:1])
@@ -133,5 +136,65 @@ class Looped(nn.Module):
 def test_blocks_called_more_than_once_are_refused() -> None:
     model = Looped()
     with pytest.raises(UnsupportedLayer, match="exactly once"):
-        record_calls(model, list(model.blocks), [((torch.ones(1, 4),), {})])
+        record_calls(model, find_blocks(model), [((torch.ones(1, 4),), {})])
     assert not model.blocks[0]._forward_pre_hooks
+
+
+class Chain(nn.Module):
+    """Three blocks with something between them."""
+
+    def __init__(self, between) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(3))
+        self.between = between
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = self.between(block(x))
+        return x
+
+
+@pytest.mark.parametrize(
+    "between",
+    [lambda h: h * 10, lambda h: h.mul_(10), lambda h: h[:1], torch.Tensor.half],
+    ids=["scaled", "scaled in place", "shortened", "of another type"],
+)
+def test_hidden_states_changed_between_blocks_are_refused(between) -> None:
+    model = Chain(between)
+    with pytest.raises(UnsupportedLayer, match=r"blocks\.1' does not get.*blocks\.0' gives.*move"):
+        record_calls(model, find_blocks(model), [((torch.ones(2, 4),), {})])
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.blocks)
+
+
+@pytest.mark.parametrize("value", [1.0, torch.nan])
+def test_equal_hidden_states_are_accepted(value: float) -> None:
+    model = Chain(lambda h: h.clone())
+    hidden, calls = record_calls(model, find_blocks(model), [((torch.full((2, 4), value),), {})])
+    assert (len(hidden), len(calls)) == (1, 3)
+
+
+def test_outputs_that_hold_no_hidden_states_are_refused() -> None:
+    model = Chain(lambda h: h["hidden"])
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, args, output: {"hidden": output})
+    with pytest.raises(UnsupportedLayer, match=r"blocks\.0' gives a dict"):
+        record_calls(model, find_blocks(model), [((torch.ones(2, 4),), {})])
+
+
+def test_an_error_gives_a_module_back_as_it_was() -> None:
+    model = Experts()
+    shared = model.experts[0][0].weight
+    model.experts[1][0].weight = shared
+    before, names = copy.deepcopy(model.state_dict()), [name for name, _ in model.named_modules()]
+
+    def spoil() -> None:
+        shared.data *= 2
+        model.experts[2][0] = nn.Sequential(nn.Linear(4, 4))
+        model.experts[1][0].weight = nn.Parameter(torch.zeros(4, 4))
+        raise KeyError
+
+    with pytest.raises(KeyError), restored_on_error(model):
+        spoil()
+    assert [name for name, _ in model.named_modules()] == names
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.experts[0][0].weight is model.experts[1][0].weight is shared
