@@ -165,7 +165,7 @@ class Choices:
 
     Raises:
         InvalidPlan: no choice, a choice twice, an unknown or repeated name in `same_input`, or a
-            group without a width that all its layers may get.
+            group without layers or without a width that all its layers may get.
     """
 
     layers: Mapping[str, tuple[LayerPrecision, ...]]
@@ -184,6 +184,8 @@ class Choices:
                     f"'same_input' names '{name}', which has no choices or is named twice."
                 )
         for group in self.same_input:
+            if not group:
+                raise InvalidPlan("'same_input' has a group without layers; leave it out.")
             if not set.intersection(*({c.input for c in self.layers[n]} for n in group)):
                 raise InvalidPlan(
                     f"layers {', '.join(group)} read the same activation, but no choice of input "

@@ -151,12 +151,24 @@ def set_input_bits(
             layer.weight_quant.set_input_range(None)
     for name, reach in _widest(observe_inputs(model, layers, args, kwargs)).items():
         bits = plan.layers[name].input if name in plan.layers else None
-        if bits is not None and (reach is None or (reach.high - reach.low).bit_length() != bits):
-            arrives = "float" if reach is None else f"{(reach.high - reach.low).bit_length()} bits"
-            raise InvalidPlan(
-                f"layer '{name}' is planned with {bits} input bits, but {arrives} arrives; "
-                "quantize its input directly in front of it."
-            )
+        check_arriving(name, bits, None if reach is None else (reach.low, reach.high))
+
+
+def check_arriving(name: str, bits: int | None, arrives: tuple[int, int] | None) -> None:
+    """Raises InvalidPlan when a layer's input does not have the bits that it should have.
+
+    Args:
+        name: layer name.
+        bits: that it should have; None for any.
+        arrives: (smallest, largest) integer of the input, None where it is not quantized.
+    """
+    found = None if arrives is None else (arrives[1] - arrives[0]).bit_length()
+    if bits not in (None, found):
+        what = "a float input" if found is None else f"an input of {found} bits"
+        raise InvalidPlan(
+            f"layer '{name}' is given {bits} input bits, but with these set {what} arrives; "
+            "quantize its input directly in front of it."
+        )
 
 
 def _widest(calls: Ranges) -> dict[str, InputRange | None]:

@@ -46,14 +46,17 @@ class Augmented:
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
         own = Hutchinson(self.probes)(case, trials)
-        parts: dict[str, Part] = {}
-        for known in moments(case, case.names):
-            for name in known:
-                worst = case.choices.layers[name][int(own.harm[name].argmax())]
-                parts[name] = part(case, name, worst, known[name])
+        worst = {n: o[int(own.harm[n].argmax())] for n, o in case.choices.layers.items()}
         pairs = list(combinations(case.names, 2))
         sets = [(), *((name,) for name in case.names), *pairs]
-        work = [(f"loss of {names}", (case, {n: parts[n] for n in names})) for names in sets]
+        keys = {names: f"loss of { {n: worst[n] for n in names} }" for names in sets}
+        missing = {n for names in sets if not trials.knows(keys[names]) for n in names}
+        parts: dict[str, Part] = {}
+        for known in moments(case, [name for name in case.names if name in missing]):
+            solved = trials.run(part, [(case, n, worst[n], known[n]) for n in known])
+            parts.update(zip(known, solved, strict=True))
+        # What is known already needs no parts.
+        work = [(keys[s], (case, {n: parts[n] for n in s if n in parts})) for s in sets]
         losses = dict(zip(sets, trials.map(Case.loss, work), strict=True))
         reach = {n: np.sqrt(harm / (harm.max() or 1.0)) for n, harm in own.harm.items()}
         return Scores(

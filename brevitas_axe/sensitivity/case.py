@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from brevitas_axe.layers import Layer, find_layers, observe_inputs, roll_weight,
 from brevitas_axe.plan import Choices, LayerPrecision
 from brevitas_axe.prepare import Batch, as_batches
 from brevitas_axe.ptq.state import Fingerprint
+from brevitas_axe.sensitivity.activations import check_arriving, input_sources, tied_layers
 from brevitas_axe.sensitivity.metrics import Metric, find_metric, output_tensor
 from brevitas_axe.sensitivity.twin import (
     Grid,
@@ -55,7 +57,7 @@ class Case:
         batches: (args, kwargs) of forwards.
         items: the calibration items that batches came from, labels included.
         reference: the twin's output for each batch.
-        choices: to be scored.
+        choices: to be scored, all ties of the model among their `same_input`.
         inputs: layer → input bits → grid.
         weights: layer → weight bits → grid.
         metric: how far an output is from what it should be.
@@ -84,9 +86,9 @@ class Case:
         """One layer of the twin."""
         return self.twin.get_submodule(name)
 
-    def private(self) -> tuple[nn.Module, dict[str, Layer]]:
-        """A private copy of the twin, and its layers to score."""
-        twin = private(self.twin)
+    def private(self, frozen: bool = False) -> tuple[nn.Module, dict[str, Layer]]:
+        """A private copy of the twin, on request without trainable weights, and its layers."""
+        twin = private(self.twin, frozen)
         return twin, self._layers_of(twin)
 
     def differentiable(self, share: float = 1.0) -> tuple[nn.Module, dict[str, Layer]]:
@@ -149,14 +151,14 @@ def make_case(
     Args:
         model: a calibrated Brevitas model.
         calibration: items as `brevitas_axe.prepare.as_batches` takes them; labels are kept.
-        choices: to be scored.
+        choices: to be scored; layers that read one activation are tied, if they are not yet.
         metric: "kl" (to the float model's output), "mse", "cross_entropy" or a `Metric`.
         seed: of everything random.
         exclude: names of layers to leave out.
 
     Raises:
-        InvalidPlan: a layer of the choices does not exist or is never called, or its input does
-            not come with the chosen bits.
+        InvalidPlan: a layer of the choices does not exist or is never called, its input does not
+            come with the chosen bits, or layers that read one activation have no bits in common.
         MissingInputQuantizer: an accumulator is chosen where the input is not quantized.
     """
     if isinstance(calibration, Tensor) or not isinstance(calibration, Iterable):
@@ -174,6 +176,8 @@ def make_case(
             )
     calls = observe_inputs(scratch, layers, args, kwargs)
     widths = {choice.input for options in choices.layers.values() for choice in options}
+    if len(widths) > 1:  # otherwise tied layers cannot disagree
+        choices = _completed(choices, input_sources(model, args, kwargs, exclude))
     by_width = {bits: input_grids(model, args, kwargs, bits, exclude) for bits in widths}
     inputs: dict[str, dict[int | None, Grid | None]] = {}
     weights: dict[str, dict[int | None, WeightGrid]] = {}
@@ -201,10 +205,19 @@ def make_case(
 
 
 def fingerprint(case: Case, scorer: object) -> str:
-    """Of all that a trial's result depends on besides its key."""
-    digest = Fingerprint({"scorer": repr(scorer), "metric": case.metric.name, "seed": case.seed})
+    """Of all that a trial's result depends on besides its key, which names the choices."""
+    digest = Fingerprint(
+        {
+            "version": version("brevitas_axe"),
+            "scorer": repr(scorer),
+            "metric": case.metric.name,
+            "seed": case.seed,
+        }
+    )
     digest.add(case.twin)
     digest.add(case.items)
+    # A forward may depend on what is no parameter: a constant, an attribute, the code itself.
+    digest.add(case.reference)
     for name in case.names:
         digest.add((name, type(case.layer(name)).__qualname__))
         for grids in (case.inputs[name], case.weights[name]):
@@ -213,19 +226,20 @@ def fingerprint(case: Case, scorer: object) -> str:
     return digest.hexdigest()
 
 
+def _completed(choices: Choices, sources: Mapping[str, tuple[str, ...]]) -> Choices:
+    """The choices with all ties of the model besides their own."""
+    own = {name: (f"tie of {group[0]}",) for group in choices.same_input for name in group}
+    sources = {name: sources.get(name, ()) + own.get(name, ()) for name in choices.layers}
+    return Choices(choices.layers, tied_layers(sources))
+
+
 def _check(name: str, choice: LayerPrecision, grid: Grid | None) -> None:
-    arrives = None if grid is None else (grid.high - grid.low).bit_length()
     if choice.accumulator is not None and grid is None:
         raise MissingInputQuantizer(
             f"the input of layer '{name}' is not quantized to integers, so no accumulator can be "
             "chosen for it; quantize it, or leave the layer out of the choices."
         )
-    if choice.input is not None and arrives != choice.input:
-        what = "float" if arrives is None else f"{arrives} bits"
-        raise InvalidPlan(
-            f"layer '{name}' has a choice of {choice.input} input bits, but with all activations "
-            f"at {choice.input} bits {what} arrives; quantize its input directly in front of it."
-        )
+    check_arriving(name, choice.input, None if grid is None else (grid.low, grid.high))
 
 
 def _weight_grid(name: str, layer: Layer, bits: int | None) -> WeightGrid:

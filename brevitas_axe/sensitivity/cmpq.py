@@ -13,7 +13,7 @@ from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.facts import Facts
 from brevitas_axe.sensitivity.scores import Scores, from_importance
 from brevitas_axe.sensitivity.trials import Trials
-from brevitas_axe.sensitivity.twin import layer_outputs
+from brevitas_axe.sensitivity.twin import channel_axis, layer_outputs
 
 # A component more than a sample for every so many correlates by chance.
 SAMPLES_PER_COMPONENT = 5
@@ -40,13 +40,19 @@ class Cmpq:
     )
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
-        outputs = mean_outputs(case)
-        parts = {name: leading(y, self.variance) for name, y in outputs.items()}
-        importance = {}
-        for name in parts:
-            others = [similarity(parts[name], parts[n]) for n in parts if n != name]
-            importance[name] = max(1 - float(np.mean(others)), 0.0) if others else 1.0
-        return from_importance(case.choices, importance)
+        # One trial: every layer is compared with all others.
+        (found,) = trials.map(_importance, [("importance", (case, self.variance))])
+        return from_importance(case.choices, dict(zip(case.names, found, strict=True)))
+
+
+def _importance(case: Case, variance: float) -> list[float]:
+    outputs = mean_outputs(case)
+    parts = {name: leading(y, variance) for name, y in outputs.items()}
+    importance = []
+    for name in parts:
+        others = [similarity(parts[name], parts[n]) for n in parts if n != name]
+        importance.append(max(1 - float(np.mean(others)), 0.0) if others else 1.0)
+    return importance
 
 
 def mean_outputs(case: Case) -> dict[str, np.ndarray]:
@@ -57,8 +63,7 @@ def mean_outputs(case: Case) -> dict[str, np.ndarray]:
         with torch.no_grad():
             _, calls = layer_outputs(twin, layers, batch)
         for name, output in calls:
-            axis = -1 if isinstance(layers[name], torch.nn.Linear) else 1
-            by_channel = output.movedim(axis, -1)
+            by_channel = output.movedim(channel_axis(layers[name]), -1)
             rows[name].append(by_channel.reshape(len(output), -1, by_channel.shape[-1]).mean(1))
     outputs = {name: torch.cat(found).double().numpy() for name, found in rows.items()}
     for name, y in outputs.items():

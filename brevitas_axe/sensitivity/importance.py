@@ -35,8 +35,13 @@ class Importance:
     )
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
-        channels = channel_importance(case, self.steps)
-        return from_importance(case.choices, {n: float(c.sum()) for n, c in channels.items()})
+        # One trial: labels are drawn for one batch after the other.
+        (found,) = trials.map(_importance, [("importance", (case, self.steps))])
+        return from_importance(case.choices, dict(zip(case.names, found, strict=True)))
+
+
+def _importance(case: Case, steps: int) -> list[float]:
+    return [float(channels.sum()) for channels in channel_importance(case, steps).values()]
 
 
 def channel_importance(case: Case, steps: int = 1) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
 """Error of each layer's output, weighted by how much the loss listens to it. No model evaluation.
 
-The error is exact, of the weights solved under the choice's accumulator budget; the weight of each
-output channel is its diagonal of the Gauss-Newton Hessian of the metric. After HAWQ (arXiv
-1905.03696) and AXE (arXiv 2409.17092); the combination is ours.
+The error is that of weights solved under the choice's accumulator budget, for the rows that matter
+most; the other rows are estimated from these (`Local.rows`). The weight of each output channel is
+its diagonal of the Gauss-Newton Hessian of the metric. After HAWQ (arXiv 1905.03696) and AXE (arXiv
+2409.17092); the combination is ours.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.facts import Facts
 from brevitas_axe.sensitivity.scores import Scores
 from brevitas_axe.sensitivity.trials import Trials
-from brevitas_axe.sensitivity.twin import layer_outputs
+from brevitas_axe.sensitivity.twin import channel_axis, layer_outputs
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,8 @@ def curvature(case: Case, probes: int) -> dict[str, Tensor]:
             for (name, _), slope in zip(calls, slopes, strict=True):
                 if slope is None:
                     continue
-                axis = (
-                    -1
-                    if isinstance(layers[name], torch.nn.Linear)
-                    else -len(layers[name].kernel_size) - 1
-                )
-                square = slope.detach().double().square().movedim(axis, 0).flatten(1).sum(1)
+                by_channel = slope.detach().double().movedim(channel_axis(layers[name]), 0)
+                square = by_channel.flatten(1).square().sum(1)
                 sums[name] = sums[name] + square * (len(result) / (case.samples * probes))
     return sums
 

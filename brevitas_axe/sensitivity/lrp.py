@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.facts import Facts
+from brevitas_axe.sensitivity.metrics import class_axis
 from brevitas_axe.sensitivity.relevance import propagating
 from brevitas_axe.sensitivity.scores import Scores, from_importance
 from brevitas_axe.sensitivity.trials import Trials
@@ -34,28 +36,34 @@ class Lrp:
     )
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
-        found = relevances(case)
+        found = relevances(case, trials)
         total = sum(found.values())
         return from_importance(
             case.choices, {name: value / (total or 1.0) for name, value in found.items()}
         )
 
 
-def relevances(case: Case) -> dict[str, float]:
-    """Layer → mean over samples of Σ|R| at its output."""
-    twin, layers = case.private()
+def relevances(case: Case, trials: Trials) -> dict[str, float]:
+    """Layer → mean over samples of Σ|R| at its output; one trial per batch."""
+    work = [(f"batch {index}", (case, index)) for index in range(len(case.batches))]
+    total = np.sum(trials.map(_batch_relevances, work), axis=0) / case.samples
+    return dict(zip(case.names, total.tolist(), strict=True))
+
+
+def _batch_relevances(case: Case, index: int) -> list[float]:
+    # Weights take no relevance, whether they are trained or not.
+    twin, layers = case.private(frozen=True)
+    args, kwargs = case.batches[index]
+    leaves = tuple(map(_leaf, args)), {key: _leaf(a) for key, a in kwargs.items()}
+    with torch.enable_grad(), propagating():
+        result, calls = layer_outputs(twin, layers, leaves)
+    axis = class_axis(result)
+    start = torch.zeros_like(result).scatter_(axis, result.argmax(axis, keepdim=True), 1.0)
+    found = torch.autograd.grad(result, [y for _, y in calls], start, allow_unused=True)
     total = dict.fromkeys(layers, 0.0)
-    for args, kwargs in case.batches:
-        leaves = tuple(map(_leaf, args)), {key: _leaf(a) for key, a in kwargs.items()}
-        with torch.enable_grad(), propagating():
-            result, calls = layer_outputs(twin, layers, leaves)
-        axis = 1 if result.dim() > 3 else -1
-        start = torch.zeros_like(result).scatter_(axis, result.argmax(axis, keepdim=True), 1.0)
-        calls = [(name, y) for name, y in calls if y.requires_grad]
-        found = torch.autograd.grad(result, [y for _, y in calls], start, allow_unused=True)
-        for (name, _), relevance in zip(calls, found, strict=True):
-            total[name] += 0.0 if relevance is None else float(relevance.abs().sum())
-    return {name: value / case.samples for name, value in total.items()}
+    for (name, _), relevance in zip(calls, found, strict=True):
+        total[name] += 0.0 if relevance is None else float(relevance.abs().sum())
+    return list(total.values())
 
 
 def _leaf(x: object) -> object:

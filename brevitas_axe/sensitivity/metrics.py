@@ -53,8 +53,13 @@ def output_tensor(output: Any) -> Tensor:
     return output
 
 
+def class_axis(output: Tensor) -> int:
+    """Axis of a model's output along which its classes lie."""
+    return 1 if output.dim() > 3 else -1
+
+
 def _classes_last(output: Tensor) -> Tensor:
-    return output.movedim(1, -1) if output.dim() > 3 else output
+    return output.movedim(class_axis(output), -1)
 
 
 def _kl(output: Tensor, reference: Tensor, item: Any) -> Tensor:
@@ -72,7 +77,7 @@ def _sampled_slope(reference: Tensor, item: Any, generator: Generator) -> Tensor
 def _label_slope(reference: Tensor, labels: Tensor) -> Tensor:
     p = F.softmax(_classes_last(reference), -1)
     slope = p - F.one_hot(labels, p.shape[-1]).to(p)
-    return slope.movedim(-1, 1) if reference.dim() > 3 else slope
+    return slope.movedim(-1, class_axis(reference))
 
 
 def _predictions(reference: Tensor) -> int:

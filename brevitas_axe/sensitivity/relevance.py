@@ -2,16 +2,18 @@
 
 Inside `propagating`, autograd carries relevance instead of gradients: linear layers and
 convolutions redistribute it by the α=1, β=0 rule, over (w⁺, x⁺) and (w⁻, x⁻); biases take none.
-Activations, normalisations and softmax pass it on; a sum splits it by |share|; of a product of two
-activations each gets half. Shapes, pooling and indexing need nothing: there the gradient of the
-operation already carries relevance to where it belongs.
+Activations, normalisations and softmax pass it on; a sum or difference splits it by |share|; of a
+product of two activations each gets half, but a reciprocal root, as norms have it, gets none.
+Shapes, pooling and indexing need nothing: there the gradient of the operation already carries
+relevance to where it belongs. Operations without a rule do the same, and do not conserve it.
 
 LRP-QViT (arXiv 2401.11243), after Bach et al. (PLoS ONE 2015).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,23 +75,36 @@ def _sum(first: Tensor, second: Tensor, output: Tensor) -> Tensor:
     return _ruled(rule, output, first, second)
 
 
-def _product(first: Tensor, second: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Half to each factor, shared out by |terms| of the sums that the product makes."""
-    a, b = first.detach(), second.detach()
+def _product(factors: Sequence[Tensor], multiply: Callable[..., Tensor]) -> Tensor:
+    """An equal part to each factor, shared out by |terms| of the sums that the product makes."""
+    values = [factor.detach() for factor in factors]
 
-    def rule(relevance: Tensor) -> tuple[Tensor, Tensor]:
+    def rule(relevance: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            left, right = a.abs().requires_grad_(True), b.abs().requires_grad_(True)
-            total = multiply(left, right)
+            sizes = [value.abs().requires_grad_(True) for value in values]
+            total = multiply(*sizes)
             share = torch.where(total > _TINY, relevance / total.clamp(min=_TINY), 0.0)
-            slopes = torch.autograd.grad(total, (left, right), share.detach() / 2)
-        return (left * slopes[0]).detach(), (right * slopes[1]).detach()
+            slopes = torch.autograd.grad(total, sizes, share.detach() / len(sizes))
+        return tuple((size * slope).detach() for size, slope in zip(sizes, slopes, strict=True))
 
-    return _ruled(rule, multiply(a, b), first, second)
+    return _ruled(rule, multiply(*values), *factors)
+
+
+def _start(x: Tensor) -> Tensor:
+    """The tensor, or a new beginning of the graph if it has none."""
+    return x if x.requires_grad else x.detach().requires_grad_(True)
 
 
 def _passed(x: Tensor, output: Tensor) -> Tensor:
-    return _ruled(lambda relevance: (relevance,), output, x)
+    return _ruled(lambda relevance: (_shrunk(relevance, x),), output, x)
+
+
+def _matrix_sum(
+    output: Tensor, added: Tensor, first: Tensor, second: Tensor, *, beta=1, alpha=1
+) -> Tensor:
+    """The rules of output = beta·added + alpha·first @ second."""
+    found = _product((first, second), lambda a, b: alpha * (a @ b))
+    return _sum(found, _passed(added, added.detach() * beta), output) if beta else found
 
 
 _LINEAR = {
@@ -106,13 +121,27 @@ _LINEAR = {
 }
 _PASSED = {
     F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6, F.leaky_relu,
-    F.gelu, F.silu, F.elu, F.hardtanh, torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh,
-    F.softmax, torch.softmax, Tensor.softmax, F.layer_norm, F.batch_norm, F.group_norm,
-    F.instance_norm, F.dropout,
+    F.gelu, F.silu, F.elu, F.celu, F.selu, F.mish, F.softplus, F.softsign, F.logsigmoid, F.prelu,
+    F.hardtanh, F.hardswish, F.hardsigmoid, F.hardshrink, F.softshrink, F.tanhshrink, F.threshold,
+    torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh,
+    torch.clamp, Tensor.clamp, Tensor.clamp_, torch.clip, Tensor.clip,
+    F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax,
+    F.layer_norm, F.rms_norm, F.batch_norm, F.group_norm, F.instance_norm, F.dropout,
 }  # fmt: skip
-_ADDED = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__}
+_ADDED = {
+    torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__,
+    torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, Tensor.sub_, Tensor.__isub__,
+    torch.subtract, Tensor.subtract, torch.rsub,
+}  # fmt: skip
+# Of one factor: what is added up shares the relevance of the sum.
+_SUMMED = {torch.sum, Tensor.sum}
+# Reciprocal root of a mean square: norms that are written out multiply with it.
+_NORM = {torch.rsqrt, Tensor.rsqrt}
+# Their integer inputs have no graph.
+_LOOKED_UP = {F.embedding, F.embedding_bag}
 _MULTIPLIED = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__}
 _MATRIX = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
+_MATRIX_ADDED = {torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm}
 _DIVIDED = {torch.div, Tensor.div, Tensor.__truediv__, Tensor.div_}
 
 
@@ -130,8 +159,10 @@ class propagating(TorchFunctionMode):
         if not isinstance(output, Tensor) or not torch.is_grad_enabled():
             return output
         tensors = [a for a in args[:2] if isinstance(a, Tensor)]
+        if func in _LOOKED_UP:
+            return _passed(_start(output), output)
         if func in _LINEAR:
-            x = args[0] if args else kwargs["input"]
+            x = _start(args[0] if args else kwargs["input"])
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             rest = args[3:]
             named = {k: v for k, v in kwargs.items() if k not in ("input", "weight", "bias")}
@@ -145,21 +176,29 @@ class propagating(TorchFunctionMode):
         if func in _ADDED and len(tensors) == 2:
             return _sum(tensors[0], tensors[1], output)
         if func in _MATRIX and len(tensors) == 2:
-            return _product(tensors[0], tensors[1], torch.matmul)
+            return _product(tensors, torch.matmul)
+        if func in _MATRIX_ADDED and len(args) == 3:
+            return _matrix_sum(output, *args, **kwargs)
+        if func is torch.einsum and isinstance(args[0], str):
+            operands = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
+            return _product(operands, partial(torch.einsum, args[0]))
+        if func in _SUMMED and tensors and tensors[0].requires_grad:
+            return _product(tensors[:1], lambda x: func(x, *args[1:], **kwargs))
+        if func in _NORM:
+            return output.detach()
         if func in _MULTIPLIED and len(tensors) == 2:
             if tensors[0].requires_grad and tensors[1].requires_grad:
-                return _product(tensors[0], tensors[1], torch.mul)
+                return _product(tensors, torch.mul)
             tensors = [t for t in tensors if t.requires_grad]
         if func in _ADDED | _MULTIPLIED | _DIVIDED and tensors:
-            like = tensors[0]
-            return _ruled(lambda relevance: (_shrunk(relevance, like),), output, like)
+            return _passed(tensors[0], output)
         return output
 
     def _attention(
         self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **rest
     ) -> Tensor:
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        scores = _product(query, key.mT, lambda a, b: a @ b * scale)
+        scores = _product((query, key.mT), lambda a, b: a @ b * scale)
         mask = attn_mask
         if is_causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
@@ -170,4 +209,4 @@ class propagating(TorchFunctionMode):
             )
             scores = _passed(scores, hidden)
         weights = _passed(scores, scores.detach().softmax(-1))
-        return _product(weights, value, torch.matmul)
+        return _product((weights, value), torch.matmul)

@@ -48,7 +48,7 @@ def score(
         model: a calibrated Brevitas model.
         calibration: items as `brevitas_axe.prepare.as_batches` takes them; labels are kept for
             metrics and scorers that use them.
-        choices: to be scored.
+        choices: to be scored; those of the scores tie layers that read one activation.
         scorer: registered name, or a scorer with options of its own.
         metric: "kl" (to the float model's output), "mse", "cross_entropy" or a `Metric`.
         exclude: names of layers to leave out.

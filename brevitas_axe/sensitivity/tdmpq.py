@@ -16,6 +16,8 @@ from brevitas_axe.sensitivity.slopes import weight_slopes
 from brevitas_axe.sensitivity.trials import Trials
 from brevitas_axe.sensitivity.twin import Part
 
+Widths = list[tuple[str, int | None]]  # (layer, weight bits)
+
 
 @dataclass(frozen=True)
 class Tdmpq:
@@ -38,45 +40,46 @@ class Tdmpq:
     )
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
-        return self._by_slope(case) if self.first_order else self._by_loss(case, trials)
-
-    def _by_slope(self, case: Case) -> Scores:
-        slopes: dict[str, Tensor] = {}
-        found = list(weight_slopes(case))
-        sizes = [len(reference) for reference in case.reference]
-        for name in case.names:
-            batches = zip(found, sizes, strict=True)
-            slopes[name] = torch.stack([b[name] * n for b, n in batches]).sum(0) / case.samples
+        widths = [
+            (name, bits)
+            for name, options in case.choices.layers.items()
+            for bits in dict.fromkeys(choice.weight for choice in options)
+        ]
+        found = (_by_slope if self.first_order else _by_loss)(case, trials, widths)
+        harms = dict(zip(widths, found, strict=True))
         return Scores(
             case.choices,
             {
-                name: np.array(
-                    [abs(float((slopes[name] * _step(case, name, c)).sum())) for c in options]
-                )
-                for name, options in case.choices.layers.items()
-            },
-        )
-
-    def _by_loss(self, case: Case, trials: Trials) -> Scores:
-        widths = {
-            n: list(dict.fromkeys(c.weight for c in o)) for n, o in case.choices.layers.items()
-        }
-        keys = [(name, bits) for name in case.names for bits in widths[name]]
-        work = [(f"{name} {bits}", (case, name, bits)) for name, bits in keys]
-        losses = dict(zip(keys, trials.map(_rounded_loss, work), strict=True))
-        base = case.loss({})
-        return Scores(
-            case.choices,
-            {
-                name: np.array([abs(float(losses[name, c.weight]) - base) for c in options])
+                name: np.array([harms[name, choice.weight] for choice in options])
                 for name, options in case.choices.layers.items()
             },
         )
 
 
-def _step(case: Case, name: str, choice: LayerPrecision) -> Tensor:
-    value, _ = case.rounded(name, choice)
+def _by_slope(case: Case, trials: Trials, widths: Widths) -> list[float]:
+    # One trial: a backward pass gives the slopes of all layers.
+    (found,) = trials.map(_first_order, [(f"first order {widths}", (case, widths))])
+    return found
+
+
+def _first_order(case: Case, widths: Widths) -> list[float]:
+    slopes = {name: torch.zeros_like(layer.weight) for name, layer in case.layers().items()}
+    for reference, batch in zip(case.reference, weight_slopes(case), strict=True):
+        for name in slopes:
+            slopes[name] += batch[name] * (len(reference) / case.samples)
+    return [abs(float((slopes[name] * _step(case, name, bits)).sum())) for name, bits in widths]
+
+
+def _step(case: Case, name: str, bits: int | None) -> Tensor:
+    value, _ = case.rounded(name, LayerPrecision(weight=bits))
     return value - case.layer(name).weight.detach()
+
+
+def _by_loss(case: Case, trials: Trials, widths: Widths) -> list[float]:
+    work = [(f"{name} {bits}", (case, name, bits)) for name, bits in widths]
+    losses = trials.map(_rounded_loss, work)
+    base = case.loss({})
+    return [abs(float(loss) - base) for loss in losses]
 
 
 def _rounded_loss(case: Case, name: str, bits: int | None) -> float:

@@ -1,14 +1,15 @@
 """Independent pieces of work: in parallel through joblib, each kept on disk when it is done.
 
 Threads by default. `joblib.parallel_config(backend="loky")` around the call takes processes, and
-backend="dask" or "ray" the machines of a cluster, with nothing changed here.
+backend="dask" or "ray" the machines of a cluster, with nothing changed here. Ray's backend hands
+results over all at once, so that there they reach the disk only when the last one is done.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,16 @@ class Trials:
         """
         missing = [(key, arguments) for key, arguments in work if key not in self._known]
         tasks = (delayed(_keyed)(function, key, arguments) for key, arguments in missing)
-        parallel = Parallel(self.jobs, prefer="threads", return_as="generator_unordered")
-        results: Any = parallel(tasks) if missing else ()
+        results: Any = _parallel(self.jobs)(tasks) if missing else ()
         for key, value in tqdm(
             results, total=len(missing), desc="trials", disable=not self.progress or not missing
         ):
             self._keep(key, value)
         return [self._known[key] for key, _ in work]
+
+    def run(self, function: Callable[..., Any], work: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """function(*arguments) for all arguments, in order, whatever it gives; nothing is kept."""
+        return list(Parallel(self.jobs, prefer="threads")(delayed(function)(*a) for a in work))
 
     def knows(self, key: str) -> bool:
         """True when a result needs no work."""
@@ -93,6 +97,14 @@ class Trials:
             # The last line was being written when the run was killed.
             with path.open("r+b") as file:
                 file.truncate(len(whole))
+
+
+def _parallel(jobs: int) -> Parallel:
+    """Gives results as they come, or a list of all where joblib's backend cannot do that."""
+    try:
+        return Parallel(jobs, prefer="threads", return_as="generator_unordered")
+    except ValueError:
+        return Parallel(jobs, prefer="threads")
 
 
 def _keyed(

@@ -78,9 +78,16 @@ def float_twin(model: nn.Module) -> nn.Module:
     return twin
 
 
-def private(twin: nn.Module) -> nn.Module:
-    """A copy for one piece of work that shares its parameters with the original."""
-    shared = {id(tensor): tensor for tensor in (*twin.parameters(), *twin.buffers())}
+def private(twin: nn.Module, frozen: bool = False) -> nn.Module:
+    """A copy for one piece of work that shares its parameters with the original.
+
+    Args:
+        twin: stays as it is.
+        frozen: no parameter of the copy requires a gradient.
+    """
+    shared: dict[int, Tensor] = {id(tensor): tensor for tensor in twin.buffers()}
+    for tensor in twin.parameters():
+        shared[id(tensor)] = nn.Parameter(tensor.detach(), False) if frozen else tensor
     return copy.deepcopy(twin, shared)
 
 
@@ -88,6 +95,11 @@ def set_parameter(layer: Layer, key: str, value: Tensor) -> None:
     """Gives a layer of a private copy a weight or bias of its own, to differentiate by."""
     # Not by setattr: Brevitas would then build the quantizer anew.
     layer._parameters[key] = nn.Parameter(value)
+
+
+def channel_axis(layer: Layer) -> int:
+    """Axis of a layer's output, or of its gradient, along which the output channels lie."""
+    return -1 if isinstance(layer, nn.Linear) else -len(layer.kernel_size) - 1
 
 
 def layer_outputs(

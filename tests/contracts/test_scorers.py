@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 
 from brevitas_axe.prepare import as_batches, to_brevitas
 from brevitas_axe.sensitivity import make_choices, score, scorers
+from brevitas_axe.sensitivity.tdmpq import Tdmpq
 from tests.test_prepare import Residual, X
 
-SCORERS = scorers()
+SCORERS = {**scorers(), "tdmpq, first order": Tdmpq(first_order=True)}
 BATCHES = [X, X.flip(0), X.roll(1, 0)]
 every = pytest.mark.parametrize("name", SCORERS)
 
@@ -40,14 +42,14 @@ def test_the_model_is_left_bit_identical(name, model, choices) -> None:
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
     with torch.no_grad():
         before = model(X)
-    first = score(model, BATCHES, choices, name)
+    first = score(model, BATCHES, choices, SCORERS[name])
     with torch.no_grad():
         assert torch.equal(model(X), before)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == hooks
     assert all(parameter.grad is None for parameter in model.parameters())
-    again = score(copy.deepcopy(model), BATCHES, choices, name)
+    again = score(copy.deepcopy(model), BATCHES, choices, SCORERS[name])
     for layer, options in choices.layers.items():
         assert first.harm[layer].shape == (len(options),)
         assert np.isfinite(first.harm[layer]).all()
@@ -56,11 +58,33 @@ def test_the_model_is_left_bit_identical(name, model, choices) -> None:
 
 @every
 def test_scores_come_back_from_the_disk(name, model, choices, tmp_path) -> None:
-    first = score(model, BATCHES, choices, name, cache=tmp_path)
-    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    again = score(model, BATCHES, choices, name, cache=tmp_path, jobs=2)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
-    assert all(np.array_equal(first.harm[n], again.harm[n]) for n in choices.layers)
+    first = score(model, BATCHES, choices, SCORERS[name], cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    kept = path.read_bytes()
+
+    def again() -> bool:
+        """Whether the scores are the first ones, with this file in the cache."""
+        scores = score(model, BATCHES, choices, SCORERS[name], cache=tmp_path, jobs=2)
+        return all(np.array_equal(first.harm[n], scores.harm[n]) for n in choices.layers)
+
+    assert again()
+    assert path.read_bytes() == kept
+    # A run killed half way.
+    lines = kept.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[: len(lines) // 2]))
+    assert again()
+    assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
+    # What the file says counts, even if it is wrong: nothing is computed beside it.
+    path.write_bytes(b"".join(map(falsified, lines)))
+    assert not again()
+
+
+def falsified(line: bytes) -> bytes:
+    """A line of the cache with other numbers."""
+    key, value = json.loads(line)
+    several = isinstance(value, list)
+    wrong = [(n + 2) * x + 1 for n, x in enumerate(value if several else [value])]
+    return json.dumps([key, wrong if several else wrong[0]]).encode() + b"\n"
 
 
 @every

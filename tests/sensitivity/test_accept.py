@@ -22,6 +22,7 @@ from brevitas_axe.sensitivity import (
     Metric,
     PlanLoss,
     Scores,
+    Trials,
     make_case,
     make_choices,
     score,
@@ -115,7 +116,7 @@ def test_traces_are_those_of_the_hessian() -> None:
 def test_relevance_is_conserved_in_a_net_without_biases() -> None:
     model = chain(8, 16, 16, 4)
     x = torch.rand(64, 8)
-    found = relevances(make_case(model, [x], make_choices(model, (x[:1],))))
+    found = relevances(make_case(model, [x], make_choices(model, (x[:1],))), Trials())
     assert found == pytest.approx(dict.fromkeys(("0", "2", "4"), 1.0), rel=1e-5)
 
 
@@ -135,7 +136,7 @@ def test_relevance_is_conserved_over_residual_sums_and_attention() -> None:
 
 def test_branches_share_relevance() -> None:
     model = to_brevitas(Residual().eval(), as_batches(BATCHES))
-    found = relevances(make_case(model, BATCHES, make_choices(model, (X[:1],))))
+    found = relevances(make_case(model, BATCHES, make_choices(model, (X[:1],))), Trials())
     assert found["body"] < found["head"]
     assert found["stem"] > found["body"]
 

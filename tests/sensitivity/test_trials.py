@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 
 import joblib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from distributed import Client, LocalCluster
+from joblib.parallel import BACKENDS, ThreadingBackend
 
 from brevitas_axe.errors import InvalidState, NonFiniteValues
 from brevitas_axe.prepare import as_batches, to_brevitas
@@ -56,6 +58,26 @@ def test_nan_is_not_kept(tmp_path) -> None:
     assert not Trials("f", tmp_path).knows("0")
 
 
+class AllAtOnce(ThreadingBackend):
+    """Like Ray's backend, it has no generators."""
+
+    supports_return_generator = False
+
+
+def test_a_backend_may_give_all_results_at_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(BACKENDS, "all_at_once", AllAtOnce)
+    with joblib.parallel_config(backend="all_at_once"):
+        assert Trials("f", tmp_path, jobs=2).map(square, WORK) == [[float(n * n)] for n in range(5)]
+        assert Trials(jobs=2).run(square, [(2,), (3,)]) == [[4.0], [9.0]]
+    assert Trials("f", tmp_path).knows("4")
+
+
+def works_elsewhere() -> None:
+    """Every trial runs in another process than this one."""
+    found = Trials(jobs=2).map(os.getpid, [(str(n), ()) for n in range(4)])
+    assert os.getpid() not in found
+
+
 @pytest.fixture
 def cluster() -> Iterator[None]:
     """Two worker processes of Dask, for joblib's backend of that name."""
@@ -82,10 +104,17 @@ def test_two_workers_give_what_one_gives(backend) -> None:
     scored_twice(backend)
 
 
+def test_processes_are_others() -> None:
+    with joblib.parallel_config(backend="loky"):
+        works_elsewhere()
+
+
 @pytest.mark.slow
 # Dask's scheduler, here in this process, unpickles the model, and Brevitas's tracer warns.
 @pytest.mark.filterwarnings("ignore:`treespec.children_specs` is deprecated:FutureWarning")
 def test_so_does_a_cluster_with_nothing_changed(cluster) -> None:
+    with joblib.parallel_config(backend="dask"):
+        works_elsewhere()
     scored_twice("dask")
 
 
