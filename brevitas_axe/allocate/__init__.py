@@ -5,13 +5,14 @@ from brevitas_axe.allocate.allocation import (
     Allocator,
     allocate_bits,
     allocators,
+    check_target,
     find_allocator,
     make_problem,
     pareto,
 )
 from brevitas_axe.allocate.backend import Backend, load_backend
 from brevitas_axe.allocate.problem import Assignment, Problem, Quantity
-from brevitas_axe.allocate.tables import cost_table, output_readers
+from brevitas_axe.allocate.tables import cost_table, foldings_within, output_readers
 
 __all__ = [
     "Allocation",
@@ -22,8 +23,10 @@ __all__ = [
     "Quantity",
     "allocate_bits",
     "allocators",
+    "check_target",
     "cost_table",
     "find_allocator",
+    "foldings_within",
     "load_backend",
     "make_problem",
     "output_readers",

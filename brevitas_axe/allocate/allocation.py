@@ -25,14 +25,17 @@ class Allocator(Protocol):
 
     Attributes:
         exact: no assignment that fits has less harm than the one returned.
+        monotone: with a larger budget the harm is never larger. Allocators that have other aims
+            besides the harm, such as a measured loss or no group being worse off, promise that
+            only for problems without a measure and without parts.
+        takes_target: it heeds `Problem.target`; others refuse one.
         facts: for the catalogue.
 
     Args:
         problem: numbers; not modified.
 
     Returns:
-        Index of every layer's choice. All budgets are met and ties hold; with a larger budget the
-        harm is never larger.
+        Index of every layer's choice. All budgets are met and ties hold.
 
     Raises:
         InvalidOption: nothing that fits was found.
@@ -40,6 +43,12 @@ class Allocator(Protocol):
 
     @property
     def exact(self) -> bool: ...
+
+    @property
+    def monotone(self) -> bool: ...
+
+    @property
+    def takes_target(self) -> bool: ...
 
     @property
     def facts(self) -> Facts: ...
@@ -86,7 +95,7 @@ def make_problem(
         costs: name → cost, see `cost_table`.
         budgets: name → most that the cost may be.
         measure: measured rise of the loss of a plan, for allocators that look at it.
-        target: largest rise that `bisection` may allow.
+        target: largest measured rise that is allowed, for allocators that take a target.
     """
     names = list(scores.choices.layers)
     index = {name: i for i, name in enumerate(names)}
@@ -108,12 +117,25 @@ def make_problem(
     return replace(problem, measure=lambda assignment: measure(problem.plan(assignment)))
 
 
+def check_target(target: float | None, allocator: str | Allocator) -> None:
+    """Raises InvalidOption where there is a target that the allocator would not look at."""
+    found = find_allocator(allocator) if isinstance(allocator, str) else allocator
+    if target is not None and not found.takes_target:
+        takers = ", ".join(
+            f"'{name}'" for name, other in allocators().items() if other.takes_target
+        )
+        raise InvalidOption(
+            f"the allocator {allocator!r} takes no target; leave it out, or use {takers}."
+        )
+
+
 def allocate_bits(problem: Problem, allocator: str | Allocator = "ilp") -> Allocation:
     """Runs an allocator, and checks what it returns.
 
     Raises:
-        InvalidOption: nothing fits the budgets.
+        InvalidOption: nothing fits the budgets, or there is a target that would be ignored.
     """
+    check_target(problem.target, allocator)
     found = find_allocator(allocator) if isinstance(allocator, str) else allocator
     assignment = found(problem)
     if not problem.fits(assignment):

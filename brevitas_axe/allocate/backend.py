@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import nn
 
+from brevitas_axe.allocate.tables import check_shapes
 from brevitas_axe.apply import is_power_of_two, make_accumulator_aware
 from brevitas_axe.cost import LayerShape, widths
 from brevitas_axe.errors import InvalidOption, InvalidPlan, UnsupportedLayer
@@ -83,8 +84,9 @@ class Backend:
 
         Raises:
             UnsupportedLayer: the backend cannot compute a layer at any width.
-            InvalidPlan: none of a layer's choices can be computed.
+            InvalidPlan: none of a layer's choices can be computed, or a layer has no shape.
         """
+        check_shapes(choices, shapes)
         kept = {}
         for name, options in choices.layers.items():
             shape = shapes[name]

@@ -29,6 +29,8 @@ class Bisection:
 
     interactions: float = 1.0
     exact = False
+    monotone = True
+    takes_target = True
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",

@@ -29,6 +29,8 @@ class Clustering:
 
     clusters: int = 3
     exact = False
+    monotone = True
+    takes_target = False
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",

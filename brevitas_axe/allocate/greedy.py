@@ -24,6 +24,8 @@ class Greedy:
     """
 
     exact = False
+    monotone = True
+    takes_target = False
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",

@@ -28,6 +28,8 @@ class Ilp:
 
     gap: float = 0.0
     exact = True
+    monotone = True
+    takes_target = False
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",

@@ -84,7 +84,7 @@ class Problem:
         metrics: metric → harm of all layers by it, where there are parts.
 
     Raises:
-        InvalidOption: a budget without a cost.
+        InvalidOption: no layer, a budget without a cost, or a limit that is not a number.
     """
 
     choices: Choices
@@ -97,6 +97,13 @@ class Problem:
     metrics: Mapping[str, Quantity] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.choices.layers:
+            raise InvalidOption(
+                "there is no layer to choose bits for; offer choices for at least one, and do not "
+                "exclude them all."
+            )
+        if self.target is not None and math.isnan(self.target):
+            raise InvalidOption("the target is not a number; give the largest rise of the loss.")
         for name, limit in self.budgets.items():
             if name not in self.costs:
                 raise InvalidOption(

@@ -25,7 +25,8 @@ from brevitas_axe.sensitivity.facts import Facts
 class Search:
     """The least measured loss among uniform precision, greedy moves and so many programs' optima.
 
-    Without a measure this is the integer program.
+    Without a measure this is the integer program. With one, a larger budget may leave more harm,
+    and even more loss: other plans come out, and only those are measured.
 
     Attributes:
         trials: programs with varied weights; each new optimum is measured once.
@@ -37,6 +38,8 @@ class Search:
     spread: float = 0.5
     seed: int = 0
     exact = False
+    monotone = False
+    takes_target = False
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",

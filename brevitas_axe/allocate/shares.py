@@ -1,12 +1,14 @@
 """Shares of a budget between groups of layers with metrics of their own (MixDQ, arXiv 2405.17873).
 
-Each group is allocated by an integer program of its own under its share of every budget, and the
-share is scanned. What one program with one metric for all layers gives each group is among the
-shares, so that no group is worse off, by its own metric, than with it.
+The first group is allocated by an integer program of its own under its share of every budget, the
+second one by another under what the first leaves, and the share is scanned. What one program with
+one metric for all layers gives is among the candidates, so that no group is worse off, by its own
+metric, than with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +24,9 @@ from brevitas_axe.sensitivity.facts import Facts
 class Shares:
     """Two groups, each with its own program; of the shares, the best one.
 
+    A larger budget may leave more harm: it moves the one program that no group may be worse off
+    than, and what traded one group's harm for the other's may then no longer do.
+
     Best is the least measured loss, or else the least sum of the groups' harm, each in units of
     what the program with the first group's metric for all layers leaves it.
 
@@ -31,6 +36,8 @@ class Shares:
 
     steps: int = 16
     exact = False
+    monotone = False
+    takes_target = False
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",
@@ -82,13 +89,12 @@ def _members(problem: Problem) -> tuple[list[int], list[int]]:
 
 
 def _check_apart(problem: Problem, first: list[int], second: list[int]) -> None:
-    paired = [p for q in (problem.harm, *problem.costs.values()) for p in q.pairs]
-    for linked in (*paired, *problem.units):
+    for linked in (*problem.harm.pairs, *problem.units):
         if set(linked) & set(first) and set(linked) & set(second):
             names = ", ".join(problem.names[i] for i in linked)
             raise InvalidOption(
-                f"layers {names} depend on each other but are in different groups; put them into "
-                "one group, or use the allocator 'ilp'."
+                f"layers {names} share their input bits or their harm but are in different "
+                "groups; put them into one group, or use the allocator 'ilp'."
             )
 
 
@@ -99,43 +105,60 @@ def _divided(
     together: Assignment,
     share: float | None,
 ) -> list[Assignment]:
-    """Both groups by themselves; nothing where a group's share is too small for it.
+    """The first group by itself, then the second; nothing where one gets too little.
 
-    A share of None gives the first group what it costs in `together`, and the second the rest.
+    A share of None gives the first group what it costs in `together`. What two layers of different
+    groups cost together (FINN's thresholds) is the second group's to pay: the first one's choices
+    are then known.
     """
-    chosen = list(together)
+    costs = {name: _restricted(problem.costs[name], first) for name in problem.budgets}
+    spent = {name: cost.total(tuple(together[i] for i in first)) for name, cost in costs.items()}
+    if share is not None:
+        spent = {name: limit * share for name, limit in problem.budgets.items()}
     try:
-        for group, part in ((first, share), (second, None if share is None else 1 - share)):
-            costs = {n: _restricted(problem.costs[n], group) for n in problem.budgets}
-            spent = tuple(together[i] for i in group)
-            budgets = {
-                name: limit * part if part is not None else costs[name].total(spent)
-                for name, limit in problem.budgets.items()
-            }
-            names = [problem.names[i] for i in group]
-            choices = Choices(
-                {name: problem.choices.layers[name] for name in names},
-                tuple(tie for tie in problem.choices.same_input if tie[0] in names),
-            )
-            own = replace(
-                problem,
-                choices=choices,
-                harm=_restricted(problem.harm, group),
-                costs=costs,
-                budgets=budgets,
-                parts={},
-            )
-            for i, c in zip(group, ilp(own), strict=True):
-                chosen[i] = c
+        alone = ilp(_part(problem, first, costs, spent))
+        known = dict(zip(first, alone, strict=True))
+        left = {n: limit - costs[n].total(alone) for n, limit in problem.budgets.items()}
+        costs = {name: _restricted(problem.costs[name], second, known) for name in left}
+        rest = dict(zip(second, ilp(_part(problem, second, costs, left)), strict=True))
     except InvalidOption:
         return []
-    return [tuple(chosen)]
+    both = known | rest
+    return [tuple(both[i] for i in range(len(together)))]
 
 
-def _restricted(quantity: Quantity, group: list[int]) -> Quantity:
+def _part(
+    problem: Problem,
+    group: list[int],
+    costs: Mapping[str, Quantity],
+    budgets: Mapping[str, float],
+) -> Problem:
+    """The allocation of one group of layers."""
+    names = [problem.names[i] for i in group]
+    choices = Choices(
+        {name: problem.choices.layers[name] for name in names},
+        tuple(tie for tie in problem.choices.same_input if tie[0] in names),
+    )
+    harm = _restricted(problem.harm, group)
+    return replace(problem, choices=choices, harm=harm, costs=costs, budgets=budgets, parts={})
+
+
+def _restricted(
+    quantity: Quantity, group: list[int], known: Mapping[int, int] | None = None
+) -> Quantity:
+    """Of a group alone; of its pairs with others, those whose other choice is known count."""
+    known = known or {}
     place = {i: k for k, i in enumerate(group)}
-    pairs = {(place[i], place[j]): m for (i, j), m in quantity.pairs.items() if i in place}
-    return Quantity(tuple(quantity.single[i] for i in group), pairs)
+    single = [quantity.single[i] for i in group]
+    pairs = {}
+    for (i, j), table in quantity.pairs.items():
+        if i in place and j in place:
+            pairs[place[i], place[j]] = table
+        elif i in place and j in known:
+            single[place[i]] = single[place[i]] + table[:, known[j]]
+        elif j in place and i in known:
+            single[place[j]] = single[place[j]] + table[known[i]]
+    return Quantity(tuple(single), pairs)
 
 
 shares = Shares()

@@ -14,9 +14,16 @@ import numpy as np
 from torch import nn
 
 from brevitas_axe.allocate.problem import Quantity
-from brevitas_axe.cost import CostModel, Folding, LayerShape, cost_model, layer_shapes
+from brevitas_axe.cost import (
+    CostModel,
+    Folding,
+    LayerShape,
+    choose_foldings,
+    cost_model,
+    layer_shapes,
+)
 from brevitas_axe.errors import InvalidPlan
-from brevitas_axe.plan import Choices
+from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.sensitivity.activations import input_sources, varied
 
 
@@ -50,6 +57,44 @@ def output_readers(
     return readers
 
 
+def check_shapes(choices: Choices, shapes: Mapping[str, LayerShape]) -> None:
+    """Raises InvalidPlan where a layer of the choices has no shape."""
+    missing = [name for name in choices.layers if name not in shapes]
+    if missing:
+        raise InvalidPlan(
+            f"the choices name {', '.join(missing)}, but the quantized layers that the model calls "
+            f"are {', '.join(shapes)}; leave the others out."
+        )
+
+
+def foldings_within(
+    choices: Choices, shapes: Mapping[str, LayerShape], max_cycles: int
+) -> dict[str, Folding]:
+    """The folding of every layer that takes at most `max_cycles` clock cycles per forward.
+
+    Chosen for each layer's widest choice, whose words are the widest: bits change no cycles, so
+    every other choice keeps the pace too.
+
+    Args:
+        choices: every one needs weight and input bits.
+        shapes: of all layers of the choices, see `brevitas_axe.cost.layer_shapes`.
+        max_cycles: for every single layer; the slowest one sets the pace.
+
+    Raises:
+        InvalidPlan: a layer has no shape, or bits that the estimate needs are missing.
+        InvalidOption: no folding is that fast.
+        UnsupportedLayer: FINN cannot build a layer.
+    """
+    check_shapes(choices, shapes)
+    widest = Plan({name: max(options, key=_width) for name, options in choices.layers.items()})
+    return choose_foldings({name: shapes[name] for name in choices.layers}, widest, max_cycles)
+
+
+def _width(choice: LayerPrecision) -> tuple[float, ...]:
+    """Sorts by weight bits, then input bits, then accumulator, where None is without limit."""
+    return choice.weight or 0, choice.input or 0, choice.accumulator or np.inf
+
+
 def cost_table(
     model: str | CostModel,
     choices: Choices,
@@ -58,6 +103,9 @@ def cost_table(
     foldings: Mapping[str, Folding] | None = None,
 ) -> Quantity:
     """Cost of every choice, and of every pair of choices where the next layer's bits count.
+
+    Costs add up over layers. Of `finn_cycles` that is not FINN's pace, which the slowest layer
+    sets and bits do not change: bound that by `foldings_within`, not by a budget.
 
     Args:
         model: cost model, or its registered name.
@@ -70,9 +118,7 @@ def cost_table(
         InvalidPlan: a layer has no shape, or bits that the cost needs are missing.
     """
     price = cost_model(model) if isinstance(model, str) else model
-    missing = [name for name in choices.layers if name not in shapes]
-    if missing:
-        raise InvalidPlan(f"there is no shape of the layers {', '.join(missing)}; they cost too.")
+    check_shapes(choices, shapes)
     names = list(choices.layers)
     single: list[np.ndarray] = []
     pairs: dict[tuple[int, int], np.ndarray] = {}

@@ -13,6 +13,8 @@ class Uniform:
     """What every other allocator has to beat."""
 
     exact = False
+    monotone = True
+    takes_target = False
     facts = Facts(
         kind="MPW+UPA",
         granularity="model",

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brevitas_axe.cli import options
 from brevitas_axe.cli.usercode import batches_of, model_of
 from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:
-    from brevitas_axe.allocate import Allocation, Problem
+    from brevitas_axe.allocate import Allocation, Allocator, Problem
+    from brevitas_axe.cost import Folding
+    from brevitas_axe.sensitivity import Scorer
 
 _FRONT_POINTS = 16
 
@@ -60,7 +64,20 @@ def add(commands) -> None:
         help="accumulator widths to choose from; default: unlimited",
     )
     options.add_tile(parser)
+    parser.add_argument(
+        "--max-cycles",
+        type=int,
+        metavar="N",
+        help="fold every layer to at most N clock cycles per sample, for FINN's costs; left out, "
+        "one multiplication at a time",
+    )
     parser.add_argument("--scorer", default="local", metavar="NAME", help="default local")
+    parser.add_argument(
+        "--content",
+        metavar="PATTERN",
+        help="regular expression of the layers that 'decoupled' judges by content, the others by "
+        "quality; one group each for 'shares'",
+    )
     parser.add_argument("--allocator", default="ilp", metavar="NAME", help="default ilp")
     parser.add_argument("--metric", default="kl", metavar="NAME", help="kl, mse or cross_entropy")
     parser.add_argument(
@@ -83,10 +100,13 @@ def run(arguments: argparse.Namespace) -> int:
     budgets = dict(_budget(text) for text in arguments.budget)
     if len(budgets) < len(arguments.budget):
         raise InvalidOption("a budget is given twice; give every cost one.")
+    _check_numbers(arguments, budgets)
     from brevitas_axe.allocate import (
         allocate_bits,
+        check_target,
         cost_table,
         find_allocator,
+        foldings_within,
         load_backend,
         make_problem,
         output_readers,
@@ -108,6 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
     # All names are looked up before any work is done.
     models = {name: cost_model(name) for name in budgets}
     scorer, allocator = find_scorer(arguments.scorer), find_allocator(arguments.allocator)
+    scorer = _with_content(scorer, arguments)
+    check_target(arguments.target, arguments.allocator)
     backend = None if arguments.backend is None else load_backend(arguments.backend)
     exclude = tuple(arguments.exclude)
     model, items = model_of(arguments.model), batches_of(arguments.calibration)
@@ -129,9 +151,13 @@ def run(arguments: argparse.Namespace) -> int:
             tile=[arguments.tile_size],
             exclude=exclude,
         )
+    _check_groups(scorer, allocator, arguments, choices.layers)
     shapes = layer_shapes(model, args, kwargs, exclude)
     if backend is not None:
         choices = backend.constrain(choices, shapes, model)
+    foldings = None
+    if arguments.max_cycles is not None:
+        foldings = foldings_within(choices, shapes, arguments.max_cycles)
     scores = score(
         model,
         items,
@@ -144,7 +170,10 @@ def run(arguments: argparse.Namespace) -> int:
         progress=True,
     )
     readers = output_readers(model, args, kwargs, exclude)
-    costs = {name: cost_table(found, choices, shapes, readers) for name, found in models.items()}
+    costs = {
+        name: cost_table(found, choices, shapes, readers, foldings)
+        for name, found in models.items()
+    }
 
     @cache
     def plan_loss() -> PlanLoss:
@@ -155,12 +184,15 @@ def run(arguments: argparse.Namespace) -> int:
     found = allocate_bits(problem, allocator)
     found.plan.save(arguments.output)
     units = {name: cost.unit for name, cost in models.items()}
-    console().print(_table(found, budgets, units))
+    console().print(_table(found, budgets, units, foldings))
     print(arguments.output)
     if arguments.report is not None:
         swept = next(iter(budgets))
         fronts = _fronts(problem, swept, arguments.allocator)
-        write_allocation(arguments.report, problem, found, fronts, swept, units[swept])
+        unit = units[swept]
+        if foldings is not None:
+            unit += f", every layer in at most {arguments.max_cycles} cycles"
+        write_allocation(arguments.report, problem, found, fronts, swept, unit)
         print(arguments.report)
     return 0
 
@@ -192,15 +224,79 @@ def _budget(text: str) -> tuple[str, float]:
     return name, number
 
 
-def _table(found: Allocation, budgets: dict[str, float], units: dict[str, str]):
+def _check_numbers(arguments: argparse.Namespace, budgets: Mapping[str, float]) -> None:
+    """Refuses values that mean nothing, before any work is done."""
+    if arguments.jobs == 0:
+        raise InvalidOption("--jobs 0 would run nothing; give 1 or more, or -1 for all cores.")
+    if arguments.target is not None and math.isnan(arguments.target):
+        raise InvalidOption("--target is not a number; give the largest rise of the metric.")
+    if arguments.max_cycles is not None and arguments.max_cycles < 1:
+        raise InvalidOption(f"--max-cycles must be at least 1, not {arguments.max_cycles}.")
+    if "finn_cycles" in budgets:
+        raise InvalidOption(
+            "finn_cycles is no budget for bits: they change no cycles, and the slowest layer sets "
+            "FINN's pace; give --max-cycles N instead."
+        )
+
+
+def _with_content(scorer: Scorer, arguments: argparse.Namespace) -> Scorer:
+    """The scorer, with the pattern of --content where there is one."""
+    pattern = arguments.content
+    if pattern is None:
+        return scorer
+    if not hasattr(scorer, "content"):
+        raise InvalidOption(
+            f"--content is for a scorer of two groups of layers, but '{arguments.scorer}' judges "
+            "all layers alike; leave it out, or add --scorer decoupled."
+        )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InvalidOption(f"--content '{pattern}' is no regular expression: {error}.") from None
+    found: Any = scorer
+    return replace(found, content=pattern)
+
+
+def _check_groups(
+    scorer: Scorer, allocator: Allocator, arguments: argparse.Namespace, names: Iterable[str]
+) -> None:
+    """Refuses groups that are none: `shares` would be one integer program without a word."""
+    from brevitas_axe.allocate.shares import Shares
+
+    pattern: str | None = getattr(scorer, "content", None)
+    if arguments.content is None and not isinstance(allocator, Shares):
+        return
+    if pattern is None:
+        raise InvalidOption(
+            f"'{arguments.allocator}' divides a budget between two groups of layers, but the "
+            f"scorer '{arguments.scorer}' judges all alike; add --scorer decoupled, or use "
+            "--allocator ilp."
+        )
+    inside = [name for name in names if re.search(pattern, name)]
+    if len(inside) in (0, len(list(names))):
+        raise InvalidOption(
+            f"'{pattern}' is found in {'all' if inside else 'none'} of the layers' names, so there "
+            f"are no two groups; give a --content that is found in some of {', '.join(names)}."
+        )
+
+
+def _table(
+    found: Allocation,
+    budgets: dict[str, float],
+    units: dict[str, str],
+    foldings: Mapping[str, Folding] | None,
+):
     from rich.table import Table
 
     spent = "; ".join(
         f"{name} {found.costs[name]:.6g} of {limit:.6g} {units[name]}"
         for name, limit in budgets.items()
     )
-    table = Table("layer", "weight", "input", "accumulator", "tile", title=spent)
+    folded = () if foldings is None else ("PE", "SIMD")
+    table = Table("layer", "weight", "input", "accumulator", "tile", *folded, title=spent)
     for name, choice in found.plan.layers.items():
         cells = (choice.weight, choice.input, choice.accumulator, choice.tile)
+        if foldings is not None:
+            cells += (foldings[name].pe, foldings[name].simd)
         table.add_row(name, *("–" if bits is None else str(bits) for bits in cells))
     return table

@@ -60,6 +60,9 @@ def total_cost(
 ) -> float:
     """Sum of a cost over the layers of a plan.
 
+    Of `finn_cycles` the sum is the time of one frame that is alone in the pipeline. The pace of
+    frame after frame is set by the slowest layer: see `choose_foldings` and `Estimate.total`.
+
     Raises:
         InvalidPlan: plan and shapes do not name the same layers, or bits are missing.
         InvalidOption: a folding is missing or does not divide its layer.

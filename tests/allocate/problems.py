@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -45,6 +46,33 @@ def random_problem(
         costs,
         {name: share * costs[name].extreme(np.max) for name, share in budgets.items()},
     )
+
+
+def with_groups(problem: Problem, seed: int) -> Problem:
+    """Two metrics, each for half of the layers, and a cost that links layers across the halves."""
+    random = np.random.default_rng(seed)
+    half = len(problem.names) // 2
+    single = problem.harm.single
+    other = tuple(h * random.uniform(0.1, 10) for h in single)
+    bops = problem.costs["bops"]
+    linked = {
+        (i, i + 1): random.uniform(0, 0.2) * np.outer(bops.single[i], bops.single[i + 1]) ** 0.5
+        for i in range(len(single) - 1)
+    }
+    return replace(
+        problem,
+        harm=Quantity((*single[:half], *other[half:])),
+        costs={**problem.costs, "bops": Quantity(bops.single, linked)},
+        parts={"sqnr": problem.names[:half], "ssim": problem.names[half:]},
+        metrics={"sqnr": Quantity(single), "ssim": Quantity(other)},
+    )
+
+
+def with_measure(problem: Problem, seed: int, target: float | None = None) -> Problem:
+    """Harm is wrong by a factor per layer; what is measured has the right ones."""
+    factors = 10 ** np.random.default_rng(seed).uniform(-0.8, 0.8, len(problem.names))
+    true = Quantity(tuple(f * h for f, h in zip(factors, problem.harm.single, strict=True)))
+    return replace(problem, measure=true.total, target=target)
 
 
 def all_assignments(problem: Problem) -> list[Assignment]:

@@ -7,20 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from brevitas_axe.allocate import Problem, Quantity
+from brevitas_axe.allocate import Problem
 from brevitas_axe.allocate.greedy import greedy
 from brevitas_axe.allocate.ilp import ilp
 from brevitas_axe.allocate.search import Search, search
 from brevitas_axe.allocate.uniform import uniform
-from tests.allocate.problems import random_problem
+from tests.allocate.problems import random_problem, with_measure
 
 
 def misjudged(seed: int, tied: bool = False) -> Problem:
-    """Harm is wrong by a factor per layer; what is measured has the right factors."""
-    problem = random_problem(seed, 6, tied=tied, bops=0.3, memory=0.5)
-    factors = 10 ** np.random.default_rng(seed).uniform(-0.8, 0.8, 6)
-    true = Quantity(tuple(f * h for f, h in zip(factors, problem.harm.single, strict=True)))
-    return replace(problem, measure=true.total)
+    return with_measure(random_problem(seed, 6, tied=tied, bops=0.3, memory=0.5), seed)
 
 
 @pytest.mark.parametrize("tied", [False, True])

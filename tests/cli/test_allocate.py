@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from brevitas_axe.allocate import allocators
+from brevitas_axe.allocate.shares import Shares
 from brevitas_axe.cli import main
 from brevitas_axe.cli.methods import catalogue, markdown
-from brevitas_axe.plan import Plan
-from brevitas_axe.sensitivity import scorers
+from brevitas_axe.plan import Choices, LayerPrecision, Plan
+from brevitas_axe.sensitivity import Trials, scorers
 from tests.cli.test_main import USER_FILE
 
 
@@ -58,6 +61,109 @@ def test_a_report_shows_front_bits_and_sensitivity(user, tmp_path) -> None:
     assert "<script" not in page
 
 
+def test_choices_of_a_file_are_the_only_ones(user, tmp_path) -> None:
+    only = {"0": (LayerPrecision(3, 5), LayerPrecision(2, 4)), "2": (LayerPrecision(5, 4),)}
+    Choices(only).save("choices.json")
+    assert main(arguments(user, "--choices", "choices.json")) == 0
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan["0"] in only["0"]
+    assert plan["2"] == only["2"][0]
+
+
+def test_a_backend_leaves_only_its_types(user, tmp_path) -> None:
+    more = ("--budget", "memory=9999", "--accumulator-bits", "12", "32")
+    assert main([*arguments(user, *more, "--backend", "generic-int8"), "--budget", "finn_lut=1e9"])
+    types = {"kinds": ["linear"], "weight": [4, 4], "input": [4, 4], "accumulator": [2, 12]}
+    form = {"format": "brevitas_axe.backend.v1", "name": "own", "power_of_two": False}
+    own = json.dumps({**form, "types": [{**types, "tiles": False}]})
+    Path("own.json").write_text(own)
+    assert main(arguments(user, *more, "--backend", "own.json")) == 0
+    plan = Plan.load(tmp_path / "plan.json")
+    assert set(plan.layers.values()) == {LayerPrecision(4, 4, 12)}
+
+
+def test_scores_are_kept_and_jobs_change_nothing(user, tmp_path, monkeypatch) -> None:
+    assert main(arguments(user, "--cache", "scores", "--jobs", "2")) == 0
+    (kept,) = (tmp_path / "scores").iterdir()
+    lines, plan = kept.read_text(), (tmp_path / "plan.json").read_text()
+    assert lines
+
+    def again(*_):
+        raise AssertionError("a kept score is measured again")
+
+    monkeypatch.setattr(Trials, "_keep", again)
+    assert main(arguments(user, "--cache", "scores")) == 0
+    assert kept.read_text() == lines
+    assert (tmp_path / "plan.json").read_text() == plan
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments(user)) == 0
+    assert (tmp_path / "plan.json").read_text() == plan
+
+
+def test_a_target_limits_the_measured_loss(user, tmp_path) -> None:
+    def weights(target: str) -> int:
+        bisection = ("--allocator", "bisection", "--target", target, "--budget", "memory=9999")
+        command = arguments(user, *bisection)
+        command[command.index("bops=2500")] = "bops=1e9"
+        assert main(command) == 0
+        plan = Plan.load(tmp_path / "plan.json")
+        return sum(precision.weight or 0 for precision in plan.layers.values())
+
+    assert weights("1e-4") > weights("10") == 4
+
+
+def test_foldings_keep_the_pace_and_are_shown(user, tmp_path, monkeypatch, capsys) -> None:
+    axes = []
+    monkeypatch.setattr("brevitas_axe.report.write_allocation", lambda *a: axes.append(a[-1]))
+    command = arguments(user, "--max-cycles", "8", "--report", "report.html")
+    command[command.index("bops=2500")] = "finn_lut=1e6"
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    rows = {cells[0]: cells for cells in table_rows(shown)}
+    assert rows["layer"][-2:] == ["PE", "SIMD"]
+    for name, products in (("0", 12 * 8), ("2", 8 * 3)):
+        pe, simd = map(int, rows[name][-2:])
+        assert products / (pe * simd) <= 8
+    assert axes == ["LUTs, every layer in at most 8 cycles"]
+    # What folded hardware costs is what is charged: the serial one is cheaper.
+    spent = float(re.findall(r"finn_lut (\S+) of", shown)[0])
+    assert main([*command[: command.index("--max-cycles")], "--budget", "memory=9999"]) == 0
+    assert float(re.findall(r"finn_lut (\S+) of", capsys.readouterr().out)[0]) < spent
+
+
+def table_rows(shown: str) -> list[list[str]]:
+    lines = [line for line in shown.splitlines() if line[:1] in "┃│" and line]
+    return [[cell.strip() for cell in re.split("[┃│]", line)[1:-1]] for line in lines]
+
+
+def test_groups_of_layers_have_metrics_of_their_own(user, tmp_path, monkeypatch) -> None:
+    given = []
+    whole = Shares.__call__
+    monkeypatch.setattr(Shares, "__call__", lambda s, p: given.append(p.parts) or whole(s, p))
+    groups = ("--scorer", "decoupled", "--allocator", "shares", "--content", "^2$")
+    assert main(arguments(user, *groups)) == 0
+    assert given == [{"sqnr": ("0",), "ssim": ("2",)}]
+    assert set(Plan.load(tmp_path / "plan.json").layers) == {"0", "2"}
+
+
+@pytest.mark.parametrize("backend", [(), ("--backend", "finn")])
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ({"nope": (LayerPrecision(4, 4),)}, "nope"),
+        ({}, "no layer to choose bits for"),
+    ],
+)
+def test_choices_that_fit_no_layer_are_one_sentence(user, layers, says, backend, capsys) -> None:
+    Choices(layers).save("choices.json")
+    assert main(arguments(user, "--choices", "choices.json", *backend)) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert says in message
+    assert not Path("plan.json").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -69,6 +175,18 @@ def test_a_report_shows_front_bits_and_sensitivity(user, tmp_path) -> None:
         (("--allocator", "guess"), "'guess' is not registered"),
         (("--backend", "abacus"), "no backend 'abacus'"),
         (("--budget", "memory=1"), "no allocation with"),
+        (("--jobs", "0"), "--jobs 0 would run nothing"),
+        (("--target", "0.1"), "'ilp' takes no target; leave it out, or use 'bisection'"),
+        (("--allocator", "bisection", "--target", "nan"), "--target is not a number"),
+        (("--exclude", "0", "--exclude", "2"), "no layer to choose bits for"),
+        (("--max-cycles", "0"), "--max-cycles must be at least 1"),
+        (("--max-cycles", "1", "--exclude", "0", "--exclude", "2"), "no layer to choose bits for"),
+        (("--budget", "finn_cycles=9"), "give --max-cycles N"),
+        (("--content", "0"), "add --scorer decoupled"),
+        (("--scorer", "decoupled", "--content", "("), "no regular expression"),
+        (("--scorer", "decoupled", "--content", "x"), "found in none of the layers' names"),
+        (("--allocator", "shares"), "'local' judges all alike; add --scorer decoupled"),
+        (("--allocator", "shares", "--scorer", "decoupled"), "found in none of the layers' names"),
     ],
 )
 def test_bad_input_is_one_sentence(user, more, says, capsys) -> None:
@@ -76,6 +194,7 @@ def test_bad_input_is_one_sentence(user, more, says, capsys) -> None:
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ")
     assert says in message
+    assert not Path("plan.json").exists()
 
 
 def test_the_catalogue_lists_everything(capsys) -> None:

@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from brevitas_axe.allocate import Quantity, allocators, pareto
+from brevitas_axe.allocate import Problem, Quantity, allocate_bits, allocators, pareto
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.plan import Choices
-from tests.allocate.problems import all_assignments, random_problem
+from tests.allocate.problems import all_assignments, random_problem, with_groups, with_measure
 
 ALLOCATORS = allocators()
+SHARES = (0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 every = pytest.mark.parametrize("name", ALLOCATORS)
 
 
@@ -36,15 +37,68 @@ def test_budgets_are_met_and_ties_hold(name, tied, pairs) -> None:
             assert len(bits) == 1
 
 
+def everything(seed: int, target: float | None = None, **budgets: float) -> Problem:
+    """With ties, groups of layers, a measure, and a target where one is given."""
+    problem = with_groups(random_problem(seed, 6, tied=True, **budgets), seed)
+    return with_measure(problem, seed, target)
+
+
+@every
+def test_budgets_are_met_with_groups_and_a_measure(name) -> None:
+    for seed in range(2):
+        problem = everything(seed, bops=0.45, memory=0.6)
+        assert problem.fits(ALLOCATORS[name](problem))
+
+
+@every
+def test_a_target_is_heeded_or_refused(name) -> None:
+    for seed in range(4):
+        free = everything(seed)
+        assert free.measure is not None
+        target = free.measure(free.ladder[len(free.ladder) // 2])
+        problem = everything(seed, target, bops=1.0)
+        if ALLOCATORS[name].takes_target:
+            allocate_bits(problem, name)
+            assert free.measure(ALLOCATORS[name](problem)) <= target
+        else:
+            with pytest.raises(
+                InvalidOption, match="takes no target; leave it out, or use 'bisection'"
+            ):
+                allocate_bits(problem, name)
+
+
+def assert_monotone(name: str, problems: list[Problem]) -> None:
+    """Of problems with growing budgets; one that refuses leaves as much harm as there can be."""
+    before = np.inf
+    for problem in problems:
+        try:
+            harm = problem.harm.total(ALLOCATORS[name](problem))
+        except InvalidOption:
+            harm = np.inf
+        assert harm <= before * (1 + 1e-12)
+        before = harm
+    assert before < np.inf
+
+
 @every
 def test_a_larger_budget_is_never_worse(name) -> None:
     for seed in range(4):
-        before = np.inf
-        for share in (0.15, 0.2, 0.3, 0.5, 0.7, 1.0):
-            problem = random_problem(seed, 6, tied=True, bops=share, memory=0.8)
-            harm = problem.harm.total(ALLOCATORS[name](problem))
-            assert harm <= before * (1 + 1e-12)
-            before = harm
+        assert_monotone(
+            name,
+            [random_problem(seed, 6, tied=True, bops=share, memory=0.8) for share in SHARES],
+        )
+
+
+@pytest.mark.parametrize("name", [n for n, a in ALLOCATORS.items() if a.monotone])
+def test_nor_with_groups_a_measure_and_a_target_where_that_is_promised(name) -> None:
+    takes_target = ALLOCATORS[name].takes_target
+    for seed in range(4):
+        free = everything(seed)
+        assert free.measure is not None
+        for target in (None, free.measure(free.ladder[len(free.ladder) // 2]))[: 1 + takes_target]:
+            assert_monotone(
+                name, [everything(seed, target, bops=s, memory=0.9) for s in (*SHARES, 1.2)]
+            )
 
 
 @pytest.mark.parametrize("name", [n for n, a in ALLOCATORS.items() if a.exact])
@@ -70,6 +124,15 @@ def test_the_exact_ones_equal_brute_force_on_eight_layers(name) -> None:
     small = replace(problem, choices=Choices(layers), harm=picked(problem.harm), costs=costs)
     best = min(small.harm.total(a) for a in all_assignments(small) if small.fits(a))
     assert small.harm.total(ALLOCATORS[name](small)) == pytest.approx(best, rel=1e-9)
+
+
+@every
+def test_a_broken_problem_is_said(name) -> None:
+    problem = random_problem(0, bops=0.5)
+    with pytest.raises(InvalidOption, match="the target is not a number"):
+        ALLOCATORS[name](replace(problem, target=float("nan")))
+    with pytest.raises(InvalidOption, match="no layer to choose bits for"):
+        ALLOCATORS[name](replace(problem, choices=Choices({}), harm=Quantity(())))
 
 
 @every
