@@ -156,7 +156,7 @@ def experiment(
     )
 
 
-def whole_runs(judge: Experiment, repeats: int) -> list[dict]:
+def whole_runs(judge: Experiment, repeats: int, activations: str, rotate: bool) -> list[dict]:
     """Processor seconds from the float model to solved weights, at P=16 and tile 64: medians.
 
     Calibration counts. Arms take turns in one process. Processor seconds are those of all threads,
@@ -173,6 +173,8 @@ def whole_runs(judge: Experiment, repeats: int) -> list[dict]:
             tile_size=point.tile_size,
             algorithm=algorithm,
             quality=quality,
+            activations=activations,
+            rotate=rotate,
             progress=False,
         )
 
@@ -219,7 +221,7 @@ def main() -> None:
     sizes = (64, 64) if small else (arguments.calibration, JUDGED)
     judge = experiment(*sizes, arguments.activations, arguments.rotate)
     if arguments.speed:
-        rows = whole_runs(judge, 1 if small else 3)
+        rows = whole_runs(judge, 1 if small else 3, arguments.activations, arguments.rotate)
         print_table("minilm: whole runs", rows)
         write_json(arguments.output, {"rows": rows})
         return

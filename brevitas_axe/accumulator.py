@@ -50,6 +50,11 @@ class InputRange:
                 "choose a zero point inside the quantizer's range."
             )
 
+    @property
+    def bit_width(self) -> int:
+        """Bits that tell all integers of the range apart."""
+        return (self.high - self.low).bit_length()
+
     @classmethod
     def from_bits(
         cls, bit_width: int, signed: bool, narrow: bool = False, zero_point: int = 0

@@ -304,7 +304,7 @@ def _set_input_bits(
     proxy = layer.input_quant
     if not proxy.is_quant_enabled:
         known = [*arriving, getattr(layer.weight_quant, "input_range", None)]
-        if any(reach and (reach.high - reach.low).bit_length() == bits for reach in known):
+        if any(reach and reach.bit_width == bits for reach in known):
             return
         raise InvalidPlan(
             f"layer '{name}' takes its input from another layer's quantizer; set the input bits "

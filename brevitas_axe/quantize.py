@@ -175,6 +175,6 @@ def _final_plan(axe: axe_mode) -> Plan:
         proxy = axe.layers[name].weight_quant
         bits = int(proxy.tensor_quant.msb_clamp_bit_width_impl())
         reach = proxy.input_range
-        inputs = None if reach is None else (reach.high - reach.low).bit_length()
+        inputs = None if reach is None else reach.bit_width
         final[name] = replace(precision, weight=bits, input=inputs)
     return Plan(final)

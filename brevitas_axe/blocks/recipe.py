@@ -45,7 +45,7 @@ class Recipe:
     """What `quantize_blocks` takes of the same names.
 
     Raises:
-        InvalidOption: an unknown choice or a strength outside [0, 1].
+        InvalidOption: an unknown choice, weights of one bit, or a strength outside [0, 1].
     """
 
     weight_bit_width: int = 4
@@ -62,6 +62,10 @@ class Recipe:
             choices = dict.fromkeys(name for name, _ in INPUT_QUANTIZERS)
             raise InvalidOption(
                 f"activations '{self.activations}' is unknown; choose from {', '.join(choices)}."
+            )
+        if self.weight_bit_width < 2:
+            raise InvalidOption(
+                "weights need 2 bits or more; symmetric ones of one bit are all zero."
             )
         if self.smooth is not None and not 0 <= self.smooth <= 1:
             raise InvalidOption(f"smooth lies between 0 and 1, but it is {self.smooth}.")

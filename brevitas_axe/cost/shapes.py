@@ -108,7 +108,7 @@ def full_plan(
             accumulator = int(proxy.tensor_quant.pre_scaling_impl.accumulator_bit_width())
         present = LayerPrecision(
             weight=int(proxy.bit_width().max()),
-            input=(reach.high - reach.low).bit_length(),
+            input=reach.bit_width,
             accumulator=accumulator,
             tile=getattr(proxy, "accumulator_tile_size", None),
         )

@@ -151,18 +151,18 @@ def set_input_bits(
             layer.weight_quant.set_input_range(None)
     for name, reach in _widest(observe_inputs(model, layers, args, kwargs)).items():
         bits = plan.layers[name].input if name in plan.layers else None
-        check_arriving(name, bits, None if reach is None else (reach.low, reach.high))
+        check_arriving(name, bits, reach)
 
 
-def check_arriving(name: str, bits: int | None, arrives: tuple[int, int] | None) -> None:
+def check_arriving(name: str, bits: int | None, arrives: InputRange | None) -> None:
     """Raises InvalidPlan when a layer's input does not have the bits that it should have.
 
     Args:
         name: layer name.
         bits: that it should have; None for any.
-        arrives: (smallest, largest) integer of the input, None where it is not quantized.
+        arrives: integers of the input, None where it is not quantized.
     """
-    found = None if arrives is None else (arrives[1] - arrives[0]).bit_length()
+    found = None if arrives is None else arrives.bit_width
     if bits not in (None, found):
         what = "a float input" if found is None else f"an input of {found} bits"
         raise InvalidPlan(

@@ -239,7 +239,7 @@ def _check(name: str, choice: LayerPrecision, grid: Grid | None) -> None:
             f"the input of layer '{name}' is not quantized to integers, so no accumulator can be "
             "chosen for it; quantize it, or leave the layer out of the choices."
         )
-    check_arriving(name, choice.input, None if grid is None else (grid.low, grid.high))
+    check_arriving(name, choice.input, None if grid is None else grid.reach)
 
 
 def _weight_grid(name: str, layer: Layer, bits: int | None) -> WeightGrid:
