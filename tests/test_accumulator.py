@@ -133,6 +133,13 @@ def test_input_range_is_that_of_the_quantizer(bits, signed, narrow, zero_point) 
     )
 
 
+@given(st.integers(1, 16), st.booleans(), st.data())
+def test_a_range_has_the_bits_of_its_quantizer(bits, signed, data) -> None:
+    whole = InputRange.from_bits(bits, signed)
+    zero_point = data.draw(st.integers(whole.low, whole.high))
+    assert InputRange.from_bits(bits, signed, zero_point=zero_point).bit_width == bits
+
+
 def test_union_contains_both() -> None:
     assert InputRange(-3, 1).union(InputRange(0, 9)) == InputRange(-3, 9)
 

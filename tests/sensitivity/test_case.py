@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from brevitas_axe.accumulator import InputRange
 from brevitas_axe.allocate import Quantity, allocate_bits, make_problem
 from brevitas_axe.errors import InvalidPlan
 from brevitas_axe.plan import Choices, LayerPrecision
@@ -56,9 +57,9 @@ def test_a_tie_of_no_layers_is_refused() -> None:
 
 def test_other_bits_than_wanted_are_named() -> None:
     check_arriving("a", None, None)
-    check_arriving("a", 4, (-8, 7))
+    check_arriving("a", 4, InputRange(-8, 7))
     with pytest.raises(InvalidPlan, match=r"'a' is given 4 input bits, but .* of 3 bits"):
-        check_arriving("a", 4, (0, 7))
+        check_arriving("a", 4, InputRange(0, 7))
     with pytest.raises(InvalidPlan, match="a float input arrives"):
         check_arriving("a", 4, None)
 
