@@ -13,14 +13,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from brevitas_axe.errors import InvalidOption
+from brevitas_axe.errors import InvalidOption, NonFiniteValues
+from brevitas_axe.layers import evaluating, find_unquantized, first_input
 from brevitas_axe.prepare import Batch, as_batches
 from brevitas_axe.sensitivity.facts import Facts
+
+_ROOT = "model"
 
 
 class SplitLinear(nn.Module):
@@ -28,7 +33,10 @@ class SplitLinear(nn.Module):
 
     Args:
         linear: to be split; its parameters are copied.
-        channels: int64 [n], input channels with outliers, ascending.
+        channels: int64 [n], input channels with outliers, in any order.
+
+    Raises:
+        InvalidOption: a channel does not exist, or one of the branches would have none.
     """
 
     rest_channels: Tensor
@@ -36,25 +44,37 @@ class SplitLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, channels: Tensor) -> None:
         super().__init__()
-        inside = torch.zeros(linear.in_features, dtype=torch.bool, device=linear.weight.device)
+        chosen, inputs = set(channels.tolist()), linear.in_features
+        if not chosen or not chosen < set(range(inputs)):
+            raise InvalidOption(
+                f"outliers must be some of the {inputs} input channels, and not all, but they are "
+                f"{sorted(chosen)}; leave a channel for each branch."
+            )
+        inside = torch.zeros(inputs, dtype=torch.bool, device=linear.weight.device)
         inside[channels] = True
         self.register_buffer("rest_channels", torch.nonzero(~inside).flatten())
         self.register_buffer("outlier_channels", torch.nonzero(inside).flatten())
         self.rest = _columns(linear, self.rest_channels, linear.bias)
         self.outliers = _columns(linear, self.outlier_channels, None)
+        self.train(linear.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] to [..., outputs]."""
-        outliers = x.index_select(-1, self.outlier_channels)
-        return self.rest(x.index_select(-1, self.rest_channels)) + self.outliers(outliers)
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., inputs] to [..., outputs]; the argument's name is that of nn.Linear."""
+        outliers = input.index_select(-1, self.outlier_channels)
+        return self.rest(input.index_select(-1, self.rest_channels)) + self.outliers(outliers)
 
 
 def _columns(linear: nn.Linear, channels: Tensor, bias: Tensor | None) -> nn.Linear:
     part = nn.Linear(len(channels), linear.out_features, bias is not None, device="meta")
-    part.weight = nn.Parameter(linear.weight.detach()[:, channels].clone())
+    part.weight = _parameter(linear.weight[:, channels], linear.weight)
     if bias is not None:
-        part.bias = nn.Parameter(bias.detach().clone())
-    return part.train(linear.training)
+        part.bias = _parameter(bias, bias)
+    return part
+
+
+def _parameter(values: Tensor, like: Tensor) -> nn.Parameter:
+    """A copy that is trained where the original is."""
+    return nn.Parameter(values.detach().clone(), requires_grad=like.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -83,35 +103,51 @@ class ChannelSplit:
     ) -> nn.Module:
         """A copy in which all linear layers of two or more inputs are split.
 
+        Layers that no batch reaches stay whole, and so do modules derived from nn.Linear. Exclude a
+        layer whose weight other code reads: a split one has two.
+
         Args:
-            model: a float model; not modified.
+            model: a float model; not modified. Its copy is calibrated in evaluation mode.
             calibration: batches, see `brevitas_axe.prepare.as_batches`.
-            exclude: names of layers to leave as they are.
+            exclude: names of layers to leave as they are, and of modules with all their layers.
 
         Raises:
+            EmptyCalibration: there is no batch.
             InvalidOption: an excluded layer does not exist, or there is nothing to split.
+            NonFiniteValues: a batch, or what reaches a layer, holds NaN or infinity.
         """
-        model, exclude = copy.deepcopy(model), tuple(exclude)
-        modules = dict(model.named_modules())
+        if isinstance(exclude, str):
+            raise InvalidOption(f"exclude is a list of names; give ['{exclude}'].")
+        # The holder gives a model that is a layer itself a place to be replaced in.
+        holder, exclude = nn.ModuleDict({_ROOT: copy.deepcopy(model)}), tuple(exclude)
+        modules = dict(holder[_ROOT].named_modules(remove_duplicate=False))
         unknown = [name for name in exclude if name not in modules]
         if unknown:
             raise InvalidOption(f"the excluded layer '{unknown[0]}' is not in the model.")
+        kept = {part for name in exclude for part in modules[name].modules()}
         linears = {
             name: module
-            for name, module in modules.items()
-            if type(module) is nn.Linear and module.in_features > 1 and name not in exclude
+            for name in find_unquantized(holder[_ROOT])
+            if type(module := modules[name]) is nn.Linear
+            and module.in_features > 1
+            and module not in kept
         }
-        reaches = _reaches(model, linears, as_batches(calibration))
+        reaches = _reaches(holder[_ROOT], linears, as_batches(calibration))
         if not reaches:
             raise InvalidOption(
                 "no float linear layer with two or more inputs is called; split the model before "
                 "it is quantized."
             )
+        splits = {}
         for name, reach in reaches.items():
-            count = -int(-self.share * len(reach) // 1)
-            channels = reach.topk(min(count, len(reach) - 1)).indices.sort().values
-            model.set_submodule(name, SplitLinear(linears[name], channels))
-        return model
+            count = ceil(Fraction(str(self.share)) * len(reach))
+            channels = reach.topk(min(count, len(reach) - 1)).indices
+            splits[linears[name]] = SplitLinear(linears[name], channels)
+        # A layer that stands in several places is replaced in all of them.
+        for path, module in list(holder.named_modules(remove_duplicate=False)):
+            if module in splits:
+                holder.set_submodule(path, splits[module])
+        return holder[_ROOT]
 
 
 @torch.no_grad()
@@ -122,17 +158,28 @@ def _reaches(
     found: dict[str, Tensor] = {}
 
     def watch(name: str):
-        def hook(_: nn.Module, args: tuple) -> None:
-            reach = args[0].detach().abs().flatten(0, -2).amax(0)
+        def hook(layer: nn.Linear, args: tuple, kwargs: dict) -> None:
+            x = first_input(args, kwargs).detach().abs().reshape(-1, layer.in_features)
+            if len(x) == 0:  # an expert without tokens
+                return
+            reach = x.amax(0)
+            if not bool(reach.isfinite().all()):
+                raise NonFiniteValues(
+                    f"the input of layer '{name}' holds NaN or infinity, so its outliers cannot be "
+                    "told; mend the model or its calibration data, or exclude the layer."
+                )
             known = found.get(name)
             found[name] = reach if known is None else torch.maximum(known, reach)
 
         return hook
 
-    handles = [m.register_forward_pre_hook(watch(name)) for name, m in linears.items()]
+    handles = [
+        m.register_forward_pre_hook(watch(name), with_kwargs=True) for name, m in linears.items()
+    ]
     try:
-        for args, kwargs in batches:
-            model(*args, **kwargs)
+        with evaluating(model):
+            for args, kwargs in batches:
+                model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()

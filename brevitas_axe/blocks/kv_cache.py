@@ -21,13 +21,14 @@ from brevitas_axe.allocate import Quantity, make_problem
 from brevitas_axe.allocate.ilp import ilp
 from brevitas_axe.blocks.stack import find_blocks
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
+from brevitas_axe.layers import evaluating
 from brevitas_axe.plan import Choices, LayerPrecision
 from brevitas_axe.prepare import as_batches
 from brevitas_axe.sensitivity import Metric, Scores
 from brevitas_axe.sensitivity.facts import Facts
 from brevitas_axe.sensitivity.metrics import find_metric, output_tensor
 
-_PROJECTION = re.compile(r"(^|[._])(k|v|key|value)(_proj|_lin)?$")
+_PROJECTION = re.compile(r"(?:^|[._])(k|v|key|value)(?:_proj|_lin)?$")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class KvCache:
 
     Attributes:
         bits: widths offered to every block.
+
+    Raises:
+        InvalidOption: no width is offered, one of them twice, or one that is no integer from 1 on.
     """
 
     bits: tuple[int, ...] = (2, 3, 4, 6, 8)
@@ -46,6 +50,12 @@ class KvCache:
         kind="KV", granularity="layer", signal="measured loss", export="none",
         source="arXiv 2510.16805",
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if not self.bits or len(set(self.bits)) < len(self.bits):
+            raise InvalidOption("a cache needs at least one width to choose from, none twice.")
+        for bits in self.bits:
+            _check(bits)
 
     def __call__(
         self,
@@ -58,14 +68,17 @@ class KvCache:
         """Block → bits of its keys and values.
 
         Args:
-            model: a float model with one stack of blocks; left as it is.
+            model: a float model with one stack of blocks; runs in evaluation mode and is left as
+                it is.
             calibration: batches, see `brevitas_axe.prepare.as_batches`.
-            mean_bits: most that the blocks' mean may be.
+            mean_bits: most that the mean over blocks may be, each counted once.
             metric: see `brevitas_axe.sensitivity.score`.
             stack: module name of the stack, where the model has several.
 
         Raises:
+            EmptyCalibration: there is no batch.
             InvalidOption: the mean is below the fewest bits.
+            NonFiniteValues: a batch or a loss holds NaN or infinity.
             UnsupportedLayer: a block has no key and value projections of their own.
         """
         fitting = [b for b in self.bits if b <= mean_bits]
@@ -89,12 +102,15 @@ class KvCache:
 def _loss(model: nn.Module, items: list[Any], metric: Metric):
     """Mean loss of the model with simulated caches, as a function of block → bits."""
     batches = as_batches(items)
-    with torch.no_grad():
-        real = [output_tensor(model(*args, **kwargs)) for args, kwargs in batches]
+
+    def outputs_of(bits: Mapping[str, int]) -> list[Tensor]:
+        with evaluating(model), torch.no_grad(), simulated_cache(model, bits):
+            return [output_tensor(model(*args, **kwargs)) for args, kwargs in batches]
+
+    real = outputs_of({})
 
     def loss(bits: Mapping[str, int]) -> float:
-        with torch.no_grad(), simulated_cache(model, bits):
-            outputs = [output_tensor(model(*args, **kwargs)) for args, kwargs in batches]
+        outputs = outputs_of(bits)
         triples = zip(outputs, real, items, strict=True)
         values = [float(metric.loss(out, reference, item)) for out, reference, item in triples]
         return float(np.average(values, weights=[len(reference) for reference in real]))
@@ -111,23 +127,34 @@ def simulated_cache(model: nn.Module, bits: Mapping[str, int]) -> Iterator[None]
         bits: block name → bits of its cache; blocks left out keep theirs in float.
 
     Raises:
+        InvalidOption: there is no block of that name, or bits are no integer from 1 on.
         UnsupportedLayer: a block has no key and value projections of their own.
     """
-    handles = []
+    modules, handles = dict(model.named_modules()), []
     try:
         for name, width in bits.items():
-            block = model.get_submodule(name)
-            found = [m for key, m in block.named_modules() if _PROJECTION.search(key)]
-            if len(found) < 2:
+            _check(width)
+            if name not in modules:
+                raise InvalidOption(
+                    f"the model has no block '{name}'; `find_blocks` lists those there are."
+                )
+            matches = ((_PROJECTION.search(key), m) for key, m in modules[name].named_modules())
+            found = [(match[1][0], m) for match, m in matches if match is not None]
+            if {letter for letter, _ in found} != {"k", "v"}:
                 raise UnsupportedLayer(
                     f"block '{name}' has no key and value projections of their own, so its cache "
                     "cannot be simulated; split a fused projection first."
                 )
-            handles += [m.register_forward_hook(_rounding(width)) for m in found]
+            handles += [m.register_forward_hook(_rounding(width)) for _, m in found]
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _check(bits: object) -> None:
+    if type(bits) is not int or bits < 1:
+        raise InvalidOption(f"bits of a cache must be an integer of at least 1, not {bits!r}.")
 
 
 def _rounding(bits: int):
@@ -139,10 +166,12 @@ def _rounding(bits: int):
 
 def rounded(x: Tensor, bits: int) -> Tensor:
     """Every vector [..., features] on 2^bits levels from its least to its largest number."""
-    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    # In half precision the distance from least to largest may be more than the type holds.
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    low, high = wide.amin(-1, keepdim=True), wide.amax(-1, keepdim=True)
     step = (high - low) / (2**bits - 1)
     step = torch.where(step > 0, step, torch.ones_like(step))
-    return low + ((x - low) / step).round() * step
+    return (low + ((wide - low) / step).round() * step).to(x.dtype)
 
 
 kv_cache = KvCache()

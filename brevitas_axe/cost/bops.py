@@ -1,4 +1,7 @@
-"""Bit operations: MACs × W × A, as qonnx's inference cost counts them (zero weights included)."""
+"""Bit operations: MACs × W × A, as qonnx's inference cost counts them (zero weights included).
+
+qonnx leaves transposed convolutions out; here they count.
+"""
 
 from __future__ import annotations
 

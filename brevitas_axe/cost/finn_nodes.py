@@ -122,13 +122,10 @@ def estimate(
     Raises:
         InvalidPlan: weight or input bits are missing.
         InvalidOption: the folding does not divide the layer.
-        UnsupportedLayer: a grouped convolution that is not depthwise.
+        UnsupportedLayer: a transposed convolution, one over three axes, or a grouped one that is
+            not depthwise.
     """
-    if shape.groups > 1 and shape.kind != "depthwise":
-        raise UnsupportedLayer(
-            f"layer '{shape.name}' has {shape.groups} groups and is not depthwise, which FINN "
-            "cannot build; split it into dense layers or use another cost model."
-        )
+    _check_buildable(shape)
     folding.check(shape)
     bits = widths(shape, precision)
     rtl = _is_rtl(shape, bits, hardware)
@@ -144,6 +141,21 @@ def estimate(
     return Estimate.total((node, thresholding(shape, bits.outer, folding.pe)))
 
 
+def _check_buildable(shape: LayerShape) -> None:
+    if shape.kind == "transposed":
+        reason = "is a transposed convolution"
+    elif len(shape.kernel) > 2:
+        reason = f"is a convolution over {len(shape.kernel)} axes"
+    elif shape.groups > 1 and shape.kind != "depthwise":
+        reason = f"has {shape.groups} groups and is not depthwise"
+    else:
+        return
+    raise UnsupportedLayer(
+        f"layer '{shape.name}' {reason}, which FINN cannot build; put dense layers in its place, "
+        "exclude it or use another cost model."
+    )
+
+
 def thresholding(shape: LayerShape, accumulator: int, pe: int) -> Estimate:
     """Thresholding_rtl behind a layer: 2^b words for every bit b of the output, in every PE.
 
@@ -153,7 +165,11 @@ def thresholding(shape: LayerShape, accumulator: int, pe: int) -> Estimate:
         shape: has output bits.
         accumulator: P.
         pe: channels compared at once; divides the outputs.
+
+    Raises:
+        InvalidOption: it does not divide them.
     """
+    Folding(pe).check(shape)
     channels = shape.outputs // pe
     count = {"uram": 0, "bram": 0, "lut": 0}
     for bit in range(shape.output_bits or 0):

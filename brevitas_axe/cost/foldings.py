@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 
 from brevitas_axe.cost.finn_nodes import HLS, Hardware, estimate
 from brevitas_axe.cost.protocol import Folding, LayerShape, divisors
@@ -18,14 +20,15 @@ def cycles_per_frame(frames_per_second: float, clock_mhz: float) -> int:
     """Clock cycles that every layer has for one frame.
 
     Raises:
-        InvalidOption: there is not one cycle, or a number is not positive.
+        InvalidOption: there is not one cycle, or a number is not positive and finite.
     """
-    if not (frames_per_second > 0 and clock_mhz > 0):
+    if not (0 < frames_per_second < math.inf and 0 < clock_mhz < math.inf):
         raise InvalidOption(
-            f"frames per second and clock must be positive, not {frames_per_second} and "
+            f"frames per second and clock must be positive numbers, not {frames_per_second} and "
             f"{clock_mhz} MHz."
         )
-    cycles = int(clock_mhz * 1e6 / frames_per_second)
+    # In whole numbers: a quotient of floats can miss a cycle, or have no end.
+    cycles = int(Fraction(str(clock_mhz)) * 10**6 / Fraction(str(frames_per_second)))
     if cycles < 1:
         raise InvalidOption(
             f"{frames_per_second} frames per second leave no cycle at {clock_mhz} MHz; ask for "
@@ -45,10 +48,21 @@ def choose_folding(
     Fewest DSP blocks first, then LUTs, then multipliers, then outputs at once. FINN's SetFolding
     looks at cycles alone: it unfolds inputs first and outputs after them.
 
+    Args:
+        shape: of the layer.
+        precision: its weight and input bits are needed.
+        max_cycles: clock cycles per forward, at least 1.
+        hardware: that FINN builds for.
+
     Raises:
+        InvalidPlan: weight or input bits are missing.
         InvalidOption: no folding is that fast.
         UnsupportedLayer: FINN cannot build the layer.
     """
+    if not max_cycles >= 1:  # NaN too
+        raise InvalidOption(
+            f"max_cycles must be at least 1, not {max_cycles}; `cycles_per_frame` finds it."
+        )
     widest = _WIDEST_WORD // (precision.weight or 1)
     nodes = {
         folding: estimate(shape, precision, folding, hardware)
@@ -82,7 +96,9 @@ def choose_foldings(
     """`choose_folding` for every layer: the slowest of them sets the pace.
 
     Raises:
-        InvalidPlan: the plan and the shapes do not name the same layers.
+        InvalidPlan: the plan and the shapes do not name the same layers, or bits are missing.
+        InvalidOption: no folding of a layer is that fast.
+        UnsupportedLayer: FINN cannot build a layer.
     """
     return {
         name: choose_folding(shapes[name], precision, max_cycles, hardware)

@@ -1,4 +1,4 @@
-"""Memory of the weights, in bytes."""
+"""Memory of the weights, in bytes; scales and biases, which stay in float, are not counted."""
 
 from __future__ import annotations
 

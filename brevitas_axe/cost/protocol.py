@@ -16,6 +16,8 @@ from brevitas_axe.accumulator import datatype_bound, outer_bit_width, tile_start
 from brevitas_axe.errors import InvalidOption, InvalidPlan
 from brevitas_axe.plan import LayerPrecision
 
+_KINDS = ("dense", "depthwise", "transposed")
+
 
 @dataclass(frozen=True)
 class LayerShape:
@@ -23,16 +25,22 @@ class LayerShape:
 
     Attributes:
         name: of `model.named_modules()`.
-        kind: "depthwise" if every channel meets its own kernel alone, else "dense".
+        kind: "transposed" for a transposed convolution, "depthwise" if every channel meets its own
+            kernel alone, else "dense".
         inputs: terms K of one dot product: (input channels / groups) × kernel.
         outputs: output channels MH, of all groups together.
-        vectors: output positions of one forward: pixels, tokens, samples; all calls together.
+        vectors: positions of one forward that meet every weight once, all calls together: pixels,
+            tokens, samples of the output, or of the input of a transposed convolution.
         groups: independent groups of channels.
         kernel: taps per axis; () for a linear layer.
         channels: input channels.
-        signed: True if an input can be negative.
+        signed: True if inputs of N bits reach 2^(N-1) at most, as signed integers do; False if they
+            may reach 2^N.
         output_bits: bits B of the activation quantizer that takes the layer's output, which FINN
             turns into 2^B - 1 thresholds; None if there is none, or none that FINN fuses.
+
+    Raises:
+        InvalidOption: a kind that is not known, or a size below 1.
     """
 
     name: str
@@ -46,13 +54,27 @@ class LayerShape:
     signed: bool = False
     output_bits: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise InvalidOption(
+                f"the kind of layer '{self.name}' must be one of {', '.join(_KINDS)}, not "
+                f"{self.kind!r}."
+            )
+        for size in ("inputs", "outputs", "vectors", "groups"):
+            if getattr(self, size) < 1:
+                raise InvalidOption(
+                    f"layer '{self.name}' has {getattr(self, size)} {size}, but a cost needs at "
+                    "least 1; give a forward a whole sample, or exclude the layer."
+                )
+
     @property
     def weights(self) -> int:
+        """How many there are, biases not counted."""
         return self.inputs * self.outputs
 
     @property
     def macs(self) -> int:
-        """Multiplications of one forward."""
+        """Multiplications of one forward, those by the zeros of a padding included."""
         return self.weights * self.vectors
 
 

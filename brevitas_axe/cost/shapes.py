@@ -19,6 +19,7 @@ from brevitas_axe.errors import MissingInputQuantizer
 from brevitas_axe.layers import (
     Layer,
     find_layers,
+    first_input,
     is_accumulator_aware,
     layer_groups,
     observe_inputs,
@@ -47,6 +48,7 @@ def layer_shapes(
         exclude: names of layers to leave out.
 
     Raises:
+        InvalidOption: the sample is empty.
         MissingInputQuantizer: a layer's input is not quantized to integers.
         UnsupportedLayer: as `find_layers`.
     """
@@ -61,16 +63,18 @@ def layer_shapes(
         channels = layer.in_features if linear else layer.in_channels
         # Like qonnx, which lowers a convolution from one channel to one as depthwise.
         depthwise = not linear and groups == channels == groups * rows
+        kind = "depthwise" if depthwise else "dense"
         shapes[name] = LayerShape(
             name=name,
-            kind="depthwise" if depthwise else "dense",
+            kind="transposed" if _is_transposed(layer) else kind,
             inputs=inputs,
             outputs=groups * rows,
             vectors=vectors[name],
             groups=layer_groups(layer),
             kernel=() if linear else tuple(layer.kernel_size),
             channels=channels,
-            signed=reach.low < 0,
+            # A zero point near one end leaves almost the whole type on one side of it.
+            signed=reach.low < 0 and max(-reach.low, reach.high) <= 2 ** (reach.bit_width - 1),
             output_bits=output_bits.get(name),
         )
     return shapes
@@ -147,23 +151,31 @@ def _watching(
         if name is not None and quantizer.is_quant_enabled:
             bits[name] = max(int(quantizer.bit_width().max()), bits.get(name, 0))
 
-    def leaves(layer: Layer, args: tuple, output: object) -> None:
+    def leaves(layer: Layer, args: tuple, kwargs: dict, output: object) -> None:
         name, value = names[layer], _value(output)
-        rows = unroll_weight(layer, layer.weight).shape[:2].numel()
-        vectors[name] = vectors.get(name, 0) + value.numel() // rows
+        if _is_transposed(layer):
+            positions = _value(first_input(args, kwargs)).numel() // layer.in_channels
+        else:
+            positions = value.numel() // unroll_weight(layer, layer.weight).shape[:2].numel()
+        vectors[name] = vectors.get(name, 0) + positions
         if layer.output_quant.is_quant_enabled:
             bits[name] = int(layer.output_quant.bit_width().max())
-        trail.follow(name, value)
+        else:
+            trail.follow(name, value)
 
     quantizers = [m for m in model.modules() if isinstance(m, ActQuantProxyFromInjectorBase)]
     handles = [quantizer.register_forward_pre_hook(arrives) for quantizer in quantizers]
-    handles += [layer.register_forward_hook(leaves) for layer in layers.values()]
+    handles += [m.register_forward_hook(leaves, with_kwargs=True) for m in layers.values()]
     try:
         with trail:
             yield vectors, bits
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_transposed(layer: Layer) -> bool:
+    return getattr(layer, "transposed", False)  # torch's name; linear layers have none
 
 
 class _Trail(TorchFunctionMode):

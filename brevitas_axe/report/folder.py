@@ -11,7 +11,7 @@ from brevitas_axe.certify import Certificate
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.files import write_whole
 from brevitas_axe.plan import Plan
-from brevitas_axe.report.page import write_page
+from brevitas_axe.report.page import page
 
 
 def open_folder(directory: str | Path) -> Path:
@@ -36,16 +36,19 @@ def write_folder(
 ) -> list[Path]:
     """Writes plan.json, certificate.json, summary.json and report.html.
 
+    Nothing is written before all is made, and each file appears whole.
+
     Returns:
         The files, in the order in which a person would open them.
     """
-    report = directory / "report.html"
+    # NaN and infinity are no JSON.
+    strict = json.loads(json.dumps(summary), parse_constant=lambda _: None)
     files = {
+        directory / "report.html": page(summary, certificate, plan),
         directory / "certificate.json": certificate.to_json(),
         directory / "plan.json": plan.to_json(),
-        directory / "summary.json": json.dumps(summary, indent=2) + "\n",
+        directory / "summary.json": json.dumps(strict, indent=2, allow_nan=False) + "\n",
     }
     for path, text in files.items():
         write_whole(path, text.encode())
-    write_page(report, summary, certificate, plan)
-    return [report, *files]
+    return list(files)

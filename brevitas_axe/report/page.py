@@ -77,7 +77,7 @@ def page(
 ) -> str:
     """The report as HTML text; see `write_page`."""
     body = [
-        _paragraph(summary.get("description")),
+        paragraph(summary.get("description")),
         _facts(summary, certificate),
         _arms(summary.get("arms") or ()),
         _certificate(certificate),
@@ -217,7 +217,7 @@ def _resources(rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         "<h2>What it costs on an FPGA</h2>\n"
         + table(headings, [(c, "") for c in [*cells, ["sum", "", "", *sums]]], range(1, 5))
-        + _paragraph("FINN's estimates of its matrix units at one multiplication per cycle.")
+        + paragraph("FINN's estimates of its matrix units at one multiplication per cycle.")
     )
 
 
@@ -268,7 +268,8 @@ def _badge(text: str, good: bool) -> str:
     return f'<span class="badge {"good" if good else "bad"}">{escape(text)}</span>'
 
 
-def _paragraph(text: object) -> str:
+def paragraph(text: object) -> str:
+    """A remark; none where there is no text."""
     return f'<p class="soft">{escape(str(text))}</p>' if text else ""
 
 

@@ -6,7 +6,9 @@ serves a light and a dark page; `png` is for the README.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,7 +38,8 @@ def accuracy_bars(arms: Sequence[Mapping[str, Any]]) -> Figure:
     shown = [arm for arm in arms if arm.get("accuracy") is not None]
     figure, axes = rows_of([_label(arm) for arm in shown])
     values = [100 * arm["accuracy"] for arm in shown]
-    colours = [KIND_COLOURS[arm.get("kind") or "reference"] for arm in shown]
+    plain = KIND_COLOURS["reference"]
+    colours = [KIND_COLOURS.get(arm.get("kind") or "", plain) for arm in shown]
     axes.barh(range(len(shown)), values, color=colours, height=0.66)
     for row, value in enumerate(values):
         axes.text(value + 1, row, f"{value:.1f}", va="center", color=INK, fontsize=8)
@@ -84,9 +87,14 @@ def svg(figure: Figure) -> str:
     """Inline SVG markup, the same bytes for the same figure."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "brevitas_axe", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        # Metadata would be RDF, which is no HTML.
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     markup = buffer.getvalue()
     markup = markup[markup.index("<svg") :]
+    # A page has several drawings, and each name in it stands for one thing.
+    own = "d" + hashlib.sha256(markup.encode()).hexdigest()[:8]
+    markup = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{own}-", markup)
     for stand_in, variable in _CSS.items():
         markup = markup.replace(stand_in, variable)
     return markup
@@ -123,6 +131,16 @@ def rows_of(labels: Sequence[str]) -> tuple[Figure, Axes]:
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.spines["left"].set_visible(False)
     return figure, axes
+
+
+def legend(axes: Axes, marks: Sequence[Any], names: Sequence[str], outside: bool = False) -> None:
+    """Names of marks as they are written, over the marks where there is room or above all."""
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": len(names)}
+    made = axes.legend(
+        marks, names, frameon=False, fontsize=8, labelcolor=INK, **(above if outside else {})
+    )
+    for text in made.get_texts():
+        text.set_parse_math(False)
 
 
 def axes_of(width: float, height: float) -> tuple[Figure, Axes]:

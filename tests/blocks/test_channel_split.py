@@ -15,8 +15,8 @@ from brevitas_axe import Int8WeightPerChannelFloatAXE, quantize
 from brevitas_axe.blocks import SplitLinear, channel_split, quantize_blocks
 from brevitas_axe.blocks.channel_split import ChannelSplit
 from brevitas_axe.certify import certify
-from brevitas_axe.errors import InvalidOption
-from brevitas_axe.layers import find_layers
+from brevitas_axe.errors import InvalidOption, NonFiniteValues
+from brevitas_axe.layers import Layer, find_layers
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.prepare import as_batches, calibrate
 from tests.blocks.tiny import batches, tiny
@@ -47,6 +47,62 @@ def test_the_function_is_kept_and_the_model_too() -> None:
     assert isinstance(layer, SplitLinear)
     assert layer.outlier_channels.tolist() == OUTLIERS
     assert layer.outliers.bias is None
+
+
+def test_a_model_in_training_mode_is_calibrated_as_it_will_run() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2))
+    model[0].requires_grad_(False)
+    split, x = channel_split(model, [torch.randn(16, 8)]), torch.randn(5, 8)
+    assert all(module.training for module in (*model.modules(), *split.modules()))
+    assert not any(p.requires_grad for p in split.get_submodule("0").parameters())
+    assert all(p.requires_grad for p in split.get_submodule("3").parameters())
+    with torch.no_grad():
+        assert torch.allclose(split.eval()(x), model.eval()(x), atol=1e-6)
+    assert not any(module.training for module in channel_split(model, [x]).modules())
+
+
+class Uncommon(nn.Module):
+    """One layer in two places, called by keyword on a vector, and one that gets no rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = self.other = nn.Linear(8, 8)
+        self.idle = nn.Linear(8, 8)
+
+    def forward(self, x):
+        self.idle(x[None][:0])
+        return self.one(input=self.other(x))
+
+
+def test_a_layer_is_split_in_all_of_its_places() -> None:
+    model, x = Uncommon(), torch.randn(8)
+    split: Layer = channel_split(model, [x])
+    assert isinstance(split.one, SplitLinear)
+    assert split.one is split.other
+    assert type(split.idle) is nn.Linear
+    assert torch.allclose(split(x), model(x), atol=1e-6)
+
+
+def test_a_model_that_is_a_layer_is_split() -> None:
+    layer, x = nn.Linear(8, 2), torch.randn(3, 8)
+    split = channel_split(layer, [x])
+    assert isinstance(split, SplitLinear)
+    assert torch.allclose(split(x), layer(x), atol=1e-6)
+
+
+def test_an_excluded_module_keeps_all_of_its_layers() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 2))
+    split: Layer = channel_split(model, [torch.randn(3, 8)], exclude=("0",))
+    assert type(split[0][0]) is nn.Linear
+    assert isinstance(split[1], SplitLinear)
+    with pytest.raises(InvalidOption, match="no float linear layer"):
+        channel_split(Uncommon(), [torch.randn(8)], exclude=("other",))
+
+
+def test_the_share_is_rounded_up_exactly() -> None:
+    split: Layer = ChannelSplit(share=0.07)(nn.Linear(100, 2), [torch.randn(3, 100)])
+    assert len(split.outlier_channels) == 7  # 0.07 * 100 is 7.000000000000001
 
 
 def quantized(model: nn.Module, x: torch.Tensor) -> nn.Module:
@@ -100,3 +156,12 @@ def test_what_cannot_be_split_is_said() -> None:
         channel_split(quantized(model, x), [x])
     with pytest.raises(InvalidOption, match="between 0 and 1"):
         ChannelSplit(share=1.0)
+    with pytest.raises(InvalidOption, match=r"give \['0'\]"):
+        channel_split(model, [x], exclude="0")
+    layer: Layer = model.get_submodule("0")
+    for channels in ([], [32], [-1], range(32)):
+        with pytest.raises(InvalidOption, match="outliers must be some of the 32 input channels"):
+            SplitLinear(layer, torch.tensor([*channels], dtype=torch.int64))
+    layer.weight.data.fill_(torch.nan)
+    with pytest.raises(NonFiniteValues, match="input of layer '1' holds NaN"):
+        channel_split(nn.Sequential(layer, nn.Linear(8, 2)), [x])

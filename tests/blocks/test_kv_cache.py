@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from brevitas_axe.blocks import kv_cache, simulated_cache
 from brevitas_axe.blocks.kv_cache import KvCache, rounded
@@ -59,6 +60,75 @@ def test_never_worse_than_equal_bits() -> None:
         for mean in (2, 3, 4.5):
             found = kv_cache(model, data, mean_bits=mean)
             assert lost(found) <= lost(dict.fromkeys(found, int(mean))) * (1 + 1e-6)
+
+
+class Cached(nn.Module):
+    """A block with keys and values, and parts that behave otherwise in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key_proj, self.value_proj = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.norm, self.drop = nn.BatchNorm1d(4), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.drop(self.norm(self.key_proj(x) * self.value_proj(x)))
+
+
+class Stacked(nn.Module):
+    def __init__(self, block: type[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([block(), block()])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_model_in_training_mode_is_judged_as_it_will_run_and_left_as_it_is() -> None:
+    torch.manual_seed(0)
+    model, data = Stacked(Cached), [torch.randn(16, 4)]
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    found = kv_cache(model, data, mean_bits=3, metric="mse")
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert found == kv_cache(model.eval(), data, mean_bits=3, metric="mse")
+
+
+def test_half_precision_vectors_wider_than_their_type_stay_finite() -> None:
+    x = torch.tensor([[-60000.0, 60000.0, 1.0]], dtype=torch.half)
+    y = rounded(x, 4)
+    assert y.dtype == x.dtype
+    assert (y - x).abs().max() <= 0.5001 * 120000 / 15
+
+
+class TwoKeys(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.k_proj, self.cross_k_proj = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.k_proj(x) + self.cross_k_proj(x)
+
+
+def test_keys_without_values_are_no_cache() -> None:
+    with pytest.raises(UnsupportedLayer, match=r"block 'layers\.0' has no key and value"):
+        kv_cache(Stacked(TwoKeys), [torch.randn(2, 4)], mean_bits=4, metric="mse")
+
+
+@pytest.mark.parametrize("bits", [(), (4, 4), (0, 4), (2.5,), (True,)])
+def test_widths_that_are_none_are_refused(bits) -> None:
+    with pytest.raises(InvalidOption, match=r"a cache needs at least one width|at least 1, not"):
+        KvCache(bits=bits)
+
+
+def test_a_simulation_that_cannot_be_leaves_no_hook() -> None:
+    model = Stacked(Cached)
+    for bits, says in (({"layers.0": 4, "layers.7": 4}, "no block 'layers.7'"),
+                       ({"layers.0": 4, "layers.1": 0}, "at least 1, not 0")):  # fmt: skip
+        with pytest.raises(InvalidOption, match=says), simulated_cache(model, bits):
+            pass
+        assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_bad_input_is_said() -> None:

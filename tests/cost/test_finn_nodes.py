@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from brevitas_axe.cost import Estimate, Folding, Hardware, LayerShape, cost_model, estimate
+from brevitas_axe.cost import (
+    Estimate,
+    Folding,
+    Hardware,
+    LayerShape,
+    cost_model,
+    estimate,
+    thresholding,
+)
 from brevitas_axe.cost.finn_bram import finn_bram
 from brevitas_axe.cost.finn_lut import finn_lut
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
@@ -77,14 +85,23 @@ def test_other_hardware_for_a_registered_cost() -> None:
     assert rtl(SHAPE, BITS, FOLDING) < finn_lut(SHAPE, BITS, FOLDING)
 
 
-def test_grouped_layers_and_unknown_options_are_refused() -> None:
-    grouped = replace(SHAPE, groups=2)
-    for name in ("finn_lut", "finn_dsp", "finn_bram", "finn_cycles"):
-        with pytest.raises(UnsupportedLayer, match="layer 'fc' has 2 groups"):
-            cost_model(name)(grouped, BITS)
-    assert cost_model("bops")(grouped, BITS) > 0
+def test_what_finn_cannot_build_and_unknown_options_are_refused() -> None:
+    for shape, says in (
+        (replace(SHAPE, groups=2), "has 2 groups"),
+        (replace(SHAPE, kernel=(1, 2, 2)), "is a convolution over 3 axes"),
+        (replace(SHAPE, kind="transposed"), "is a transposed convolution"),
+    ):
+        for name in ("finn_lut", "finn_dsp", "finn_bram", "finn_cycles"):
+            with pytest.raises(UnsupportedLayer, match=f"layer 'fc' {says}.* exclude it"):
+                cost_model(name)(shape, BITS)
+        assert cost_model("bops")(shape, BITS) > 0
     with pytest.raises(InvalidOption, match="res_type must be one of lut, dsp, not 'gpu'"):
         Hardware(res_type="gpu")
+
+
+def test_thresholds_of_a_fraction_of_a_channel_are_refused() -> None:
+    with pytest.raises(InvalidOption, match="PE=3 does not divide the 32 outputs of layer 'fc'"):
+        thresholding(SHAPE, 11, 3)
 
 
 def test_resources_add_up_and_the_slowest_sets_the_pace() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -62,6 +64,12 @@ def test_a_target_out_of_reach_says_what_is_in_reach() -> None:
         choose_foldings(SHAPES, PLAN, 63)
 
 
+@pytest.mark.parametrize("cycles", [0, -5, 0.5, math.nan])
+def test_a_target_that_is_no_number_of_cycles_is_refused(cycles) -> None:
+    with pytest.raises(InvalidOption, match="max_cycles must be at least 1"):
+        choose_foldings(SHAPES, PLAN, cycles)
+
+
 def test_words_stay_as_narrow_as_vitis_needs() -> None:
     shape = LayerShape("big", "dense", 1024, 64, 1)
     chosen = choose_folding(shape, LayerPrecision(8, 8), 128)
@@ -78,6 +86,7 @@ def test_a_plan_without_a_layer_is_refused() -> None:
 def test_cycles_per_frame() -> None:
     assert cycles_per_frame(1000, 100) == 100_000
     assert cycles_per_frame(3, 100) == 33_333_333
-    for frames, clock in ((0, 100), (100, -1), (2e8, 100)):
+    assert cycles_per_frame(1, 2.3) == 2_300_000  # 2.3 * 1e6 is a little less
+    for frames, clock in ((0, 100), (100, -1), (2e8, 100), (1, math.inf), (math.nan, 1)):
         with pytest.raises(InvalidOption):
             cycles_per_frame(frames, clock)

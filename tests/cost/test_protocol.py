@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from brevitas_axe.accumulator import datatype_bound
 from brevitas_axe.cost import LayerShape, Widths, cost_model, widths
+from brevitas_axe.errors import InvalidOption
 from brevitas_axe.plan import LayerPrecision
 
 # Unsigned inputs: 100 · 15 · 8 needs 15 bits, 10 · 15 · 8 needs 12.
@@ -35,6 +38,20 @@ def test_accumulators_are_as_wide_as_given_and_no_wider_than_needed(
 def test_a_signed_input_needs_a_bit_less() -> None:
     signed = LayerShape("fc", "dense", inputs=100, outputs=3, vectors=2, signed=True)
     assert widths(signed, LayerPrecision(4, 4)).accumulator == 14
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"kind": "Depthwise"}, "kind of layer 'fc' must be one of dense, depthwise"),
+        ({"inputs": 0}, "layer 'fc' has 0 inputs"),
+        ({"outputs": 0}, "layer 'fc' has 0 outputs"),
+        ({"vectors": -1}, "layer 'fc' has -1 vectors"),
+    ],
+)
+def test_a_shape_that_no_layer_has_is_refused(wrong, says) -> None:
+    with pytest.raises(InvalidOption, match=says):
+        replace(SHAPE, **wrong)
 
 
 def test_the_formulas_by_hand() -> None:

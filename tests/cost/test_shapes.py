@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from brevitas import nn as qnn
-from brevitas.quant import Int8AccumulatorAwareWeightQuant, Int8ActPerTensorFloat
+from brevitas.graph.calibrate import calibration_mode
+from brevitas.quant import (
+    Int8AccumulatorAwareWeightQuant,
+    Int8ActPerTensorFloat,
+    ShiftedUint8ActPerTensorFloat,
+)
 from torch import nn
 
+from brevitas_axe.accumulator import required_bit_width, worst_case_sums
 from brevitas_axe.apply import apply_plan
-from brevitas_axe.cost import LayerShape, full_plan, layer_shapes
-from brevitas_axe.errors import InvalidPlan, MissingInputQuantizer
+from brevitas_axe.cost import LayerShape, full_plan, layer_shapes, widths
+from brevitas_axe.errors import InvalidOption, InvalidPlan, MissingInputQuantizer
+from brevitas_axe.layers import find_layers, observe_inputs
 from brevitas_axe.plan import LayerPrecision, Plan
 
 
@@ -32,8 +40,49 @@ def test_kinds_signs_and_positions() -> None:
     assert list(shapes.values()) == [
         LayerShape("1", "dense", 6, 6, 2 * 4 * 5, 2, (3, 1), 4, True, 4),
         LayerShape("3", "depthwise", 9, 6, 2 * 4 * 5, 6, (3, 3), 6, False, 5),
-        LayerShape("5", "dense", 24, 2, 2 * 8 * 10, 1, (2, 2), 6, False, None),
+        LayerShape("5", "transposed", 24, 2, 2 * 4 * 5, 1, (2, 2), 6, False, None),
     ]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 2)])
+def test_a_transposed_convolution_multiplies_every_input_once_per_weight(
+    groups, stride, dilation
+) -> None:
+    layer = qnn.QuantConvTranspose1d(
+        6, 6, 3, stride=stride, dilation=dilation, groups=groups, bias=False
+    )
+    model = nn.Sequential(quantized(8, qnn.QuantIdentity), layer).eval()
+    [shape] = layer_shapes(model, (torch.randn(2, 6, 5),)).values()
+    ones = (torch.ones(2, 6, 5), torch.ones_like(layer.weight))
+    products = F.conv_transpose1d(*ones, stride=stride, dilation=dilation, groups=groups)
+    assert shape.macs == products.sum()
+    assert shape.inputs == 18 // groups  # accumulators are bounded over the whole kernel
+    assert shape.kind == "transposed"
+
+
+@pytest.mark.filterwarnings("ignore:Computing zero point of output accumulator")
+def test_a_zero_point_does_not_narrow_the_accumulator_that_types_need() -> None:
+    model = nn.Sequential(
+        qnn.QuantIdentity(act_quant=ShiftedUint8ActPerTensorFloat, return_quant_tensor=True),
+        qnn.QuantLinear(100, 1, bias=False, weight_bit_width=4),
+    ).eval()
+    x = torch.linspace(-0.3, 10, 100).repeat(2, 1)
+    with torch.no_grad(), calibration_mode(model):
+        model(x)
+    [[reach]] = observe_inputs(model, find_layers(model), (x,)).values()
+    assert reach is not None
+    assert reach.low < 0 < 200 < reach.high
+    low, high = worst_case_sums(np.full((1, 100), 7), reach.low, reach.high)
+    need = required_bit_width(low.min(), high.max())
+    shape, precision = layer_shapes(model, (x,))["1"], full_plan(model, (x,))["1"]
+    assert widths(shape, precision).accumulator >= need
+
+
+def test_an_empty_sample_is_refused() -> None:
+    model = nn.Sequential(quantized(8, qnn.QuantIdentity), qnn.QuantLinear(4, 4)).eval()
+    with pytest.raises(InvalidOption, match=r"layer '1' has 0 vectors, .* a whole sample"):
+        layer_shapes(model, (torch.empty(0, 4),))
 
 
 def test_linear_layers_count_every_token_and_every_call() -> None:
@@ -127,6 +176,7 @@ def test_a_layer_s_own_output_quantizer_counts() -> None:
     model = nn.Sequential(
         quantized(8, qnn.QuantIdentity),
         qnn.QuantLinear(4, 4, bias=False, output_quant=Int8ActPerTensorFloat, output_bit_width=5),
+        quantized(8, qnn.QuantIdentity),  # another node, behind the layer's thresholds
     ).eval()
     assert layer_shapes(model, (torch.randn(2, 4),))["1"].output_bits == 5
 
