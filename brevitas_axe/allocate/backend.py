@@ -6,7 +6,8 @@ After HAGO (arXiv 2103.14949). A specification is JSON with exactly these keys:
     name: of the backend
     power_of_two: true where weight scales must be powers of two
     types: list of what it can compute, each with
-        kinds: among "linear", "convolution", "depthwise" and "grouped"
+        kinds: among "linear", "convolution" (over one or two axes), "depthwise", "grouped",
+            "volumetric" (over three axes) and "transposed"
         weight, input, accumulator: [fewest, most] bits
         tiles: true where a dot product may be cut in tiles
 """
@@ -29,7 +30,7 @@ from brevitas_axe.errors import InvalidOption, InvalidPlan, UnsupportedLayer
 from brevitas_axe.plan import Choices, LayerPrecision, parse_object, read_text
 
 _FORMAT = "brevitas_axe.backend.v1"
-_KINDS = ("linear", "convolution", "depthwise", "grouped")
+_KINDS = ("linear", "convolution", "depthwise", "grouped", "volumetric", "transposed")
 _SHIPPED = files("brevitas_axe.allocate") / "backends"
 Range = tuple[int, int]
 
@@ -129,6 +130,10 @@ def layer_kind(shape: LayerShape) -> str:
     """Kind of layer in the terms of a specification."""
     if not shape.kernel:
         return "linear"
+    if shape.kind == "transposed":
+        return "transposed"
+    if len(shape.kernel) > 2:
+        return "volumetric"
     if shape.kind == "depthwise":
         return "depthwise"
     return "grouped" if shape.groups > 1 else "convolution"

@@ -14,7 +14,11 @@ from brevitas_axe.errors import InvalidOption, InvalidPlan, UnsupportedLayer
 from brevitas_axe.plan import Choices, LayerPrecision
 
 DENSE = LayerShape("a", "dense", 64, 8, 10)
-GROUPED = LayerShape("a", "dense", 18, 8, 10, groups=2, kernel=(3, 3), channels=4)
+REFUSED_BY_FINN = {
+    "grouped": LayerShape("a", "dense", 18, 8, 10, groups=2, kernel=(3, 3), channels=4),
+    "transposed": LayerShape("a", "transposed", 36, 8, 10, kernel=(3, 3), channels=4),
+    "volumetric": LayerShape("a", "depthwise", 27, 4, 10, groups=4, kernel=(3, 3, 3), channels=4),
+}
 OPTIONS = (
     LayerPrecision(1, 8),
     LayerPrecision(4, 4, 16),
@@ -35,10 +39,12 @@ def test_no_layer_gets_types_outside_its_backend() -> None:
     assert kept("generic-int8") == [OPTIONS[3], OPTIONS[4]]
 
 
-def test_kinds_that_a_backend_lacks_are_refused() -> None:
-    with pytest.raises(UnsupportedLayer, match="'finn' computes no grouped layers"):
-        kept("finn", GROUPED)
-    assert kept("generic-int8", GROUPED)
+@pytest.mark.parametrize("kind", REFUSED_BY_FINN)
+def test_kinds_that_a_backend_lacks_are_refused(kind: str) -> None:
+    shape = REFUSED_BY_FINN[kind]
+    with pytest.raises(UnsupportedLayer, match=f"'finn' computes no {kind} layers"):
+        kept("finn", shape)
+    assert kept("generic-int8", shape)
 
 
 def test_nothing_left_is_said() -> None:
