@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+
+def json_text(content: Any) -> str:
+    """Indented JSON; NaN and infinity, which JSON lacks, become null."""
+    strict = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    return json.dumps(strict, indent=2, allow_nan=False) + "\n"
 
 
 def write_whole(path: str | Path, data: bytes) -> None:

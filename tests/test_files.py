@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 
-from brevitas_axe.files import write_whole
+from brevitas_axe.files import json_text, write_whole
+
+
+def test_json_has_no_numbers_that_json_lacks() -> None:
+    text = json_text([1.5, float("nan"), {"a": float("inf")}, None, "é"])
+    assert json.loads(text, parse_constant=pytest.fail) == [1.5, None, {"a": None}, None, "é"]
 
 
 def test_writes_and_overwrites(tmp_path) -> None:

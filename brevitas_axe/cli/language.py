@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.blocks import quantize_blocks
     from brevitas_axe.blocks.text import perplexity
     from brevitas_axe.cli.screen import console
-    from brevitas_axe.files import write_whole
+    from brevitas_axe.files import json_text, write_whole
     from brevitas_axe.report import open_folder, write_folder
 
     batches, judged = _data(transformers, arguments)
@@ -164,7 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "seconds": seconds,
             }
         )
-    write_whole(folder / "rows.json", (json.dumps(results, indent=2) + "\n").encode())
+    write_whole(folder / "rows.json", json_text(results).encode())
     console().print(_table(arguments.hf, results))
     print(folder / "rows.json")
     return 0 if proven else 1

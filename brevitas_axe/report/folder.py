@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from brevitas_axe.certify import Certificate
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.files import write_whole
+from brevitas_axe.files import json_text, write_whole
 from brevitas_axe.plan import Plan
 from brevitas_axe.report.page import page
 
@@ -41,13 +40,11 @@ def write_folder(
     Returns:
         The files, in the order in which a person would open them.
     """
-    # NaN and infinity are no JSON.
-    strict = json.loads(json.dumps(summary), parse_constant=lambda _: None)
     files = {
         directory / "report.html": page(summary, certificate, plan),
         directory / "certificate.json": certificate.to_json(),
         directory / "plan.json": plan.to_json(),
-        directory / "summary.json": json.dumps(strict, indent=2, allow_nan=False) + "\n",
+        directory / "summary.json": json_text(summary),
     }
     for path, text in files.items():
         write_whole(path, text.encode())
