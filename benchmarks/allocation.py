@@ -10,13 +10,13 @@ uniform W4A4 takes by FINN's estimate, at one folding for all arms. Every plan i
 solver on the same 100 calibration images, certified, exported and judged on 2,500 held-out images.
 Three seeds draw three sets of calibration images. All numbers are kept: a killed run continues.
 
-All allocators see the scores of `local`. `search`, the joint search, also solves uniform precision,
-the greedy plan, the program's optimum and the optima of 6 programs with varied weights, and takes
-the one with the least divergence on 1,000 further training images. `shares` judges the first stage
-of the net by the squared error of the logits and the others by the divergence, on fewer choices (27
-per layer). "ilp W, A" leaves every accumulator as wide as its data types need. "augmented" and
-"layer-wise" are bisection with and without what layers lose together, at one precision per layer
-(W = A) and the middle budget.
+All allocators see the scores of `local`. `search`, the joint search, solves uniform precision, the
+greedy plan, the program's optimum, also by the squared error of the logits, and the optima of 6
+programs with varied weights, and takes the one with the least divergence on 1,000 further training
+images. `shares` judges the first stage of the net by the squared error of the logits and the others
+by the divergence, on fewer choices (27 per layer). "ilp W, A" leaves every accumulator as wide as
+its data types need. "augmented" and "layer-wise" are bisection with and without what layers lose
+together, at one precision per layer (W = A) and the middle budget.
 
 2,500 images do not tell accuracies apart that differ by less than about a percent. "--judge train"
 judges on 8,000 training images that no arm has seen; the float net has, and so all of them score

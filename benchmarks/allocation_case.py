@@ -279,9 +279,12 @@ class Bench:
 
     @cached_property
     def joint(self) -> Scores:
-        """Of every combination of widths."""
+        """Of every combination of widths, with the squared error of the logits besides."""
         choices = self.choices(self.size.bits, self.size.accumulators)
-        return self.score(choices, "local", self.batches, self.metric)
+        own, error = (
+            self.score(choices, "local", self.batches, metric) for metric in (self.metric, "mse")
+        )
+        return replace(own, metrics={"mse": error.harm})
 
     @cached_property
     def wide(self) -> Scores:

@@ -81,7 +81,7 @@ class Problem:
         measure: measured rise of the loss for an assignment; None where no model is at hand.
         target: largest measured rise that is allowed; None for no such limit.
         parts: metric → layers whose harm it measures, where not all have the same (MixDQ).
-        metrics: metric → harm of all layers by it, where there are parts.
+        metrics: metric → harm of all layers by it, of the parts or to be tried besides.
 
     Raises:
         InvalidOption: no layer, a budget without a cost, or a limit that is not a number.

@@ -25,6 +25,9 @@ from brevitas_axe.sensitivity.facts import Facts
 class Search:
     """The least measured loss among uniform precision, greedy moves and so many programs' optima.
 
+    A problem's `metrics` are harms to start from besides its own: each has a program, and the
+    weights of the best one's harm are varied.
+
     Without a measure this is the integer program. With one, a larger budget may leave more harm,
     and even more loss: other plans come out, and only those are measured.
 
@@ -49,10 +52,9 @@ class Search:
     )
 
     def __call__(self, problem: Problem) -> Assignment:
-        best = ilp(problem)
         if problem.measure is None:
-            return best
-        losses = {best: problem.measure(best)}
+            return ilp(problem)
+        losses: dict[Assignment, float] = {}
 
         def loss(assignment: Assignment) -> float:
             assert problem.measure is not None
@@ -60,12 +62,16 @@ class Search:
                 losses[assignment] = problem.measure(assignment)
             return losses[assignment]
 
+        harms = (problem.harm, *problem.metrics.values())
+        programs = {ilp(p): p for p in (replace(problem, harm=harm) for harm in harms)}
+        best = min(programs, key=loss)
+        program = programs[best]
         for other in (uniform, greedy):
             with suppress(InvalidOption):  # it may find nothing that fits where the program did
                 loss(other(problem))
         weights = np.ones(len(problem.units))
         for change in self._changes(len(weights)):
-            found = ilp(replace(problem, harm=_weighted(problem, weights * change)))
+            found = ilp(replace(program, harm=_weighted(program, weights * change)))
             if loss(found) < losses[best]:
                 best, weights = found, weights * change
         return min(losses, key=losses.__getitem__)

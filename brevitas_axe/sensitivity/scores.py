@@ -31,7 +31,7 @@ class Scores:
         pairs: (layer, layer) → float64 [choices of the first, choices of the second], what both
             together add to the sum of their harms; may be negative.
         parts: metric → layers whose harm it measures, where not all have the same.
-        metrics: metric → harm of all layers by it, where there are parts.
+        metrics: metric → harm of all layers by it, of the parts or to be tried besides.
 
     Raises:
         NonFiniteValues: a score is NaN or infinite.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from brevitas_axe.allocate import Problem
+from brevitas_axe.allocate import Problem, Quantity
 from brevitas_axe.allocate.greedy import greedy
 from brevitas_axe.allocate.ilp import ilp
 from brevitas_axe.allocate.search import Search, search
@@ -47,6 +47,27 @@ def test_never_worse_than_others_by_any_measure_each_plan_measured_once(seed) ->
     found = Search(trials=6)(problem)
     assert losses[found] == min(losses.values())
     assert {uniform(problem), greedy(problem), ilp(problem)} <= set(losses)
+
+
+def test_a_metric_that_judges_better_is_found_and_searched_around() -> None:
+    problem = misjudged(0)
+    known = random_problem(0, 6, bops=0.3, memory=0.5).harm
+    assert problem.measure is not None
+    units = np.eye(len(problem.names), dtype=int)
+    assert known.pairs == {}
+    # What is measured, layer by layer: the right harm.
+    true = Quantity(
+        tuple(
+            np.array([problem.measure(tuple(c * unit)) for c in range(len(single))])
+            - problem.measure((0,) * len(units))
+            for unit, single in zip(units, known.single, strict=True)
+        )
+    )
+    best = ilp(replace(problem, harm=true))
+    assert problem.measure(best) < problem.measure(Search(trials=0)(problem))
+    informed = replace(problem, metrics={"wrong": known, "right": true})
+    assert Search(trials=0)(informed) == best
+    assert problem.measure(Search(trials=4)(informed)) == problem.measure(best)
 
 
 def test_without_a_measure_it_is_the_program() -> None:
