@@ -79,7 +79,13 @@ def add(commands) -> None:
         "quality; one group each for 'shares'",
     )
     parser.add_argument("--allocator", default="ilp", metavar="NAME", help="default ilp")
-    parser.add_argument("--metric", default="kl", metavar="NAME", help="kl, mse or cross_entropy")
+    parser.add_argument(
+        "--metric",
+        nargs="+",
+        default=["kl"],
+        metavar="NAME",
+        help="kl (default), mse, cross_entropy; 'search' starts from plans by all that are given",
+    )
     parser.add_argument(
         "--target", type=float, metavar="LOSS", help="largest rise of the metric, for 'bisection'"
     )
@@ -118,6 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.report import write_allocation
     from brevitas_axe.sensitivity import (
         PlanLoss,
+        find_metric,
         find_scorer,
         fit_ranges,
         make_case,
@@ -130,6 +137,9 @@ def run(arguments: argparse.Namespace) -> int:
     scorer, allocator = find_scorer(arguments.scorer), find_allocator(arguments.allocator)
     scorer = _with_content(scorer, arguments)
     check_target(arguments.target, arguments.allocator)
+    metrics = _metrics(arguments.metric, arguments.allocator)
+    for name in metrics:
+        find_metric(name)
     backend = None if arguments.backend is None else load_backend(arguments.backend)
     exclude = tuple(arguments.exclude)
     model, items = model_of(arguments.model), batches_of(arguments.calibration)
@@ -158,17 +168,22 @@ def run(arguments: argparse.Namespace) -> int:
     foldings = None
     if arguments.max_cycles is not None:
         foldings = foldings_within(choices, shapes, arguments.max_cycles)
-    scores = score(
-        model,
-        items,
-        choices,
-        scorer,
-        metric=arguments.metric,
-        exclude=exclude,
-        cache=arguments.cache,
-        jobs=arguments.jobs,
-        progress=True,
+    scores, *others = (
+        score(
+            model,
+            items,
+            choices,
+            scorer,
+            metric=metric,
+            exclude=exclude,
+            cache=arguments.cache,
+            jobs=arguments.jobs,
+            progress=True,
+        )
+        for metric in metrics
     )
+    harms = {metric: other.harm for metric, other in zip(metrics[1:], others, strict=True)}
+    scores = replace(scores, metrics={**scores.metrics, **harms})
     readers = output_readers(model, args, kwargs, exclude)
     costs = {
         name: cost_table(found, choices, shapes, readers, foldings)
@@ -177,7 +192,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     @cache
     def plan_loss() -> PlanLoss:
-        return PlanLoss(make_case(model, items, choices, arguments.metric, exclude=exclude))
+        return PlanLoss(make_case(model, items, choices, metrics[0], exclude=exclude))
 
     # Only some allocators measure, and what they need takes time to make.
     problem = make_problem(scores, costs, budgets, lambda plan: plan_loss()(plan), arguments.target)
@@ -237,6 +252,15 @@ def _check_numbers(arguments: argparse.Namespace, budgets: Mapping[str, float]) 
             "finn_cycles is no budget for bits: they change no cycles, and the slowest layer sets "
             "FINN's pace; give --max-cycles N instead."
         )
+
+
+def _metrics(names: list[str], allocator: str) -> list[str]:
+    """The metrics' names, once each; refuses more than one where only the first would count."""
+    if len(set(names)) > 1 and allocator != "search":
+        raise InvalidOption(
+            f"'{allocator}' looks at one metric; give one --metric, or use --allocator search."
+        )
+    return list(dict.fromkeys(names))
 
 
 def _with_content(scorer: Scorer, arguments: argparse.Namespace) -> Scorer:

@@ -4,7 +4,7 @@ from brevitas_axe.sensitivity.activations import input_sources, set_input_bits, 
 from brevitas_axe.sensitivity.candidates import make_choices
 from brevitas_axe.sensitivity.case import Case, make_case
 from brevitas_axe.sensitivity.facts import Facts
-from brevitas_axe.sensitivity.metrics import METRICS, Metric
+from brevitas_axe.sensitivity.metrics import METRICS, Metric, find_metric
 from brevitas_axe.sensitivity.plan_loss import PlanLoss
 from brevitas_axe.sensitivity.ranges import fit_ranges
 from brevitas_axe.sensitivity.scores import Scorer, Scores
@@ -20,6 +20,7 @@ __all__ = [
     "Scorer",
     "Scores",
     "Trials",
+    "find_metric",
     "find_scorer",
     "fit_ranges",
     "input_sources",

@@ -6,9 +6,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from brevitas_axe.allocate import allocators
+from brevitas_axe.allocate.search import Search
 from brevitas_axe.allocate.shares import Shares
 from brevitas_axe.cli import main
 from brevitas_axe.cli.methods import catalogue, markdown
@@ -113,6 +115,20 @@ def test_a_target_limits_the_measured_loss(user, tmp_path) -> None:
     assert weights("1e-4") > weights("10") == 4
 
 
+def test_search_starts_from_every_metric(user, tmp_path, monkeypatch) -> None:
+    given = []
+    whole = Search.__call__
+    monkeypatch.setattr(Search, "trials", 1)
+    monkeypatch.setattr(Search, "__call__", lambda s, p: given.append(p) or whole(s, p))
+    assert main(arguments(user, "--allocator", "search", "--metric", "kl", "mse", "kl")) == 0
+    (problem,) = given
+    assert list(problem.metrics) == ["mse"]
+    own, other = (np.concatenate(h.single) for h in (problem.harm, problem.metrics["mse"]))
+    assert own.shape == other.shape
+    assert not np.allclose(own, other)
+    assert set(Plan.load(tmp_path / "plan.json").layers) == {"0", "2"}
+
+
 def test_foldings_keep_the_pace_and_are_shown(user, tmp_path, monkeypatch, capsys) -> None:
     axes = []
     monkeypatch.setattr("brevitas_axe.report.write_allocation", lambda *a: axes.append(a[-1]))
@@ -174,6 +190,8 @@ def test_choices_that_fit_no_layer_are_one_sentence(user, layers, says, backend,
         (("--scorer", "guess"), "'guess' is not registered"),
         (("--allocator", "guess"), "'guess' is not registered"),
         (("--backend", "abacus"), "no backend 'abacus'"),
+        (("--metric", "luck"), "metric 'luck' is unknown; choose from kl"),
+        (("--metric", "kl", "mse"), "'ilp' looks at one metric;"),
         (("--budget", "memory=1"), "no allocation with"),
         (("--jobs", "0"), "--jobs 0 would run nothing"),
         (("--target", "0.1"), "'ilp' takes no target; leave it out, or use 'bisection'"),
