@@ -12,11 +12,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
 from brevitas_axe.errors import InvalidOption
+
+
+@cache
+def installed(group: str) -> tuple[EntryPoint, ...]:
+    """What other packages register, by name; looked up once, for that reads many files."""
+    return tuple(sorted(entry_points(group=group), key=lambda entry: entry.name))
 
 
 def registered(group: str, package: ModuleType) -> dict[str, Any]:
@@ -37,7 +44,7 @@ def registered(group: str, package: ModuleType) -> dict[str, Any]:
         module = importlib.import_module(f"{package.__name__}.{name}")
         if hasattr(module, name):
             methods[name] = getattr(module, name)
-    for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
+    for entry in installed(group):
         if entry.name in methods:
             raise InvalidOption(
                 f"'{entry.name}' ({entry.value}) is registered twice in '{group}'; rename the "

@@ -33,6 +33,7 @@ def room(tmp_path, monkeypatch):
 @pytest.fixture
 def install(monkeypatch):
     """Makes other packages' entry points appear."""
+    registry.installed.cache_clear()
 
     def with_entries(*pairs: tuple[str, str]) -> None:
         entries = [EntryPoint(name, value, GROUP) for name, value in pairs]
@@ -40,7 +41,8 @@ def install(monkeypatch):
             registry, "entry_points", lambda group: entries if group == GROUP else []
         )
 
-    return with_entries
+    yield with_entries
+    registry.installed.cache_clear()
 
 
 def test_a_file_registers_the_object_of_its_own_name(room) -> None:
@@ -53,6 +55,17 @@ def test_entry_points_come_after_the_files(room, install) -> None:
     assert list(registered(GROUP, room)) == ["first", "second", "alpha", "zeta"]
     assert chosen(GROUP, room, "zeta") == pytest.approx(3.14159, abs=1e-4)
     assert "zeta" not in registered("brevitas_axe.elsewhere", room)
+
+
+def test_entry_points_are_looked_up_once(room, install, monkeypatch) -> None:
+    install(("zeta", "math:pi"))
+    assert "zeta" in registered(GROUP, room)
+
+    def again(group: str) -> list:
+        raise AssertionError(f"{group} was looked up again")
+
+    monkeypatch.setattr(registry, "entry_points", again)
+    assert "zeta" in registered(GROUP, room)
 
 
 @pytest.mark.parametrize("pairs", [[("first", "math:pi")], [("a", "math:pi"), ("a", "math:e")]])

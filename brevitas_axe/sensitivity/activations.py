@@ -19,6 +19,7 @@ from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidPlan
 from brevitas_axe.layers import Layer, find_layers, observe_inputs
 from brevitas_axe.plan import Plan
+from brevitas_axe.prepare import Batch, one_sample
 
 Ranges = Mapping[str, list[InputRange | None]]
 
@@ -81,7 +82,7 @@ def input_sources(
 
     Args:
         model: a calibrated Brevitas model; not modified.
-        args: positional arguments of one forward; few samples are enough.
+        args: positional arguments of one forward.
         kwargs: keyword arguments of that forward.
         exclude: names of layers to leave out.
 
@@ -91,6 +92,7 @@ def input_sources(
     scratch = copy.deepcopy(model)
     layers = find_layers(scratch, exclude)
     before = observe_inputs(scratch, layers, args, kwargs)
+    args, kwargs = _enough(scratch, layers, before, (args, kwargs or {}))
     sources: dict[str, list[str]] = {name: [] for name in before}
     for quantizer in varied(scratch):
         after = observe_inputs(scratch, layers, args, kwargs)
@@ -98,6 +100,16 @@ def input_sources(
             if after.get(name) != ranges:
                 sources[name].append(quantizer)
     return {name: tuple(found) for name, found in sources.items()}
+
+
+def _enough(model: nn.Module, layers: dict[str, Layer], seen: Ranges, batch: Batch) -> Batch:
+    """One sample of a batch where the layers see the same of it, else the whole."""
+    few = one_sample(batch)
+    try:
+        same = observe_inputs(model, layers, *few) == seen
+    except Exception:  # a forward may insist on its batch, and in its own words
+        return batch
+    return few if same else batch
 
 
 def tied_layers(sources: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:

@@ -22,7 +22,7 @@ from brevitas_axe.ptq import solver as chosen_solver
 from brevitas_axe.ptq.moments import Moments, Statistics
 from brevitas_axe.sensitivity.case import Case
 from brevitas_axe.sensitivity.trials import Trials, Value
-from brevitas_axe.sensitivity.twin import Part
+from brevitas_axe.sensitivity.twin import Part, channel_axis
 
 Found = TypeVar("Found")
 # Memory for second moments at a time, in bytes.
@@ -31,15 +31,17 @@ MEMORY = 2**30
 
 @dataclass(frozen=True, eq=False)
 class LayerMoments:
-    """Second moments of one layer's inputs.
+    """Second moments around one layer.
 
     Attributes:
-        energy: float64 [groups, K, K], X X^T / n.
+        outputs: float64 [groups, rows], mean squares of the float dot products w X.
         quantized: input bits → moments of X~, and of X~ with X.
+        input_errors: input bits → mean squared error of an input.
     """
 
-    energy: Tensor
+    outputs: Tensor
     quantized: dict[int | None, Statistics]
+    input_errors: dict[int | None, float]
 
 
 def moments(case: Case, names: list[str]) -> Iterator[dict[str, LayerMoments]]:
@@ -49,7 +51,7 @@ def moments(case: Case, names: list[str]) -> Iterator[dict[str, LayerMoments]]:
     used = 0
     for name in names:
         shape = unroll_weight(layers[name], layers[name].weight).shape
-        need = 8 * shape[0] * shape[2] ** 2 * (1 + 2 * len(case.inputs[name]))
+        need = 16 * shape[0] * shape[2] ** 2 * len(case.inputs[name])
         if chunk and used + need > MEMORY:
             yield _collected(case, chunk)
             chunk, used = [], 0
@@ -61,33 +63,52 @@ def moments(case: Case, names: list[str]) -> Iterator[dict[str, LayerMoments]]:
 
 def _collected(case: Case, names: list[str]) -> dict[str, LayerMoments]:
     twin, layers = case.private()
-    energy = {name: Moments(name, layers[name], cross=False) for name in names}
     quantized = {
         name: {bits: Moments(name, layers[name], cross=True) for bits in case.inputs[name]}
         for name in names
     }
+    squares: dict[str, list[Tensor]] = {name: [] for name in names}
+    errors: dict[str, dict[int | None, list[tuple[float, int]]]] = {
+        name: {bits: [] for bits in case.inputs[name]} for name in names
+    }
 
     def watch(name: str):
-        def hook(layer: Layer, inputs: tuple, named: dict) -> None:
+        def hook(layer: Layer, inputs: tuple, named: dict, output: Tensor) -> None:
             x = first_input(inputs, named)
-            energy[name].add(x)
+            rows = output.movedim(channel_axis(layer), 0).flatten(1)
+            if layer.bias is not None:
+                rows = rows - layer.bias.unsqueeze(1)
+            squares[name].append(rows.square().sum(1).double())
             for bits, grid in case.inputs[name].items():
-                quantized[name][bits].add(x if grid is None else grid(x), x)
+                rounded = x if grid is None else grid(x)
+                quantized[name][bits].add(rounded, x)
+                squared = (rounded - x).square()
+                errors[name][bits].append((float(squared.sum()), squared.numel()))
 
         return hook
 
     for name in names:
-        layers[name].register_forward_pre_hook(watch(name), with_kwargs=True)
+        layers[name].register_forward_hook(watch(name), with_kwargs=True)
     with torch.no_grad():
         for args, kwargs in case.batches:
             twin(*args, **kwargs)
-    return {
-        name: LayerMoments(
-            energy[name].finish(torch.float64)["hessian"],
-            {bits: some.finish(torch.float64) for bits, some in quantized[name].items()},
+    found = {}
+    for name, some in quantized.items():
+        statistics = {bits: moments.finish(torch.float64) for bits, moments in some.items()}
+        shape = unroll_weight(layers[name], layers[name].weight).shape[:2]
+        samples = next(iter(some.values())).samples
+        found[name] = LayerMoments(
+            torch.stack(squares[name]).sum(0).view(shape) / samples,
+            statistics,
+            {bits: _mean(sums) for bits, sums in errors[name].items()},
         )
-        for name in names
-    }
+    return found
+
+
+def _mean(sums: list[tuple[float, int]]) -> float:
+    """Of numbers that came as (sum, count)."""
+    totals, counts = zip(*sums, strict=True)
+    return sum(totals) / sum(counts)
 
 
 def over_layers(
@@ -151,23 +172,9 @@ def solve(layer: LayerProblem, solver: str = "gpfq") -> LayerSolution:
     return chosen_solver(solver)(single, quality="best")
 
 
-def input_error(known: LayerMoments, bits: int | None) -> float:
-    """Mean squared error of one input of a dot product."""
-    statistics = known.quantized[bits]
-    cross = statistics["cross"]
-    assert cross is not None
-    parts = (
-        m.diagonal(dim1=-2, dim2=-1).mean() for m in (statistics["hessian"], cross, known.energy)
-    )
-    quantized, both, real = parts
-    return max(float(quantized - 2 * both + real), 0.0)
-
-
-def error(layer: LayerProblem, solution: LayerSolution, known: LayerMoments) -> Tensor:
-    """Exact mean squared error of every row, float64 [groups, rows]."""
-    weight = layer.weight.double()
-    energy = (weight * (weight @ known.energy)).sum(-1)
-    return (solution.loss(layer) + energy).clamp(min=0)
+def error(layer: LayerProblem, solution: LayerSolution, outputs: Tensor) -> Tensor:
+    """Exact mean squared error of every row, float64 [groups, rows], like `outputs`."""
+    return (solution.loss(layer) + outputs).clamp(min=0)
 
 
 def part(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> Part:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from brevitas_axe.apply import apply_precision, current_scale, is_power_of_two, is_shared_scale
 from brevitas_axe.errors import InvalidOption, InvalidPlan, MissingInputQuantizer
-from brevitas_axe.layers import Layer, find_layers, observe_inputs, roll_weight, unroll_weight
+from brevitas_axe.layers import Layer, find_layers, roll_weight, unroll_weight
 from brevitas_axe.plan import Choices, LayerPrecision
 from brevitas_axe.prepare import Batch, as_batches
 from brevitas_axe.ptq.state import Fingerprint
@@ -174,7 +174,6 @@ def make_case(
                 f"the choices name layer '{name}', which is not a quantized layer of the model; "
                 f"these are: {', '.join(layers)}."
             )
-    calls = observe_inputs(scratch, layers, args, kwargs)
     widths = {choice.input for options in choices.layers.values() for choice in options}
     if len(widths) > 1:  # otherwise tied layers cannot disagree
         choices = _completed(choices, input_sources(model, args, kwargs, exclude))
@@ -182,7 +181,7 @@ def make_case(
     inputs: dict[str, dict[int | None, Grid | None]] = {}
     weights: dict[str, dict[int | None, WeightGrid]] = {}
     for name, options in choices.layers.items():
-        if name not in calls:
+        if name not in next(iter(by_width.values())):
             raise InvalidPlan(
                 f"layer '{name}' has choices, but the calibration data never reaches it; leave it "
                 "out of the choices."

@@ -18,7 +18,6 @@ from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.sensitivity.budgeted import (
     LayerMoments,
     for_choices,
-    input_error,
     over_layers,
     problem,
     solve,
@@ -63,7 +62,7 @@ def _harms(
     def harm(choice: LayerPrecision) -> float:
         solved = problem(case, name, choice, known)
         moved = float((solve(solved).value(solved) - weight).square().sum())
-        return 0.5 * (weight_mean * moved + input_trace * input_error(known, choice.input))
+        return 0.5 * (weight_mean * moved + input_trace * known.input_errors[choice.input])
 
     return for_choices(case, name, harm)
 

@@ -81,7 +81,7 @@ def _harms(
     def harm(choice: LayerPrecision) -> float:
         whole = problem(case, name, choice, known)
         part = replace(whole, weight=chosen(whole.weight), scale=chosen(whole.scale))
-        rows = error(part, solve(part, solver), known)
+        rows = error(part, solve(part, solver), chosen(known.outputs))
         return 0.5 * float((chosen(weights) * rows).sum()) / share
 
     return for_choices(case, name, harm)
@@ -120,8 +120,8 @@ def curvature(case: Case, probes: int) -> dict[str, Tensor]:
             for (name, _), slope in zip(calls, slopes, strict=True):
                 if slope is None:
                     continue
-                by_channel = slope.detach().double().movedim(channel_axis(layers[name]), 0)
-                square = by_channel.flatten(1).square().sum(1)
+                by_channel = slope.detach().movedim(channel_axis(layers[name]), 0)
+                square = by_channel.square().sum(tuple(range(1, slope.dim()))).double()
                 sums[name] = sums[name] + square * (len(result) / (case.samples * probes))
     return sums
 

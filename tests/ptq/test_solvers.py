@@ -223,7 +223,7 @@ def test_more_budget_never_hurts_best() -> None:
 
 def test_the_solvers_of_other_packages_are_offered_too(monkeypatch):
     entry = EntryPoint("mine", "brevitas_axe.ptq.gptq:gptq", "brevitas_axe.solvers")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(registry, "installed", lambda group: [entry])
     assert list(solvers()) == ["gpfq", "gptq", "qronos", "mine"]
     assert solver("mine") is solver("gptq")
     with pytest.raises(InvalidOption, match="gpfq, gptq, qronos, mine"):

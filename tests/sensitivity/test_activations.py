@@ -47,6 +47,28 @@ def test_branches_that_share_a_scale_change_together() -> None:
     assert all(len(found) == 1 for found in sources.values())
 
 
+def test_quantizers_are_tried_on_one_sample(fork) -> None:
+    sizes = []
+    fork.stem.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    sources = input_sources(fork, (X,))
+    assert sources == input_sources(fork, (X[:1],))
+    assert sizes[0] == len(X) > 1
+    assert set(sizes[1:]) == {1}
+
+
+class Insistent(Fork):
+    """Knows the size of its batch by heart."""
+
+    def forward(self, x):
+        return super().forward(x.view(len(X), -1))
+
+
+def test_a_forward_that_insists_on_its_batch_gets_it(fork) -> None:
+    torch.manual_seed(0)
+    insistent = to_brevitas(Insistent().eval(), as_batches([X]))
+    assert input_sources(insistent, (X,)) == input_sources(fork, (X,))
+
+
 def test_ties_join_through_each_other() -> None:
     sources = {"a": ("p",), "b": ("q",), "c": ("r",), "d": ("q", "p")}
     assert tied_layers(sources) == (("a", "b", "d"),)
