@@ -25,11 +25,18 @@ from brevitas.graph.quantize import (
 )
 from brevitas.graph.quantize import quantize as brevitas_quantize
 from brevitas.graph.standardize import DisableLastReturnQuantTensor
+from brevitas.inject.enum import ScalingPerOutputType
 from brevitas.quant import Uint8ActPerTensorFloat
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from tqdm.auto import tqdm
 
-from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues
+from brevitas_axe.errors import (
+    EmptyCalibration,
+    InvalidOption,
+    NonFiniteValues,
+    UnsupportedLayer,
+)
 from brevitas_axe.layers import DOT_PRODUCTS
 from brevitas_axe.quantizers import Int8WeightPerChannelFloatAXE
 
@@ -120,7 +127,11 @@ def to_brevitas(
 
     Returns:
         A Brevitas model in evaluation mode.
+
+    Raises:
+        UnsupportedLayer: a layer that Brevitas cannot give this weight quantizer.
     """
+    _check_transposed(model, weight_quant)
     weight = {"weight_quant": weight_quant, "weight_bit_width": weight_bit_width}
     try:
         quantized = _spelled_for_brevitas(_traced(copy.deepcopy(model).eval()))
@@ -138,6 +149,19 @@ def to_brevitas(
         layer_map = _with_weights(LAYERWISE_COMPUTE_LAYER_MAP, weight, inputs)
         quantized = layerwise_quantize(copy.deepcopy(model).eval(), layer_map)
         return _calibrated(quantized, batches, progress)
+
+
+def _check_transposed(model: nn.Module, weight_quant: type) -> None:
+    """Brevitas 0.12 takes the groups of a transposed convolution for one when it shapes scales."""
+    kind: Any = weight_quant
+    per_tensor = getattr(kind, "scaling_per_output_type", None) == ScalingPerOutputType.TENSOR
+    for name, module in model.named_modules():
+        if isinstance(module, _ConvTransposeNd) and module.groups > 1 and not per_tensor:
+            raise UnsupportedLayer(
+                f"layer '{name}' is a transposed convolution in {module.groups} groups, which "
+                "Brevitas cannot give a weight scale per channel; make it a Brevitas layer with "
+                "Int8WeightPerTensorFloatAXE, or write it as one group."
+            )
 
 
 def _calibrated(model: nn.Module, batches: Sequence[Batch], progress: bool) -> nn.Module:

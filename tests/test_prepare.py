@@ -12,9 +12,15 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from brevitas_axe.accumulator import InputRange
-from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues
+from brevitas_axe.errors import (
+    EmptyCalibration,
+    InvalidOption,
+    NonFiniteValues,
+    UnsupportedLayer,
+)
 from brevitas_axe.layers import find_layers, find_unquantized, observe_inputs
 from brevitas_axe.prepare import as_batches, has_quantizers, one_sample, to_brevitas
+from brevitas_axe.quantizers import Int8WeightPerTensorFloatAXE
 
 X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -188,3 +194,11 @@ def test_batches_come_as_tensors_loaders_or_keywords():
 def test_unusable_data_is_named(calibration, error, match):
     with pytest.raises(error, match=match):
         as_batches(calibration)
+
+
+def test_transposed_convolutions_in_groups_are_refused_by_name() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2))
+    batches = as_batches([torch.rand(2, 4, 5, 5)])
+    with pytest.raises(UnsupportedLayer, match=r"layer '0' .* 2 groups.*PerTensor"):
+        to_brevitas(model, batches)
+    assert to_brevitas(model, batches, weight_quant=Int8WeightPerTensorFloatAXE)

@@ -49,7 +49,7 @@ def test_branches_that_share_a_scale_change_together() -> None:
 
 def test_quantizers_are_tried_on_one_sample(fork) -> None:
     sizes = []
-    fork.stem.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    fork.stem.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[0]))
     sources = input_sources(fork, (X,))
     assert sources == input_sources(fork, (X[:1],))
     assert sizes[0] == len(X) > 1

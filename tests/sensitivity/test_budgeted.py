@@ -14,7 +14,7 @@ from brevitas_axe.sensitivity.budgeted import moments
 LAYERS = {
     "linear": nn.Linear(6, 5),
     "grouped": nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
-    "transposed": nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+    "transposed": nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1),
     "one axis": nn.Conv1d(4, 3, 2, bias=False),
 }
 
