@@ -109,13 +109,7 @@ def _loss(model: nn.Module, items: list[Any], metric: Metric):
 
     real = outputs_of({})
 
-    def loss(bits: Mapping[str, int]) -> float:
-        outputs = outputs_of(bits)
-        triples = zip(outputs, real, items, strict=True)
-        values = [float(metric.loss(out, reference, item)) for out, reference, item in triples]
-        return float(np.average(values, weights=[len(reference) for reference in real]))
-
-    return loss
+    return lambda bits: metric.mean(outputs_of(bits), real, items)
 
 
 @contextmanager

@@ -17,6 +17,8 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
 
+from brevitas_axe.layers import first_input
+
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 Modes = tuple[bool, list[tuple[bool, torch.dtype]]]
 
@@ -118,8 +120,7 @@ def add_hooks(layers: dict[str, nn.Module]) -> list:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             current = getcurrent()
             if isinstance(current, _Coroutine):
-                layer_input = args[0] if args else next(iter(kwargs.values()))
-                current.forward.reached(name, layer_input)
+                current.forward.reached(name, first_input(args, kwargs))
 
         return hook
 

@@ -108,10 +108,7 @@ class Case:
 
     def loss(self, parts: Mapping[str, Part]) -> float:
         """Mean over the data of the metric with some layers quantized, in a private copy."""
-        outputs = self.outputs(parts)
-        losses = zip(outputs, self.reference, self.items, strict=True)
-        values = [float(self.metric.loss(out, real, item)) for out, real, item in losses]
-        return self.mean(values)
+        return self.metric.mean(self.outputs(parts), self.reference, self.items)
 
     def outputs(self, parts: Mapping[str, Part]) -> list[Tensor]:
         """Output for each batch with some layers quantized."""

@@ -7,7 +7,7 @@ classes), else along the last axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,14 @@ class Metric:
     root: Callable[[Tensor, Any, Generator], Tensor] | None = None
     slope: Callable[[Tensor, Any, Generator], Tensor] | None = None
     labels: bool = False
+
+    def mean(
+        self, outputs: Iterable[Tensor], references: Iterable[Tensor], items: Iterable[Any]
+    ) -> float:
+        """Of the loss over batches, each with the weight of its samples."""
+        triples = list(zip(outputs, references, items, strict=True))
+        total = sum(float(self.loss(out, real, item)) * len(real) for out, real, item in triples)
+        return total / sum(len(real) for _, real, _ in triples)
 
 
 def output_tensor(output: Any) -> Tensor:
