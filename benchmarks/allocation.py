@@ -36,8 +36,8 @@ from allocation_case import QUICK, Bench, Size
 from allocation_table import JOINT, REFERENCE, averages, draw, verdict
 from records import print_table, write_json
 
-from brevitas_axe.allocate import Problem, allocators
-from brevitas_axe.allocate.search import Search
+from brevitas_axe.methods.allocate import Problem, allocators
+from brevitas_axe.methods.allocate.search import Search
 
 
 def rows_of(

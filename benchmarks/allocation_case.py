@@ -21,25 +21,21 @@ from resnet32 import experiment, read_images
 from torch import Tensor, nn
 
 from brevitas_axe import quantize
-from brevitas_axe.allocate import (
+from brevitas_axe.export import export_qonnx
+from brevitas_axe.methods.allocate import (
     Problem,
     allocate_bits,
     cost_table,
     make_problem,
     output_readers,
 )
-from brevitas_axe.cost import choose_foldings, cost_model, layer_shapes, total_cost
-from brevitas_axe.export import export_qonnx
+from brevitas_axe.methods.cost import choose_foldings, cost_model, layer_shapes, total_cost
+from brevitas_axe.methods.ranges import fit_ranges
+from brevitas_axe.methods.sensitivity import Scores, make_choices, score
+from brevitas_axe.methods.sensitivity.augmented import Augmented
+from brevitas_axe.model.apply.activations import set_input_bits
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
-from brevitas_axe.quantize import QuantizeResult
-from brevitas_axe.sensitivity import (
-    Scores,
-    fit_ranges,
-    make_choices,
-    score,
-    set_input_bits,
-)
-from brevitas_axe.sensitivity.augmented import Augmented
+from brevitas_axe.run.quantize import QuantizeResult
 
 IN_FLOAT = ("conv1", "linear")
 MAX_CYCLES = 2**14

@@ -171,9 +171,9 @@ def solve(model: nn.Module, setting: Setting, batches: Iterable[Tensor]) -> None
         options = limits if solver.startswith("a2") else {}
         mode = BREVITAS_MODES[solver](model, act_order=setting.act_order, **options)
     else:
-        from brevitas_axe import ptq
+        import brevitas_axe
 
-        mode = getattr(ptq, f"axe_{solver}_mode")(
+        mode = getattr(brevitas_axe, f"axe_{solver}_mode")(
             model,
             accumulator_bit_width=setting.accumulator_bits,
             accumulator_tile_size=setting.tile_size,

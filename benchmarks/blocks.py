@@ -29,9 +29,9 @@ from arms import Experiment, bits_needed, model_fingerprint, solver_fingerprint
 from records import print_table, recorded, write_json
 from torch import Tensor
 
-from brevitas_axe.blocks import BlocksResult, quantize_blocks
-from brevitas_axe.finetune import distillation, finetune
-from brevitas_axe.finetune.losses import Loss
+from brevitas_axe.run.finetune import distillation, finetune
+from brevitas_axe.run.finetune.losses import Loss
+from brevitas_axe.run.quantize_blocks import BlocksResult, quantize_blocks
 
 # What the integers depend on besides the solvers.
 SOURCES = ("ptq", "accumulator.py", "blocks", "quantizers")

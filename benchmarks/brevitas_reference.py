@@ -15,7 +15,7 @@ from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat, Uin
 from brevitas_examples.common.axe import a2gpfq_mode, a2gptq_mode
 from torch import Tensor
 
-from brevitas_axe.ptq import LayerProblem
+from brevitas_axe.methods.solvers import LayerProblem
 
 
 class Reference(NamedTuple):

@@ -26,8 +26,8 @@ from trained_nets import Block, resnet8
 
 from brevitas_axe import Int8WeightPerChannelFloatAXE, certify, certify_file, export_qonnx
 from brevitas_axe.errors import ExportRefused
-from brevitas_axe.finetune import ep_init, parameter_groups
-from brevitas_axe.layers import find_layers, integer_weight
+from brevitas_axe.model.layers import find_layers, integer_weight
+from brevitas_axe.run.finetune import ep_init, parameter_groups
 
 LEARNING_RATE = 0.03  # nearly a third of an integer per weight and step
 NETS = {

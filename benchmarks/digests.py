@@ -1,4 +1,4 @@
-"""Digests of the integers and scales that the solvers give: equal before and after a change, or not.
+"""Digests of the integers and scales that the solvers give: equal before and after a change.
 
     python benchmarks/digests.py [--layers 1000] [--steps 200] [--output FILE]
 
@@ -26,7 +26,7 @@ from torch import nn
 
 import brevitas_axe
 from brevitas_axe.errors import AxeError
-from brevitas_axe.ptq import solver, solvers
+from brevitas_axe.methods.solvers import solver, solvers
 
 
 def add_tensor(digest: hashlib._Hash, tensor: torch.Tensor | None) -> None:

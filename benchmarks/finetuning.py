@@ -35,7 +35,7 @@ from resnet32 import accuracy
 from torch import nn
 
 from brevitas_axe import LayerPrecision, Plan, apply_plan, certify, quantize
-from brevitas_axe.finetune import ep_init, finetune
+from brevitas_axe.run.finetune import ep_init, finetune
 
 QUANTIZERS = {"ours": "axe", "A2Q": "a2q", "A2Q+": "a2q+"}
 STARTS = ("float", "PTQ")

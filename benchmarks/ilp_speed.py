@@ -20,9 +20,9 @@ from arms import Setting
 from records import print_table, write_json
 from resnet32 import experiment
 
-from brevitas_axe.allocate import Problem, Quantity, allocate_bits
+from brevitas_axe.methods.allocate import Problem, Quantity, allocate_bits
+from brevitas_axe.methods.sensitivity import make_choices, score
 from brevitas_axe.plan import Choices, LayerPrecision
-from brevitas_axe.sensitivity import make_choices, score
 
 LAYERS = 200
 WIDTHS = [LayerPrecision(w, a, p) for w, a, p in product((2, 3, 4, 6, 8), (4, 8), (10, 12, 14, 16))]

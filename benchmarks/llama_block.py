@@ -25,7 +25,8 @@ from records import print_table, write_json
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
-from brevitas_axe.blocks import find_blocks, quantize_blocks
+from brevitas_axe.model.stack import find_blocks
+from brevitas_axe.run.quantize_blocks import quantize_blocks
 
 VOCABULARY = 512
 LENGTH = 256

@@ -35,8 +35,8 @@ from records import DATA, print_table, write_json
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from brevitas_axe.blocks import quantize_blocks
-from brevitas_axe.blocks.recipe import INPUT_QUANTIZERS
+from brevitas_axe.run.block_layers import INPUT_QUANTIZERS
+from brevitas_axe.run.quantize_blocks import quantize_blocks
 
 LONGEST = 64  # tokens
 JUDGED = 256  # sentences

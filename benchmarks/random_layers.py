@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from brevitas_axe.errors import AxeError
 from brevitas_axe.files import write_whole
-from brevitas_axe.ptq import LayerProblem, solver, solvers
+from brevitas_axe.methods.solvers import LayerProblem, solver, solvers
 
 
 def random_problem(draw: np.random.Generator) -> tuple[LayerProblem, str]:

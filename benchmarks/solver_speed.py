@@ -25,7 +25,7 @@ from brevitas_reference import solve as solve_with_brevitas
 from rich.console import Console
 from rich.table import Table
 
-from brevitas_axe.ptq import LayerProblem, solver
+from brevitas_axe.methods.solvers import LayerProblem, solver
 
 SIZES = ((256, 256), (768, 768), (256, 2304), (1024, 4096))
 BIT_WIDTH = 16

@@ -33,8 +33,8 @@ from torch import nn
 from trained_nets import NETS
 
 from brevitas_axe import Int8WeightPerChannelFloatAXE
-from brevitas_axe.layers import find_layers, unroll_weight
-from brevitas_axe.proxies.projection import Budget, exceeds, tiled
+from brevitas_axe.model.layers import find_layers, unroll_weight
+from brevitas_axe.model.proxies.projection import Budget, exceeds, tiled
 
 PLAIN = "Int8WeightPerChannelFloat"
 QUANTIZERS = {

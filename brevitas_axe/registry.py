@@ -31,7 +31,7 @@ def registered(group: str, package: ModuleType) -> dict[str, Any]:
 
     Args:
         group: entry-point group, for example "brevitas_axe.cost".
-        package: the room, for example `brevitas_axe.cost`.
+        package: the room, for example `brevitas_axe.methods.cost`.
 
     Returns:
         Registered name → method.

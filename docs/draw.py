@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from brevitas_axe.files import write_whole
-from brevitas_axe.report import arms_markdown, plots
+from brevitas_axe.show import arms_markdown, plots
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- quickstart table -->\n", "<!-- end -->\n"

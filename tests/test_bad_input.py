@@ -12,11 +12,11 @@ from brevitas.quant import Int8WeightPerChannelFloat, Uint8ActPerTensorFloat
 from torch import nn
 
 from brevitas_axe import errors
-from brevitas_axe.certify import certify
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.ptq import axe_mode
-from brevitas_axe.quantize import quantize
+from brevitas_axe.proof.certificate import certify
+from brevitas_axe.run.quantize import quantize
+from brevitas_axe.run.solve import axe_mode
 
 X = torch.rand(8, 16, generator=torch.Generator().manual_seed(0))
 

@@ -22,11 +22,12 @@ from brevitas_examples.common.axe import a2gpfq_mode, a2gptq_mode
 from torch import nn
 
 from brevitas_axe.accumulator import required_bit_width, worst_case_sums
-from brevitas_axe.certify import certify
 from brevitas_axe.errors import NonFiniteValues, UnsupportedLayer
-from brevitas_axe.layers import find_layers, integer_weight, unroll_weight
+from brevitas_axe.methods.solvers import solvers
+from brevitas_axe.model.layers import find_layers, integer_weight, unroll_weight
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.ptq import axe_mode, solvers
+from brevitas_axe.proof.certificate import certify
+from brevitas_axe.run.solve import axe_mode
 from tests.calibration import calibrated
 
 pytestmark = pytest.mark.filterwarnings(

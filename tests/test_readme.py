@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from brevitas_axe.certify import certify_file
 from brevitas_axe.plan import Plan
+from brevitas_axe.proof.certificate import certify_file
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,9 +15,9 @@ from brevitas_axe.cli.usercode import batches_of, model_of
 from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:
-    from brevitas_axe.allocate import Allocation, Allocator, Problem
-    from brevitas_axe.cost import Folding
-    from brevitas_axe.sensitivity import Scorer
+    from brevitas_axe.methods.allocate import Allocation, Allocator, Problem
+    from brevitas_axe.methods.cost import Folding
+    from brevitas_axe.methods.sensitivity import Scorer
 
 _FRONT_POINTS = 16
 
@@ -107,7 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
     if len(budgets) < len(arguments.budget):
         raise InvalidOption("a budget is given twice; give every cost one.")
     _check_numbers(arguments, budgets)
-    from brevitas_axe.allocate import (
+    from brevitas_axe.cli.screen import console
+    from brevitas_axe.methods.allocate import (
         allocate_bits,
         check_target,
         cost_table,
@@ -117,20 +118,19 @@ def run(arguments: argparse.Namespace) -> int:
         make_problem,
         output_readers,
     )
-    from brevitas_axe.cli.screen import console
-    from brevitas_axe.cost import cost_model, layer_shapes
-    from brevitas_axe.plan import Choices
-    from brevitas_axe.prepare import as_batches, has_quantizers, one_sample, to_brevitas
-    from brevitas_axe.report import write_allocation
-    from brevitas_axe.sensitivity import (
+    from brevitas_axe.methods.cost import cost_model, layer_shapes
+    from brevitas_axe.methods.ranges import fit_ranges
+    from brevitas_axe.methods.sensitivity import (
         PlanLoss,
         find_metric,
         find_scorer,
-        fit_ranges,
         make_case,
         make_choices,
         score,
     )
+    from brevitas_axe.model.prepare import as_batches, has_quantizers, one_sample, to_brevitas
+    from brevitas_axe.plan import Choices
+    from brevitas_axe.show import write_allocation
 
     # All names are looked up before any work is done.
     models = {name: cost_model(name) for name in budgets}
@@ -216,7 +216,7 @@ def _fronts(problem: Problem, swept: str, allocator: str) -> dict[str, list[Allo
     """What more and less of the first budget would give, beside one precision for all layers."""
     import numpy as np
 
-    from brevitas_axe.allocate import pareto
+    from brevitas_axe.methods.allocate import pareto
 
     cost = problem.costs[swept]
     limits = np.linspace(cost.extreme(np.min), cost.extreme(np.max), _FRONT_POINTS)
@@ -285,7 +285,7 @@ def _check_groups(
     scorer: Scorer, allocator: Allocator, arguments: argparse.Namespace, names: Iterable[str]
 ) -> None:
     """Refuses groups that are none: `shares` would be one integer program without a word."""
-    from brevitas_axe.allocate.shares import Shares
+    from brevitas_axe.methods.allocate.shares import Shares
 
     pattern: str | None = getattr(scorer, "content", None)
     if arguments.content is None and not isinstance(allocator, Shares):

@@ -23,8 +23,8 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from brevitas_axe.certify import certify_file
     from brevitas_axe.cli.screen import console
+    from brevitas_axe.proof.certificate import certify_file
 
     certificate = certify_file(
         arguments.model,

@@ -30,8 +30,8 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
-    from brevitas_axe.emulate import emulate
     from brevitas_axe.files import write_whole
+    from brevitas_axe.proof.emulator import emulate
 
     inputs = _load(arguments.inputs)
     result = emulate(

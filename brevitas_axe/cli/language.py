@@ -93,11 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     rows = _rows(arguments)
     transformers = _transformers()
-    from brevitas_axe.blocks import quantize_blocks
-    from brevitas_axe.blocks.text import perplexity
     from brevitas_axe.cli.screen import console
     from brevitas_axe.files import json_text, write_whole
-    from brevitas_axe.report import open_folder, write_folder
+    from brevitas_axe.run.quantize_blocks import quantize_blocks
+    from brevitas_axe.run.text import perplexity
+    from brevitas_axe.show import open_folder, write_folder
 
     batches, judged = _data(transformers, arguments)
     model = _model(transformers, arguments.hf)
@@ -251,7 +251,7 @@ def _loading(name: str) -> Iterator[None]:
 
 def _data(transformers: Any, arguments: argparse.Namespace) -> tuple[list[Any], Any]:
     """Calibration batches [windows, context] and judged rows [windows, context + 1]."""
-    from brevitas_axe.blocks.text import split
+    from brevitas_axe.run.text import split
 
     config = _config(transformers, arguments.hf)
     positions = getattr(config, "max_position_embeddings", None)
@@ -267,7 +267,7 @@ def _data(transformers: Any, arguments: argparse.Namespace) -> tuple[list[Any], 
 def _tokens(transformers: Any, arguments: argparse.Namespace, vocabulary: int) -> Any:
     import torch
 
-    from brevitas_axe.blocks.text import characters
+    from brevitas_axe.run.text import characters
 
     try:
         text = Path(arguments.text).read_text(encoding="utf-8")
@@ -295,8 +295,8 @@ def _integers(model: Any) -> bytes:
     """
     import numpy as np
 
-    from brevitas_axe.blocks.export import on_cpu
-    from brevitas_axe.layers import find_layers, integer_weight
+    from brevitas_axe.export.layers import on_cpu
+    from brevitas_axe.model.layers import find_layers, integer_weight
 
     arrays: dict[str, Any] = {}
     for name, layer in find_layers(model, tile_scales=True).items():

@@ -46,9 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def catalogue() -> list[tuple[str, ...]]:
     """One row per method, from the facts next to its code."""
-    from brevitas_axe.allocate import allocators
-    from brevitas_axe.blocks import channel_split, kv_cache
-    from brevitas_axe.sensitivity import scorers
+    from brevitas_axe.methods.allocate import allocators
+    from brevitas_axe.methods.caches.kv_cache import kv_cache
+    from brevitas_axe.methods.sensitivity import scorers
+    from brevitas_axe.methods.splits.channel_split import channel_split
 
     transformers = {"channel_split": channel_split, "kv_cache": kv_cache}
     rooms = {"sensitivity": scorers(), "allocate": allocators(), "blocks": transformers}

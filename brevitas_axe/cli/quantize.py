@@ -10,7 +10,7 @@ from typing import Any
 from brevitas_axe.cli import language, options
 from brevitas_axe.cli.usercode import batches_of, model_of
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.ptq import solvers
+from brevitas_axe.methods.solvers import solvers
 
 _LEAST_WEIGHT_BITS = 2  # symmetric and narrow: from -1 to 1
 
@@ -76,10 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.accumulator_bits is None and arguments.plan is None:
         raise InvalidOption("give --accumulator-bits, or --plan with a width per layer.")
     import brevitas_axe
-    from brevitas_axe.certify import certify_file
     from brevitas_axe.cli.screen import console
-    from brevitas_axe.cost import resource_rows
-    from brevitas_axe.report import open_folder, write_folder
+    from brevitas_axe.methods.cost import resource_rows
+    from brevitas_axe.proof.certificate import certify_file
+    from brevitas_axe.show import open_folder, write_folder
 
     plan = options.plan_of(arguments)
     folder = open_folder(arguments.output)
@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _example(model: Any, batch: Any) -> tuple[Any, ...]:
     """One sample of a calibration batch as export arguments, which are positional."""
-    from brevitas_axe.prepare import as_batches, one_sample
+    from brevitas_axe.model.prepare import as_batches, one_sample
 
     [batch] = as_batches([batch])
     args, kwargs = one_sample(batch)

@@ -18,6 +18,6 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from brevitas_axe.quickstart import quickstart
+    from brevitas_axe.applications.quickstart import quickstart
 
     return 0 if quickstart(arguments.output, arguments.accumulator_bits, arguments.seed) else 1

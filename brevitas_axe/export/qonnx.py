@@ -39,12 +39,12 @@ from qonnx.transformation.general import GiveUniqueNodeNames
 from qonnx.transformation.infer_shapes import InferShapes
 from torch import Tensor, nn
 
-from brevitas_axe.certify import Certificate, certify_file
 from brevitas_axe.errors import ExportRefused, InvalidOption
 from brevitas_axe.export.finn import check_finn
 from brevitas_axe.files import write_whole
-from brevitas_axe.layers import Layer, evaluating, find_layers, integer_weight, observe_inputs
-from brevitas_axe.proxies import AccumulatorAwareWeightQuantProxy
+from brevitas_axe.model.layers import Layer, evaluating, find_layers, integer_weight, observe_inputs
+from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
+from brevitas_axe.proof.certificate import Certificate, certify_file
 
 # Key of the metadata (qonnx's `get_metadata_prop`) that lists the proven accumulators by node name.
 ACCUMULATORS_KEY = "brevitas_axe.accumulators"

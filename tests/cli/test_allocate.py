@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brevitas_axe.allocate import allocators
-from brevitas_axe.allocate.search import Search
-from brevitas_axe.allocate.shares import Shares
 from brevitas_axe.cli import main
 from brevitas_axe.cli.methods import catalogue, markdown
+from brevitas_axe.methods.allocate import allocators
+from brevitas_axe.methods.allocate.search import Search
+from brevitas_axe.methods.allocate.shares import Shares
+from brevitas_axe.methods.sensitivity import Trials, scorers
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
-from brevitas_axe.sensitivity import Trials, scorers
 from tests.cli.test_main import USER_FILE
 
 
@@ -131,7 +131,7 @@ def test_search_starts_from_every_metric(user, tmp_path, monkeypatch) -> None:
 
 def test_foldings_keep_the_pace_and_are_shown(user, tmp_path, monkeypatch, capsys) -> None:
     axes = []
-    monkeypatch.setattr("brevitas_axe.report.write_allocation", lambda *a: axes.append(a[-1]))
+    monkeypatch.setattr("brevitas_axe.show.write_allocation", lambda *a: axes.append(a[-1]))
     command = arguments(user, "--max-cycles", "8", "--report", "report.html")
     command[command.index("bops=2500")] = "finn_lut=1e6"
     assert main(command) == 0

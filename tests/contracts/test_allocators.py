@@ -7,10 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from brevitas_axe.allocate import Problem, Quantity, allocate_bits, allocators, pareto
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.methods.allocate import Problem, Quantity, allocate_bits, allocators, pareto
 from brevitas_axe.plan import Choices
-from tests.allocate.problems import all_assignments, random_problem, with_groups, with_measure
+from tests.methods.allocate.problems import (
+    all_assignments,
+    random_problem,
+    with_groups,
+    with_measure,
+)
 
 ALLOCATORS = allocators()
 SHARES = (0.15, 0.2, 0.3, 0.5, 0.7, 1.0)

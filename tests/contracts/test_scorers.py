@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from brevitas_axe.prepare import as_batches, to_brevitas
-from brevitas_axe.sensitivity import make_choices, score, scorers
-from brevitas_axe.sensitivity.tdmpq import Tdmpq
-from tests.test_prepare import Residual, X
+from brevitas_axe.methods.sensitivity import make_choices, score, scorers
+from brevitas_axe.methods.sensitivity.tdmpq import Tdmpq
+from brevitas_axe.model.prepare import as_batches, to_brevitas
+from tests.model.test_prepare import Residual, X
 
 SCORERS = {**scorers(), "tdmpq, first order": Tdmpq(first_order=True)}
 BATCHES = [X, X.flip(0), X.roll(1, 0)]

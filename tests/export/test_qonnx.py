@@ -31,12 +31,15 @@ from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from torch import nn
 
-from brevitas_axe.certify import certify_file
 from brevitas_axe.errors import ExportRefused
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.export import qonnx as room
-from brevitas_axe.layers import find_layers, integer_weight, observe_inputs
-from brevitas_axe.quantizers import Int8WeightPerChannelFloatAXE, Int8WeightPerTensorFixedPointAXE
+from brevitas_axe.model.layers import find_layers, integer_weight, observe_inputs
+from brevitas_axe.model.quantizers import (
+    Int8WeightPerChannelFloatAXE,
+    Int8WeightPerTensorFixedPointAXE,
+)
+from brevitas_axe.proof.certificate import certify_file
 
 BITS = 13
 BOUND = {"weight_accumulator_bit_width": BITS}

@@ -9,7 +9,7 @@ import numpy as np
 from qonnx.core.datatype import DataType
 from torch import nn
 
-from brevitas_axe.layers import layer_groups
+from brevitas_axe.model.layers import layer_groups
 from tests.finn.runner import Finn
 
 

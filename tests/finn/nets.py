@@ -25,8 +25,8 @@ from brevitas.quant import (
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from brevitas_axe.layers import Layer
-from brevitas_axe.quantizers import Int8WeightPerChannelFloatAXE
+from brevitas_axe.model.layers import Layer
+from brevitas_axe.model.quantizers import Int8WeightPerChannelFloatAXE
 
 _CLASSES = 10
 

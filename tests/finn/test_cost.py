@@ -19,7 +19,8 @@ from brevitas.graph.calibrate import calibration_mode
 from brevitas.quant import Uint8ActPerTensorFloat
 from torch import Tensor, nn
 
-from brevitas_axe.cost import (
+from brevitas_axe.export import export_qonnx
+from brevitas_axe.methods.cost import (
     Folding,
     Hardware,
     LayerShape,
@@ -30,8 +31,7 @@ from brevitas_axe.cost import (
     layer_shapes,
     thresholding,
 )
-from brevitas_axe.cost.protocol import divisors
-from brevitas_axe.export import export_qonnx
+from brevitas_axe.methods.cost.protocol import divisors
 from brevitas_axe.plan import LayerPrecision
 from tests.finn.environment import NoFinn, python
 from tests.finn.runner import through_finn

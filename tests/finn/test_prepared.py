@@ -10,7 +10,7 @@ import torch
 
 from brevitas_axe import export_qonnx, quantize
 from brevitas_axe.export import prepare_for_finn
-from brevitas_axe.layers import find_layers
+from brevitas_axe.model.layers import find_layers
 from tests.export.finn.plain import images, trained
 from tests.finn.runner import through_finn
 

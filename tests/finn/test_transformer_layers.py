@@ -10,11 +10,12 @@ import torch
 from qonnx.core.datatype import DataType
 from torch import nn
 
-from brevitas_axe.blocks import export_layers, quantize_blocks
-from brevitas_axe.layers import integer_weight
-from tests.blocks.tiny import batches, tiny
+from brevitas_axe.export.layers import export_layers
+from brevitas_axe.model.layers import integer_weight
+from brevitas_axe.run.quantize_blocks import quantize_blocks
 from tests.finn.layers import match
 from tests.finn.runner import through_finn
+from tests.run.tiny import batches, tiny
 
 BITS = 14
 

@@ -18,14 +18,14 @@ from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.transformation.fold_constants import FoldConstants
 from qonnx.transformation.infer_shapes import InferShapes
 
-from brevitas_axe.certify.flow import QONNX_DOMAINS, analyse
-from brevitas_axe.certify.modelfile import ModelFile, Node, read
-from brevitas_axe.certify.names import Names
 from brevitas_axe.errors import InvalidModelFile
 from brevitas_axe.export.finn import joins, layers, quantizers
 from brevitas_axe.export.finn.finding import Finding
 from brevitas_axe.export.finn.joins import Rule
 from brevitas_axe.export.finn.signal import Graph, Host, forked
+from brevitas_axe.proof.graph.flow import QONNX_DOMAINS, analyse
+from brevitas_axe.proof.graph.modelfile import ModelFile, Node, read
+from brevitas_axe.proof.graph.names import Names
 
 _QUANTIZERS: dict[str, Rule] = {
     "Quant": quantizers.quant,

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from brevitas_axe.certify.modelfile import Node
 from brevitas_axe.export.finn.finding import Finding, Severity
 from brevitas_axe.export.finn.signal import Graph, Host, Lost, Signal, Value
+from brevitas_axe.proof.graph.modelfile import Node
 
 Rule = Callable[[Node, list[Value], Graph], Value]
 _ACTIVATIONS = (

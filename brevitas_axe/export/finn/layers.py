@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from brevitas_axe.certify.dots import rows_of
-from brevitas_axe.certify.grid import Grid
-from brevitas_axe.certify.modelfile import Node
-from brevitas_axe.certify.quantizers import datatype_range
 from brevitas_axe.export.finn.finding import Finding
 from brevitas_axe.export.finn.signal import DotProduct, Graph, Host, Lost, Signal, Value
 from brevitas_axe.export.finn.ties import is_power_of_two
+from brevitas_axe.proof.certificate.dot_products import rows_of
+from brevitas_axe.proof.graph.grid import Grid
+from brevitas_axe.proof.graph.modelfile import Node
+from brevitas_axe.proof.graph.quantizers import datatype_range
 
 # Beyond it FINN's thresholds, computed in single precision, miss integers (measured).
 _WIDEST_WEIGHTS = 22

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from brevitas_axe.export.finn.check import walk
 from brevitas_axe.export.finn.signal import Graph
 from brevitas_axe.export.qonnx import export_qonnx
-from brevitas_axe.layers import Layer, find_layers
+from brevitas_axe.model.layers import Layer, find_layers
 
 _ROUNDS = 8
 

@@ -22,7 +22,7 @@ from torch import nn
 from brevitas_axe.errors import ExportRefused
 from brevitas_axe.export.finn.check import check_finn
 from brevitas_axe.export.qonnx import export_qonnx
-from brevitas_axe.prepare import Batch, Graph, as_batches, one_sample, to_brevitas
+from brevitas_axe.model.prepare import Batch, Graph, as_batches, one_sample, to_brevitas
 
 _FLATTENS = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 
@@ -40,7 +40,7 @@ def prepare_for_finn(
     Args:
         model: a plain PyTorch model of convolutions, linear layers, ReLU, batch norm, pooling,
             additions and concatenations; not modified.
-        calibration: batches, see `brevitas_axe.prepare.as_batches`.
+        calibration: batches, see `brevitas_axe.model.prepare.as_batches`.
         weight_bit_width: bits of all weights.
         input_bit_width: bits of all activations but the model's input; FINN takes at most 8.
         model_input_bit_width: bits of the model's input.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from brevitas_axe.certify.grid import quantizer_range
-from brevitas_axe.certify.modelfile import Node
 from brevitas_axe.export.finn.finding import Finding, Severity
 from brevitas_axe.export.finn.signal import Graph, Host, Lost, Signal, Value
 from brevitas_axe.export.finn.ties import find_sign_ties, find_ties
+from brevitas_axe.proof.graph.grid import quantizer_range
+from brevitas_axe.proof.graph.modelfile import Node
 
 _WIDEST = 8
 # They differ from FINN's rounding, half up, at most halfway between two levels.

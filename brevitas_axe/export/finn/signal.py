@@ -17,12 +17,12 @@ from itertools import takewhile
 import numpy as np
 from qonnx.core.modelwrapper import ModelWrapper
 
-from brevitas_axe.certify.grid import Fact, Grid, is_constant
-from brevitas_axe.certify.modelfile import ModelFile, Node
-from brevitas_axe.certify.names import Names
-from brevitas_axe.certify.quantizers import constant_values
 from brevitas_axe.export.finn.finding import Finding, Severity
 from brevitas_axe.export.finn.ties import Ties
+from brevitas_axe.proof.graph.grid import Fact, Grid, is_constant
+from brevitas_axe.proof.graph.modelfile import ModelFile, Node
+from brevitas_axe.proof.graph.names import Names
+from brevitas_axe.proof.graph.quantizers import constant_values
 
 # Parts of a module's path that belong to Brevitas, not to the user.
 _INNER = re.compile(r"(act|input|output|weight|bias|trunc)_quant|export_handler")

@@ -1,9 +1,0 @@
-"""Runs a QONNX file as hardware with P-bit accumulators would: wrapping or saturating.
-
-Rules of this room: dot products are exact integers; everything else is left to qonnx and ONNX
-Runtime.
-"""
-
-from brevitas_axe.emulate.executor import EmulationResult, emulate
-
-__all__ = ["EmulationResult", "emulate"]

@@ -1,0 +1,34 @@
+"""Which layer gets which bits: one allocator per file."""
+
+from brevitas_axe.methods.allocate.allocation import (
+    Allocation,
+    Allocator,
+    allocate_bits,
+    allocators,
+    check_target,
+    find_allocator,
+    make_problem,
+    pareto,
+)
+from brevitas_axe.methods.allocate.backend import Backend, load_backend
+from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
+from brevitas_axe.methods.allocate.tables import cost_table, foldings_within, output_readers
+
+__all__ = [
+    "Allocation",
+    "Allocator",
+    "Assignment",
+    "Backend",
+    "Problem",
+    "Quantity",
+    "allocate_bits",
+    "allocators",
+    "check_target",
+    "cost_table",
+    "find_allocator",
+    "foldings_within",
+    "load_backend",
+    "make_problem",
+    "output_readers",
+    "pareto",
+]

@@ -1,0 +1,170 @@
+"""The registered allocators, and one call from scores and budgets to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.facts import Facts
+from brevitas_axe.methods import allocate
+from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
+from brevitas_axe.methods.sensitivity.scores import Scores
+from brevitas_axe.plan import Plan
+from brevitas_axe.registry import chosen, registered
+
+_GROUP = "brevitas_axe.allocate"
+
+
+class Allocator(Protocol):
+    """Picks a choice for every layer.
+
+    To write your own: define, in a new file of this room, an object with this signature that bears
+    the file's name; tests/contracts runs over every registered one.
+
+    Attributes:
+        exact: no assignment that fits has less harm than the one returned.
+        monotone: with a larger budget the harm is never larger. Allocators that have other aims
+            besides the harm, such as a measured loss or no group being worse off, promise that
+            only for problems without a measure and without parts.
+        takes_target: it heeds `Problem.target`; others refuse one.
+        facts: for the catalogue.
+
+    Args:
+        problem: numbers; not modified.
+
+    Returns:
+        Index of every layer's choice. All budgets are met and ties hold.
+
+    Raises:
+        InvalidOption: nothing that fits was found.
+    """
+
+    @property
+    def exact(self) -> bool: ...
+
+    @property
+    def monotone(self) -> bool: ...
+
+    @property
+    def takes_target(self) -> bool: ...
+
+    @property
+    def facts(self) -> Facts: ...
+
+    def __call__(self, problem: Problem) -> Assignment: ...
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What an allocator found.
+
+    Attributes:
+        plan: the widths.
+        harm: estimated; in the units of the scores.
+        costs: name → cost of the plan.
+    """
+
+    plan: Plan
+    harm: float
+    costs: Mapping[str, float]
+
+
+def allocators() -> dict[str, Allocator]:
+    """All allocators by name: this room's files, and entry points of `brevitas_axe.allocate`."""
+    return registered(_GROUP, allocate)
+
+
+def find_allocator(name: str) -> Allocator:
+    """One allocator by name; InvalidOption lists the names if there is none."""
+    return chosen(_GROUP, allocate, name)
+
+
+def make_problem(
+    scores: Scores,
+    costs: Mapping[str, Quantity],
+    budgets: Mapping[str, float],
+    measure: Callable[[Plan], float] | None = None,
+    target: float | None = None,
+) -> Problem:
+    """Scores and costs by layer index.
+
+    Args:
+        scores: of all choices.
+        costs: name → cost, see `cost_table`.
+        budgets: name → most that the cost may be.
+        measure: measured rise of the loss of a plan, for allocators that look at it.
+        target: largest measured rise that is allowed, for allocators that take a target.
+    """
+    names = list(scores.choices.layers)
+    index = {name: i for i, name in enumerate(names)}
+    pairs = {}
+    for (first, second), table in scores.pairs.items():
+        i, j = index[first], index[second]
+        pairs[(i, j) if i < j else (j, i)] = table if i < j else table.T
+    problem = Problem(
+        choices=scores.choices,
+        harm=Quantity(tuple(scores.harm[name] for name in names), pairs),
+        costs=costs,
+        budgets=budgets,
+        target=target,
+        parts=scores.parts,
+        metrics={m: Quantity(tuple(t[n] for n in names)) for m, t in scores.metrics.items()},
+    )
+    if measure is None:
+        return problem
+    return replace(problem, measure=lambda assignment: measure(problem.plan(assignment)))
+
+
+def check_target(target: float | None, allocator: str | Allocator) -> None:
+    """Raises InvalidOption where there is a target that the allocator would not look at."""
+    found = find_allocator(allocator) if isinstance(allocator, str) else allocator
+    if target is not None and not found.takes_target:
+        takers = ", ".join(
+            f"'{name}'" for name, other in allocators().items() if other.takes_target
+        )
+        raise InvalidOption(
+            f"the allocator {allocator!r} takes no target; leave it out, or use {takers}."
+        )
+
+
+def allocate_bits(problem: Problem, allocator: str | Allocator = "ilp") -> Allocation:
+    """Runs an allocator, and checks what it returns.
+
+    Raises:
+        InvalidOption: nothing fits the budgets, or there is a target that would be ignored.
+    """
+    check_target(problem.target, allocator)
+    found = find_allocator(allocator) if isinstance(allocator, str) else allocator
+    assignment = found(problem)
+    if not problem.fits(assignment):
+        raise InvalidOption(
+            f"the allocator {allocator!r} returned widths that break a budget or a tie; repair it, "
+            "or use 'ilp'."
+        )
+    costs = {name: cost.total(assignment) for name, cost in problem.costs.items()}
+    return Allocation(problem.plan(assignment), problem.harm.total(assignment), costs)
+
+
+def pareto(
+    problem: Problem, budget: str, limits: Iterable[float], allocator: str | Allocator = "ilp"
+) -> list[Allocation]:
+    """Allocations under a swept budget that no other one of them beats, cheapest first.
+
+    Args:
+        problem: its other budgets stay.
+        budget: the one to sweep.
+        limits: values of it; those at which nothing fits are left out.
+        allocator: registered name, or an allocator.
+    """
+    front: list[Allocation] = []
+    for limit in sorted(limits):
+        swept = replace(problem, budgets={**problem.budgets, budget: limit})
+        try:
+            found = allocate_bits(swept, allocator)
+        except InvalidOption:
+            continue
+        if not front or found.harm < front[-1].harm:
+            front.append(found)
+    return front

@@ -1,0 +1,52 @@
+"""Integer linear programming: the exact optimum of additive (and pairwise) harm, by HiGHS.
+
+Bits by integer programming after HAWQ-V3 (arXiv 2011.10680) and LRP-QViT (arXiv 2401.11243); here
+jointly over weight, input and accumulator bits under any number of budgets. One binary variable per
+layer and choice; a product of two layers' variables, where harm or a cost has pairs, becomes a
+continuous variable whose marginals are theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from brevitas_axe.facts import Facts
+from brevitas_axe.methods.allocate.problem import Assignment, Problem
+from brevitas_axe.methods.allocate.program import Program
+
+# What the solver's tolerance let slip over a budget: budgets are tightened by so much, and again.
+SLIPS = (0.0, 1e-11, 1e-9, 1e-7)
+
+
+@dataclass(frozen=True)
+class Ilp:
+    """No assignment that fits has less harm.
+
+    Attributes:
+        gap: relative distance to the optimum at which the search may stop; 0 for the optimum.
+    """
+
+    gap: float = 0.0
+    exact = True
+    monotone = True
+    takes_target = False
+    facts = Facts(
+        kind="MPW+MPA",
+        granularity="layer",
+        signal="harm",
+        export="finn",
+        source="arXiv 2011.10680, 2401.11243",
+    )
+
+    def __call__(self, problem: Problem) -> Assignment:
+        program = Program(problem)
+        for slip in SLIPS:
+            assignment = program.solve(self.gap, slip)
+            if assignment is None:
+                break
+            if problem.fits(assignment):
+                return assignment
+        raise problem.refusal()
+
+
+ilp = Ilp()

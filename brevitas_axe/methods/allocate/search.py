@@ -1,0 +1,94 @@
+"""Integer programs around which whole plans are measured; ours.
+
+Harm adds up what layers lose alone, by a local model, and the exact optimum lies where this model
+errs most in its own favour. So the weight of every layer in the program is varied, the plans that
+come out are measured, and the best one's weights are varied next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.facts import Facts
+from brevitas_axe.methods.allocate.greedy import greedy
+from brevitas_axe.methods.allocate.ilp import ilp
+from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
+from brevitas_axe.methods.allocate.uniform import uniform
+
+
+@dataclass(frozen=True)
+class Search:
+    """The least measured loss among uniform precision, greedy moves and so many programs' optima.
+
+    A problem's `metrics` are harms to start from besides its own: each has a program, and the
+    weights of the best one's harm are varied.
+
+    Without a measure this is the integer program. With one, a larger budget may leave more harm,
+    and even more loss: other plans come out, and only those are measured.
+
+    Attributes:
+        trials: programs with varied weights; each new optimum is measured once.
+        spread: standard deviation of the logarithm of a weight's change.
+        seed: of the changes.
+    """
+
+    trials: int = 16
+    spread: float = 0.5
+    seed: int = 0
+    exact = False
+    monotone = False
+    takes_target = False
+    facts = Facts(
+        kind="MPW+MPA",
+        granularity="layer",
+        signal="harm and measured loss of plans",
+        export="finn",
+        source="ours",
+    )
+
+    def __call__(self, problem: Problem) -> Assignment:
+        if problem.measure is None:
+            return ilp(problem)
+        losses: dict[Assignment, float] = {}
+
+        def loss(assignment: Assignment) -> float:
+            assert problem.measure is not None
+            if assignment not in losses:
+                losses[assignment] = problem.measure(assignment)
+            return losses[assignment]
+
+        harms = (problem.harm, *problem.metrics.values())
+        programs = {ilp(p): p for p in (replace(problem, harm=harm) for harm in harms)}
+        best = min(programs, key=loss)
+        program = programs[best]
+        for other in (uniform, greedy):
+            with suppress(InvalidOption):  # it may find nothing that fits where the program did
+                loss(other(problem))
+        weights = np.ones(len(problem.units))
+        for change in self._changes(len(weights)):
+            found = ilp(replace(program, harm=_weighted(program, weights * change)))
+            if loss(found) < losses[best]:
+                best, weights = found, weights * change
+        return min(losses, key=losses.__getitem__)
+
+    def _changes(self, count: int) -> Iterator[np.ndarray]:
+        random = np.random.default_rng(self.seed)
+        for _ in range(self.trials):
+            yield np.exp(random.normal(0, self.spread, count))
+
+
+def _weighted(problem: Problem, weights: np.ndarray) -> Quantity:
+    """Harm with the part that each unit has alone times the unit's weight."""
+    single = list(problem.harm.single)
+    for unit, weight in zip(problem.units, weights, strict=True):
+        for i in unit:
+            single[i] = single[i] * weight
+    return Quantity(tuple(single), problem.harm.pairs)
+
+
+search = Search()

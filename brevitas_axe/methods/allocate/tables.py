@@ -1,0 +1,145 @@
+"""Costs of choices as numbers, from cost models and a model's layers.
+
+What a layer costs may depend on the activation quantizer behind it, whose bits are the input bits
+of another layer: FINN turns it into thresholds. Such a cost is a matter of both layers' choices.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from brevitas_axe.errors import InvalidPlan
+from brevitas_axe.methods.allocate.problem import Quantity
+from brevitas_axe.methods.cost import (
+    CostModel,
+    Folding,
+    LayerShape,
+    choose_foldings,
+    cost_model,
+    layer_shapes,
+)
+from brevitas_axe.model.apply.activations import input_sources, varied
+from brevitas_axe.plan import Choices, LayerPrecision, Plan
+
+
+def output_readers(
+    model: nn.Module,
+    args: tuple,
+    kwargs: dict | None = None,
+    exclude: tuple[str, ...] = (),
+) -> dict[str, str]:
+    """Layer → a layer whose input bits are those of the quantizer behind the first.
+
+    Found as `input_sources` finds its: by changing the bits of each quantizer.
+
+    Args:
+        model: a calibrated Brevitas model; not modified.
+        args: positional arguments of one forward.
+        kwargs: keyword arguments of that forward.
+        exclude: names of layers to leave out.
+    """
+    scratch = copy.deepcopy(model)
+    sources = input_sources(scratch, args, kwargs, exclude)
+    before = layer_shapes(scratch, args, kwargs, exclude)
+    readers: dict[str, str] = {}
+    for quantizer in varied(scratch):
+        reader = next((name for name, found in sources.items() if quantizer in found), None)
+        if reader is None:
+            continue
+        after = layer_shapes(scratch, args, kwargs, exclude)
+        changed = (n for n in before if before[n].output_bits != after[n].output_bits)
+        readers.update(dict.fromkeys(changed, reader))
+    return readers
+
+
+def check_shapes(choices: Choices, shapes: Mapping[str, LayerShape]) -> None:
+    """Raises InvalidPlan where a layer of the choices has no shape."""
+    missing = [name for name in choices.layers if name not in shapes]
+    if missing:
+        raise InvalidPlan(
+            f"the choices name {', '.join(missing)}, but the quantized layers that the model calls "
+            f"are {', '.join(shapes)}; leave the others out."
+        )
+
+
+def foldings_within(
+    choices: Choices, shapes: Mapping[str, LayerShape], max_cycles: int
+) -> dict[str, Folding]:
+    """The folding of every layer that takes at most `max_cycles` clock cycles per forward.
+
+    Chosen for each layer's widest choice, whose words are the widest: bits change no cycles, so
+    every other choice keeps the pace too.
+
+    Args:
+        choices: every one needs weight and input bits.
+        shapes: of all layers of the choices, see `brevitas_axe.methods.cost.layer_shapes`.
+        max_cycles: for every single layer; the slowest one sets the pace.
+
+    Raises:
+        InvalidPlan: a layer has no shape, or bits that the estimate needs are missing.
+        InvalidOption: no folding is that fast.
+        UnsupportedLayer: FINN cannot build a layer.
+    """
+    check_shapes(choices, shapes)
+    widest = Plan({name: max(options, key=_width) for name, options in choices.layers.items()})
+    return choose_foldings({name: shapes[name] for name in choices.layers}, widest, max_cycles)
+
+
+def _width(choice: LayerPrecision) -> tuple[float, ...]:
+    """Sorts by weight bits, then input bits, then accumulator, where None is without limit."""
+    return choice.weight or 0, choice.input or 0, choice.accumulator or np.inf
+
+
+def cost_table(
+    model: str | CostModel,
+    choices: Choices,
+    shapes: Mapping[str, LayerShape],
+    readers: Mapping[str, str] | None = None,
+    foldings: Mapping[str, Folding] | None = None,
+) -> Quantity:
+    """Cost of every choice, and of every pair of choices where the next layer's bits count.
+
+    Costs add up over layers. Of `finn_cycles` that is not FINN's pace, which the slowest layer
+    sets and bits do not change: bound that by `foldings_within`, not by a budget.
+
+    Args:
+        model: cost model, or its registered name.
+        choices: every one needs weight and input bits.
+        shapes: of all layers of the choices, see `brevitas_axe.methods.cost.layer_shapes`.
+        readers: see `output_readers`; None keeps the output bits of the shapes.
+        foldings: layer → parallel hardware, for costs that estimate it.
+
+    Raises:
+        InvalidPlan: a layer has no shape, or bits that the cost needs are missing.
+    """
+    price = cost_model(model) if isinstance(model, str) else model
+    check_shapes(choices, shapes)
+    names = list(choices.layers)
+    single: list[np.ndarray] = []
+    pairs: dict[tuple[int, int], np.ndarray] = {}
+    for i, (name, options) in enumerate(choices.layers.items()):
+        folding = (foldings or {}).get(name, Folding())
+        reader = (readers or {}).get(name)
+        if reader not in names:
+            single.append(np.array([price(shapes[name], c, folding) for c in options], float))
+            continue
+        behind = [d.input or shapes[name].output_bits for d in choices.layers[reader]]
+        widths = list(dict.fromkeys(behind))
+        shaped = [replace(shapes[name], output_bits=bits) for bits in widths]
+        table = np.array([[price(s, c, folding) for s in shaped] for c in options], float)
+        table = table[:, [widths.index(bits) for bits in behind]]
+        j = names.index(reader)
+        if i == j:
+            single.append(table.diagonal().copy())
+        elif (table == table[:, :1]).all():
+            single.append(table[:, 0].copy())
+        else:
+            single.append(np.zeros(len(options)))
+            pair, table = ((i, j), table) if i < j else ((j, i), table.T)
+            pairs[pair] = pairs[pair] + table if pair in pairs else table
+    return Quantity(tuple(single), pairs)

@@ -1,0 +1,30 @@
+"""One precision for all layers: the one that fits with the least harm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from brevitas_axe.facts import Facts
+from brevitas_axe.methods.allocate.problem import Assignment, Problem
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """What every other allocator has to beat."""
+
+    exact = False
+    monotone = True
+    takes_target = False
+    facts = Facts(
+        kind="MPW+UPA",
+        granularity="model",
+        signal="harm",
+        export="finn",
+        source="ours",
+    )
+
+    def __call__(self, problem: Problem) -> Assignment:
+        return problem.least_harm(problem.uniform)
+
+
+uniform = Uniform()

@@ -1,0 +1,171 @@
+"""Bits of cached keys and values, per block and simulated: class KV of the survey arXiv 2510.16805.
+
+A cache holds what the key and the value projection return. Here each token's vector is rounded to
+2^b levels between its least and its largest number, in the forward of the float model, keys before
+their rotation by position. No file format carries such bits, so there is nothing to export.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from brevitas_axe.errors import InvalidOption, UnsupportedLayer
+from brevitas_axe.facts import Facts
+from brevitas_axe.methods.allocate import Quantity, make_problem
+from brevitas_axe.methods.allocate.ilp import ilp
+from brevitas_axe.methods.sensitivity import Metric, Scores
+from brevitas_axe.methods.sensitivity.metrics import find_metric, output_tensor
+from brevitas_axe.model.layers import evaluating
+from brevitas_axe.model.prepare import as_batches
+from brevitas_axe.model.stack import find_blocks
+from brevitas_axe.plan import Choices, LayerPrecision
+
+_PROJECTION = re.compile(r"(?:^|[._])(k|v|key|value)(?:_proj|_lin)?$")
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """The bits of every block's cache under a mean, by an integer program over measured losses.
+
+    The loss of each block at each width is measured alone; of the program's optimum and the widest
+    equal bits that fit, the one with the less loss is returned.
+
+    Attributes:
+        bits: widths offered to every block.
+
+    Raises:
+        InvalidOption: no width is offered, one of them twice, or one that is no integer from 1 on.
+    """
+
+    bits: tuple[int, ...] = (2, 3, 4, 6, 8)
+    facts = Facts(
+        kind="KV", granularity="layer", signal="measured loss", export="none",
+        source="arXiv 2510.16805",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if not self.bits or len(set(self.bits)) < len(self.bits):
+            raise InvalidOption("a cache needs at least one width to choose from, none twice.")
+        for bits in self.bits:
+            _check(bits)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        calibration: Iterable[Any],
+        mean_bits: float,
+        metric: str | Metric = "kl",
+        stack: str | None = None,
+    ) -> dict[str, int]:
+        """Block → bits of its keys and values.
+
+        Args:
+            model: a float model with one stack of blocks; runs in evaluation mode and is left as
+                it is.
+            calibration: batches, see `brevitas_axe.model.prepare.as_batches`.
+            mean_bits: most that the mean over blocks may be, each counted once.
+            metric: see `brevitas_axe.methods.sensitivity.score`.
+            stack: module name of the stack, where the model has several.
+
+        Raises:
+            EmptyCalibration: there is no batch.
+            InvalidOption: the mean is below the fewest bits.
+            NonFiniteValues: a batch or a loss holds NaN or infinity.
+            UnsupportedLayer: a block has no key and value projections of their own.
+        """
+        fitting = [b for b in self.bits if b <= mean_bits]
+        if not fitting:
+            raise InvalidOption(
+                f"a mean of {mean_bits:g} bits is below the fewest, {min(self.bits)}; raise it or "
+                "offer fewer bits."
+            )
+        items = list(calibration)
+        blocks = list(find_blocks(model, stack))
+        loss = _loss(model, items, find_metric(metric))
+        choices = Choices(dict.fromkeys(blocks, tuple(LayerPrecision(input=b) for b in self.bits)))
+        harm = {name: np.array([loss({name: b}) for b in self.bits]) for name in blocks}
+        width = Quantity(tuple(np.array(self.bits, dtype=float) for _ in blocks))
+        limits = {"bits": mean_bits * len(blocks)}
+        problem = make_problem(Scores(choices, harm), {"bits": width}, limits)
+        mixed = {name: self.bits[c] for name, c in zip(blocks, ilp(problem), strict=True)}
+        return min(mixed, dict.fromkeys(blocks, max(fitting)), key=loss)
+
+
+def _loss(model: nn.Module, items: list[Any], metric: Metric):
+    """Mean loss of the model with simulated caches, as a function of block → bits."""
+    batches = as_batches(items)
+
+    def outputs_of(bits: Mapping[str, int]) -> list[Tensor]:
+        with evaluating(model), torch.no_grad(), simulated_cache(model, bits):
+            return [output_tensor(model(*args, **kwargs)) for args, kwargs in batches]
+
+    real = outputs_of({})
+
+    return lambda bits: metric.mean(outputs_of(bits), real, items)
+
+
+@contextmanager
+def simulated_cache(model: nn.Module, bits: Mapping[str, int]) -> Iterator[None]:
+    """Rounds keys and values inside.
+
+    Args:
+        model: of `find_blocks`.
+        bits: block name → bits of its cache; blocks left out keep theirs in float.
+
+    Raises:
+        InvalidOption: there is no block of that name, or bits are no integer from 1 on.
+        UnsupportedLayer: a block has no key and value projections of their own.
+    """
+    modules, handles = dict(model.named_modules()), []
+    try:
+        for name, width in bits.items():
+            _check(width)
+            if name not in modules:
+                raise InvalidOption(
+                    f"the model has no block '{name}'; `find_blocks` lists those there are."
+                )
+            matches = ((_PROJECTION.search(key), m) for key, m in modules[name].named_modules())
+            found = [(match[1][0], m) for match, m in matches if match is not None]
+            if {letter for letter, _ in found} != {"k", "v"}:
+                raise UnsupportedLayer(
+                    f"block '{name}' has no key and value projections of their own, so its cache "
+                    "cannot be simulated; split a fused projection first."
+                )
+            handles += [m.register_forward_hook(_rounding(width)) for _, m in found]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check(bits: object) -> None:
+    if type(bits) is not int or bits < 1:
+        raise InvalidOption(f"bits of a cache must be an integer of at least 1, not {bits!r}.")
+
+
+def _rounding(bits: int):
+    def hook(_: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return rounded(output, bits)
+
+    return hook
+
+
+def rounded(x: Tensor, bits: int) -> Tensor:
+    """Every vector [..., features] on 2^bits levels from its least to its largest number."""
+    # In half precision the distance from least to largest may be more than the type holds.
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    low, high = wide.amin(-1, keepdim=True), wide.amax(-1, keepdim=True)
+    step = (high - low) / (2**bits - 1)
+    step = torch.where(step > 0, step, torch.ones_like(step))
+    return (low + ((wide - low) / step).round() * step).to(x.dtype)
+
+
+kv_cache = KvCache()

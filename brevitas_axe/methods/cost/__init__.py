@@ -1,0 +1,52 @@
+"""What a layer costs: memory, bit operations, and FINN's estimates of hardware."""
+
+from brevitas_axe.methods.cost.finn_nodes import (
+    Estimate,
+    FinnCost,
+    Hardware,
+    estimate,
+    thresholding,
+)
+from brevitas_axe.methods.cost.foldings import choose_folding, choose_foldings, cycles_per_frame
+from brevitas_axe.methods.cost.protocol import (
+    CostModel,
+    Folding,
+    Formula,
+    LayerShape,
+    Widths,
+    widths,
+)
+from brevitas_axe.methods.cost.resources import (
+    ResourceRow,
+    ResourceTable,
+    resource_rows,
+    resource_table,
+)
+from brevitas_axe.methods.cost.shapes import full_plan, layer_shapes
+from brevitas_axe.methods.cost.total import cost_model, cost_models, total_cost
+
+__all__ = [
+    "CostModel",
+    "Estimate",
+    "FinnCost",
+    "Folding",
+    "Formula",
+    "Hardware",
+    "LayerShape",
+    "ResourceRow",
+    "ResourceTable",
+    "Widths",
+    "choose_folding",
+    "choose_foldings",
+    "cost_model",
+    "cost_models",
+    "cycles_per_frame",
+    "estimate",
+    "full_plan",
+    "layer_shapes",
+    "resource_rows",
+    "resource_table",
+    "thresholding",
+    "total_cost",
+    "widths",
+]

@@ -1,0 +1,10 @@
+"""Block RAMs of 18 Kbit that FINN estimates.
+
+More weight bits can take fewer of them: a wider word may fill its blocks better.
+"""
+
+from __future__ import annotations
+
+from brevitas_axe.methods.cost.finn_nodes import FinnCost
+
+finn_bram = FinnCost("bram", "RAMB18", ("input", "accumulator"))

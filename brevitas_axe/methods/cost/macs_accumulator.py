@@ -1,0 +1,18 @@
+"""Bit operations with the adders: a MAC costs W·A for its product and P for its addition.
+
+UNIQ (arXiv 1804.10969) counts W·A + W + A + log2 K per MAC, where the last three are the width
+of an accumulator that holds any sum. Here stands the width that the accumulator really has; with
+tiles, every tile but the first adds its result once to an outer accumulator.
+"""
+
+from __future__ import annotations
+
+from brevitas_axe.methods.cost.protocol import Formula, LayerShape, Widths
+
+
+def _bit_operations(shape: LayerShape, bits: Widths) -> float:
+    products = shape.macs * (bits.weight * bits.input + bits.accumulator)
+    return products + shape.outputs * shape.vectors * (bits.tiles - 1) * bits.outer
+
+
+macs_accumulator = Formula(_bit_operations, "bit operations", ("weight", "input", "accumulator"))

@@ -1,0 +1,12 @@
+"""Memory of the weights, in bytes; scales and biases, which stay in float, are not counted."""
+
+from __future__ import annotations
+
+from brevitas_axe.methods.cost.protocol import Formula, LayerShape, Widths
+
+
+def _bytes(shape: LayerShape, bits: Widths) -> float:
+    return shape.weights * bits.weight / 8
+
+
+memory = Formula(_bytes, "bytes", ("weight", "input", "accumulator"))

@@ -1,0 +1,85 @@
+"""Hessian scores augmented by what layers lose together (arXiv 2306.04879).
+
+A_i = S_i + λ Σ_j D_ij with S_i = ½·mean trace(H_ii)·||ΔW_i||² and D_ij = L(i, j) − L(i) − L(j) +
+L(0). No public code exists; this is our reconstruction. S is the harm and D the pairs of the
+scores; the allocator `bisection` orders layers by A.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from brevitas_axe.facts import Facts
+from brevitas_axe.methods.sensitivity.budgeted import moments, part
+from brevitas_axe.methods.sensitivity.case import Case
+from brevitas_axe.methods.sensitivity.hutchinson import Hutchinson
+from brevitas_axe.methods.sensitivity.scores import Scores
+from brevitas_axe.methods.sensitivity.trials import Trials
+from brevitas_axe.methods.sensitivity.twin import Part
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Hutchinson's scores, and interactions measured where every layer is at its worst.
+
+    D is measured once per pair, at the choice of each layer with the largest S. At other choices
+    it shrinks with the layers' own errors, like their product: D·sqrt(S_i/worst)·sqrt(S_j/worst).
+
+    Attributes:
+        probes: Rademacher vectors per batch and layer.
+        strength: λ.
+    """
+
+    probes: int = 8
+    strength: float = 1.0
+    facts = Facts(
+        kind="MPW+MPA",
+        granularity="layer",
+        signal="Hessian trace and measured pairs",
+        export="finn",
+        source="arXiv 2306.04879 (reconstruction)",
+        gradients=True,
+    )
+
+    def __call__(self, case: Case, trials: Trials) -> Scores:
+        own = Hutchinson(self.probes)(case, trials)
+        worst = {n: o[int(own.harm[n].argmax())] for n, o in case.choices.layers.items()}
+        pairs = list(combinations(case.names, 2))
+        sets = [(), *((name,) for name in case.names), *pairs]
+        keys = {names: f"loss of { {n: worst[n] for n in names} }" for names in sets}
+        missing = {n for names in sets if not trials.knows(keys[names]) for n in names}
+        parts: dict[str, Part] = {}
+        for known in moments(case, [name for name in case.names if name in missing]):
+            solved = trials.run(part, [(case, n, worst[n], known[n]) for n in known])
+            parts.update(zip(known, solved, strict=True))
+        # What is known already needs no parts.
+        work = [(keys[s], (case, {n: parts[n] for n in s if n in parts})) for s in sets]
+        losses = dict(zip(sets, trials.map(Case.loss, work), strict=True))
+        reach = {n: np.sqrt(harm / (harm.max() or 1.0)) for n, harm in own.harm.items()}
+        return Scores(
+            case.choices,
+            own.harm,
+            {
+                pair: self.strength
+                * interaction(losses, pair)
+                * np.outer(*(reach[n] for n in pair))
+                for pair in pairs
+            },
+        )
+
+
+def interaction(losses: dict, pair: tuple) -> float:
+    """D_ij = L(i, j) − L(i) − L(j) + L(0).
+
+    Args:
+        losses: tuple of quantized layers → loss.
+        pair: (i, j).
+    """
+    first, second = pair
+    return losses[pair] - losses[(first,)] - losses[(second,)] + losses[()]
+
+
+augmented = Augmented()

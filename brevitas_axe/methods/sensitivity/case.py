@@ -1,0 +1,258 @@
+"""What every scorer is given: a model, data, choices and a metric."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brevitas_axe.errors import InvalidOption, InvalidPlan, MissingInputQuantizer
+from brevitas_axe.methods.sensitivity.metrics import Metric, find_metric, output_tensor
+from brevitas_axe.methods.sensitivity.twin import (
+    Grid,
+    Part,
+    float_twin,
+    input_grids,
+    private,
+    set_parameter,
+    substituted,
+)
+from brevitas_axe.model.apply.activations import check_arriving, input_sources, tied_layers
+from brevitas_axe.model.apply.weights import (
+    apply_precision,
+    current_scale,
+    is_power_of_two,
+    is_shared_scale,
+)
+from brevitas_axe.model.fingerprint import Fingerprint
+from brevitas_axe.model.layers import Layer, find_layers, roll_weight, unroll_weight
+from brevitas_axe.model.prepare import Batch, as_batches
+from brevitas_axe.plan import Choices, LayerPrecision
+
+
+@dataclass(frozen=True, eq=False)
+class WeightGrid:
+    """Where a layer's weight quantizer starts at some width.
+
+    Attributes:
+        scale: float32 [groups, rows].
+        low, high: range of the integers.
+        shared: all rows keep one common scale.
+        power_of_two: the scale is one.
+    """
+
+    scale: Tensor
+    low: int
+    high: int
+    shared: bool
+    power_of_two: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Built by `make_case`; can be pickled.
+
+    Attributes:
+        twin: the model with every quantizer off.
+        batches: (args, kwargs) of forwards.
+        items: the calibration items that batches came from, labels included.
+        reference: the twin's output for each batch.
+        choices: to be scored, all ties of the model among their `same_input`.
+        inputs: layer → input bits → grid.
+        weights: layer → weight bits → grid.
+        metric: how far an output is from what it should be.
+        seed: of everything random.
+    """
+
+    twin: nn.Module
+    batches: list[Batch]
+    items: list[Any]
+    reference: list[Tensor]
+    choices: Choices
+    inputs: Mapping[str, Mapping[int | None, Grid | None]]
+    weights: Mapping[str, Mapping[int | None, WeightGrid]]
+    metric: Metric
+    seed: int
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.choices.layers)
+
+    def layers(self) -> dict[str, Layer]:
+        """The layers to score."""
+        return self._layers_of(self.twin)
+
+    def layer(self, name: str) -> Layer:
+        """One layer of the twin."""
+        return self.twin.get_submodule(name)
+
+    def private(self, frozen: bool = False) -> tuple[nn.Module, dict[str, Layer]]:
+        """A private copy of the twin, on request without trainable weights, and its layers."""
+        twin = private(self.twin, frozen)
+        return twin, self._layers_of(twin)
+
+    def differentiable(self, share: float = 1.0) -> tuple[nn.Module, dict[str, Layer]]:
+        """The same, each layer with a weight of its own for autograd, a share of the real one."""
+        twin, layers = self.private()
+        for layer in layers.values():
+            weight = layer.weight.detach()
+            set_parameter(layer, "weight", weight if share == 1 else weight * share)
+        return twin, layers
+
+    def _layers_of(self, twin: nn.Module) -> dict[str, Layer]:
+        modules = dict(twin.named_modules())
+        return {name: modules[name] for name in self.choices.layers}
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    def loss(self, parts: Mapping[str, Part]) -> float:
+        """Mean over the data of the metric with some layers quantized, in a private copy."""
+        return self.metric.mean(self.outputs(parts), self.reference, self.items)
+
+    def outputs(self, parts: Mapping[str, Part]) -> list[Tensor]:
+        """Output for each batch with some layers quantized."""
+        twin = private(self.twin)
+        with torch.no_grad(), substituted(twin, parts):
+            return [output_tensor(twin(*args, **kwargs)) for args, kwargs in self.batches]
+
+    @property
+    def samples(self) -> int:
+        """Samples of all batches together."""
+        return sum(len(reference) for reference in self.reference)
+
+    def mean(self, values: list[float]) -> float:
+        """Mean over batches, each with the weight of its samples."""
+        sizes = (len(reference) for reference in self.reference)
+        return sum(v * n for v, n in zip(values, sizes, strict=True)) / self.samples
+
+    def rounded(self, name: str, choice: LayerPrecision) -> tuple[Tensor, Tensor]:
+        """(weights of a layer rounded to nearest, scale per weight), both in the weight's shape."""
+        layer, grid = self.layer(name), self.weights[name][choice.weight]
+        weight = unroll_weight(layer, layer.weight.detach())
+        scale = grid.scale.to(weight).unsqueeze(-1).expand_as(weight)
+        value = (weight / scale).round().clamp(grid.low, grid.high) * scale
+        return roll_weight(layer, value), roll_weight(layer, scale)
+
+
+def make_case(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    choices: Choices,
+    metric: str | Metric = "kl",
+    seed: int = 0,
+    exclude: tuple[str, ...] = (),
+) -> Case:
+    """Collects what scorers need; the model is not modified.
+
+    Args:
+        model: a calibrated Brevitas model.
+        calibration: items as `brevitas_axe.model.prepare.as_batches` takes them; labels are kept.
+        choices: to be scored; layers that read one activation are tied, if they are not yet.
+        metric: "kl" (to the float model's output), "mse", "cross_entropy" or a `Metric`.
+        seed: of everything random.
+        exclude: names of layers to leave out.
+
+    Raises:
+        InvalidPlan: a layer of the choices does not exist or is never called, its input does not
+            come with the chosen bits, or layers that read one activation have no bits in common.
+        MissingInputQuantizer: an accumulator is chosen where the input is not quantized.
+    """
+    if isinstance(calibration, Tensor) or not isinstance(calibration, Iterable):
+        as_batches(calibration)  # says what is wrong
+    items = list(calibration)
+    batches = as_batches(items)
+    args, kwargs = batches[0]
+    scratch = copy.deepcopy(model).eval()
+    layers = find_layers(scratch, exclude)
+    for name in choices.layers:
+        if name not in layers:
+            raise InvalidPlan(
+                f"the choices name layer '{name}', which is not a quantized layer of the model; "
+                f"these are: {', '.join(layers)}."
+            )
+    widths = {choice.input for options in choices.layers.values() for choice in options}
+    if len(widths) > 1:  # otherwise tied layers cannot disagree
+        choices = _completed(choices, input_sources(model, args, kwargs, exclude))
+    by_width = {bits: input_grids(model, args, kwargs, bits, exclude) for bits in widths}
+    inputs: dict[str, dict[int | None, Grid | None]] = {}
+    weights: dict[str, dict[int | None, WeightGrid]] = {}
+    for name, options in choices.layers.items():
+        if name not in next(iter(by_width.values())):
+            raise InvalidPlan(
+                f"layer '{name}' has choices, but the calibration data never reaches it; leave it "
+                "out of the choices."
+            )
+        inputs[name] = {c.input: by_width[c.input][name] for c in options}
+        for choice in options:
+            _check(name, choice, inputs[name][choice.input])
+        weights[name] = {
+            bits: _weight_grid(name, layers[name], bits) for bits in {c.weight for c in options}
+        }
+    twin = float_twin(model)
+    with torch.no_grad():
+        reference = [output_tensor(twin(*args, **kwargs)) for args, kwargs in batches]
+    for output in reference:
+        if output.dim() == 0:
+            raise InvalidOption("the model returns a number; it must return one output per sample.")
+    return Case(
+        twin, batches, items, reference, choices, inputs, weights, find_metric(metric), seed
+    )
+
+
+def fingerprint(case: Case, scorer: object) -> str:
+    """Of all that a trial's result depends on besides its key, which names the choices."""
+    digest = Fingerprint(
+        {
+            "version": version("brevitas_axe"),
+            "scorer": repr(scorer),
+            "metric": case.metric.name,
+            "seed": case.seed,
+        }
+    )
+    digest.add(case.twin)
+    digest.add(case.items)
+    # A forward may depend on what is no parameter: a constant, an attribute, the code itself.
+    digest.add(case.reference)
+    for name in case.names:
+        digest.add((name, type(case.layer(name)).__qualname__))
+        for grids in (case.inputs[name], case.weights[name]):
+            for bits in sorted(grids, key=str):
+                digest.add((bits, *(() if grids[bits] is None else vars(grids[bits]).values())))
+    return digest.hexdigest()
+
+
+def _completed(choices: Choices, sources: Mapping[str, tuple[str, ...]]) -> Choices:
+    """The choices with all ties of the model besides their own."""
+    own = {name: (f"tie of {group[0]}",) for group in choices.same_input for name in group}
+    sources = {name: sources.get(name, ()) + own.get(name, ()) for name in choices.layers}
+    return Choices(choices.layers, tied_layers(sources))
+
+
+def _check(name: str, choice: LayerPrecision, grid: Grid | None) -> None:
+    if choice.accumulator is not None and grid is None:
+        raise MissingInputQuantizer(
+            f"the input of layer '{name}' is not quantized to integers, so no accumulator can be "
+            "chosen for it; quantize it, or leave the layer out of the choices."
+        )
+    check_arriving(name, choice.input, None if grid is None else grid.reach)
+
+
+def _weight_grid(name: str, layer: Layer, bits: int | None) -> WeightGrid:
+    """From a copy of the layer that is given these bits, as `apply_plan` would."""
+    layer = copy.deepcopy(layer)
+    apply_precision(name, layer, LayerPrecision(weight=bits))
+    quant = layer.weight_quant.tensor_quant
+    width = quant.msb_clamp_bit_width_impl()
+    return WeightGrid(
+        scale=current_scale(layer).float(),
+        low=int(quant.int_quant.min_int(width)),
+        high=int(quant.int_quant.max_int(width)),
+        shared=is_shared_scale(layer),
+        power_of_two=is_power_of_two(layer),
+    )

@@ -1,0 +1,76 @@
+"""Relevance of layers (LRP-QViT, arXiv 2401.11243)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brevitas_axe.facts import Facts
+from brevitas_axe.methods.sensitivity.case import Case
+from brevitas_axe.methods.sensitivity.metrics import class_axis
+from brevitas_axe.methods.sensitivity.relevance import propagating
+from brevitas_axe.methods.sensitivity.scores import Scores, from_importance
+from brevitas_axe.methods.sensitivity.trials import Trials
+from brevitas_axe.methods.sensitivity.twin import layer_outputs
+
+
+@dataclass(frozen=True)
+class Lrp:
+    """Importance = mean over samples of Σ|R|, R the relevance that reaches the layer's output.
+
+    It sums to 1 over layers. In a plain chain relevance is conserved, so all layers get the same:
+    the method tells branches apart, residual or of attention. Relevance starts as 1 at the largest
+    output of every sample (of every position, where there are several).
+    """
+
+    facts = Facts(
+        kind="MPW+MPA",
+        granularity="layer",
+        signal="relevance propagation",
+        export="finn",
+        source="arXiv 2401.11243",
+        gradients=True,
+    )
+
+    def __call__(self, case: Case, trials: Trials) -> Scores:
+        found = relevances(case, trials)
+        total = sum(found.values())
+        return from_importance(
+            case.choices, {name: value / (total or 1.0) for name, value in found.items()}
+        )
+
+
+def relevances(case: Case, trials: Trials) -> dict[str, float]:
+    """Layer → mean over samples of Σ|R| at its output; one trial per batch."""
+    work = [(f"batch {index}", (case, index)) for index in range(len(case.batches))]
+    total = np.sum(trials.map(_batch_relevances, work), axis=0) / case.samples
+    return dict(zip(case.names, total.tolist(), strict=True))
+
+
+def _batch_relevances(case: Case, index: int) -> list[float]:
+    # Weights take no relevance, whether they are trained or not.
+    twin, layers = case.private(frozen=True)
+    args, kwargs = case.batches[index]
+    leaves = tuple(map(_leaf, args)), {key: _leaf(a) for key, a in kwargs.items()}
+    with torch.enable_grad(), propagating():
+        result, calls = layer_outputs(twin, layers, leaves)
+    axis = class_axis(result)
+    start = torch.zeros_like(result).scatter_(axis, result.argmax(axis, keepdim=True), 1.0)
+    found = torch.autograd.grad(result, [y for _, y in calls], start, allow_unused=True)
+    total = dict.fromkeys(layers, 0.0)
+    for (name, _), relevance in zip(calls, found, strict=True):
+        total[name] += 0.0 if relevance is None else float(relevance.abs().sum())
+    return list(total.values())
+
+
+def _leaf(x: object) -> object:
+    """An input that the graph starts from; relevance needs a graph, not trainable weights."""
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return x.detach().clone().requires_grad_(True)
+    return x
+
+
+lrp = Lrp()

@@ -1,0 +1,87 @@
+"""What a scorer gives: the estimated harm of every choice of every layer.
+
+To write your own scorer: define, in a new file of this room, an object with the signature of
+`Scorer` that bears the file's name. tests/contracts runs over every registered one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from brevitas_axe.errors import NonFiniteValues
+from brevitas_axe.facts import Facts
+from brevitas_axe.methods.sensitivity.case import Case
+from brevitas_axe.methods.sensitivity.trials import Trials
+from brevitas_axe.plan import Choices
+
+Table = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Estimated rise of the loss; only comparable within one table.
+
+    Attributes:
+        choices: what was scored.
+        harm: layer → float64 [choices], if that layer alone takes the choice.
+        pairs: (layer, layer) → float64 [choices of the first, choices of the second], what both
+            together add to the sum of their harms; may be negative.
+        parts: metric → layers whose harm it measures, where not all have the same.
+        metrics: metric → harm of all layers by it, of the parts or to be tried besides.
+
+    Raises:
+        NonFiniteValues: a score is NaN or infinite.
+    """
+
+    choices: Choices
+    harm: Table
+    pairs: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    metrics: Mapping[str, Table] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, options in self.choices.layers.items():
+            if not np.isfinite(self.harm[name]).all():
+                raise NonFiniteValues(
+                    f"the score of layer '{name}' is NaN or infinite; check its weights and the "
+                    "calibration data."
+                )
+            assert self.harm[name].shape == (len(options),)
+
+
+class Scorer(Protocol):
+    """Scores every choice of every layer; the case is not modified.
+
+    Attributes:
+        facts: for the catalogue.
+
+    Args:
+        case: model, data, choices and metric.
+        trials: runs independent pieces of work, in parallel and from the cache.
+    """
+
+    @property
+    def facts(self) -> Facts: ...
+
+    def __call__(self, case: Case, trials: Trials) -> Scores: ...
+
+
+def from_importance(choices: Choices, importance: Mapping[str, float]) -> Scores:
+    """Scores of a method that knows layers and no bits: max Σ Ω_l·b_l as harm to be made small.
+
+    Harm is Ω_l·(most bits − bits), b being the sum of weight and input bits (LRP-QViT, arXiv
+    2401.11243, section 3.3). It says nothing about accumulators.
+
+    Args:
+        choices: what to score.
+        importance: layer → Ω, at least 0.
+    """
+    harm = {}
+    for name, options in choices.layers.items():
+        bits = np.array([(c.weight or 0) + (c.input or 0) for c in options], dtype=float)
+        harm[name] = importance[name] * (bits.max() - bits)
+    return Scores(choices, harm)

@@ -1,0 +1,192 @@
+"""The float twin of a quantized model, in which single layers can be quantized.
+
+A twin is a deep copy with every quantizer off. It can be pickled, differentiated twice and changed,
+and the model itself is never touched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from brevitas.graph.calibrate import QuantizationStatusManager
+from brevitas.quant_tensor import IntQuantTensor
+from torch import Tensor, nn
+
+from brevitas_axe.accumulator import InputRange
+from brevitas_axe.methods.sensitivity.metrics import output_tensor
+from brevitas_axe.model.apply.activations import activation_quantizers, set_bits
+from brevitas_axe.model.layers import Layer, evaluating, find_layers, first_input, input_range
+from brevitas_axe.model.prepare import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The integers that a layer's input is rounded to.
+
+    Attributes:
+        scale, zero_point: broadcast against the input.
+        low, high: smallest and largest integer, zero point included.
+        reach: what a dot product multiplies with: integers minus the zero point.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    low: int
+    high: int
+    reach: InputRange
+
+    @classmethod
+    def of(cls, quantized: IntQuantTensor) -> Grid:
+        bits, signed = int(quantized.bit_width.max()), bool(quantized.signed)
+        low = -(2 ** (bits - 1)) if signed else 0
+        scale, zero_point = quantized.scale.detach(), quantized.zero_point.detach()
+        return cls(scale, zero_point, low, low + 2**bits - 1, input_range(quantized))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The quantized input, dequantized."""
+        integers = (x / self.scale + self.zero_point).round().clamp(self.low, self.high)
+        return (integers - self.zero_point) * self.scale
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What replaces a layer's weights, input and bias in the twin; None leaves them."""
+
+    weight: Tensor | None = None
+    grid: Grid | None = None
+    bias: Tensor | None = None
+
+
+def float_twin(model: nn.Module) -> nn.Module:
+    """A deep copy in evaluation mode with every quantizer off."""
+    twin = copy.deepcopy(model).eval()
+    QuantizationStatusManager.disable_param_quantization(twin, False)
+    QuantizationStatusManager.disable_act_quantization(twin, False)
+    QuantizationStatusManager.disable_return_quant_tensor(twin)
+    for module in twin.modules():
+        part: Layer = module
+        if hasattr(module, "quant_injector"):
+            part.quant_injector = None  # a class made at run time, which cannot be pickled
+        if isinstance(module, torch.fx.GraphModule) or hasattr(module, "recompile"):
+            for node in part.graph.nodes:
+                node.type = None  # annotations as text break torch's own pickling
+            part.recompile()
+    return twin
+
+
+def private(twin: nn.Module, frozen: bool = False) -> nn.Module:
+    """A copy for one piece of work that shares its parameters with the original.
+
+    Args:
+        twin: stays as it is.
+        frozen: no parameter of the copy requires a gradient.
+    """
+    shared: dict[int, Tensor] = {id(tensor): tensor for tensor in twin.buffers()}
+    for tensor in twin.parameters():
+        shared[id(tensor)] = nn.Parameter(tensor.detach(), False) if frozen else tensor
+    return copy.deepcopy(twin, shared)
+
+
+def set_parameter(layer: Layer, key: str, value: Tensor) -> None:
+    """Gives a layer of a private copy a weight or bias of its own, to differentiate by."""
+    # Not by setattr: Brevitas would then build the quantizer anew.
+    layer._parameters[key] = nn.Parameter(value)
+
+
+def channel_axis(layer: Layer) -> int:
+    """Axis of a layer's output, or of its gradient, along which the output channels lie."""
+    return -1 if isinstance(layer, nn.Linear) else -len(layer.kernel_size) - 1
+
+
+def layer_outputs(
+    twin: nn.Module, layers: Mapping[str, Layer], batch: Batch
+) -> tuple[Tensor, list[tuple[str, Tensor]]]:
+    """One forward: the model's output, and (layer name, its output) of every call of the layers."""
+    calls: list[tuple[str, Tensor]] = []
+
+    def note(name: str):
+        def hook(layer: Layer, inputs: tuple, output: Tensor) -> None:
+            calls.append((name, output))
+
+        return hook
+
+    args, kwargs = batch
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_hook(note(name)).remove)
+        return output_tensor(twin(*args, **kwargs)), calls
+
+
+def input_grids(
+    model: nn.Module, args: tuple, kwargs: dict, bits: int | None, exclude: tuple[str, ...] = ()
+) -> dict[str, Grid | None]:
+    """Grid of every layer's input when all activation quantizers have these bits.
+
+    A layer that is called twice is judged by its first call.
+
+    Args:
+        model: a calibrated Brevitas model; not modified.
+        args: positional arguments of one forward.
+        kwargs: its keyword arguments.
+        bits: of all activations; None leaves them as they are.
+        exclude: names of layers to leave out.
+
+    Returns:
+        Layer name → grid, None where the input is not quantized to integers. Layers that the
+        forward does not call are left out.
+    """
+    scratch = copy.deepcopy(model)
+    if bits is not None:
+        for proxies in activation_quantizers(scratch).values():
+            set_bits(proxies, bits)
+    grids: dict[str, Grid | None] = {}
+
+    def note(name: str):
+        def hook(layer: Layer, inputs: tuple, named: dict) -> None:
+            quantized = layer.input_quant(first_input(inputs, named))
+            known = isinstance(quantized, IntQuantTensor)
+            grids.setdefault(name, Grid.of(quantized) if known else None)
+
+        return hook
+
+    for name, layer in find_layers(scratch, exclude).items():
+        layer.register_forward_pre_hook(note(name), with_kwargs=True)
+        if hasattr(layer.weight_quant, "set_input_range"):
+            layer.weight_quant.set_input_range(None)
+    with evaluating(scratch), torch.no_grad():
+        scratch(*args, **kwargs)
+    return grids
+
+
+@contextmanager
+def substituted(twin: nn.Module, parts: Mapping[str, Part]) -> Iterator[None]:
+    """Some layers quantized inside, and float again afterwards."""
+    modules = dict(twin.named_modules())
+    with ExitStack() as stack:
+        for name, part in parts.items():
+            layer: Layer = modules[name]
+            for key in ("weight", "bias"):
+                value = getattr(part, key)
+                if value is not None:
+                    stack.callback(layer._parameters.__setitem__, key, getattr(layer, key))
+                    set_parameter(layer, key, value)
+            if part.grid is not None:
+                handle = layer.register_forward_pre_hook(changed_input(part.grid), with_kwargs=True)
+                stack.callback(handle.remove)
+        yield
+
+
+def changed_input(function: Callable[[Tensor], Tensor]):
+    """Pre-hook, with keyword arguments, that puts a function in front of a layer."""
+
+    def hook(layer: Layer, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+        if inputs:
+            return (function(inputs[0]), *inputs[1:]), named
+        first = next(iter(named))
+        return inputs, {**named, first: function(named[first])}
+
+    return hook

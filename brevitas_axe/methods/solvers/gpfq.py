@@ -1,0 +1,52 @@
+"""GPFQ under an accumulator budget (A2GPFQ).
+
+Lybrand and Saab, "A Greedy Algorithm for Quantizing Neural Networks", JMLR 2021, in the form of
+Zhang, Zhou and Saab (arXiv 2201.11113); its budget is AXE, arXiv 2409.17092. With second moments
+H and G, column t gets (sum_{j<=t} G_tj w_j - sum_{j<t} H_tj s q_j) / H_tt.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from brevitas_axe.methods.solvers.levels import finish
+from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution
+from brevitas_axe.methods.solvers.sequential import (
+    Recursion,
+    columns_first,
+    reordered,
+    storage_order,
+)
+
+# Rows of the lower triangle that are multiplied at once.
+STRIP = 256
+
+
+def gpfq(problem: LayerProblem, *, act_order: bool = False, quality: str = "fast") -> LayerSolution:
+    """Quantizes a layer by GPFQ; see `brevitas_axe.methods.solvers.Solver`."""
+    return finish(problem, recursion(problem, act_order), quality)
+
+
+def recursion(problem: LayerProblem, act_order: bool) -> Recursion:
+    """GPFQ as a recursion over columns."""
+    order = storage_order(problem, act_order, backward=False)
+    weight = columns_first(problem.weight, order, problem.dtype)
+    hessian = reordered(problem.hessian, order, problem.dtype)
+    pivot = hessian.diagonal(dim1=-2, dim2=-1)
+    if problem.cross is None:
+        # Equal inputs: the sum over the past is that of the errors alone.
+        return Recursion(order, False, hessian, pivot, weight, weight)
+    base = _lower_product(reordered(problem.cross, order, problem.dtype), weight)
+    base /= torch.where(pivot == 0, 1, pivot).unsqueeze(-1)
+    return Recursion(order, False, hessian, pivot, base, torch.zeros_like(base))
+
+
+def _lower_product(matrix: Tensor, weight: Tensor) -> Tensor:
+    """tril(matrix) @ weight for [groups, K, K] and [groups, K, rows], skipping the zeros."""
+    product = torch.empty_like(weight)
+    for start in range(0, weight.shape[1], STRIP):
+        stop = min(start + STRIP, weight.shape[1])
+        strip = matrix[:, start:stop, :stop].tril(start)
+        product[:, start:stop] = strip @ weight[:, :stop]
+    return product

@@ -1,0 +1,83 @@
+"""Feasible local search: single integers and pairs that lower the exact loss within the budget.
+
+Steepest descent over moves of +-1. Where no move that fits the accumulator helps, the best ones are
+paired with a move that makes room for them, or that corrects them through the cross term of the
+second moments. In between, the scale is fitted again in closed form, s <- s (x b) / (x H x) for
+x = s q, b = w G^T.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from brevitas_axe.methods.solvers.descent import descend
+from brevitas_axe.methods.solvers.problem import LayerProblem
+from brevitas_axe.methods.solvers.threads import over_rows
+
+
+def improve_integers(
+    problem: LayerProblem,
+    wanted: Tensor,
+    integers: Tensor,
+    scale: Tensor,
+    most_moves: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Local search from feasible integers; on the CPU, wherever the tensors are.
+
+    Args:
+        problem: gives moments and budget.
+        wanted: float64 [groups, rows, K], w G^T.
+        integers: int32 [groups, rows, K], inside the budget.
+        scale: [groups, rows, tiles].
+        most_moves: moves per row at most.
+
+    Returns:
+        (integers, what the scales of each row are to be multiplied by [groups, rows] float64,
+        loss x H x - 2 x G w of each row [groups, rows] float64).
+    """
+    device = integers.device
+    if device.type != "cpu":
+        improved, factor, loss = improve_integers(
+            problem.to("cpu"), wanted.cpu(), integers.cpu(), scale.cpu(), most_moves
+        )
+        return improved.to(device), factor.to(device), loss.to(device)
+    low, high = problem.input_range
+    bits = problem.accumulator_bit_width
+    if bits is None:
+        low, high = torch.zeros_like(low), torch.zeros_like(high)
+    factor = torch.empty(integers.shape[:2], dtype=torch.float64)
+    loss = torch.empty_like(factor)
+    improved = torch.empty_like(integers)
+
+    def work(some_groups: slice, some_rows: slice) -> None:
+        part = (some_groups, some_rows)
+        moments = problem.hessian[some_groups].to(problem.dtype).contiguous()
+        start = integers[part].long()
+        part_scale = scale[part].double().contiguous()
+        value = (start * part_scale[:, :, problem.tile_of_column]).to(moments.dtype)
+        part_wanted = wanted[part].contiguous()
+        part_factor, part_loss = (t[part].contiguous() for t in (factor, loss))
+        descend(
+            moments.numpy(),
+            part_wanted.numpy(),
+            start.numpy(),
+            part_scale.numpy(),
+            (torch.bmm(value, moments) - part_wanted).numpy(),
+            part_factor.numpy(),
+            part_loss.numpy(),
+            problem.tile_length,
+            low[some_groups].contiguous().numpy(),
+            high[some_groups].contiguous().numpy(),
+            problem.weight_low,
+            problem.weight_high,
+            0 if bits is None else 2 ** (bits - 1) - 1,
+            most_moves,
+            not (problem.shared_scale or problem.power_of_two),
+        )
+        improved[part] = start
+        factor[part], loss[part] = part_factor, part_loss
+
+    groups, rows, _ = integers.shape
+    over_rows(work, groups, rows, device)
+    return improved, factor, loss

@@ -1,0 +1,192 @@
+"""The column-by-column solve that GPFQ, OPTQ and Qronos share.
+
+All of them decide one column after the other,
+
+    c_t = base_t - (1 / pivot_t) sum_{j decided before t} coupling_tj (s q_j - target_j),
+    q_t = round(what the accumulator still takes of the shrunk c_t),
+
+and differ only in base, target, coupling and pivot: a `Recursion`. It is solved in blocks: the sum
+over earlier blocks is one matrix product, the rest runs in a compiled kernel, or, on other devices
+than the CPU, in torch operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brevitas_axe.errors import NonFiniteValues
+from brevitas_axe.methods.solvers import device_kernels, kernels
+from brevitas_axe.methods.solvers.problem import LayerProblem
+from brevitas_axe.methods.solvers.threads import over_rows
+
+# Columns per block: wide enough for an efficient matrix product, and the kernel's share is small.
+BLOCK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Recursion:
+    """What one algorithm feeds to the solve; columns are in storage order.
+
+    Attributes:
+        order: int64 [groups, K], the input column stored at each position; None if natural.
+        backward: whether the last position is decided first.
+        coupling: [groups, K, K]; read only between a column and those decided before it.
+        pivot: [groups, K]; zero marks a dead input, whose integer is 0.
+        base: [groups, K, rows].
+        target: [groups, K, rows].
+        forgets_shrinkage: whether the error that is passed on leaves out what threshold and
+            budget took away, as the published A2GPTQ does.
+    """
+
+    order: Tensor | None
+    backward: bool
+    coupling: Tensor
+    pivot: Tensor
+    base: Tensor
+    target: Tensor
+    forgets_shrinkage: bool = False
+
+
+def storage_order(problem: LayerProblem, act_order: bool, backward: bool) -> Tensor | None:
+    """Input column at each position, int64 [groups, K]; None where it is the natural order."""
+    if not act_order and not backward:
+        return None
+    if act_order:
+        diagonal = problem.hessian.diagonal(dim1=-2, dim2=-1)
+        order = torch.argsort(diagonal, dim=-1, descending=True)
+    else:
+        order = torch.arange(problem.columns, device=problem.weight.device)
+        order = order.expand(problem.weight.shape[0], -1)
+    return order.flip(-1) if backward else order
+
+
+def columns_first(matrix: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """[groups, rows, K] to [groups, K, rows] in storage order, contiguous."""
+    matrix = matrix.detach().to(dtype).mT.contiguous()
+    return matrix if order is None else matrix[_each_group(order), order]
+
+
+def reordered(moments: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """[groups, K, K] with rows and columns in storage order; not copied in the natural order."""
+    moments = moments.detach().to(dtype)
+    if order is None:
+        return moments
+    if bool((order.diff(dim=-1) == -1).all()):
+        return moments.flip((-2, -1))  # four times faster than the general case
+    group = _each_group(order).unsqueeze(-1)
+    return moments[group, order.unsqueeze(-1), order.unsqueeze(-2)]
+
+
+def _each_group(order: Tensor) -> Tensor:
+    """[groups, 1] index that goes with an order."""
+    return torch.arange(len(order), device=order.device).unsqueeze(-1)
+
+
+def run(
+    recursion: Recursion, problem: LayerProblem, scale: Tensor, threshold: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Solves one recursion for all rows.
+
+    Args:
+        recursion: the algorithm's matrices.
+        problem: gives tiles, ranges and the accumulator's width.
+        scale, threshold: [groups, rows, tiles].
+
+    Returns:
+        integers: int32 [groups, rows, K], inside the accumulator's budget.
+        residual: float64 [groups, rows], sum over columns of (pivot_t (c_t - s q_t))^2.
+
+    Raises:
+        NonFiniteValues: the recursion overflowed.
+    """
+    groups, columns, rows = recursion.base.shape
+    device = recursion.base.device
+    integers = torch.empty(groups, rows, columns, dtype=torch.int32, device=device)
+    residual = torch.zeros(groups, rows, dtype=torch.float64, device=device)
+
+    def work(some_groups: slice, some_rows: slice) -> None:
+        part = (some_groups, some_rows)
+        _run_part(
+            recursion, problem, scale[part], threshold[part], part, integers[part], residual[part]
+        )
+
+    over_rows(work, groups, rows, device)
+    if not residual.isfinite().all():
+        raise NonFiniteValues("The column-by-column solve overflowed: the inputs are too large.")
+    return integers, residual
+
+
+def _run_part(
+    recursion: Recursion,
+    problem: LayerProblem,
+    scale: Tensor,
+    threshold: Tensor,
+    part: tuple[slice, slice],
+    integers: Tensor,
+    residual: Tensor,
+) -> None:
+    """Solves some groups and rows; writes their integers and residual."""
+    some_groups, some_rows = part
+    base = recursion.base[some_groups, :, some_rows].contiguous()
+    target = recursion.target[some_groups, :, some_rows].contiguous()
+    coupling = recursion.coupling[some_groups]
+    groups, columns, rows = base.shape
+    bits = problem.accumulator_bit_width
+    low, high = (bound[some_groups] for bound in problem.input_range)
+    if bits is None:
+        # Inputs of zero leave every budget untouched.
+        low, high = torch.zeros_like(low), torch.zeros_like(high)
+    order = recursion.order
+    if order is None:
+        order = torch.arange(columns, device=base.device).expand(recursion.base.shape[0], -1)
+    order = order[some_groups]
+    room = torch.full(
+        (groups, problem.tiles, rows),
+        0 if bits is None else 2 ** (bits - 1) - 1,
+        device=base.device,
+    )
+    error = torch.empty_like(base)
+    chosen = torch.empty_like(base, dtype=torch.int32)
+    lost = torch.zeros_like(base[:, 0], dtype=torch.float64)
+    on_cpu = base.device.type == "cpu"
+    kernel: Any = kernels.quantize_block if on_cpu else device_kernels.quantize_block
+
+    def given(tensor: Tensor) -> Any:
+        return tensor.numpy() if on_cpu else tensor
+
+    read = (
+        base,
+        target,
+        problem.tile_of_column[order],
+        scale.mT,
+        threshold.mT,
+        low.gather(1, order),
+        high.gather(1, order),
+    )
+    read = [given(tensor.contiguous()) for tensor in read]
+    written = [given(tensor) for tensor in (room, room.clone(), chosen, error, lost)]
+    rest = [*read, problem.weight_low, problem.weight_high, *written]
+    pivot = given(recursion.pivot[some_groups].contiguous())
+    starts = range(0, columns, BLOCK)
+    for start in reversed(starts) if recursion.backward else starts:
+        stop = min(start + BLOCK, columns)
+        block = slice(start, stop)
+        done = slice(stop, columns) if recursion.backward else slice(0, start)
+        kernel(
+            start,
+            stop,
+            recursion.backward,
+            recursion.forgets_shrinkage,
+            given(coupling[:, block, block].contiguous()),
+            pivot,
+            given(torch.bmm(coupling[:, block, done], error[:, done])),
+            *rest,
+        )
+    if recursion.order is not None:
+        chosen = chosen[_each_group(order), order.argsort(-1)]
+    integers.copy_(chosen.mT)
+    residual.copy_(lost)

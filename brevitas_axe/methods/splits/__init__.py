@@ -1,0 +1,1 @@
+"""A layer as a sum of branches, each an ordinary layer: one method per file."""

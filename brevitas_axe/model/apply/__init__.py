@@ -1,0 +1,1 @@
+"""Widths into a Brevitas model: of weights and of activations."""

@@ -1,0 +1,191 @@
+"""Which activation quantizer feeds which layers, and how to set its bits.
+
+A quantizer feeds a layer exactly when changing its bits changes what arrives there: found by
+trying, one forward per quantizer, so that any model can be looked at, traceable or not.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
+
+import torch
+from brevitas.core.bit_width import BitWidthConst
+from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
+from torch import nn
+
+from brevitas_axe.accumulator import InputRange
+from brevitas_axe.errors import InvalidPlan
+from brevitas_axe.model.layers import Layer, find_layers, observe_inputs
+from brevitas_axe.model.prepare import Batch, one_sample
+from brevitas_axe.plan import Plan
+
+Ranges = Mapping[str, list[InputRange | None]]
+
+
+def activation_quantizers(model: nn.Module) -> dict[str, list[Layer]]:
+    """Enabled integer activation quantizers by name of the first.
+
+    Those that share a parameter, as residual branches share their scale, come together.
+    """
+    found: dict[str, list[Layer]] = {}
+    owner: dict[int, str] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, ActQuantProxyFromInjectorBase) or not module.is_quant_enabled:
+            continue
+        proxy: Layer = module
+        if not hasattr(proxy.fused_activation_quant_proxy.tensor_quant, "msb_clamp_bit_width_impl"):
+            continue  # a floating-point format
+        parameters = [id(parameter) for parameter in proxy.parameters()]
+        first = next((owner[p] for p in parameters if p in owner), name)
+        owner.update(dict.fromkeys(parameters, first))
+        found.setdefault(first, []).append(proxy)
+    return found
+
+
+def current_bits(proxy: Layer) -> int:
+    """Bits of an activation quantizer."""
+    return int(proxy.fused_activation_quant_proxy.tensor_quant.msb_clamp_bit_width_impl())
+
+
+@torch.no_grad()
+def set_bits(proxies: Iterable[Layer], bits: int) -> None:
+    """Bits of activation quantizers; the scale follows.
+
+    The range stays, unless `fit_ranges` found one for these bits.
+    """
+    for proxy in proxies:
+        quant = proxy.fused_activation_quant_proxy.tensor_quant
+        old = next(quant.msb_clamp_bit_width_impl.buffers(), torch.zeros(()))
+        quant.msb_clamp_bit_width_impl = BitWidthConst(bits).to(old.device)
+        proxy.quant_injector = proxy.quant_injector.let(bit_width=bits)
+        ranges = getattr(proxy, "fitted_ranges", {})
+        if ranges:
+            nearest = min(ranges, key=lambda width: abs(width - bits))
+            quant.scaling_impl.value.copy_(ranges[nearest])
+
+
+def varied(model: nn.Module) -> Iterator[str]:
+    """Name of every activation quantizer in turn, while its bits are not what they were."""
+    for quantizer, proxies in activation_quantizers(model).items():
+        bits = current_bits(proxies[0])
+        set_bits(proxies, bits + 1 if bits < 16 else bits - 1)
+        yield quantizer
+        set_bits(proxies, bits)
+
+
+def input_sources(
+    model: nn.Module, args: tuple, kwargs: dict | None = None, exclude: tuple[str, ...] = ()
+) -> dict[str, tuple[str, ...]]:
+    """Names of the quantizers whose bits decide those of each layer's input.
+
+    Args:
+        model: a calibrated Brevitas model; not modified.
+        args: positional arguments of one forward.
+        kwargs: keyword arguments of that forward.
+        exclude: names of layers to leave out.
+
+    Returns:
+        Layer name → quantizer names. Layers that the forward does not call are left out.
+    """
+    scratch = copy.deepcopy(model)
+    layers = find_layers(scratch, exclude)
+    before = observe_inputs(scratch, layers, args, kwargs)
+    args, kwargs = _enough(scratch, layers, before, (args, kwargs or {}))
+    sources: dict[str, list[str]] = {name: [] for name in before}
+    for quantizer in varied(scratch):
+        after = observe_inputs(scratch, layers, args, kwargs)
+        for name, ranges in before.items():
+            if after.get(name) != ranges:
+                sources[name].append(quantizer)
+    return {name: tuple(found) for name, found in sources.items()}
+
+
+def _enough(model: nn.Module, layers: dict[str, Layer], seen: Ranges, batch: Batch) -> Batch:
+    """One sample of a batch where the layers see the same of it, else the whole."""
+    few = one_sample(batch)
+    try:
+        same = observe_inputs(model, layers, *few) == seen
+    except Exception:  # a forward may insist on its batch, and in its own words
+        return batch
+    return few if same else batch
+
+
+def tied_layers(sources: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    """Groups of two or more layers that share a quantizer, directly or through each other."""
+    groups: list[tuple[set[str], set[str]]] = []
+    for name, quantizers in sources.items():
+        joined, used = {name}, set(quantizers)
+        apart = []
+        for group in groups:
+            if group[1] & used:
+                joined, used = joined | group[0], used | group[1]
+            else:
+                apart.append(group)
+        groups = [*apart, (joined, used)]
+    order = list(sources)
+    return tuple(tuple(sorted(names, key=order.index)) for names, _ in groups if len(names) > 1)
+
+
+def set_input_bits(
+    model: nn.Module,
+    plan: Plan,
+    args: tuple,
+    kwargs: dict | None = None,
+    exclude: tuple[str, ...] = (),
+) -> None:
+    """Gives the quantizers that feed the planned layers the planned input bits, in place.
+
+    Raises:
+        InvalidPlan: two layers want different bits of one quantizer, or a layer's input does not
+            come out as planned.
+    """
+    layers = find_layers(model, exclude)
+    plan.check_names(layers)
+    proxies = activation_quantizers(model)
+    wanted: dict[str, tuple[int, str]] = {}
+    for name, quantizers in input_sources(model, args, kwargs, exclude).items():
+        bits = plan.layers[name].input if name in plan.layers else None
+        if bits is None:
+            continue
+        for quantizer in quantizers:
+            known, other = wanted.setdefault(quantizer, (bits, name))
+            if known != bits:
+                raise InvalidPlan(
+                    f"layers '{other}' and '{name}' read the same activation but are planned with "
+                    f"{known} and {bits} input bits; give both the same."
+                )
+    for quantizer, (bits, _) in wanted.items():
+        set_bits(proxies[quantizer], bits)
+    for layer in layers.values():
+        if hasattr(layer.weight_quant, "set_input_range"):
+            layer.weight_quant.set_input_range(None)
+    for name, reach in _widest(observe_inputs(model, layers, args, kwargs)).items():
+        bits = plan.layers[name].input if name in plan.layers else None
+        check_arriving(name, bits, reach)
+
+
+def check_arriving(name: str, bits: int | None, arrives: InputRange | None) -> None:
+    """Raises InvalidPlan when a layer's input does not have the bits that it should have.
+
+    Args:
+        name: layer name.
+        bits: that it should have; None for any.
+        arrives: integers of the input, None where it is not quantized.
+    """
+    found = None if arrives is None else arrives.bit_width
+    if bits not in (None, found):
+        what = "a float input" if found is None else f"an input of {found} bits"
+        raise InvalidPlan(
+            f"layer '{name}' is given {bits} input bits, but with these set {what} arrives; "
+            "quantize its input directly in front of it."
+        )
+
+
+def _widest(calls: Ranges) -> dict[str, InputRange | None]:
+    """Union of each layer's ranges, None where an input was not quantized."""
+    return {
+        name: None if None in ranges else reduce(InputRange.union, [r for r in ranges if r])
+        for name, ranges in calls.items()
+    }

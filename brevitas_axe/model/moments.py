@@ -1,0 +1,118 @@
+"""Second moments of a layer's inputs, as the solvers need them."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import torch
+from brevitas.quant_tensor import IntQuantTensor
+from torch import Tensor, nn
+
+from brevitas_axe.errors import EmptyCalibration, NonFiniteValues
+from brevitas_axe.model.layers import Layer, unroll_input, unroll_weight
+
+# Unrolled inputs are made for so many numbers at a time: bounds memory, and keeps them in cache.
+_CHUNK = 2**20
+
+
+class Statistics(TypedDict):
+    """What `LayerProblem` takes of the same names."""
+
+    hessian: Tensor
+    cross: Tensor | None
+    quant_mean: Tensor | None
+    float_mean: Tensor | None
+
+
+class Moments:
+    """Running sums over samples of X~X~^T, X~X^T and the means.
+
+    Args:
+        name: layer name, for messages.
+        layer: the layer whose inputs are collected.
+        cross: collect X~X^T too; needs the float inputs.
+    """
+
+    def __init__(self, name: str, layer: Layer, cross: bool) -> None:
+        groups, _, columns = unroll_weight(layer, layer.weight).shape
+        self.name, self.layer = name, layer
+        self.samples = 0
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(groups, *shape, dtype=torch.float64, device=layer.weight.device)
+
+        self._hessian = zeros(columns, columns)
+        self._cross = zeros(columns, columns) if cross else None
+        self._quant_sum, self._float_sum = zeros(columns), zeros(columns)
+
+    def add(self, quant_input: Tensor, float_input: Tensor | None = None) -> None:
+        """Adds one batch of layer inputs (dequantized, and float where cross is collected).
+
+        Products are summed in float32 within a batch and in float64 over batches.
+        """
+        inputs = [quant_input] if self._cross is None else [quant_input, float_input]
+        inputs = [_batched(self.layer, x) for x in inputs]
+        kernel = torch.Size(getattr(self.layer, "kernel_size", ())).numel()
+        step = max(1, _CHUNK * inputs[0].shape[0] // (inputs[0].numel() * kernel + 1))
+        hessian, cross = torch.zeros(()), torch.zeros(())
+        for chunk in zip(*(x.split(step) for x in inputs), strict=True):
+            quant, *real = (_columns(self.layer, x) for x in chunk)
+            self.samples += quant.shape[-1]
+            self._quant_sum += quant.sum(-1)
+            hessian = _accumulated(hessian, quant, quant)
+            if real:
+                self._float_sum += real[0].sum(-1)
+                cross = _accumulated(cross, quant, real[0])
+        self._hessian += hessian
+        if self._cross is not None:
+            self._cross += cross
+
+    def finish(self, dtype: torch.dtype = torch.float32) -> Statistics:
+        """Means over samples: hessian, cross [groups, K, K] and quant_mean, float_mean [groups, K].
+
+        Raises:
+            EmptyCalibration: nothing was added.
+            NonFiniteValues: an input was NaN or infinite.
+        """
+        if self.samples == 0:
+            raise EmptyCalibration(
+                f"no calibration sample reached layer '{self.name}'; feed batches that do, or "
+                "exclude the layer by name."
+            )
+        sums = (self._hessian,) if self._cross is None else (self._hessian, self._cross)
+        if not all(bool(torch.isfinite(total).all()) for total in sums):
+            raise NonFiniteValues(
+                f"the calibration inputs of layer '{self.name}' hold NaN or infinity; clean the "
+                "data or the layers before it."
+            )
+        cross = None if self._cross is None else (self._cross / self.samples).to(dtype)
+        return {
+            "hessian": (self._hessian / self.samples).to(dtype),
+            "cross": cross,
+            "quant_mean": self._quant_sum / self.samples,
+            "float_mean": None if cross is None else self._float_sum / self.samples,
+        }
+
+
+def _batched(layer: Layer, x: Tensor) -> Tensor:
+    """Samples first, so that a batch can be split."""
+    x = x.detach()
+    if isinstance(layer, nn.Linear):
+        return x.reshape(-1, x.shape[-1])
+    return x.unsqueeze(0) if x.dim() == len(layer.kernel_size) + 1 else x
+
+
+def _columns(layer: Layer, x: Tensor) -> Tensor:
+    """[groups, K, samples × positions] in float32 (float64 stays)."""
+    x = x if x.dtype == torch.float64 else x.float()
+    return unroll_input(layer, x)
+
+
+def _accumulated(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Total + left right^T, in place after the first time."""
+    return total.baddbmm_(left, right.mT) if total.dim() else left @ right.mT
+
+
+def dequantized(layer_input: Any) -> Tensor:
+    """Plain tensor of what a layer receives."""
+    return layer_input.value if isinstance(layer_input, IntQuantTensor) else layer_input

@@ -1,0 +1,8 @@
+"""What an injector runs: Brevitas proxies that hold the accumulator budget."""
+
+from brevitas_axe.model.proxies.weight import (
+    AccumulatorAwareWeightQuantProxy,
+    TileScaledWeightQuantProxy,
+)
+
+__all__ = ["AccumulatorAwareWeightQuantProxy", "TileScaledWeightQuantProxy"]

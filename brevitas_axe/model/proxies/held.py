@@ -1,0 +1,76 @@
+"""The differentiable step between rounded weights and the integers a layer computes with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brevitas_axe.model.layers import Layer, roll_weight, unroll_weight
+from brevitas_axe.model.proxies.projection import Budget, hold, share
+
+
+class HeldIntegers(torch.autograd.Function):
+    """Cuts rounded weights to their range, then holds every tile inside its budget.
+
+    Straight through where nothing was held; a weight outside its range gets no gradient. In a held
+    tile the weights that kept a unit share a full budget, so a push that is common to all of them
+    can change nothing: their gradient is that of the Euclidean projection on the l1 ball, which
+    has the mean push taken out. Weights that were held at 0 keep theirs, or none could come back.
+
+    Held integers do not follow the scale, so their value q·s has the derivative q by it: what
+    flows back through the division w/s is given back to the scale in held tiles.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rounded: Tensor,
+        ratio: Tensor,
+        scale: Tensor,
+        layer: Layer,
+        low: int,
+        high: int,
+        budget: Budget,
+    ) -> Tensor:
+        """Returns whole numbers in the weight's shape.
+
+        Args:
+            ctx: of autograd.
+            rounded: weights / scale, rounded, in the weight's shape.
+            ratio: weights / scale, without gradient.
+            scale: broadcastable to the weights.
+            layer: whose weights they are.
+            low, high: smallest and largest weight integer.
+            budget: what each tile has to fit.
+        """
+        integers = rounded.round().clamp_(low, high)
+        unrolled = unroll_weight(layer, integers)
+        rows = unrolled.flatten(0, 1).contiguous()
+        values = unroll_weight(layer, ratio).flatten(0, 1).contiguous()
+        over = hold(rows, values, budget, max(-low, high))
+        ctx.range, ctx.layer, ctx.budget = (low - 0.5, high + 0.5), layer, budget
+        ctx.over = over if over is not None and bool(over.any()) else None
+        if ctx.over is not None:
+            integers = roll_weight(layer, rows.unflatten(0, unrolled.shape[:2]))
+        ctx.save_for_backward(rounded, ratio, scale, rows)
+        return integers
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the rounded weights and of the scale."""
+        rounded, ratio, scale, rows = ctx.saved_tensors
+        gradient = torch.ops.aten.hardtanh_backward(gradients[0], rounded, *ctx.range)
+        if ctx.over is None:
+            return gradient, *[None] * 6
+        unrolled = unroll_weight(ctx.layer, gradient)
+        pushes = unrolled.flatten(0, 1).contiguous()
+        values = unroll_weight(ctx.layer, ratio).flatten(0, 1).contiguous()
+        scaled = share(pushes, rows, values, ctx.over, ctx.budget)
+        gradient = roll_weight(ctx.layer, pushes.view_as(unrolled))
+        # Each tile's part stands at its first weight, from where it finds its scale.
+        spread = torch.zeros_like(unrolled)
+        spread[..., :: ctx.budget.tile(unrolled.shape[2])] = scaled.view(*unrolled.shape[:2], -1)
+        back = roll_weight(ctx.layer, spread).sum_to_size(scale.shape) / scale
+        return gradient, None, back, *[None] * 4

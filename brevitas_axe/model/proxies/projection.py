@@ -1,0 +1,222 @@
+"""Projection of integer rows on an accumulator budget: exact integers, in place.
+
+Whole numbers are kept in floating point, which is fast, but only in types in which all of their
+sums are exact; nothing that decides what fits is ever rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from brevitas_axe.accumulator import InputRange, accumulator_limit
+from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.model.proxies.kernels import hold_tiles, share_tiles
+
+# Off the CPU the bracket is closed in a fixed number of steps, so that nothing waits for the
+# device: the squared error is then less than 1 ‰ above the smallest one.
+_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every tile of a layer has to fit.
+
+    With S⁺ and S⁻ the sums of its positive and of its |negative| weights, h and l the magnitudes
+    of the largest and the smallest input, the largest magnitude of any partial sum is
+    max(S⁺h + S⁻l, S⁺l + S⁻h); twice that is (S⁺ + S⁻)(h + l) + |S⁺ − S⁻||h − l|, the *cost*.
+
+    Attributes:
+        reach: integers of the inputs.
+        accumulator_bit_width: P.
+        tile_size: inputs per tile, None for whole rows.
+    """
+
+    reach: InputRange
+    accumulator_bit_width: int
+    tile_size: int | None
+
+    @property
+    def bound(self) -> int:
+        """Largest cost that fits."""
+        return 2 * accumulator_limit(self.accumulator_bit_width)
+
+    @property
+    def both(self) -> int:
+        """Cost of S⁺ + S⁻, per unit."""
+        return self.reach.high - self.reach.low
+
+    @property
+    def either(self) -> int:
+        """Cost of |S⁺ − S⁻|, per unit."""
+        return abs(self.reach.high + self.reach.low)
+
+    @property
+    def one_sided(self) -> bool:
+        """True where inputs have one sign, so that positive and negative weights never add up."""
+        return self.both == self.either
+
+    def tile(self, columns: int) -> int:
+        """Inputs per tile of a row with so many of them."""
+        return columns if self.tile_size is None else min(self.tile_size, columns)
+
+
+def hold(integers: Tensor, values: Tensor, budget: Budget, largest: int) -> Tensor | None:
+    """Replaces every tile that does not fit by the nearest integers that do, in place.
+
+    Of all integers whose magnitudes have a bounded sum, those nearest to v are
+    sign(v)·round(max(|v| − λ, 0)) for the smallest λ ≥ 0 that fits. λ is bracketed by false
+    position; units that the ends of the bracket disagree on are added back, first weights first,
+    as long as there is room. For unsigned inputs positive and negative weights have budgets of
+    their own, hence each its own λ (AXE, arXiv 2409.17092, Eq. 15-17; A2Q+ for the one-sided
+    form); otherwise they share one. No weight grows or changes its sign.
+
+    Args:
+        integers: whole numbers [rows, K], contiguous float32 or float64; updated.
+        values: what they were rounded from, alike.
+        budget: what each tile has to fit.
+        largest: bound on the integers' magnitudes.
+
+    Returns:
+        Booleans [rows, tiles], True for tiles that did not fit; None when no tile ever could.
+
+    Raises:
+        UnsupportedLayer: worst-case sums beyond 64 bits.
+    """
+    rows, columns = integers.shape
+    tile = budget.tile(columns)
+    farthest = budget.both + budget.either
+    if tile * largest * farthest <= budget.bound:
+        return None
+    _check_exact(integers.dtype, tile * largest, tile * largest * farthest)
+    if integers.device.type == "cpu":
+        over = torch.empty(rows, -(-columns // tile), dtype=torch.bool)
+        costs = budget.one_sided, budget.both, budget.either, budget.bound
+        hold_tiles(integers.numpy(), values.numpy(), tile, *costs, over.numpy())
+        return over
+    tiles = tiled(integers, tile)
+    over = exceeds(tiles, budget)
+    if over.any():
+        tiles = tiles.clone()
+        tiles[over] = project(tiles[over], tiled(values, tile)[over], budget)
+        integers.copy_(tiles.flatten(1)[:, :columns])
+    return over
+
+
+def tiled(rows: Tensor, tile: int) -> Tensor:
+    """[rows, K] → [rows, tiles, T], the short last tile filled with zeros (they add nothing)."""
+    return F.pad(rows, (0, -rows.shape[1] % tile)).unflatten(1, (-1, tile))
+
+
+def exceeds(tiles: Tensor, budget: Budget) -> Tensor:
+    """True for each tile of whole numbers [..., T] that the budget does not admit."""
+    return _cost(tiles.abs().sum(-1), tiles.sum(-1), budget) > budget.bound
+
+
+def _cost(absolute: Tensor, signed: Tensor, budget: Budget) -> Tensor:
+    absolute, signed = absolute.to(torch.int64), signed.to(torch.int64)
+    return absolute * budget.both + signed.abs() * budget.either
+
+
+def project(integers: Tensor, values: Tensor, budget: Budget) -> Tensor:
+    """What `hold` does, as tensor operations, for any device.
+
+    Args:
+        integers: tiles of whole numbers [tiles, T].
+        values: what they were rounded from.
+        budget: what each has to fit.
+    """
+    signs = integers.sign()
+    # A size never rounds to more than its integer.
+    sizes = torch.minimum((values * signs).relu_(), integers.abs() + 0.499)
+    if budget.one_sided:
+        sizes = torch.stack((sizes * (signs > 0), sizes * (signs < 0)))
+    unit = budget.both + budget.either
+    target = math.log(budget.bound + unit / 2)
+
+    def shrunk(by: Tensor) -> Tensor:
+        return (sizes - by).add_(0.5).floor_().relu_()
+
+    def cost(counts: Tensor) -> Tensor:
+        total = counts.sum(-1, keepdim=True)
+        signed = total if budget.one_sided else (counts * signs).sum(-1, keepdim=True)
+        return _cost(total, signed, budget)
+
+    def height(cost: Tensor) -> Tensor:
+        """Falls almost linearly with λ, to 0 where the budget is used up."""
+        return ((cost + unit / 2).log() - target).to(sizes.dtype)
+
+    low, high = sizes.new_zeros(*sizes.shape[:-1], 1), sizes.amax(-1, keepdim=True)
+    start = cost(shrunk(low))
+    above, below = height(start), height(torch.zeros_like(start))
+    stayed = torch.full_like(low, torch.nan)
+    for _ in range(_STEPS):
+        middle = torch.lerp(low, high, (above / (above - below)).clamp_(0.05, 0.95))
+        found = cost(shrunk(middle))
+        fits = found <= budget.bound
+        found = height(found)
+        # Illinois: an end that stays a second time counts half, or it would stay for good.
+        above = torch.where(fits, torch.where(stayed == 1, above / 2, above), found)
+        below = torch.where(fits, found, torch.where(stayed == 0, below / 2, below))
+        low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
+        stayed = fits.to(sizes.dtype)
+    held = shrunk(high.masked_fill(start <= budget.bound, 0.0))
+    more = (shrunk(low) - held).relu_()
+    room = (budget.bound - cost(held)).div(unit, rounding_mode="floor")
+    held += torch.minimum((room - (more.cumsum(-1) - more)).relu_(), more)
+    return (held.sum(0) if budget.one_sided else held) * signs
+
+
+def share(
+    gradient: Tensor, integers: Tensor, values: Tensor, over: Tensor, budget: Budget
+) -> Tensor:
+    """Takes out of the gradient what the weights of a full budget share, in place.
+
+    Args:
+        gradient: [rows, K], contiguous; updated.
+        integers: as `hold` left them.
+        values: what they were rounded from.
+        over: booleans [rows, tiles], the tiles that were held.
+        budget: tells which weights share one.
+
+    Returns:
+        [rows, tiles], the sum of the new gradient × values in tiles that were held, else 0.
+    """
+    tile = budget.tile(integers.shape[1])
+    if gradient.device.type == "cpu":
+        scaled = torch.empty_like(over, dtype=gradient.dtype)
+        some = (over.numpy(), tile, budget.one_sided, scaled.numpy())
+        share_tiles(gradient.numpy(), integers.numpy(), values.numpy(), *some)
+        return scaled
+    inside = over.unsqueeze(-1)
+    pushes = without_shared(tiled(gradient, tile), tiled(integers, tile) * inside, budget)
+    gradient.copy_(pushes.flatten(1)[:, : integers.shape[1]])
+    return (pushes * inside * tiled(values, tile)).sum(-1)
+
+
+def without_shared(pushes: Tensor, held: Tensor, budget: Budget) -> Tensor:
+    """What `share` leaves of a gradient, as tensor operations, for any device.
+
+    Args:
+        pushes: the gradient's tiles [..., T].
+        held: whole numbers, 0 in tiles that were not held.
+        budget: tells which weights share one.
+    """
+    signs = held.sign()
+    for some in (signs.clamp(min=0), signs.clamp(max=0)) if budget.one_sided else (signs,):
+        shared = (pushes * some).sum(-1, keepdim=True)
+        pushes = pushes - some * (shared / some.abs().sum(-1, keepdim=True).clamp_(min=1))
+    return pushes
+
+
+def _check_exact(dtype: torch.dtype, largest: int, cost: int) -> None:
+    """Raises UnsupportedLayer where sums in this type, or costs in int64, would be rounded."""
+    if largest >= (2**24 if dtype == torch.float32 else 2**53) or cost >= 2**62:
+        raise UnsupportedLayer(
+            f"sums of up to {largest} weight units, or their products with the inputs, are not "
+            f"exact in {dtype}; give weights or inputs fewer bits, a smaller tile, or use float64."
+        )

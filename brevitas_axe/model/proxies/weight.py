@@ -1,0 +1,193 @@
+"""Weight proxy that holds an accumulator budget in every forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from brevitas import config
+from brevitas.core.zero_point import ZeroZeroPoint
+from brevitas.proxy import WeightQuantProxyFromInjector
+from brevitas.quant_tensor import GroupwiseIntQuantTensor, IntQuantTensor, QuantTensor
+from torch import Tensor, nn
+
+from brevitas_axe.accumulator import InputRange, check_bit_width, tile_starts
+from brevitas_axe.errors import MissingInputQuantizer, UnsupportedLayer
+from brevitas_axe.model.layers import Layer, input_range
+from brevitas_axe.model.proxies.held import HeldIntegers
+from brevitas_axe.model.proxies.projection import Budget
+
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
+    """Quantizes as its Brevitas injector says, then keeps every dot product inside ±(2^(P-1)-1).
+
+    Tiles that fit pass bit for bit; the others are projected (`HeldIntegers`). The budget follows
+    the widest range of integers that the layer's input has had so far (a module may be called with
+    several inputs); that range is part of the state dict.
+
+    Attributes:
+        accumulator_bit_width: P; None leaves the weights unconstrained.
+        accumulator_tile_size: inputs per inner accumulator; None means the whole dot product.
+    """
+
+    input_low: Tensor
+    input_high: Tensor
+
+    def __init__(self, quant_layer: nn.Module, quant_injector: Any) -> None:
+        super().__init__(quant_layer, quant_injector)
+        self.accumulator_bit_width: int | None = quant_injector.accumulator_bit_width
+        self.accumulator_tile_size: int | None = quant_injector.accumulator_tile_size
+        if self.accumulator_bit_width is not None:
+            self.accumulator_bit_width = check_bit_width(self.accumulator_bit_width)
+        tile_starts(1, self.accumulator_tile_size)
+        # 0 in both means that no quantized input has been seen yet.
+        self.register_buffer("input_low", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("input_high", torch.zeros((), dtype=torch.int64))
+        self._cached_budget: Budget | None = None
+
+    @property
+    def scale_tile(self) -> int | None:
+        """Inputs of a row that share one scale, None where the whole row does."""
+        return None
+
+    def per_weight(self, scale: Tensor) -> Tensor:
+        """A scale of this quantizer, broadcastable to the weights."""
+        return scale
+
+    @property
+    def requires_quant_input(self) -> bool:
+        return True
+
+    @property
+    def input_range(self) -> InputRange | None:
+        """Widest range of input integers seen, None before the first quantized input."""
+        # Read anew each time: averaged and parallel copies write into the buffers.
+        low, high = int(self.input_low), int(self.input_high)
+        return InputRange(low, high) if high > low else None
+
+    def set_input_range(self, reach: InputRange | None) -> None:
+        """Replaces what has been seen; None forgets it (after narrowing the activations)."""
+        self.input_low.fill_(reach.low if reach else 0)
+        self.input_high.fill_(reach.high if reach else 0)
+
+    def observe(self, quant_input: Tensor | IntQuantTensor | None) -> InputRange:
+        """Widens the range by this input's and returns it.
+
+        Raises:
+            MissingInputQuantizer: neither this input nor an earlier one was quantized.
+        """
+        known = self.input_range
+        if isinstance(quant_input, IntQuantTensor):
+            seen = input_range(quant_input, self.tracked_module_list[0])
+            wider = seen if known is None else known.union(seen)
+            if wider != known:
+                self.set_input_range(wider)
+            return wider
+        if known is None:
+            raise MissingInputQuantizer(
+                f"the input of {_describe(self.tracked_module_list[0])} is not quantized to "
+                "integers, so its accumulator cannot be bounded; give the layer an input_quant, "
+                "or feed it a QuantTensor."
+            )
+        return known
+
+    def retrieve_attribute(self, attribute: str):
+        """Scale, zero point or bit width: no input is needed, as the budget changes neither."""
+        if not self.is_quant_enabled or self._cached_weight is not None:
+            return super().retrieve_attribute(attribute)
+        weight = self.tracked_parameter_list[0]
+        return getattr(self.create_quant_tensor(self.tensor_quant(weight)), attribute)
+
+    def forward(
+        self, x: Tensor, quant_input: Tensor | IntQuantTensor | None = None
+    ) -> Tensor | QuantTensor:
+        width = self.accumulator_bit_width
+        if not self.is_quant_enabled or self.export_mode or width is None:
+            return super().forward(x)
+        budget = Budget(self.observe(quant_input), width, self.accumulator_tile_size)
+        if self.training or budget != self._cached_budget:
+            self._cached_weight = None
+        if self._cached_weight is not None:
+            return self._cached_weight.quant_tensor
+        # Half precision cannot hold w/scale closely enough to round 8-bit integers back.
+        wide = x.float() if x.dtype in _LOW_PRECISION else x
+        # Autocast would do the division or the sums in half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            value, scale, zero_point, bit_width = self._held(wide, budget)
+        value = value.to(x.dtype)
+        if self.skip_create_quant_tensor:
+            return value
+        parts: Any = value, scale, zero_point, bit_width  # Brevitas says a tuple of one
+        out = self.create_quant_tensor(parts)
+        if self.cache_inference_quant_weight and not self.training:
+            self._cached_budget = budget
+            self._cached_weight = self.cache_class(
+                out.detach(), metadata_only=self.cache_inference_quant_weight_metadata_only
+            )
+        return out
+
+    def _held(self, x: Tensor, budget: Budget) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Brevitas's quantizer, step by step, with the integers held before they are scaled."""
+        layer, quant = self.tracked_module_list[0], self.tensor_quant
+        if not isinstance(quant.zero_point_impl, ZeroZeroPoint):
+            raise UnsupportedLayer(
+                f"{_describe(layer)} has asymmetric weights, which hardware multiplies "
+                "unshifted; use a symmetric weight quantizer."
+            )
+        bit_width = quant.msb_clamp_bit_width_impl()
+        scale = quant.scaling_impl(x, quant.int_scaling_impl(bit_width))
+        zero_point = quant.zero_point_impl(x, scale, bit_width)
+        low = int(quant.int_quant.min_int(bit_width))
+        high = int(quant.int_quant.max_int(bit_width))
+        size = self.per_weight(scale)
+        ratio = x / size
+        rounded = quant.int_quant.float_to_int_impl(ratio)
+        integers = HeldIntegers.apply(rounded, ratio.detach(), size, layer, low, high, budget)
+        return integers * size, scale, zero_point, bit_width
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._cached_weight = None
+        for key in ("input_low", "input_high"):
+            if config.IGNORE_MISSING_KEYS and prefix + key in missing_keys:
+                missing_keys.remove(prefix + key)
+
+
+class TileScaledWeightQuantProxy(AccumulatorAwareWeightQuantProxy):
+    """The same for a linear layer with one scale per tile of each row (`group_size` inputs).
+
+    Every inner accumulator still adds integers of one unit; their results are scaled and added.
+    """
+
+    @property
+    def scale_tile(self) -> int:
+        return self.quant_injector.group_size
+
+    def per_weight(self, scale: Tensor) -> Tensor:
+        """[rows, tiles, 1] to [rows, K]."""
+        columns = self.tracked_parameter_list[0].shape[1]
+        return scale.flatten(1).repeat_interleave(self.scale_tile, 1)[:, :columns]
+
+    def create_quant_tensor(self, qt_args: tuple[Any, ...]) -> Any:
+        value, scale, zero_point, bit_width = qt_args
+        return GroupwiseIntQuantTensor(
+            self.tensor_quant.int_quant.input_view_impl(value),
+            scale,
+            zero_point,
+            self.scale_tile,
+            1,
+            bit_width,
+            self.is_signed,
+            self.training,
+            self.tracked_parameter_list[0].shape,
+        )
+
+
+def _describe(layer: Layer) -> str:
+    return f"{type(layer).__name__}{tuple(layer.weight.shape)}"

@@ -1,0 +1,285 @@
+"""The overflow certificate of a Brevitas model in memory, from what really flows through it.
+
+The model runs once in eval mode. Hooks read the IntQuantTensor that arrives at each layer after
+its input quantizer; a dispatch mode sees every matrix product that happens outside such a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from brevitas.core.zero_point import ZeroZeroPoint
+from brevitas.nn import QuantMultiheadAttention
+from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
+from brevitas.nn.quant_rnn import QuantRecurrentStackBase
+from brevitas.proxy.runtime_quant import (
+    ActQuantProxyFromInjectorBase,
+    DynamicActQuantProxyFromInjector,
+)
+from brevitas.quant_tensor import IntQuantTensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from brevitas_axe.errors import AxeError, InvalidOption
+from brevitas_axe.plan import Plan
+from brevitas_axe.proof.certificate.attention import Attention
+from brevitas_axe.proof.certificate.certificate import (
+    Certificate,
+    DotProduct,
+    Targets,
+    excluded_names,
+    tool_version,
+)
+from brevitas_axe.proof.certificate.proof import Found, prove
+from brevitas_axe.proof.certificate.tensors import InputFact, join, layer_integers, read_input
+from brevitas_axe.proof.graph.grid import Unprovable
+
+_PRODUCTS = {
+    *("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "matmul", "linear"),
+    *("einsum", "convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable"),
+    *("_int_mm", "_trilinear"),
+}
+_PRODUCT_FAMILIES = (
+    *("_scaled_dot_product", "lstm", "gru", "rnn", "quantized"),
+    *("_native_multi_head", "_transformer_encoder"),
+)
+_RECURRENT = (QuantRecurrentStackBase, nn.RNNBase, nn.RNNCellBase)
+_FLOAT = (nn.Linear, _ConvNd, nn.Bilinear, nn.MultiheadAttention, *_RECURRENT)
+_GATES = "the gates of recurrent layers are not supported; unroll them into linear layers"
+_UNQUANTIZED = "it is unquantized; use the Brevitas layer of the same name"
+_UNREACHED = "it was never reached with the given args; pass args that use it"
+
+
+def certify(
+    model: nn.Module,
+    accumulator_bit_width: int | None = None,
+    tile_size: int | None = None,
+    plan: Plan | None = None,
+    exclude: Sequence[str] = (),
+    args: Tensor | IntQuantTensor | tuple | None = None,
+    kwargs: dict[str, Any] | None = None,
+) -> Certificate:
+    """Proves how wide every accumulator of a Brevitas model must be.
+
+    The model is run as model(*args, **kwargs) and left as it was, whatever happens.
+
+    Args:
+        model: with Brevitas layers.
+        accumulator_bit_width: P that every dot product must fit; None only measures.
+        tile_size: inputs per inner accumulator; None means whole rows.
+        plan: widths and tiles by layer; what it leaves open, the two arguments above fill.
+        exclude: layers that do not count.
+        args: example inputs. Their values do not matter to the proof, only that every layer is
+            reached, and, for products of two activations, their shape.
+        kwargs: example keyword inputs.
+
+    Raises:
+        InvalidOption: no args, a model that fails on them, or an unknown name in exclude.
+        InvalidPlan: the plan names a layer that the model does not have.
+        AccumulatorTooNarrow, InvalidTile: a width or tile size out of range.
+    """
+    targets = Targets(accumulator_bit_width, tile_size, plan)
+    if not isinstance(model, nn.Module):
+        raise InvalidOption(
+            f"certify takes a torch module, not {type(model).__name__}; for an ONNX file use "
+            "certify_file."
+        )
+    if args is None and not kwargs:
+        raise InvalidOption(
+            "certify needs example inputs to see what arrives at each layer; pass args=(x,)."
+        )
+    args = () if args is None else args
+    args = args if type(args) is tuple or type(args) is list else (args,)
+    kwargs = kwargs or {}
+    watch = _Watch(model, (*args, *kwargs.values()))
+    with _evaluating(model), torch.no_grad(), watch.hooks(), _Strays(watch):
+        try:
+            model(*args, **kwargs)
+        except AxeError:
+            raise
+        except Exception as error:
+            first_line = next(iter(str(error).splitlines()), "")
+            raise InvalidOption(
+                f"{type(model).__name__} fails on the given args: {type(error).__name__}: "
+                f"{first_line}"
+            ) from error
+    entries: tuple[DotProduct, ...] = tuple(prove(found, targets) for found in watch.found())
+    targets.check_aliases([entry.aliases for entry in entries])
+    return Certificate(
+        entries=entries,
+        excluded=excluded_names(entries, exclude),
+        subject=type(model).__name__,
+        tool_version=tool_version(),
+    )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and afterwards each module's own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@dataclass
+class _Watch:
+    """What the hooks saw in one run.
+
+    Attributes:
+        model: watched.
+        args: of the run; quantized ones are what the caller declares them to be.
+        calls: layer name → what arrived and was multiplied, call by call.
+        strays: module name → products seen outside any watched layer.
+        stack: names of the modules that are running, innermost last.
+        exact: bit-width tensors that came straight from a quantizer (kept, so that their id stays
+            theirs).
+        fixed, moving: zero points from quantizers, kept likewise; those of `moving` were found at
+            run time.
+    """
+
+    model: nn.Module
+    args: Sequence[Any]
+    calls: dict[str, list[Found]] = field(default_factory=dict)
+    strays: dict[str, set[str]] = field(default_factory=dict)
+    stack: list[str] = field(default_factory=list)
+    exact: dict[int, Tensor] = field(default_factory=dict)
+    fixed: dict[int, Tensor] = field(default_factory=dict)
+    moving: dict[int, Tensor] = field(default_factory=dict)
+    attention: dict[str, Attention] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.modules = dict(self.model.named_modules())
+        self.layers = {n: m for n, m in self.modules.items() if self._kind(m)}
+        for name, module in self.modules.items():
+            if isinstance(module, QuantMultiheadAttention):
+                self.attention[name] = Attention(name, module)
+        for arg in self.args:
+            self._bless(arg)
+
+    @staticmethod
+    def _kind(module: nn.Module) -> str:
+        if isinstance(module, QuantWeightBiasInputOutputLayer):
+            return "quantized" if isinstance(module, nn.Linear | _ConvNd) else ""
+        return "float" if isinstance(module, _FLOAT) else ""
+
+    def _bless(self, value: object, moving: bool = False) -> None:
+        if isinstance(value, IntQuantTensor):
+            self.exact[id(value.bit_width)] = value.bit_width
+            points = self.moving if moving else self.fixed
+            points[id(value.zero_point)] = value.zero_point
+
+    @property
+    def covered(self) -> bool:
+        """True while a layer runs that has an entry of its own."""
+        return any(name in self.layers for name in self.stack)
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Hooks on every module, removed again whatever happens."""
+        with ExitStack() as stack:
+            for name, module in self.modules.items():
+                for hook in self._hooks_of(name, module):
+                    stack.callback(hook.remove)
+            yield
+
+    def _hooks_of(self, name: str, module: nn.Module) -> Iterator[Any]:
+        def enter(_module: nn.Module, _args: tuple) -> None:
+            self.stack.append(name)
+
+        def leave(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+            if isinstance(_module, ActQuantProxyFromInjectorBase) and _module.is_quant_enabled:
+                self._bless(output, moving=_finds_zero_points(_module))
+            if name in self.layers:
+                self._record(name, _module, args, kwargs)
+            self.stack.pop()
+
+        yield module.register_forward_pre_hook(enter)
+        yield module.register_forward_hook(leave, with_kwargs=True)
+        if name in self.attention:
+            yield from self.attention[name].hooks()
+
+    def _read(self, value: object, channel_axis: int | None) -> InputFact:
+        if not isinstance(value, IntQuantTensor):
+            return read_input(value, channel_axis, exact=False)
+        exact = id(value.bit_width) in self.exact
+        any_point = bool(self.moving) and id(value.zero_point) not in self.fixed
+        return read_input(value, channel_axis, exact, any_point)
+
+    def _record(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        found = Found(name, type(module).__name__, layer=name)
+        calls = self.calls.setdefault(name, [])
+        if not isinstance(module, QuantWeightBiasInputOutputLayer):
+            reason = _GATES if isinstance(module, _RECURRENT) else _UNQUANTIZED
+            calls.append(replace(found, reason=reason))
+            return
+        found = replace(
+            found, weight=f"{name}.weight", shape=tuple(module.get_parameter("weight").shape)
+        )
+        try:
+            given = args[0] if args else next(iter(kwargs.values()))
+            arrived = module.input_quant(module.unpack_input(given))
+            fact = self._read(arrived, 1 if isinstance(module, _ConvNd) else None)
+            found = replace(found, input_type=fact.type, assumptions=fact.assumptions)
+            integers, weight_type = layer_integers(
+                module, arrived, fact, transposed=isinstance(module, _ConvTransposeNd)
+            )
+            calls.append(replace(found, integers=integers, weight_type=weight_type))
+        except Unprovable as reason:
+            calls.append(replace(found, reason=str(reason)))
+
+    def found(self) -> Iterator[Found]:
+        """One dot product per layer (over all its calls), per attention product, per stray."""
+        for name, module in self.layers.items():
+            if self._kind(module) == "float" and self._part_of_float(name):
+                continue
+            unreached = Found(name, type(module).__name__, layer=name, reason=_UNREACHED)
+            yield join(self.calls.get(name) or [unreached])
+        for attention in self.attention.values():
+            yield from attention.found()
+        for name, operators in self.strays.items():
+            yield Found(
+                name=f"{name or type(self.model).__name__}.forward",
+                op=", ".join(sorted(operators)),
+                reason="it multiplies outside a Brevitas layer; use a quantized layer for it",
+            )
+
+    def _part_of_float(self, name: str) -> bool:
+        """A float part of a float layer (MultiheadAttention's out_proj) is no entry by itself."""
+        parents = (name[:i] for i, letter in enumerate(name) if letter == ".")
+        return any(parent in self.layers for parent in parents)
+
+
+def _finds_zero_points(proxy: Any) -> bool:
+    """True for a dynamic quantizer that is asymmetric."""
+    if not isinstance(proxy, DynamicActQuantProxyFromInjector):
+        return False
+    fused: Any = proxy.fused_activation_quant_proxy
+    return not isinstance(fused.tensor_quant.zero_point_impl, ZeroZeroPoint)
+
+
+class _Strays(TorchDispatchMode):
+    """Notes every matrix product that no watched layer accounts for."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        watch = self._watch
+        if name in _PRODUCTS or name.startswith(_PRODUCT_FAMILIES):
+            inner = watch.stack[-1] if watch.stack else ""
+            if not watch.covered and inner not in watch.attention:
+                watch.strays.setdefault(inner, set()).add(name)
+        return func(*args, **(kwargs or {}))

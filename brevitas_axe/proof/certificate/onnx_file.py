@@ -1,0 +1,68 @@
+"""The overflow certificate of a QONNX file, from the file alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import onnx
+
+from brevitas_axe.errors import AxeError, InvalidModelFile
+from brevitas_axe.plan import Plan
+from brevitas_axe.proof.certificate.certificate import (
+    Certificate,
+    Targets,
+    excluded_names,
+    tool_version,
+)
+from brevitas_axe.proof.certificate.dot_products import find
+from brevitas_axe.proof.certificate.proof import prove
+from brevitas_axe.proof.graph.flow import analyse
+from brevitas_axe.proof.graph.modelfile import read
+
+
+def certify_file(
+    path_or_model: str | os.PathLike | onnx.ModelProto | object,
+    accumulator_bit_width: int | None = None,
+    tile_size: int | None = None,
+    plan: Plan | None = None,
+    exclude: Sequence[str] = (),
+    honour_narrow: bool = False,
+) -> Certificate:
+    """Proves, from a QONNX file alone, how wide every accumulator must be.
+
+    Args:
+        path_or_model: path of the file, a ModelProto, or a qonnx ModelWrapper.
+        accumulator_bit_width: P that every dot product must fit; None only measures.
+        tile_size: inputs per inner accumulator; None means whole rows.
+        plan: widths and tiles by layer; what it leaves open, the two arguments above fill.
+        exclude: layers, nodes or weights that do not count.
+        honour_narrow: count a narrow input quantizer without its unused integer; only where the
+            hardware does so too. FINN does not.
+
+    Raises:
+        InvalidModelFile: the file is missing, corrupted, unsafe or broken.
+        InvalidPlan: the plan names a layer that the file does not have.
+        InvalidOption: exclude names nothing in the file.
+        AccumulatorTooNarrow, InvalidTile: a width or tile size out of range.
+    """
+    targets = Targets(accumulator_bit_width, tile_size, plan)
+    file = read(path_or_model)
+    try:
+        found = tuple(find(file, analyse(file, honour_narrow)))
+    except AxeError:
+        raise
+    except Exception as error:  # what a hostile file can still provoke in a library
+        raise InvalidModelFile(
+            f"{file.subject} cannot be analysed ({type(error).__name__}); export the model again."
+        ) from error
+    entries = tuple(prove(dot_product, targets) for dot_product in found)
+    targets.check_aliases([entry.aliases for entry in entries])
+    return Certificate(
+        entries=entries,
+        excluded=excluded_names(entries, exclude),
+        subject=file.subject,
+        sha256=file.sha256,
+        external=file.external,
+        tool_version=tool_version(),
+    )

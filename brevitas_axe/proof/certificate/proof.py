@@ -1,0 +1,138 @@
+"""From the integers of one dot product to its proof: the only place that decides a width."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from brevitas_axe.accumulator import outer_bit_width, required_bit_width, worst_case_sums
+from brevitas_axe.proof.certificate.certificate import DotProduct, Targets
+
+_SCALED = "tiles have scales of their own; what adds their results is no integer accumulator"
+
+
+@dataclass(frozen=True)
+class Integers:
+    """What an accumulator adds up.
+
+    Attributes:
+        weights: int64 [rows, K]. For a product of two activations, ones: then `low` and `high`
+            bound each product.
+        low: smallest input integer, ≤ 0.
+        high: largest input integer, ≥ 0.
+        bias: float64 [rows] in units of the accumulator, or None.
+        scale_span: inputs of a row that share one weight scale, None for all of them.
+        step: float64 [rows] or scalar, the real value of one unit of the accumulator; NaN where it
+            differs between the outputs of one row. No proof depends on it.
+    """
+
+    weights: np.ndarray
+    low: int
+    high: int
+    bias: np.ndarray | None = None
+    scale_span: int | None = None
+    step: np.ndarray | float = np.nan
+
+
+@dataclass(frozen=True)
+class Found:
+    """A dot product before its proof: its names, and its integers or why it has none."""
+
+    name: str
+    op: str
+    integers: Integers | None = None
+    reason: str = ""
+    layer: str | None = None
+    weight: str | None = None
+    shape: tuple[int, ...] | None = None
+    weight_type: str | None = None
+    input_type: str | None = None
+    assumptions: tuple[str, ...] = ()
+
+
+def prove(found: Found, targets: Targets) -> DotProduct:
+    """Worst-case sums of every row and tile, and the widths that they need.
+
+    Args:
+        found: the dot product.
+        targets: asked-for widths and tile sizes.
+
+    Raises:
+        InvalidTile: the asked-for tile size is not a positive integer.
+    """
+    names = tuple(n for n in (found.layer, found.name, found.weight) if n)
+    target, tile_size = targets.of(names)
+    entry = {
+        field: getattr(found, field)
+        for field in ("name", "op", "layer", "weight", "shape", "weight_type", "input_type")
+    }
+    integers = found.integers
+    if integers is None or integers.weights.size == 0:
+        reason = found.reason or "its weights are empty"
+        return DotProduct(**entry, target=target, reason=reason, assumptions=found.assumptions)
+    inputs = integers.weights.shape[1]
+    tile = tile_size if tile_size is not None and tile_size < inputs else None
+    span = integers.scale_span
+    if span is not None and (tile is None or span % tile != 0):
+        reason = (
+            f"its weights have one scale per {span} inputs, and an accumulator adds numbers of one "
+            f"scale only; give tiles of {span}"
+        )
+        return DotProduct(**entry, target=target, reason=reason, assumptions=found.assumptions)
+    minimum, maximum = worst_case_sums(integers.weights, integers.low, integers.high, tile)
+    low, high = int(minimum.min()), int(maximum.max())
+    width = required_bit_width(low, high)
+    # The whole row by itself, not the sum of int64 tiles, which could wrap.
+    row_low, row_high = (
+        worst_case_sums(integers.weights, integers.low, integers.high)
+        if tile
+        else (minimum, maximum)
+    )
+    with_bias, note = _with_bias(row_low[:, 0], row_high[:, 0], integers.bias)
+    outer = tile is not None and target is not None and target < width
+    # Behind tiles of different scales comes a sum of scaled values, not of integers.
+    adds_tiles = tile is not None and span is None
+    return DotProduct(
+        **entry,
+        inputs=inputs,
+        tile_size=tile,
+        input_range=(integers.low, integers.high),
+        minimum=low,
+        maximum=high,
+        width=width,
+        outer_width=(
+            required_bit_width(int(row_low.min()), int(row_high.max())) if adds_tiles else None
+        ),
+        outer_bound=(
+            outer_bit_width(width if outer or target is None else target, inputs, tile)
+            if adds_tiles
+            else None
+        ),
+        width_with_bias=with_bias,
+        target=target,
+        proven=True,
+        assumptions=(*found.assumptions, *note, *([] if span is None else [_SCALED])),
+    )
+
+
+def _with_bias(
+    minimum: np.ndarray, maximum: np.ndarray, bias: np.ndarray | None
+) -> tuple[int | None, tuple[str, ...]]:
+    """Width of row plus bias, in any order of adding, and what was assumed for it.
+
+    A bias that is no multiple of weight scale × input scale is rounded away from zero.
+    """
+    if bias is None or not np.isfinite(bias).all():
+        return None, ()
+    nearest = np.rint(bias)
+    # A quantized bias went through one float32 multiplication, and this division.
+    integer = bool(np.all(np.abs(bias - nearest) <= 4 * np.finfo(np.float32).eps * np.abs(bias)))
+    note = () if integer else ("the bias is not an integer; it is rounded away from zero",)
+    low, high = 0, 0
+    for row_low, row_high, value, near in zip(minimum, maximum, bias, nearest, strict=True):
+        units = int(near) if integer else math.copysign(1, value) * math.ceil(abs(value))
+        low = min(low, int(row_low) + min(int(units), 0))
+        high = max(high, int(row_high) + max(int(units), 0))
+    return required_bit_width(low, high), note

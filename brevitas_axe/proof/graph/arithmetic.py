@@ -1,0 +1,189 @@
+"""Operators that combine grids, or change the integers or the scale of one.
+
+Each rule takes (node, facts of its inputs, reading) and returns the Grid of the output, or raises
+Unprovable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from brevitas_axe.proof.graph.grid import (
+    Constant,
+    Fact,
+    Grid,
+    Unknown,
+    Unprovable,
+    checked_scale,
+    covering_type,
+    exact_integers,
+)
+from brevitas_axe.proof.graph.modelfile import Node
+from brevitas_axe.proof.graph.moves import MAX_GROWN, Rule, run
+from brevitas_axe.proof.graph.quantizers import Reading, constant_values
+
+
+def relu(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    source = _dynamic(node, facts[0])
+    if np.any(source.scale < 0):
+        raise Unprovable(f"Relu '{node.name}' of a negative scale is not followed")
+    return replace(source, low=max(source.low, 0), high=max(source.high, 0))
+
+
+def clip(node: Node, facts: list[Fact], reading: Reading) -> Fact:
+    """Clip to bounds that lie on the grid, as exporters narrow eight bits to fewer."""
+    source = facts[0]
+    bounds = [constant_values(f, f"a bound of Clip '{node.name}'") for f in facts[1:]]
+    if not bounds and reading.opset < 11:
+        bounds = [np.float32(node.attribute(k, d)) for k, d in (("min", -3e38), ("max", 3e38))]
+    if len(bounds) != 2 or any(b.size != 1 for b in bounds):
+        raise Unprovable(f"Clip '{node.name}' has no two constant bounds")
+    if isinstance(source, Constant):
+        return replace(source, values=np.clip(source.values, bounds[0], bounds[1]))
+    if not isinstance(source, Grid) or not source.scalar or source.scale < 0:
+        raise Unprovable(f"Clip '{node.name}' of this tensor is not followed")
+    low, high = (float(b.reshape(-1)[0]) / float(source.scale) for b in bounds)
+    low, high = max(low, float(source.low)), min(high, float(source.high))
+    if low != int(low) or high != int(high) or low > high:
+        raise Unprovable(f"the bounds of Clip '{node.name}' are no multiples of the scale")
+    clipped = replace(source, low=int(low), high=int(high))
+    if source.integers is None:
+        return clipped
+    return clipped.mapped(lambda array: np.clip(array, int(low), int(high)))
+
+
+def add(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    left, right = facts
+    if isinstance(left, Constant):
+        left, right = right, left
+    if isinstance(right, Constant):
+        return _shifted(node, left, right)
+    grids = [_grid(node, left), _grid(node, right)]
+    _same_scale(node, grids)
+    if any(grid.asymmetric for grid in grids):
+        raise Unprovable(f"Add '{node.name}' adds tensors with zero points")
+    low, high = sum(grid.low for grid in grids), sum(grid.high for grid in grids)
+    united = _united(node, grids)
+    return replace(united, low=low, high=high, type=covering_type(low, high))
+
+
+def _shifted(node: Node, fact: Fact, constant: Constant, sign: int = 1) -> Grid:
+    """A grid plus whole steps of it, as FINN writes signed activations."""
+    source = _dynamic(node, fact)
+    if not source.scalar:
+        raise Unprovable(f"{node.op} '{node.name}' shifts a tensor with several scales")
+    steps = exact_integers(sign * constant.values.astype(np.float64) / float(source.scale))
+    if steps is None:
+        raise Unprovable(f"{node.op} '{node.name}' shifts by no whole number of steps")
+    low, high = source.low + int(steps.min()), source.high + int(steps.max())
+    return replace(source, low=low, high=high)
+
+
+def sub(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    if not isinstance(facts[1], Constant):
+        raise Unprovable(f"Sub '{node.name}' of two activations is not followed")
+    return _shifted(node, facts[0], facts[1], sign=-1)
+
+
+def mul(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    """A grid times constants keeps its integers: only the scale changes."""
+    left, right = facts
+    if not isinstance(left, Grid):
+        left, right = right, left
+    if isinstance(left, Grid) and isinstance(right, Grid) and left.integers is None:
+        # Of two grids the constant one is the scale, unless the other is constant too.
+        left, right = (left, right) if right.integers is not None else (right, left)
+    source, factor = _grid(node, left), constant_values(right, f"a factor of '{node.name}'")
+    return _rescaled(node, source, source.scale * factor)
+
+
+def div(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    divisor = constant_values(facts[1], f"the divisor of '{node.name}'")
+    source = _grid(node, facts[0])
+    return _rescaled(node, source, source.scale / divisor)
+
+
+def _rescaled(node: Node, source: Grid, scale: np.ndarray) -> Grid:
+    scale = checked_scale(np.asarray(scale, np.result_type(scale, np.float32)), f"'{node.name}'")
+    if (
+        source.integers is not None
+        and np.broadcast_shapes(scale.shape, source.integers.shape) != source.integers.shape
+    ):
+        raise Unprovable(f"the factor of '{node.name}' does not fit its tensor")
+    return replace(source, scale=scale)
+
+
+def _same_scale(node: Node, grids: list[Grid]) -> None:
+    if any(not grid.scalar or grid.scale != grids[0].scale for grid in grids):
+        raise Unprovable(
+            f"{node.op} '{node.name}' joins tensors of different scales; share one quantizer"
+        )
+
+
+def _grid(node: Node, fact: Fact) -> Grid:
+    if isinstance(fact, Unknown):
+        raise Unprovable(fact.reason)
+    if isinstance(fact, Constant):
+        raise Unprovable(f"{node.op} '{node.name}' takes an unquantized constant")
+    return fact
+
+
+def _dynamic(node: Node, fact: Fact) -> Grid:
+    grid = _grid(node, fact)
+    if grid.integers is not None:
+        raise Unprovable(f"{node.op} '{node.name}' of a constant is not followed")
+    return grid
+
+
+def concat(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    grids = [_grid(node, fact) for fact in facts]
+    if all(grid.integers is not None for grid in grids):
+        if sum(grid.constant.size for grid in grids) > MAX_GROWN:
+            raise Unprovable(f"Concat '{node.name}' of constants is too large")
+        integers = run(node, [grid.constant for grid in grids], reading)[0]
+        scale = grids[0].scale
+        if any(not grid.scalar or grid.scale != scale for grid in grids):
+            scales = [np.broadcast_to(grid.scale, grid.constant.shape) for grid in grids]
+            scale = checked_scale(run(node, scales, reading)[0], node.name)
+        return replace(
+            grids[0],
+            integers=integers,
+            scale=scale,
+            low=min(grid.low for grid in grids),
+            high=max(grid.high for grid in grids),
+            asymmetric=any(grid.asymmetric for grid in grids),
+        )
+    return _united(node, grids)
+
+
+def where(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    return _united(node, [_grid(node, fact) for fact in facts[1:]])
+
+
+def _united(node: Node, grids: list[Grid]) -> Grid:
+    """Smallest range that holds every one of them, on their common scale."""
+    _same_scale(node, grids)
+    low, high = min(grid.low for grid in grids), max(grid.high for grid in grids)
+    types = {grid.type for grid in grids if (grid.low, grid.high) == (low, high)}
+    return Grid(
+        scale=grids[0].scale,
+        low=low,
+        high=high,
+        type=min(types, default=covering_type(low, high)),
+        asymmetric=any(grid.asymmetric for grid in grids),
+        assumptions=tuple(dict.fromkeys(a for grid in grids for a in grid.assumptions)),
+    )
+
+
+ARITHMETIC: dict[str, Rule] = {
+    "Relu": relu,
+    "Clip": clip,
+    "Concat": concat,
+    "Where": where,
+    "Add": add,
+    "Sub": sub,
+    "Mul": mul,
+    "Div": div,
+}

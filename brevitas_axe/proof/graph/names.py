@@ -1,0 +1,81 @@
+"""Which initializer and which layer a dot product of a file belongs to."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from brevitas_axe.proof.graph.grid import Fact, is_constant
+from brevitas_axe.proof.graph.modelfile import ModelFile, Node, shown
+
+
+class Names:
+    """Answers by walking back from a weight to the file's names."""
+
+    def __init__(self, file: ModelFile) -> None:
+        self._initializers = {i.name for i in file.graph.initializer}
+        self._producer = {o: node for node in file.nodes for o in node.outputs if o}
+        self._consumers: dict[str, list[Node]] = {}
+        for node in file.nodes:
+            for tensor in node.inputs:
+                self._consumers.setdefault(tensor, []).append(node)
+        self._uses = Counter({tensor: len(nodes) for tensor, nodes in self._consumers.items()})
+        self._outputs = {o.name for o in file.graph.output}
+
+    def _way(self, tensor: str) -> tuple[list[Node], str]:
+        """Nodes from tensor back along first inputs, and the tensor where they start."""
+        nodes = []
+        while tensor in self._producer:
+            node = self._producer[tensor]
+            nodes.append(node)
+            if not node.inputs:
+                break
+            tensor = node.inputs[0]
+        return nodes, tensor
+
+    def initializer(self, tensor: str) -> str | None:
+        """The initializer that a weight comes from."""
+        _, start = self._way(tensor)
+        return shown(start) if start in self._initializers else None
+
+    def layer(self, node: Node, tensor: str) -> str | None:
+        """The module that a dot product belongs to, as a Plan names it; None if no name tells.
+
+        Args:
+            node: the dot product.
+            tensor: its weight input.
+        """
+        nodes, start = self._way(tensor)
+        if start in self._initializers and start.endswith(".weight"):
+            return shown(start.removesuffix(".weight"))
+        for quantizer in nodes:
+            if found := re.fullmatch(r"/?(.+)/weight_quant/.*", quantizer.proto.name):
+                return shown(_dotted(found[1]))
+            for parameter in quantizer.inputs[1:2]:
+                # Exporters share equal constants between layers: a shared one tells nothing.
+                found = re.fullmatch(r"(.+)\.weight_quant\..*", parameter)
+                if found and self._uses[parameter] == 1:
+                    return shown(found[1])
+        found = re.fullmatch(r"/(.+)/(?:MatMul|Gemm|Conv|ConvTranspose)(?:_\d+)?", node.proto.name)
+        return shown(_dotted(found[1])) if found else None
+
+    def added_after(self, node: Node, facts: dict[str, Fact]) -> str:
+        """The constant that the one following Add adds, as exporters write a bias; else ''."""
+        output = node.outputs[0]
+        followers = self._consumers.get(output, [])
+        if len(followers) != 1 or followers[0].op != "Add" or output in self._outputs:
+            return ""
+        others = [tensor for tensor in followers[0].inputs if tensor != output]
+        return others[0] if len(others) == 1 and is_constant(facts[others[0]]) else ""
+
+    def producer(self, tensor: str) -> Node | None:
+        """The node that computes a tensor."""
+        return self._producer.get(tensor)
+
+
+def _dotted(path: str) -> str:
+    """/blocks/blocks.0/conv → blocks.0.conv, as torch writes scopes of nested modules."""
+    parts = path.split("/")
+    inner = [*parts[1:], ""]
+    kept = [p for p, after in zip(parts, inner, strict=True) if not after.startswith(p + ".")]
+    return ".".join(kept)

@@ -1,0 +1,280 @@
+"""Operators that put a tensor on a grid: QONNX, FINN and QDQ quantizers.
+
+Each function takes (node, facts of its inputs, reading) and returns the Grid of its first output,
+or raises Unprovable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from brevitas_axe.proof.graph.grid import (
+    MAX_INPUT_BITS,
+    Constant,
+    Fact,
+    Grid,
+    Unprovable,
+    checked_scale,
+    is_constant,
+    quantize,
+    quantizer_range,
+    single_integer,
+    type_name,
+)
+from brevitas_axe.proof.graph.modelfile import Node
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read.
+
+    Attributes:
+        honour_narrow: count a narrow input quantizer without its unused integer. FINN does not.
+        opset: version of the standard operators.
+    """
+
+    honour_narrow: bool = False
+    opset: int = 11
+
+
+def constant_values(fact: Fact, what: str) -> np.ndarray:
+    """Values of a constant tensor."""
+    if isinstance(fact, Constant):
+        return fact.values
+    if isinstance(fact, Grid) and fact.integers is not None:
+        return fact.values
+    raise Unprovable(f"{what} is not a constant of the file")
+
+
+def quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    """QONNX Quant / IntQuant: clip(round(x / scale + zero point)), minus the zero point."""
+    where = f"quantizer '{node.name}'"
+    if len(facts) != 4:
+        raise Unprovable(f"{where} has {len(facts)} inputs instead of 4")
+    scale = checked_scale(constant_values(facts[1], f"the scale of {where}"), where)
+    bits = single_integer(
+        constant_values(facts[3], f"the bit width of {where}"),
+        f"the bit width of {where}", 1, MAX_INPUT_BITS,
+    )  # fmt: skip
+    zero_point = single_integer(
+        constant_values(facts[2], f"the zero point of {where}"),
+        f"the zero point of {where}", -(2**31), 2**31,
+    )  # fmt: skip
+    signed, narrow = bool(node.attribute("signed", 1)), bool(node.attribute("narrow", 0))
+    source = facts[0]
+    if is_constant(source):
+        mode = node.attribute("rounding_mode", "ROUND")
+        values = constant_values(source, where)
+        stored = quantize(values, scale, zero_point, bits, signed, narrow, mode)
+        name = source.weight if isinstance(source, Grid) else getattr(source, "name", None)
+        return _constant(stored, zero_point, scale, type_name(bits, signed), name)
+    low, high = quantizer_range(bits, signed, narrow and reading.honour_narrow)
+    return _dynamic(low, high, zero_point, scale, type_name(bits, signed), where)
+
+
+def bipolar_quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    """QONNX BipolarQuant: +1 for x ≥ 0, else -1."""
+    where = f"quantizer '{node.name}'"
+    scale = checked_scale(constant_values(facts[1], f"the scale of {where}"), where)
+    source = facts[0]
+    if isinstance(source, Constant):
+        if not np.isfinite(source.values).all():
+            raise Unprovable(f"'{source.name}' holds values that are infinite or NaN")
+        stored = np.where(source.values >= 0, 1, -1).astype(np.int64)
+        return _constant(stored, 0, scale, "BIPOLAR", source.name)
+    return Grid(scale, -1, 1, "BIPOLAR")
+
+
+def trunc(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    """QONNX Trunc, version 2, which clips to its output bit width."""
+    where = f"Trunc '{node.name}'"
+    if len(facts) != 6:
+        raise Unprovable(
+            f"{where} is of version 1, which does not clip; export with Brevitas ≥ 0.12"
+        )
+    scale = checked_scale(constant_values(facts[4], f"the scale of {where}"), where)
+    bits = single_integer(
+        constant_values(facts[5], f"the bit width of {where}"),
+        f"the bit width of {where}", 1, MAX_INPUT_BITS,
+    )  # fmt: skip
+    zero_point = constant_values(facts[2], f"the zero point of {where}")
+    single_integer(zero_point, f"the zero point of {where}", 0, 0)
+    signed, narrow = bool(node.attribute("signed", 1)), bool(node.attribute("narrow", 0))
+    # QONNX clips one-bit Trunc to [-1, 0], which [-1, 1] contains.
+    low, high = quantizer_range(bits, signed, narrow and reading.honour_narrow)
+    return Grid(scale, low, high, type_name(bits, signed))
+
+
+def multi_threshold(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    """MultiThreshold: out_scale × (number of thresholds reached) + out_bias."""
+    where = f"MultiThreshold '{node.name}'"
+    thresholds = constant_values(facts[1], f"the thresholds of {where}")
+    if thresholds.ndim != 2:
+        raise Unprovable(f"the thresholds of {where} are not two-dimensional")
+    scale, bias = node.attribute("out_scale", 1.0), node.attribute("out_bias", 0.0)
+    declared = node.attribute("out_dtype", "")
+    low, high = datatype_range(declared, f"out_dtype of {where}")
+    # A whole out_scale (BIPOLAR is 2·count - 1) leaves plain integers.
+    whole = scale == int(scale) and bias == int(bias) if np.isfinite([scale, bias]).all() else False
+    step = 1.0 if whole else scale
+    grid_scale = checked_scale(np.asarray(step, np.float32), where)
+    ends = [bias / step, (scale * thresholds.shape[1] + bias) / step]
+    if any(end != int(end) for end in ends):
+        raise Unprovable(f"out_bias of {where} is no multiple of its out_scale")
+    # Hardware sizes the accumulator by the declared type, so both count.
+    return Grid(grid_scale, min(low, *map(int, ends)), max(high, *map(int, ends)), declared)
+
+
+def quant_avg_pool(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    """QuantAvgPool2d: sum over the window, shifted right to obits."""
+    source = facts[0]
+    if not isinstance(source, Grid) or not source.scalar or source.scale != 1:
+        raise Unprovable(f"the input of QuantAvgPool2d '{node.name}' is not made of integers")
+    window = node.attribute("kernel", 1) ** 2
+    input_bits, bits = node.attribute("ibits", 1), node.attribute("obits", 1)
+    if not 1 <= window <= 2**40 or not 1 <= input_bits <= 32 or not 1 <= bits <= 32:
+        raise Unprovable(f"QuantAvgPool2d '{node.name}' has impossible attributes")
+    shift = max(((2**input_bits - 1) * window).bit_length() - bits, 0)
+    declared = type_name(bits, bool(node.attribute("signed", 0)))
+    low, high = datatype_range(declared, node.name)
+    low, high = min(low, source.low * window >> shift), max(high, source.high * window >> shift)
+    return Grid(source.scale, low, high, declared, assumptions=source.assumptions)
+
+
+def quantize_linear(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    """QuantizeLinear: the stored integers, as a grid of scale 1."""
+    where = f"QuantizeLinear '{node.name}'"
+    if len(facts) > 2 and not isinstance(facts[2], Constant | Grid):
+        raise Unprovable(f"the zero point of {where} is not a constant of the file")
+    zero_point = facts[2] if len(facts) > 2 else None
+    kind = node.attribute("output_dtype", 0) or onnx.TensorProto.UINT8
+    kind = zero_point.onnx_type if isinstance(zero_point, Constant) else kind
+    declared, low, high = _onnx_integers(kind, where)
+    source = facts[0]
+    if isinstance(source, Constant):
+        scale = constant_values(facts[1], f"the scale of {where}")
+        offset = 0 if zero_point is None else constant_values(zero_point, where).astype(np.int64)
+        scale, offset = (_along_axis(node, v, source.values) for v in (scale, offset))
+        scaled = np.round(source.values / checked_scale(scale, where))
+        if scaled.shape != source.values.shape or not np.isfinite(scaled).all():
+            raise Unprovable(f"'{source.name}' cannot be quantized by {where}")
+        stored = (np.clip(scaled, -(2.0**40), 2.0**40).astype(np.int64) + offset).clip(low, high)
+        return _constant(stored, 0, np.ones(()), declared, source.name)
+    return Grid(np.ones(()), low, high, declared)
+
+
+def dequantize_linear(node: Node, facts: list[Fact], reading: Reading) -> Grid:
+    """DequantizeLinear: (stored integer - zero point) × scale."""
+    where = f"DequantizeLinear '{node.name}'"
+    if node.attribute("block_size", 0):
+        raise Unprovable(f"{where} is blocked, and a scale per block has no single accumulator")
+    scale = constant_values(facts[1], f"the scale of {where}")
+    offset = np.zeros((), np.int64)
+    if len(facts) > 2:
+        offset = constant_values(facts[2], f"the zero point of {where}").astype(np.int64)
+    source = facts[0]
+    if isinstance(source, Constant):
+        declared, _, _ = _onnx_integers(source.onnx_type, where)
+        source = Grid(
+            np.ones(()), 0, 0, declared, source.values.astype(np.int64), weight=source.name
+        )
+    if not isinstance(source, Grid) or not source.scalar or source.scale != 1:
+        raise Unprovable(f"the input of {where} is not made of integers")
+    if source.integers is not None:
+        scale, offset = (_along_axis(node, v, source.integers) for v in (scale, offset))
+        scale = checked_scale(scale, where)
+        return _constant(source.integers, offset, scale, source.type, source.weight)
+    if scale.size > 1 or offset.size > 1:
+        raise Unprovable(f"{where} has a scale per channel")
+    low, high, offset = source.low, source.high, int(offset.reshape(-1)[0])
+    return _dynamic(low, high, offset, checked_scale(scale, where), source.type, where)
+
+
+def datatype_range(name: str, what: str) -> tuple[int, int]:
+    """Range of a qonnx integer DataType; raises Unprovable for any other."""
+    special = {"BIPOLAR": (-1, 1), "TERNARY": (-1, 1), "BINARY": (0, 1)}
+    if name in special:
+        return special[name]
+    digits = name.removeprefix("U").removeprefix("INT")
+    if name.removeprefix("U").startswith("INT") and digits.isascii() and digits.isdigit():
+        bits = int(digits[:4])
+        if 1 <= bits <= MAX_INPUT_BITS:
+            signed = not name.startswith("U")
+            return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    raise Unprovable(f"{what} is '{name[:40]}', no integer datatype")
+
+
+def _onnx_integers(kind: int, where: str) -> tuple[str, int, int]:
+    """(qonnx name, low, high) of a TensorProto integer type."""
+    name = (
+        onnx.TensorProto.DataType.Name(kind) if kind in onnx.TensorProto.DataType.values() else ""
+    )
+    low, high = datatype_range(name, f"the integer type of {where}")
+    return name, low, high
+
+
+def _along_axis(node: Node, values: np.ndarray | int, tensor: np.ndarray) -> np.ndarray:
+    """A QDQ parameter, shaped to broadcast along its axis."""
+    values = np.asarray(values)
+    if values.size == 1:
+        return values.reshape(())
+    axis = node.attribute("axis", 1)
+    if values.ndim != 1 or not -tensor.ndim <= axis < tensor.ndim:
+        raise Unprovable(f"the parameters of '{node.name}' do not fit its axis")
+    if values.size != tensor.shape[axis]:
+        raise Unprovable(f"the parameters of '{node.name}' do not fit its axis")
+    shape = [1] * tensor.ndim
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _constant(
+    stored: np.ndarray,
+    zero_point: int | np.ndarray,
+    scale: np.ndarray,
+    declared: str,
+    name: str | None,
+) -> Grid:
+    integers = stored - zero_point
+    if integers.size == 0:
+        raise Unprovable(f"'{name}' is empty")
+    return Grid(
+        scale=scale,
+        low=int(integers.min()),
+        high=int(integers.max()),
+        type=declared,
+        integers=integers,
+        asymmetric=bool(np.any(np.asarray(zero_point) != 0)),
+        weight=name,
+    )
+
+
+def _dynamic(
+    low: int, high: int, zero_point: int, scale: np.ndarray, declared: str, where: str
+) -> Grid:
+    note = (f"{where} has zero point {zero_point}, which is subtracted before the product",)
+    return Grid(
+        scale=scale,
+        low=low - zero_point,
+        high=high - zero_point,
+        type=declared,
+        asymmetric=zero_point != 0,
+        assumptions=note if zero_point else (),
+    )
+
+
+QUANTIZERS = {
+    "Quant": quant,
+    "IntQuant": quant,
+    "BipolarQuant": bipolar_quant,
+    "Trunc": trunc,
+    "MultiThreshold": multi_threshold,
+    "QuantAvgPool2d": quant_avg_pool,
+}
+STANDARD_QUANTIZERS = {
+    "QuantizeLinear": quantize_linear,
+    "DequantizeLinear": dequantize_linear,
+}

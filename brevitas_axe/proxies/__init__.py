@@ -1,8 +1,0 @@
-"""What an injector runs: Brevitas proxies that hold the accumulator budget."""
-
-from brevitas_axe.proxies.weight import (
-    AccumulatorAwareWeightQuantProxy,
-    TileScaledWeightQuantProxy,
-)
-
-__all__ = ["AccumulatorAwareWeightQuantProxy", "TileScaledWeightQuantProxy"]

@@ -1,0 +1,1 @@
+"""Whole runs: they put models, methods and proofs together."""

@@ -1,0 +1,160 @@
+"""Budgets as l1 balls of float rows: what pulls or puts the weights inside before rounding.
+
+Nothing here is needed for the guarantee, which the quantizers hold on their own; it makes less for
+them to take away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from brevitas_axe.errors import MissingInputQuantizer
+from brevitas_axe.methods.solvers.device_kernels import ball_threshold
+from brevitas_axe.model.apply.weights import current_scale, is_power_of_two, set_scale
+from brevitas_axe.model.layers import Layer, find_layers, observe_inputs, roll_weight, unroll_weight
+from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
+from brevitas_axe.model.proxies.projection import Budget, tiled
+from brevitas_axe.model.quantizers.a2q import a2q_kind, a2q_norm, cut_a2q_norm
+
+# Scales that `ep_init` tries, from half to eight times the one it finds.
+_OCTAVES = (-1.0, 3.25)
+
+
+def accumulator_penalty(model: nn.Module) -> Tensor:
+    """How far the float rows exceed their budgets, summed over all layers, differentiable.
+
+    For ours, the l1 norm by which each tile (each side of it, where inputs are unsigned) exceeds
+    what its accumulator admits at the present scale; for A2Q and A2Q+ the norm g above its bound
+    (arXiv 2308.13504, Sec. 4.1). Add it to the loss, times a small weight such as 1e-3.
+
+    Args:
+        model: with accumulator-aware quantizers that have seen an input.
+
+    Returns:
+        Scalar, in units of the weights; 0 where everything fits.
+
+    Raises:
+        MissingInputQuantizer: a budget is not known before the first forward.
+    """
+    excesses = []
+    for name, layer in find_layers(model).items():
+        if a2q_kind(layer) is not None:
+            found = a2q_norm(name, layer)
+            excesses.append((found.norm - found.bound).relu().sum())
+    for layer, budget in _held_layers(model):
+        rows, scale = _rows_and_scale(layer)
+        tiles = tiled(rows, budget.tile(rows.shape[1]))
+        room = (budget.bound / (budget.both + budget.either)) * scale.unsqueeze(-1)
+        for norm in _norms(tiles, budget):
+            excesses.append((norm - room).relu().sum())
+    if not excesses:
+        return next(model.parameters()).new_zeros(())
+    return torch.stack([excess.float() for excess in excesses]).sum()
+
+
+@torch.no_grad()
+def ep_init(model: nn.Module, args: tuple, exclude: tuple[str, ...] = ()) -> nn.Module:
+    """Starts training from float weights near the budgets, in place; call it after `apply_plan`.
+
+    A2Q and A2Q+ get every float row projected on its l1 ball (EP-init, arXiv 2401.10432,
+    Sec. 4.2). Ours keep their float weights, whose order training still needs, and get the scales
+    at which the integers inside the budget are nearest to them: a narrow budget wants fewer,
+    longer steps. A model that was solved by PTQ is there already and does not change.
+
+    Args:
+        model: with accumulator-aware quantizers.
+        args: arguments of one forward, which shows the range of every input.
+        exclude: names of layers to leave alone.
+    """
+    layers = find_layers(model, exclude)
+    observe_inputs(model, layers, args)
+    for name, layer in layers.items():
+        if a2q_kind(layer) is not None:
+            _project_rows(name, layer)
+    for layer, _ in _held_layers(model, exclude):
+        _choose_scale(layer)
+    return model
+
+
+def _project_rows(name: str, layer: Layer) -> None:
+    cut_a2q_norm(name, layer)
+    found = a2q_norm(name, layer)
+    rows = unroll_weight(layer, layer.weight)
+    mean = rows.mean(-1, keepdim=True) if found.centred else torch.zeros_like(rows[..., :1])
+    radius = found.bound.flatten().expand(rows.shape[0] * rows.shape[1]).view(mean.shape)
+    layer.weight.copy_(roll_weight(layer, project_on_ball(rows - mean, radius) + mean))
+
+
+def _choose_scale(layer: Layer) -> None:
+    """Least squares between weights and held integers, per scale, over a grid around its own."""
+    scaling = layer.weight_quant.tensor_quant.scaling_impl
+    start, shape = current_scale(layer), scaling.value.shape
+    # What is not improved keeps its parameter bit for bit.
+    best, least = scaling.value.clone(), _squared_errors(layer, shape)
+    for octaves in torch.arange(*_OCTAVES, 1.0 if is_power_of_two(layer) else 0.25).tolist():
+        wanted = (start * 2**octaves).flatten()
+        set_scale(layer, wanted[: shape.numel()].view(shape))
+        error = _squared_errors(layer, shape)
+        best = torch.where(error < least, scaling.value, best)
+        least = torch.minimum(error, least)
+    scaling.value.copy_(best)
+
+
+def _squared_errors(layer: Layer, shape: torch.Size) -> Tensor:
+    """Of the integers that a layer computes with, times their scale, per scale."""
+    error = unroll_weight(layer, layer.quant_weight().value - layer.weight).square().sum(-1)
+    return error.view(shape) if shape.numel() == error.numel() else error.sum().view(shape)
+
+
+def project_on_ball(rows: Tensor, radius: Tensor) -> Tensor:
+    """Euclidean projection on l1 balls.
+
+    Args:
+        rows: [..., K].
+        radius: of each row's ball [..., 1], > 0.
+
+    Returns:
+        [..., K]; rows inside their ball come back bit for bit.
+    """
+    sizes = rows.abs()
+    shrunk = rows.sign() * (sizes - ball_threshold(sizes, radius)).clamp(min=0)
+    return torch.where(sizes.sum(-1, keepdim=True) <= radius, rows, shrunk)
+
+
+def _norms(tiles: Tensor, budget: Budget) -> Iterator[Tensor]:
+    """What has to stay below the room of a tile: its l1 norm, or that of each side."""
+    if budget.one_sided:
+        yield tiles.clamp(min=0).sum(-1, keepdim=True)
+        yield -tiles.clamp(max=0).sum(-1, keepdim=True)
+    else:
+        cost = tiles.abs().sum(-1) * budget.both + tiles.sum(-1).abs() * budget.either
+        yield cost.unsqueeze(-1) / (budget.both + budget.either)
+
+
+def _held_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> Iterator[tuple[Layer, Budget]]:
+    """Layers with one of our quantizers and a width."""
+    for name, layer in find_layers(model, exclude).items():
+        proxy = layer.weight_quant
+        if not isinstance(proxy, AccumulatorAwareWeightQuantProxy):
+            continue
+        if proxy.accumulator_bit_width is None:
+            continue
+        if proxy.input_range is None:
+            raise MissingInputQuantizer(
+                f"the budget of layer '{name}' follows its input, and it has seen none yet; run "
+                "one forward first, with quantized inputs."
+            )
+        width, tile = proxy.accumulator_bit_width, proxy.accumulator_tile_size
+        yield layer, Budget(proxy.input_range, width, tile)
+
+
+def _rows_and_scale(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Weights [rows, K] and their scale [rows, 1], both differentiable."""
+    rows = unroll_weight(layer, layer.weight).flatten(0, 1)
+    quant = layer.weight_quant.tensor_quant
+    threshold = quant.int_scaling_impl(quant.msb_clamp_bit_width_impl())
+    scale = quant.scaling_impl(layer.weight, threshold).flatten()
+    return rows, scale.expand(len(rows)).unsqueeze(-1)

@@ -1,0 +1,110 @@
+"""What a batch is, what it costs, and how good a model is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brevitas_axe.errors import EmptyCalibration, InvalidOption
+from brevitas_axe.methods.sensitivity.metrics import output_tensor
+from brevitas_axe.model.layers import evaluating
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def on_device(model: nn.Module, loader: Iterable[Any]) -> Iterator[Any]:
+    """Batches with their tensors where the model's parameters are."""
+    device = next(model.parameters()).device
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: moved(item) for key, item in value.items()}
+        if type(value) in (tuple, list):
+            return type(value)(moved(item) for item in value)
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return (moved(batch) for batch in loader)
+
+
+def run(model: nn.Module, batch: Any) -> Any:
+    """Output of a model on a batch: a tuple's first element, a dictionary's items, or a tensor."""
+    if isinstance(batch, dict):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+def labels_of(batch: Any) -> Tensor:
+    """Last element of an (input, ..., label) batch.
+
+    Raises:
+        InvalidOption: the batch has none.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise InvalidOption(
+            "a batch holds no labels; give (input, label) batches, or a loss of your own, "
+            "loss=lambda output, batch: ..."
+        )
+    return batch[-1]
+
+
+def cross_entropy(output: Any, batch: Any) -> Tensor:
+    """Mean cross-entropy of logits [batch, classes] or [batch, ..., classes] and labels."""
+    logits, labels = output_tensor(output), labels_of(batch)
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
+def distillation(teacher: nn.Module, weight: float = 0.5, temperature: float = 2.0) -> Loss:
+    """A loss that follows the labels and a teacher's logits (arXiv 1503.02531).
+
+    Args:
+        teacher: the float model, for instance; run in evaluation mode without gradients.
+        weight: of the teacher, the rest is for the labels; with 1, batches need none.
+        temperature: of both softmaxes.
+    """
+    if not 0 <= weight <= 1 or temperature <= 0:
+        raise InvalidOption("distillation takes a weight in [0, 1] and a temperature above 0.")
+
+    def loss(output: Any, batch: Any) -> Tensor:
+        with evaluating(teacher), torch.no_grad():
+            wanted = (
+                (output_tensor(run(teacher, batch)) / temperature).log_softmax(-1).flatten(0, -2)
+            )
+        found = (output_tensor(output) / temperature).log_softmax(-1).flatten(0, -2)
+        follow = F.kl_div(found, wanted, reduction="batchmean", log_target=True) * temperature**2
+        if weight == 1:
+            return follow
+        return weight * follow + (1 - weight) * cross_entropy(output, batch)
+
+    return loss
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
+    """Fraction of labels at the largest logit, in evaluation mode."""
+    right = total = 0
+    with evaluating(model):
+        for batch in on_device(model, loader):
+            labels = labels_of(batch)
+            right += int((output_tensor(run(model, batch)).argmax(-1) == labels).sum())
+            total += labels.numel()
+    return right / _counted(total)
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, loader: Iterable[Any], loss: Loss) -> float:
+    """Mean of a loss over batches, in evaluation mode."""
+    values = []
+    with evaluating(model):
+        for batch in on_device(model, loader):
+            values.append(float(loss(run(model, batch), batch)))
+    return sum(values) / _counted(len(values))
+
+
+def _counted(number: int) -> int:
+    if number == 0:
+        raise EmptyCalibration("the validation data has no batch; give at least one.")
+    return number

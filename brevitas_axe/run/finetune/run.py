@@ -1,0 +1,253 @@
+"""Training on, with the certificate at every epoch: the short way."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues
+from brevitas_axe.model.fingerprint import Fingerprint
+from brevitas_axe.model.layers import find_layers
+from brevitas_axe.model.quantizers.a2q import a2q_kind
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.proof.certificate import Certificate, certify
+from brevitas_axe.run.finetune.balls import accumulator_penalty
+from brevitas_axe.run.finetune.checkpoint import SavedRun, load_model_state, model_state, seeded
+from brevitas_axe.run.finetune.groups import parameter_groups
+from brevitas_axe.run.finetune.losses import (
+    Loss,
+    accuracy,
+    cross_entropy,
+    mean_loss,
+    on_device,
+    run,
+)
+
+Optimizer = torch.optim.Optimizer
+Validation = Iterable[Any] | Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What `finetune` returns.
+
+    Attributes:
+        model: the trained model of the best epoch, in evaluation mode.
+        history: one entry per epoch, number 0 before training: epoch, loss, penalty (means over
+            the epoch), score, learning_rate, certified, accumulator_bits (the widest), seconds.
+        certificate: proof of that model.
+        best_epoch: which one it is.
+    """
+
+    model: nn.Module
+    history: list[dict[str, Any]]
+    certificate: Certificate
+    best_epoch: int
+
+
+def held_plan(model: nn.Module, exclude: tuple[str, ...] = ()) -> Plan:
+    """The accumulator widths and tiles that the quantizers of a model hold."""
+    layers = {}
+    for name, layer in find_layers(model, exclude).items():
+        proxy = layer.weight_quant
+        if a2q_kind(layer) is not None:
+            width = int(proxy.tensor_quant.pre_scaling_impl.accumulator_bit_width())
+            layers[name] = LayerPrecision(accumulator=width)
+        else:
+            layers[name] = LayerPrecision(
+                accumulator=getattr(proxy, "accumulator_bit_width", None),
+                tile=getattr(proxy, "accumulator_tile_size", None),
+            )
+    return Plan(layers)
+
+
+def cosine(optimizer: Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Learning rates that fall to 0 along a cosine."""
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def finetune(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    epochs: int = 10,
+    learning_rate: float = 1e-3,
+    scale_learning_rate: float | None = None,
+    loss: Loss | None = None,
+    validation: Validation | None = None,
+    penalty: float = 0.0,
+    optimizer: Callable[[list[dict[str, Any]]], Optimizer] = torch.optim.AdamW,
+    scheduler: Callable[[Optimizer, int], Any] = cosine,
+    exclude: tuple[str, ...] = (),
+    state: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> FinetuneResult:
+    """Trains a model on, with every accumulator held at every forward and proven at every epoch.
+
+    Args:
+        model: with accumulator-aware quantizers, from `quantize` or `apply_plan`. Not modified.
+        loader: batches, iterated once per epoch: (input, ..., label) tuples, or, with a loss of
+            your own, tensors or dictionaries of keyword arguments.
+        epochs: how many.
+        learning_rate: of biases and norms; weights and scales as in `parameter_groups`.
+        scale_learning_rate: fraction by which scales may change per step, None for ten times
+            learning_rate.
+        loss: (output, batch) → scalar; None for cross-entropy with the labels.
+        validation: batches, or model → score, higher is better. Batches are scored by accuracy, or
+            with a loss of your own by its negative mean. The best epoch wins, number 0 included;
+            without validation the last one does.
+        penalty: weight of `accumulator_penalty`.
+        optimizer: groups of parameters → optimizer.
+        scheduler: (optimizer, steps in all) → scheduler, stepped after every step.
+        exclude: names of layers and products that stay out of the certificate, `floats` of
+            `quantize_blocks` for instance.
+        state: folder for progress; a killed run continues from its last whole epoch to the same
+            bits. The data must be the same, which is not checked.
+        seed: of order, dropout and whatever else draws numbers; each epoch has its own.
+        progress: show progress bars.
+
+    Raises:
+        NotProven: the model does not hold its widths, before or during training.
+        InvalidOption, EmptyCalibration, InvalidState, NonFiniteValues: one sentence each.
+    """
+    if type(epochs) is not int or epochs < 1:
+        raise InvalidOption(f"finetune takes a whole number of epochs from 1, not {epochs!r}.")
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    settings = (epochs, learning_rate, scale_learning_rate, penalty, list(exclude), seed)
+    trained = copy.deepcopy(model)
+    with seeded(seed, (loader,)):
+        first = next(on_device(trained, loader), None)
+    if first is None:
+        raise EmptyCalibration("the training data has no batch; give at least one.")
+    modules = dict(trained.named_modules())
+    plan = held_plan(trained, tuple(name for name in exclude if name in modules))
+    args = () if isinstance(first, dict) else (first[0] if type(first) in (tuple, list) else first,)
+    kwargs = first if isinstance(first, dict) else {}
+
+    def prove() -> Certificate:
+        return certify(trained, plan=plan, exclude=exclude, args=args, kwargs=kwargs).require()
+
+    def score() -> float | None:
+        if validation is None:
+            return None
+        with seeded(seed, ()):
+            if callable(validation):
+                return float(validation(trained))
+            return -mean_loss(trained, validation, loss) if loss else accuracy(trained, validation)
+
+    saved_run = saved = None
+    if state is not None:
+        fingerprint = Fingerprint({"finetune": settings})
+        fingerprint.add(trained)
+        saved_run = SavedRun(state, fingerprint.hexdigest())
+        saved = saved_run.load()
+    if saved is not None:
+        load_model_state(trained, saved["model"])  # before the optimizer sees the parameters
+    steps = epochs * _length(loader)
+    trained.train()
+    stepper = optimizer(parameter_groups(trained, learning_rate, scale_learning_rate))
+    schedule = scheduler(stepper, steps)
+    if saved is None:
+        certificate = prove()
+        history = [_entry(0, None, None, score(), stepper, certificate, 0.0)]
+        best = {"epoch": 0, **model_state(trained)}
+    else:
+        stepper.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["scheduler"])
+        history, best = saved["history"], saved["best"]
+    for epoch in range(len(history), epochs + 1):
+        begun = time.perf_counter()
+        with seeded(seed * 1_000_003 + epoch, (loader,)):
+            means = _epoch(trained, loader, loss or cross_entropy, penalty, stepper, schedule,
+                           f"epoch {epoch}/{epochs}", progress)  # fmt: skip
+        entry = _entry(epoch, *means, score(), stepper, prove(), time.perf_counter() - begun)
+        history.append(entry)
+        if entry["score"] is None or entry["score"] > max(
+            (h["score"] for h in history[:-1]), default=-math.inf
+        ):
+            best = {"epoch": epoch, **model_state(trained)}
+        if saved_run is not None:
+            saved_run.save(
+                {
+                    "model": model_state(trained),
+                    "optimizer": stepper.state_dict(),
+                    "scheduler": schedule.state_dict(),
+                    "history": history,
+                    "best": best,
+                }
+            )
+    load_model_state(trained, best)
+    trained.eval()
+    return FinetuneResult(trained, history, prove(), best["epoch"])
+
+
+def _epoch(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss: Loss,
+    weight: float,
+    optimizer: Optimizer,
+    schedule: Any,
+    title: str,
+    progress: bool,
+) -> tuple[float, float]:
+    """One pass over the data; returns the means of loss and penalty."""
+    model.train()
+    losses, penalties = [], []
+    bar = tqdm(on_device(model, loader), title, _length(loader), disable=not progress, leave=False)
+    for batch in bar:
+        optimizer.zero_grad()
+        value = loss(run(model, batch), batch)
+        extra = accumulator_penalty(model) if weight else torch.zeros(())
+        _check_finite(value, title)
+        (value + weight * extra.to(value)).backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(float(value.detach()))
+        penalties.append(float(extra.detach()))
+        bar.set_postfix(loss=f"{losses[-1]:.4g}")
+    return sum(losses) / len(losses), sum(penalties) / len(penalties)
+
+
+def _check_finite(value: Tensor, title: str) -> None:
+    if not bool(torch.isfinite(value)):
+        raise NonFiniteValues(
+            f"the loss became NaN or infinite in {title}; lower the learning rate, or look for bad "
+            "values in the data."
+        )
+
+
+def _length(loader: Any) -> int:
+    """Batches per epoch; counted where the loader cannot tell."""
+    return len(loader) if hasattr(loader, "__len__") else sum(1 for _ in loader)
+
+
+def _entry(
+    epoch: int,
+    loss: float | None,
+    penalty: float | None,
+    score: float | None,
+    optimizer: Optimizer,
+    certificate: Certificate,
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "loss": loss,
+        "penalty": penalty,
+        "score": score,
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        "certified": certificate.ok,
+        "accumulator_bits": max(entry.width or 0 for entry in certificate.judged),
+        "seconds": seconds,
+    }

@@ -1,0 +1,143 @@
+"""From forwards that sleep in front of a layer to the problem that its solver gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from brevitas_axe.accumulator import InputRange
+from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.methods.solvers.problem import LayerProblem
+from brevitas_axe.model.apply.weights import current_scale, is_power_of_two, is_shared_scale
+from brevitas_axe.model.layers import Layer, evaluating, first_input, unroll_weight
+from brevitas_axe.model.moments import Moments, Statistics, dequantized
+from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.run.solve.walk import SuspendedForward, abandon_all
+
+Pair = tuple[SuspendedForward, SuspendedForward | None]
+
+
+def same_input(
+    model: nn.Module, layers: dict[str, Layer], args: tuple, kwargs: dict
+) -> dict[str, tuple[str, ...]]:
+    """Layers that read the same tensor, such as query, key and value: none waits for another.
+
+    Args:
+        model: holds the layers.
+        layers: those of interest.
+        args, kwargs: of one forward.
+
+    Returns:
+        Layer name → it and those with its input, in the order of execution. A layer that the
+        forward calls several times or never is absent.
+    """
+    calls: dict[str, list[tuple[int, int]]] = {}
+    kept: list[Any] = []  # an object that is gone may lend its identity to another
+
+    def note(name: str):
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            x = first_input(args, kwargs)
+            kept.append(x)
+            # A tensor that was changed in place between two layers is not the same.
+            calls.setdefault(name, []).append((id(x), dequantized(x)._version))
+
+        return hook
+
+    handles = [
+        layer.register_forward_pre_hook(note(name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
+    try:
+        with evaluating(model), torch.inference_mode(False), torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    readers: dict[tuple[int, int], list[str]] = {}
+    for name, found in calls.items():
+        if len(found) == 1:
+            readers.setdefault(found[0], []).append(name)
+    return {name: tuple(names) for names in readers.values() for name in names}
+
+
+def collect(name: str, layer: Layer, forwards: Sequence[Pair], cross: bool, at: str) -> Moments:
+    """Moments from the forwards that sleep in front of a layer.
+
+    Args:
+        name: of the layer.
+        layer: it.
+        forwards: of the quantized and the float model, for every batch.
+        cross: collect the products with the float inputs too.
+        at: where the forwards sleep: the layer, or one with the same input.
+    """
+    moments = Moments(name, layer, cross=cross)
+    for quant, real in forwards:
+        if quant.layer != at:
+            continue
+        if real is not None and real.layer != at:
+            raise UnsupportedLayer(
+                f"layer '{at}' is reached by the quantized model but not by the float one "
+                "for the same batch; use solver='gptq', quality='fast', or exclude it."
+            )
+        _add(moments, quant.layer_input, None if real is None else real.layer_input)
+    return moments
+
+
+def collect_all(
+    name: str,
+    layer: Layer,
+    models: Sequence[nn.Module],
+    batches: Sequence[tuple[tuple, dict]],
+    cross: bool,
+) -> Moments:
+    """Moments of a layer that one forward calls several times: over all its calls.
+
+    Args:
+        name, layer, cross: see `collect`.
+        models: the quantized one and, with cross, the float one.
+        batches: arguments of their forwards.
+    """
+    moments = Moments(name, layer, cross=cross)
+    for args, kwargs in batches:
+        pair = [SuspendedForward(model, args, kwargs) for model in models]
+        try:
+            while True:
+                for forward in pair:
+                    forward.advance(name.__eq__)
+                if any(forward.finished for forward in pair):
+                    break
+                _add(moments, *(forward.layer_input for forward in pair))
+        finally:
+            abandon_all(pair)
+    return moments
+
+
+def _add(moments: Moments, quant_input: object, float_input: object = None) -> None:
+    layer = moments.layer
+    quantized = layer.input_quant(quant_input)
+    if layer.weight_quant.accumulator_bit_width is not None:
+        layer.weight_quant.observe(quantized)
+    moments.add(dequantized(quantized), None if float_input is None else dequantized(float_input))
+
+
+def layer_problem(layer: Layer, precision: LayerPrecision, statistics: Statistics) -> LayerProblem:
+    """What the solver gets: the layer's weights and grids, its budget and its inputs' moments."""
+    quant = layer.weight_quant.tensor_quant
+    bits = quant.msb_clamp_bit_width_impl()
+    reach: InputRange | None = layer.weight_quant.input_range
+    return LayerProblem(
+        weight=unroll_weight(layer, layer.weight.detach()).float(),
+        scale=current_scale(layer).float(),
+        weight_low=int(quant.int_quant.min_int(bits)),
+        weight_high=int(quant.int_quant.max_int(bits)),
+        input_low=reach.low if reach else 0,
+        input_high=reach.high if reach else 0,
+        accumulator_bit_width=precision.accumulator,
+        tile_size=layer.weight_quant.scale_tile or precision.tile,
+        shared_scale=is_shared_scale(layer),
+        power_of_two=is_power_of_two(layer),
+        **statistics,
+    )

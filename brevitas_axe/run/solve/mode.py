@@ -1,0 +1,386 @@
+"""Brevitas-style context managers: forward over the calibration data, `update()`, layer by layer.
+
+    with torch.no_grad(), axe_gptq_mode(model, accumulator_bit_width=16) as axe:
+        for _ in range(axe.num_layers):
+            for x in calibration:
+                axe.model(x)
+            axe.update()
+
+Only the first round of forwards starts at the model's input: later rounds continue each batch from
+the layer where it stopped (walk.py), and may be left out altogether.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from brevitas.graph.calibrate import QuantizationStatusManager
+from torch import nn
+from tqdm.auto import tqdm
+
+from brevitas_axe.accumulator import InputRange
+from brevitas_axe.errors import (
+    EmptyCalibration,
+    InvalidOption,
+    InvalidTile,
+    MissingInputQuantizer,
+    NonFiniteValues,
+    UnquantizedLayer,
+    UnsupportedLayer,
+)
+from brevitas_axe.methods.solvers.compilation import compile_kernels, kernels_are_ready
+from brevitas_axe.methods.solvers.problem import LayerSolution
+from brevitas_axe.methods.solvers.protocol import solver as chosen_solver
+from brevitas_axe.methods.solvers.tasks import solve_layers
+from brevitas_axe.model.apply.weights import apply_precision, write_solution
+from brevitas_axe.model.fingerprint import Fingerprint
+from brevitas_axe.model.layers import find_layers, find_unquantized, observe_inputs, unroll_weight
+from brevitas_axe.model.moments import Moments
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.run.solve.layer_inputs import collect, collect_all, layer_problem, same_input
+from brevitas_axe.run.solve.log import describe
+from brevitas_axe.run.solve.memory import release_freed_memory
+from brevitas_axe.run.solve.state import SavedLayers
+from brevitas_axe.run.solve.walk import SuspendedForward, abandon_all, add_hooks
+
+QUALITIES = ("fast", "best")
+# Seconds of waiting for kernels that deserve a line; reading them from the cache takes less.
+_NOTICEABLE = 2.0
+
+
+def check_quality(quality: str) -> None:
+    """Raises InvalidOption where it is neither "fast" nor "best"."""
+    if quality not in QUALITIES:
+        raise InvalidOption(f"quality '{quality}' is unknown; choose 'fast' or 'best'.")
+
+
+class axe_mode:
+    """Solves every quantized layer of a model under an accumulator budget, in place.
+
+    Args:
+        model: a Brevitas model with calibrated activation quantizers. Weight quantizers are
+            replaced by accumulator-aware ones with the same bits and granularity.
+        accumulator_bit_width: P for every layer; None leaves accumulators unconstrained.
+        plan: per-layer widths instead of one P; layers it does not name are left alone.
+        accumulator_tile_size: inputs per inner accumulator, None for whole dot products.
+        solver: registered solver, "gpfq", "gptq" or "qronos".
+        act_order: order columns by their input's second moment. Default: False for "fast", as
+            published, and True for "best".
+        quality: "fast" is the published algorithm, with Brevitas's integers; "best" searches
+            scales, thresholds, targets and single integers under the same budget.
+        exclude: names of layers to leave alone.
+        state: folder for progress; a killed run continues from it to the same integers.
+        workers: solve the rows of a layer, and layers with the same input, in so many tasks at a
+            time, through the active joblib backend (rows.py); None solves them here.
+        progress: show a progress bar.
+
+    Attributes:
+        num_layers: number of `update()` calls to make.
+        log: one entry per solved layer.
+
+    Raises:
+        InvalidPlan, InvalidOption, UnsupportedLayer, MissingInputQuantizer, NonFiniteValues,
+        EmptyCalibration, InvalidState: each names the layer and the way out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        accumulator_bit_width: int | None = None,
+        *,
+        plan: Plan | None = None,
+        accumulator_tile_size: int | None = None,
+        solver: str = "gptq",
+        act_order: bool | None = None,
+        quality: str = "best",
+        exclude: tuple[str, ...] = (),
+        state: str | Path | None = None,
+        workers: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        self._solver = chosen_solver(solver)
+        check_quality(quality)
+        if plan is not None and (accumulator_bit_width, accumulator_tile_size) != (None, None):
+            raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
+        exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        layers = find_layers(model, exclude, tile_scales=True)
+        if plan is None:
+            precision = LayerPrecision(
+                accumulator=accumulator_bit_width, tile=accumulator_tile_size
+            )
+            plan = Plan.uniform(layers, precision)
+            clip_tiles = True
+        else:
+            plan.check_names(layers)
+            clip_tiles = False
+        self.root = model
+        self.layers = {name: layers[name] for name in plan.layers}
+        if not self.layers:
+            plain = find_unquantized(model, exclude)
+            raise UnquantizedLayer(
+                "there is no quantized layer to solve"
+                + (f": layer '{plain[0]}' has no integer weights" if plain else "")
+                + "; quantize the model first (brevitas_axe.quantize does), or exclude less."
+            )
+        self.plan = Plan({n: self._clipped(n, clip_tiles, plan[n]) for n in plan.layers})
+        self.quality = quality
+        self._workers = workers
+        self.act_order = quality == "best" if act_order is None else act_order
+        self.needs_float = not (solver == "gptq" and quality == "fast")
+        self.log: list[dict] = []
+        self._saved = None if state is None else SavedLayers(state)
+        self._fingerprint = Fingerprint(
+            {
+                "plan": self.plan.to_json(),
+                "solver": solver,
+                "quality": quality,
+                "act_order": self.act_order,
+                "exclude": list(exclude),
+            }
+        )
+        self._progress = progress
+        self._entered = False
+
+    def _clipped(self, name: str, clip: bool, precision: LayerPrecision) -> LayerPrecision:
+        """One tile size for a whole model: layers with fewer inputs take a single tile."""
+        layer = self.layers[name]
+        columns = unroll_weight(layer, layer.weight).shape[2]
+        shared = getattr(layer.weight_quant, "scale_tile", None) or columns
+        bound = precision.accumulator is not None
+        if bound and shared < columns and precision.tile != shared:
+            raise InvalidTile(
+                f"layer '{name}' has one weight scale per {shared} inputs, and an accumulator adds "
+                f"numbers of one scale only; give it tiles of {shared}."
+            )
+        if clip and precision.tile and precision.tile >= columns:
+            return LayerPrecision(accumulator=precision.accumulator)
+        return precision
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def __enter__(self) -> axe_mode:
+        for name, layer in self.layers.items():
+            if not torch.isfinite(layer.weight).all():
+                raise NonFiniteValues(
+                    f"the weights of layer '{name}' hold NaN or infinity; repair the checkpoint."
+                )
+        if self._progress and not kernels_are_ready():
+            seconds = compile_kernels()
+            if seconds > _NOTICEABLE:
+                tqdm.write(f"solver kernels compiled in {seconds:.1f} s, and cached for next time")
+        self._untie()
+        self._training = {module: module.training for module in self.root.modules()}
+        self.root.eval()
+        self._batches: list[tuple[tuple, dict]] = []
+        self._forwards: list[tuple[SuspendedForward, SuspendedForward | None]] = []
+        self._handles: list = []
+        self._done: set[str] = set()
+        self._solved: dict[str, tuple[LayerSolution, dict]] = {}  # and not yet written
+        self._round, self._position = 0, 0
+        self._float_model: nn.Module | None = None
+        self._bar = tqdm(total=self.num_layers, desc="layers", disable=not self._progress)
+        self._entered = True
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        abandon_all(forward for pair in self._forwards for forward in pair)
+        for handle in self._handles:
+            handle.remove()
+        for module, training in self._training.items():
+            module.training = training
+        for layer in self.layers.values():
+            layer.weight_quant.train(layer.training)  # a new one, perhaps
+        self._bar.close()
+        self._forwards, self._batches, self._float_model = [], [], None
+        self._entered = False
+        if kind is None:
+            missing = [name for name in self.layers if name not in self._done]
+            if missing and not self._done:
+                raise EmptyCalibration(
+                    "no layer was solved: run axe.model(batch) over the calibration data, then "
+                    "axe.update(), once per layer."
+                )
+            if missing:
+                raise UnsupportedLayer(
+                    f"layers left unsolved: {', '.join(missing)}; call update() num_layers times, "
+                    "and exclude layers that the calibration never reaches."
+                )
+
+    def model(self, *args, **kwargs) -> None:
+        """One calibration batch: records it in the first round, advances it in later ones."""
+        if not self._entered:
+            raise InvalidOption(
+                "use the mode as a context manager: with axe_gptq_mode(...) as axe."
+            )
+        if self._round == 0:
+            if not self._batches:
+                self._prepare(args, kwargs)
+            if self._saved is not None:
+                self._fingerprint.add((args, kwargs))
+            self._batches.append((args, kwargs))
+            real = None
+            if self._float_model is not None:
+                real = SuspendedForward(self._float_model, args, kwargs)
+            self._forwards.append((SuspendedForward(self.root, args, kwargs), real))
+        elif self._position >= len(self._forwards):
+            raise InvalidOption(
+                f"this round brings more batches than the first had ({len(self._forwards)}); "
+                "calibrate with the same batches in every round."
+            )
+        self._advance(self._position)
+        self._position += 1
+
+    def update(self) -> bool:
+        """Solves the layer where the forwards have stopped. False when none is left."""
+        if not self._batches:
+            raise EmptyCalibration(
+                "update() came before any calibration batch; call axe.model(batch) first."
+            )
+        if self._round and 0 < self._position < len(self._forwards):
+            raise InvalidOption(
+                f"this round brought {self._position} batches, but the first had "
+                f"{len(self._forwards)}; feed all of them again, or none."
+            )
+        if self._round == 0 and self._saved is not None:
+            self._run = self._fingerprint.hexdigest()
+        for position in range(self._position if self._round else 0, len(self._forwards)):
+            self._advance(position)
+        release_freed_memory()
+        self._round, self._position = self._round + 1, 0
+        name = next((quant.layer for quant, _ in self._forwards if quant.layer), None)
+        if name is None:
+            return False
+        start = time.perf_counter()
+        entry = self._solve(name)
+        self.log.append({"name": name, "seconds": time.perf_counter() - start, **entry})
+        release_freed_memory()
+        self._done.add(name)
+        self._bar.set_postfix_str(name)
+        self._bar.update()
+        return len(self._done) < self.num_layers
+
+    def outputs(self) -> Iterator[Any]:
+        """What the solved model returns, batch by batch; the forwards go on from its last layer."""
+        for quant, _ in self._forwards:
+            quant.advance(lambda name: False)
+            yield quant.output
+
+    def _prepare(self, args: tuple, kwargs: dict) -> None:
+        """Looks at one forward, then installs quantizers and hooks."""
+        calls = observe_inputs(self.root, self.layers, args, kwargs)
+        for name, ranges in calls.items():
+            if self.plan[name].accumulator is not None and None in ranges:
+                raise MissingInputQuantizer(
+                    f"the input of layer '{name}' is not quantized to integers, so its "
+                    "accumulator cannot be bounded; give it an input_quant, feed it a "
+                    f"QuantTensor, or exclude it by name, exclude=('{name}',)."
+                )
+        for name, layer in self.layers.items():
+            apply_precision(name, layer, self.plan[name], calls.get(name, ()))
+        if any(precision.input is not None for precision in self.plan.layers.values()):
+            calls = observe_inputs(self.root, self.layers, args, kwargs)
+        for name, ranges in calls.items():
+            known = [reach for reach in ranges if reach is not None]
+            reach = reduce(InputRange.union, known) if len(known) == len(ranges) else None
+            self.layers[name].weight_quant.set_input_range(reach)
+        self._calls = {name: len(ranges) for name, ranges in calls.items()}
+        self._same_input = {}
+        if self._workers is not None:
+            self._same_input = same_input(self.root, self.layers, args, kwargs)
+        if self._saved is not None:
+            self._fingerprint.add(self.root)
+        self._handles = add_hooks(self.layers)
+        if self.needs_float:
+            self._float_model = copy.deepcopy(self.root)
+            twins = dict(self._float_model.named_modules())
+            QuantizationStatusManager.disable_param_quantization(self._float_model, False)
+            QuantizationStatusManager.disable_act_quantization(self._float_model, False)
+            QuantizationStatusManager.disable_return_quant_tensor(self._float_model)
+            # The copied hooks are those of the original: same names, same effect.
+            assert all(twins[name]._forward_pre_hooks for name in self.layers)
+
+    def _untie(self) -> None:
+        """Gives every layer its own weight and bias: a solved one must not overwrite another."""
+        owners = Counter(
+            id(parameter)
+            for module in self.root.modules()
+            for parameter in module._parameters.values()
+        )
+        for layer in self.layers.values():
+            for kind in ("weight", "bias"):
+                shared = getattr(layer, kind)
+                if shared is not None and owners[id(shared)] > 1:
+                    # Not by setattr: Brevitas would then build the quantizer anew.
+                    layer._parameters[kind] = nn.Parameter(shared.detach().clone())
+
+    def _advance(self, position: int) -> None:
+        for forward in self._forwards[position]:
+            if forward is not None and (forward.layer is None or forward.layer in self._done):
+                forward.advance(lambda name: name not in self._done)
+
+    def _solve(self, name: str) -> dict:
+        layer = self.layers[name]
+        weight = unroll_weight(layer, layer.weight.detach())
+        index = len(self._done)
+        if self._saved is not None:
+            solution = self._saved.load(index, name, self._run, weight.shape)
+            if solution is not None:
+                self._write(name, solution)
+                return {**self._saved.entry(index), "resumed": True}
+        if name not in self._solved:
+            self._solve_together(name)
+        solution, entry = self._solved.pop(name)
+        if self._saved is not None:
+            self._saved.save(index, name, self._run, solution, entry)
+        self._write(name, solution)
+        return {"resumed": False, **entry}
+
+    def _solve_together(self, name: str) -> None:
+        """Solves a layer, and with workers those that read the same input, in tasks of one pool."""
+        names = (name,)
+        if self._workers is not None and all(quant.layer == name for quant, _ in self._forwards):
+            names = tuple(n for n in self._same_input.get(name, names) if n not in self._done)
+        problems, samples = [], []
+        for each in names:
+            moments = self._moments(each, name)
+            statistics = moments.finish()
+            samples.append(moments.samples)
+            del moments  # float64: a quarter of what a wide layer's solve would hold
+            if self.layers[each].bias is None or self.quality == "fast":
+                statistics["quant_mean"] = statistics["float_mean"] = None
+            problems.append(layer_problem(self.layers[each], self.plan[each], statistics))
+        options = {"act_order": self.act_order, "quality": self.quality}
+        if self._workers is None:
+            solutions = [self._solver(problems[0], **options)]
+        else:
+            solutions = solve_layers(problems, self._solver, self._workers, **options)
+        for each, count, problem, solution in zip(names, samples, problems, solutions, strict=True):
+            self._solved[each] = solution, {"samples": count, **describe(problem, solution)}
+
+    def _moments(self, name: str, at: str) -> Moments:
+        """Of the inputs of a layer, from the forwards that sleep there or where its input is."""
+        layer = self.layers[name]
+        if self._calls.get(name, 1) == 1:
+            return collect(name, layer, self._forwards, self.needs_float, at)
+        models = [self.root] if self._float_model is None else [self.root, self._float_model]
+        return collect_all(name, layer, models, self._batches, self.needs_float)
+
+    def _write(self, name: str, solution: LayerSolution) -> None:
+        layer = self.layers[name]
+        device = layer.weight.device  # a resumed run reads into memory
+        integers, scale = solution.integers.to(device), solution.scale.to(device)
+        write_solution(name, layer, integers, scale, solution.bias_shift)
+
+
+axe_gpfq_mode = partial(axe_mode, solver="gpfq")
+axe_gptq_mode = partial(axe_mode, solver="gptq")
+axe_qronos_mode = partial(axe_mode, solver="qronos")

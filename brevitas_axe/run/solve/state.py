@@ -1,0 +1,97 @@
+"""Saved progress of a long run: one file per solved layer, each whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from brevitas_axe.errors import InvalidState
+from brevitas_axe.files import write_whole
+from brevitas_axe.methods.solvers.problem import LayerSolution
+
+_DIGEST = hashlib.sha256().digest_size
+
+
+class SavedLayers:
+    """The solved layers of one run in a folder, layer-0000.solved and so on, in order of solving.
+
+    Each file is the SHA-256 digest of what follows, a NumPy .npz archive.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InvalidState(f"the state {self.folder} is a file; name a folder, new or empty.")
+
+    def save(
+        self, index: int, name: str, run: str, solution: LayerSolution, entry: dict | None = None
+    ) -> None:
+        """Writes one layer.
+
+        Args:
+            index: position in the order of solving.
+            name: layer name.
+            run: fingerprint of the run.
+            solution: what was solved.
+            entry: what the log says of it.
+        """
+        arrays: dict[str, Any] = {
+            "integers": solution.integers.cpu().numpy(),
+            "scale": solution.scale.cpu().numpy(),
+        }
+        if solution.bias_shift is not None:
+            arrays["bias_shift"] = solution.bias_shift.cpu().numpy()
+        buffer = io.BytesIO()
+        names = {"name": name, "run": run, "entry": json.dumps(entry or {})}
+        arrays.update((key, np.array(text)) for key, text in names.items())
+        np.savez_compressed(buffer, **arrays)
+        content = buffer.getvalue()
+        write_whole(self._path(index), hashlib.sha256(content).digest() + content)
+
+    def load(self, index: int, name: str, run: str, shape: torch.Size) -> LayerSolution | None:
+        """Reads one layer back; None when it was not solved yet.
+
+        Raises:
+            InvalidState: the file is corrupted, or belongs to another run.
+        """
+        path = self._path(index)
+        if not path.exists():
+            return None
+        try:
+            content = path.read_bytes()
+            digest, content = content[:_DIGEST], content[_DIGEST:]
+            if hashlib.sha256(content).digest() != digest:
+                raise ValueError("its checksum is wrong")
+            with np.load(io.BytesIO(content), allow_pickle=False) as data:
+                saved = {key: data[key] for key in data.files}
+            if str(saved["name"]) != name or str(saved["run"]) != run:
+                raise InvalidState(
+                    f"the state in {self.folder} belongs to another model, calibration set or "
+                    "setting; choose an empty folder, or delete it to start afresh."
+                )
+            integers, scale = torch.from_numpy(saved["integers"]), torch.from_numpy(saved["scale"])
+            shift = saved.get("bias_shift")
+            if integers.shape != shape or integers.dtype != torch.int32:
+                raise ValueError("wrong shape")
+            return LayerSolution(
+                integers, scale, None if shift is None else torch.from_numpy(shift)
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise InvalidState(
+                f"the state file {path} is corrupted ({error}); delete it to solve its layer again."
+            ) from None
+
+    def entry(self, index: int) -> dict:
+        """The log entry of a layer that `load` gave; empty in states of older versions."""
+        content = self._path(index).read_bytes()[_DIGEST:]
+        with np.load(io.BytesIO(content), allow_pickle=False) as data:
+            return json.loads(str(data["entry"])) if "entry" in data else {}
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"layer-{index:04d}.solved"

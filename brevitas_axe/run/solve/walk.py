@@ -1,0 +1,137 @@
+"""Forwards that stop in front of a layer and go on later.
+
+Each calibration batch runs through the model once, as a coroutine (a greenlet) that sleeps
+whenever its forward reaches a layer that is not solved yet. So the inputs of every layer come from
+continuing where the previous layer left off, for any Python model, traceable or not. Everything
+runs in the caller's thread, in the order of a plain loop; threads would each keep freed memory in
+an arena of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import nn
+
+from brevitas_axe.model.layers import first_input
+
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+Modes = tuple[bool, list[tuple[bool, torch.dtype]]]
+
+
+class _Abandoned(BaseException):
+    """Unwinds a sleeping forward; no `except Exception` of a model may catch it."""
+
+
+class _Coroutine(greenlet):
+    """Knows its forward, so that a hook can find it."""
+
+    forward: SuspendedForward
+
+
+class SuspendedForward:
+    """One forward of one batch, without gradients and under the autocast of its creation.
+
+    Attributes:
+        layer: name of the layer in front of which it sleeps, None once it has finished.
+        layer_input: first positional input of that layer.
+        finished: True after the forward has returned.
+        output: what it has returned then.
+    """
+
+    def __init__(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.layer: str | None = None
+        self.layer_input: object = None
+        self.output: object = None
+        self.finished = False
+        self._pauses: Callable[[str], bool] = lambda name: False
+        self._modes: Modes = (False, _modes()[1])
+        self._coroutine = _Coroutine(partial(self._run, model, args, kwargs))
+        self._coroutine.forward = self
+        self._caller = getcurrent()
+
+    def _run(self, model: nn.Module, args: tuple, kwargs: dict) -> object:
+        try:
+            return model(*args, **kwargs)
+        except _Abandoned:
+            return None
+        finally:
+            self.finished, self.layer, self.layer_input = True, None, None
+
+    def advance(self, pauses: Callable[[str], bool]) -> None:
+        """Runs on until a layer with pauses(name) or the end; raises what the model raises."""
+        if self.finished:
+            return
+        self._pauses = pauses
+        with self._awake():
+            output = self._coroutine.switch()
+        if self.finished:
+            self.output = output
+
+    def reached(self, name: str, layer_input: object) -> None:
+        """Called by the hook in front of a layer, inside the forward."""
+        if not self._pauses(name):
+            return
+        self.layer, self.layer_input = name, layer_input
+        self._caller.switch()
+        self.layer, self.layer_input = None, None
+
+    def abandon(self) -> None:
+        """Ends the forward where it sleeps."""
+        if self._coroutine:  # started and not finished
+            with self._awake():
+                self._coroutine.throw(_Abandoned)
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """Swaps torch's gradient and autocast modes: a model may sleep inside a `with` block."""
+        outer = _modes()
+        self._caller = self._coroutine.parent = getcurrent()
+        _set_modes(self._modes)
+        try:
+            yield
+        finally:
+            self._modes = _modes()
+            _set_modes(outer)
+
+
+def _modes() -> Modes:
+    return torch.is_grad_enabled(), [
+        (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        for device in _AUTOCAST_DEVICES
+    ]
+
+
+def _set_modes(modes: Modes) -> None:
+    torch.set_grad_enabled(modes[0])
+    for device, (enabled, dtype) in zip(_AUTOCAST_DEVICES, modes[1], strict=True):
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
+
+
+def add_hooks(layers: dict[str, nn.Module]) -> list:
+    """Lets forwards stop in front of these layers. Returns handles with `remove()`."""
+
+    def stop_at(name: str):
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            current = getcurrent()
+            if isinstance(current, _Coroutine):
+                current.forward.reached(name, first_input(args, kwargs))
+
+        return hook
+
+    return [
+        layer.register_forward_pre_hook(stop_at(name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
+
+
+def abandon_all(forwards: Iterable[SuspendedForward | None]) -> None:
+    """Ends every forward, whatever state it is in."""
+    for forward in forwards:
+        if forward is not None:
+            forward.abandon()

@@ -1,0 +1,51 @@
+"""The folder that a run leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.files import json_text, write_whole
+from brevitas_axe.plan import Plan
+from brevitas_axe.proof.certificate import Certificate
+from brevitas_axe.show.page import page
+
+
+def open_folder(directory: str | Path) -> Path:
+    """Makes the folder, before a long run rather than after it.
+
+    Raises:
+        InvalidOption: it cannot be created.
+    """
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidOption(
+            f"the output folder {directory} cannot be created: {error.strerror}; "
+            "choose another with --output."
+        ) from None
+    return directory
+
+
+def write_folder(
+    directory: Path, summary: Mapping[str, Any], certificate: Certificate, plan: Plan
+) -> list[Path]:
+    """Writes plan.json, certificate.json, summary.json and report.html.
+
+    Nothing is written before all is made, and each file appears whole.
+
+    Returns:
+        The files, in the order in which a person would open them.
+    """
+    files = {
+        directory / "report.html": page(summary, certificate, plan),
+        directory / "certificate.json": certificate.to_json(),
+        directory / "plan.json": plan.to_json(),
+        directory / "summary.json": json_text(summary),
+    }
+    for path, text in files.items():
+        write_whole(path, text.encode())
+    return list(files)

@@ -1,0 +1,298 @@
+"""One self-contained HTML page: no script, no request, every text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from brevitas_axe.files import write_whole
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.proof.certificate import Certificate
+from brevitas_axe.show import plots
+from brevitas_axe.show.style import CSS
+from brevitas_axe.show.tables import COLUMNS, NUMBERS, bits, percent
+
+_HOW_TO_READ = (
+    (
+        "Accumulator",
+        "A dot product adds up weight × input in a register of P bits. If a sum leaves "
+        "±(2^(P−1) − 1) it wraps around, and the result is wrong.",
+    ),
+    (
+        "Needs, or proven width",
+        "The smallest P that no input can overflow, whatever the order of the additions: computed "
+        "in exact integers from the weights and from the range of the input's quantizer, not "
+        "from a test set.",
+    ),
+    (
+        "Minimum and maximum",
+        "The worst sums over all rows and tiles of the layer. Both must lie inside the target's "
+        "range; the margin is the number of bits left over.",
+    ),
+    (
+        "Tile",
+        "With a tile size T, every T products share one accumulator of the target width, and an "
+        "outer accumulator adds up the tiles.",
+    ),
+    (
+        "Not proven",
+        "Either the sums need more bits than the target, or the reason column says what stood in "
+        "the way of a proof. Excluded layers are listed, and nothing is claimed for them.",
+    ),
+)
+
+
+_LOGGED = {
+    "inputs": "K",
+    "outputs": "outputs",
+    "samples": "samples",
+    "error_rounded": "error if only rounded",
+    "error": "error",
+    "budget_used": "budget used",
+    "seconds": "seconds",
+}
+
+
+def write_page(
+    path: str | Path,
+    summary: Mapping[str, Any],
+    certificate: Certificate | None = None,
+    plan: Plan | None = None,
+) -> None:
+    """Writes the report, whole or not at all.
+
+    Args:
+        path: the .html file.
+        summary: see `brevitas_axe.show`.
+        certificate: the proof, or None.
+        plan: the widths that were asked for, or None.
+    """
+    write_whole(path, page(summary, certificate, plan).encode())
+
+
+def page(
+    summary: Mapping[str, Any], certificate: Certificate | None = None, plan: Plan | None = None
+) -> str:
+    """The report as HTML text; see `write_page`."""
+    body = [
+        paragraph(summary.get("description")),
+        _facts(summary, certificate),
+        _arms(summary.get("arms") or ()),
+        _certificate(certificate),
+        _layers(summary.get("layers") or ()),
+        _plan(plan),
+        _resources(summary.get("resources") or ()),
+        _how_to_read(),
+        _footer(summary),
+    ]
+    return document(str(summary["title"]), body)
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A whole page of HTML parts under a heading; empty parts are left out."""
+    title = escape(title)
+    body = [f"<h1>{title}</h1>", *body]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _facts(summary: Mapping[str, Any], certificate: Certificate | None) -> str:
+    facts = []
+    if certificate is not None:
+        label = "proven" if certificate.ok else "not proven"
+        facts.append((_badge(label, certificate.ok), "overflow certificate"))
+        widths = [entry.width for entry in certificate.judged if entry.width is not None]
+        if widths:
+            facts.append((f"{max(widths)} bits", "widest accumulator needed"))
+    if summary.get("accumulator") is not None:
+        tile = summary.get("tile")
+        label = "accumulator asked for" + (f", tile {tile}" if tile else "")
+        facts.append((f"{summary['accumulator']} bits", label))
+    measured = [arm for arm in summary.get("arms") or () if arm.get("accuracy") is not None]
+    # Where the story starts and where it ends; nothing is picked by its accuracy.
+    for arm in (
+        *[arm for arm in measured if arm.get("kind") == "reference"][:1],
+        *[arm for arm in measured if arm.get("kind") == "ours"][-1:],
+    ):
+        facts.append((percent(arm["accuracy"]), escape(str(arm["name"]))))
+    if summary.get("seconds") is not None:
+        facts.append((f"{summary['seconds']:.0f} s", "whole run"))
+    cells = "".join(
+        f'<div class="fact"><b>{value}</b><span>{label}</span></div>' for value, label in facts
+    )
+    return f'<div class="facts">{cells}</div>' if cells else ""
+
+
+def _arms(arms: Sequence[Mapping[str, Any]]) -> str:
+    if not arms:
+        return ""
+    rows = []
+    for arm in arms:
+        cells = [escape(value(arm)) for _, value, _ in COLUMNS]
+        if arm.get("accumulator") is not None:
+            cells[5] = _badge(cells[5], bool(arm.get("overflow_free")))
+        kind = arm.get("kind")
+        rows.append((cells, kind if kind in {"ours", "overflow"} else ""))
+    parts = [
+        "<h2>What the accumulator costs</h2>",
+        table([heading for heading, _, _ in COLUMNS], rows, numbers=NUMBERS),
+    ]
+    if any(arm.get("accuracy") is not None for arm in arms):
+        parts.append(drawing(plots.accuracy_bars(arms), "accuracy of every arm"))
+    return "\n".join(parts)
+
+
+def _certificate(certificate: Certificate | None) -> str:
+    if certificate is None:
+        return ""
+    headings = [
+        "layer", "verdict", "operation", "K", "tile", "weights", "input", "minimum", "maximum",
+        "proven width", "target", "margin",
+    ]  # fmt: skip
+    rows = []
+    for entry in certificate.entries:
+        facts = (
+            *(entry.op, entry.inputs, entry.tile_size, entry.weight_type, entry.input_type),
+            *(entry.minimum, entry.maximum, entry.width, entry.target, entry.margin_bits),
+        )
+        if entry.name in certificate.excluded:
+            verdict = '<span class="soft">excluded</span>'
+        else:
+            verdict = _badge("proven" if entry.fits else "not proven", entry.fits)
+            verdict += f'<br><span class="soft">{escape(entry.verdict)}</span>'
+        name = name_cell(entry.layer or entry.name)
+        rows.append(([name, verdict, *map(_cell, facts)], ""))
+    parts = [
+        "<h2>Overflow certificate</h2>",
+        table(headings, rows, numbers=[3, 4, *range(7, 12)]),
+    ]
+    if any(entry.width is not None for entry in certificate.entries):
+        parts.append(drawing(plots.layer_widths(certificate), "proven and target width per layer"))
+        if any(entry.target is not None for entry in certificate.entries):
+            parts.append(drawing(plots.budget_use(certificate), "budget use per layer"))
+    return "\n".join(parts)
+
+
+def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
+    if not layers:
+        return ""
+    # A resumed layer has no figures.
+    known = [key for key in _LOGGED if any(key in layer for layer in layers)]
+    rows = [
+        (
+            [
+                name_cell(str(layer["name"])),
+                *(significant(layer.get(key)) for key in known),
+            ],
+            "",
+        )
+        for layer in layers
+    ]
+    headings = ["layer", *(_LOGGED[key] for key in known)]
+    return "<h2>What the solver did</h2>\n" + table(headings, rows, range(1, len(headings)))
+
+
+def _plan(plan: Plan | None) -> str:
+    if plan is None or not plan.layers:
+        return ""
+    rows = [(width_cells(name, precision), "") for name, precision in plan.layers.items()]
+    headings = ["layer", "weight bits", "input bits", "accumulator bits", "tile"]
+    return "<h2>Plan</h2>\n" + table(headings, rows, numbers=range(1, 5))
+
+
+def _resources(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    keys = ("accumulator", "unlimited_accumulator", "lut", "unlimited_lut")
+    cells = [[name_cell(str(row["name"])), *(_cell(row[k]) for k in keys)] for row in rows]
+    sums = (_cell(sum(row[key] for row in rows)) for key in keys[2:])
+    headings = ["layer", "accumulator bits", "without budget", "LUT", "LUT without budget"]
+    return (
+        "<h2>What it costs on an FPGA</h2>\n"
+        + table(headings, [(c, "") for c in [*cells, ["sum", "", "", *sums]]], range(1, 5))
+        + paragraph("FINN's estimates of its matrix units at one multiplication per cycle.")
+    )
+
+
+def _how_to_read() -> str:
+    items = "".join(f"<dt>{escape(t)}</dt><dd>{escape(d)}</dd>" for t, d in _HOW_TO_READ)
+    return f"<h2>How to read this page</h2>\n<dl>{items}</dl>"
+
+
+def _footer(summary: Mapping[str, Any]) -> str:
+    environment = summary.get("environment") or {}
+    text = " · ".join(f"{key} {value}" for key, value in environment.items())
+    return f"<footer>{escape('brevitas_axe' + (' · ' + text if text else ''))}</footer>"
+
+
+def table(
+    headings: Sequence[str],
+    rows: Iterable[tuple[Sequence[str], str]],
+    numbers: Iterable[int],
+) -> str:
+    """A table from (cells as HTML, row class) pairs; `numbers` are right-aligned columns."""
+    right = set(numbers)
+
+    def cells(tag: str, values: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{' class=number' if index in right else ''}>{value}</{tag}>"
+            for index, value in enumerate(values)
+        )
+
+    body = "\n".join(
+        f"<tr{f' class={kind}' if kind else ''}>{cells('td', values)}</tr>" for values, kind in rows
+    )
+    head = cells("th", [escape(heading) for heading in headings])
+    return (
+        f'<div class="card"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table></div>"
+    )
+
+
+def drawing(figure: Any, description: str) -> str:
+    """A figure as inline SVG that a screen reader can name."""
+    markup = plots.svg(figure).replace(
+        "<svg", f'<svg role="img" aria-label="{escape(description)}"', 1
+    )
+    return f'<div class="card plot">{markup}</div>'
+
+
+def _badge(text: str, good: bool) -> str:
+    return f'<span class="badge {"good" if good else "bad"}">{escape(text)}</span>'
+
+
+def paragraph(text: object) -> str:
+    """A remark; none where there is no text."""
+    return f'<p class="soft">{escape(str(text))}</p>' if text else ""
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else escape(str(value))
+
+
+def name_cell(name: str) -> str:
+    """A cell with the name of a layer."""
+    return f'<span class="name">{escape(name)}</span>'
+
+
+def width_cells(name: str, precision: LayerPrecision) -> list[str]:
+    """Cells of one layer of a plan: name, weight, input and accumulator bits, tile."""
+    return [
+        name_cell(name),
+        bits(precision.weight, "as it is"),
+        bits(precision.input, "as it is"),
+        bits(precision.accumulator, "unlimited"),
+        bits(precision.tile, "–"),
+    ]
+
+
+def significant(value: object) -> str:
+    """A cell with three digits of a number."""
+    return f"{value:.3g}" if isinstance(value, float) else _cell(value)

@@ -1,0 +1,125 @@
+"""A range for every width, which follows the bits."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from brevitas import nn as qnn
+from brevitas.graph.calibrate import calibration_mode
+from brevitas.quant import (
+    Int8ActPerTensorFixedPoint,
+    Int8ActPerTensorFloat,
+    ShiftedUint8ActPerTensorFloat,
+)
+from torch import nn
+
+from brevitas_axe import Int8WeightPerChannelFloatAXE
+from brevitas_axe.errors import EmptyCalibration, InvalidOption
+from brevitas_axe.methods.ranges import fit_ranges
+from brevitas_axe.methods.ranges.mse import range_parameter
+from brevitas_axe.methods.sensitivity import make_choices, score
+from brevitas_axe.model.apply.activations import (
+    activation_quantizers,
+    current_bits,
+    set_bits,
+    set_input_bits,
+)
+from brevitas_axe.plan import LayerPrecision, Plan
+
+X = torch.randn(512, 16, generator=torch.Generator().manual_seed(0))
+
+
+def net(quantizer=Int8ActPerTensorFloat) -> nn.Module:
+    torch.manual_seed(0)
+    options = {"weight_quant": Int8WeightPerChannelFloatAXE, "input_quant": quantizer}
+    model = nn.Sequential(qnn.QuantLinear(16, 8, True, **options), nn.ReLU())
+    model.append(qnn.QuantLinear(8, 4, True, **options))
+    with torch.no_grad(), calibration_mode(model):
+        model(X)
+    return model.eval()
+
+
+def error(model: nn.Module, bits: int) -> float:
+    """Squared error of the first layer's input at a width, measured here."""
+    proxies = activation_quantizers(model)["0.input_quant"]
+    set_bits(proxies, bits)
+    with torch.no_grad():
+        return float((proxies[0](X).value - X).square().mean())
+
+
+@pytest.mark.parametrize("quantizer", [Int8ActPerTensorFloat, Int8ActPerTensorFixedPoint])
+def test_fitted_ranges_have_less_error_at_few_bits(quantizer) -> None:
+    calibrated, fitted = net(quantizer), net(quantizer)
+    shares = fit_ranges(fitted, [X])
+    assert set(shares) == {"0.input_quant", "2.input_quant"}
+    for bits in range(2, 9):
+        assert error(fitted, bits) <= error(calibrated, bits)
+    assert error(fitted, 3) < 0.8 * error(calibrated, 3)
+    assert shares["0.input_quant"][2] < shares["0.input_quant"][4] <= shares["0.input_quant"][8]
+
+
+def test_the_range_of_gaussian_numbers_is_the_known_one() -> None:
+    """Best uniform quantizer of 16 levels: step .3352 standard deviations (Max 1960, table II)."""
+    model = net()
+    fit_ranges(model, [X], bits=[4])
+    error(model, 4)
+    proxy = activation_quantizers(model)["0.input_quant"][0]
+    assert proxy(X).scale.item() / X.std().item() == pytest.approx(0.3352, rel=0.1)
+
+
+def test_the_range_follows_every_change_of_bits_and_comes_back() -> None:
+    model = net()
+    fit_ranges(model, [X])
+    proxies = activation_quantizers(model)["0.input_quant"]
+    assert current_bits(proxies[0]) == 8
+    scale = proxies[0](X).scale.item()
+    plan = Plan({"0": LayerPrecision(input=3), "2": LayerPrecision(input=8)})
+    planned = copy.deepcopy(model)
+    set_input_bits(planned, plan, (X[:1],))
+    coarse = activation_quantizers(planned)["0.input_quant"][0]
+    assert coarse(X).scale.item() < 36 * scale  # 255/7 is what the same range would give
+    set_bits(proxies, 3)
+    assert proxies[0](X).scale.item() == coarse(X).scale.item()
+    set_bits(proxies, 8)
+    assert proxies[0](X).scale.item() == scale
+
+
+def test_fitting_again_starts_from_the_calibrated_range() -> None:
+    model = net()
+    first = fit_ranges(model, [X])["0.input_quant"]
+    set_bits(activation_quantizers(model)["0.input_quant"], 2)
+    assert fit_ranges(model, [X])["0.input_quant"] == first
+    value = range_parameter(activation_quantizers(model)["0.input_quant"][0])
+    with torch.no_grad():
+        value *= 0.5  # as training or another calibration would
+    assert fit_ranges(model, [X])["0.input_quant"][2] > first[2]
+
+
+def test_scores_see_the_fitted_ranges() -> None:
+    harms = []
+    for fitted in (False, True):
+        model = net()
+        if fitted:
+            fit_ranges(model, [X])
+        choices = make_choices(model, (X[:1],), weight=(8,), input=(2,), accumulator=(None,))
+        harms.append(score(model, [X], choices, metric="mse").harm)
+    assert all(harms[1][name][0] < harms[0][name][0] for name in harms[0])
+
+
+def test_a_quantizer_with_a_zero_point_keeps_its_range() -> None:
+    model = nn.Sequential(qnn.QuantIdentity(ShiftedUint8ActPerTensorFloat), nn.Linear(16, 4))
+    with torch.no_grad(), calibration_mode(model):
+        model(X)
+    model.eval()
+    before = [parameter.clone() for parameter in model.parameters()]
+    assert fit_ranges(model, [X]) == {}
+    assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(InvalidOption, match="2 bits or more"):
+        fit_ranges(net(), [X], bits=[1, 2])
+    with pytest.raises(EmptyCalibration):
+        fit_ranges(net(), [])

@@ -1,0 +1,93 @@
+"""The kernels for other devices give the integers of the compiled ones."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brevitas_axe.methods.solvers import (
+    LayerProblem,
+    device_kernels,
+    kernels,
+    solver,
+    solvers,
+    thresholds,
+)
+from brevitas_axe.methods.solvers.problem import LayerSolution
+from tests.methods.solvers.layers import random_problem
+
+
+def on_tensors(kernel: Any) -> Any:
+    """A kernel of tensors that takes arrays; both share their memory."""
+
+    def called(*arguments: Any) -> None:
+        kernel(*(torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arguments))
+
+    return called
+
+
+def both_ways(name: str, problem: LayerProblem, **options: Any) -> tuple[LayerSolution, ...]:
+    compiled = solver(name)(problem, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (kernels, thresholds):
+            replace(patch, module)
+        return compiled, solver(name)(problem, **options)
+
+
+def replace(patch: pytest.MonkeyPatch, module: ModuleType) -> None:
+    for kernel in ("quantize_block", "l1_thresholds"):
+        if hasattr(module, kernel):
+            patch.setattr(module, kernel, on_tensors(getattr(device_kernels, kernel)))
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_fast_solutions_are_the_same(data: st.DataObject) -> None:
+    draw = data.draw
+    groups, columns = draw(st.integers(1, 3)), draw(st.integers(1, 140))
+    problem = random_problem(
+        rows=draw(st.integers(1, 5)),
+        columns=columns,
+        groups=groups,
+        signed=draw(st.booleans()),
+        dead=draw(st.integers(0, min(columns, 3))),
+        seed=draw(st.integers(0, 99)),
+        dtype=torch.float64,
+        accumulator_bit_width=draw(st.one_of(st.none(), st.integers(4, 20))),
+        tile_size=draw(st.one_of(st.none(), st.integers(1, 50))),
+    )
+    name, order = draw(st.sampled_from(sorted(solvers()))), draw(st.booleans())
+    one, two = both_ways(name, problem, act_order=order)
+    assert torch.equal(one.integers, two.integers)
+
+
+def test_the_search_finds_the_same_rows() -> None:
+    problem = random_problem(
+        rows=40, columns=96, dtype=torch.float64, accumulator_bit_width=13, tile_size=32
+    )
+    one, two = both_ways("qronos", problem, quality="best")
+    assert torch.equal(one.integers, two.integers)
+    torch.testing.assert_close(one.scale, two.scale)
+
+
+@given(
+    columns=st.integers(1, 30),
+    tile=st.integers(1, 40),
+    radius=st.floats(0.01, 20),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_thresholds_are_the_same(columns: int, tile: int, radius: float, seed: int) -> None:
+    weight = torch.randn(4, columns, generator=torch.Generator().manual_seed(seed)).double()
+    tile = min(tile, columns)
+    balls = torch.full((4, -(-columns // tile)), radius, dtype=torch.float64)
+    one, two = torch.empty_like(balls), torch.empty_like(balls)
+    kernels.l1_thresholds(weight.numpy(), tile, balls.numpy(), one.numpy())
+    device_kernels.l1_thresholds(weight, tile, balls, two)
+    torch.testing.assert_close(one, two)

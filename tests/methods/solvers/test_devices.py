@@ -1,0 +1,43 @@
+"""Solvers on another device: nothing is mixed with the CPU, and the integers are the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from brevitas_axe.methods.solvers import solver, solvers
+from tests.elsewhere import DEVICE, Elsewhere
+from tests.methods.solvers.layers import random_problem
+
+CASES = {
+    "tiles": {"tile_size": 10, "accumulator_bit_width": 14, "dead": 2},
+    "whole rows": {"accumulator_bit_width": 12, "signed": True, "mean": 0.3},
+    "no limit": {"groups": 2},
+    "bias": {"accumulator_bit_width": 13, "bias": True},
+    "one scale": {"accumulator_bit_width": 13, "shared_scale": True},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("quality", ["fast", "best"])
+@pytest.mark.parametrize("name", sorted(solvers()))
+def test_the_same_integers_as_on_the_cpu(name, quality, case):
+    problem = random_problem(5, 24, dtype=torch.float64, **CASES[case])
+    if case == "one scale":
+        problem.scale.fill_(problem.scale.max())
+    expected = solver(name)(problem, act_order=True, quality=quality)
+    with Elsewhere():
+        found = solver(name)(problem.to(DEVICE), act_order=True, quality=quality)
+        assert found.integers.device == found.scale.device == DEVICE
+        integers, scale = found.integers.cpu(), found.scale.cpu()
+    assert torch.equal(integers, expected.integers)
+    torch.testing.assert_close(scale, expected.scale)
+
+
+def test_mixing_devices_is_noticed():
+    with Elsewhere():
+        there = torch.zeros(3, device=DEVICE)
+        with pytest.raises(RuntimeError, match="mixes tensors"):
+            there + torch.ones(3)
+        with pytest.raises(RuntimeError, match="numpy"):
+            there.numpy()

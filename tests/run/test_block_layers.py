@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from brevitas import nn as qnn
+
+from brevitas_axe.model.stack import Alone, find_blocks, record_calls, with_hidden
+from brevitas_axe.run.block_layers import Recipe
+from tests.run.tiny import LAYERS, batches, tiny
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(
+    "options", [{}, {"smooth": 0.5}, {"rotate": True}, {"smooth": 0.3, "rotate": True}], ids=str
+)
+def test_outputs_are_those_of_the_float_block(kind: str, options: dict) -> None:
+    model, data = tiny(kind).eval(), batches(kind)
+    if kind != "vit":
+        data[-1] = data[-1][:, :9]  # sequences of another length
+    blocks = find_blocks(model)
+    name, block = next(iter(blocks.items()))
+    with torch.no_grad():
+        hidden, calls = record_calls(model, blocks, [((x,), {}) for x in data])
+        alone = Alone(name, block)
+        full = [with_hidden(c, h) for c, h in zip(calls[0], hidden, strict=True)]
+        pairs = list(zip(full, full, strict=True))
+        wanted = [alone(*pair) for pair in pairs]
+        given = Recipe(**options).apply(alone, pairs)
+    for mine, theirs in zip(given, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    layers = [m for m in alone.modules() if isinstance(m, qnn.QuantLinear)]
+    assert len(layers) == LAYERS[kind]
+    assert alone(*pairs[0]).isfinite().all()
+    assert not torch.equal(alone(*pairs[0]), wanted[0])

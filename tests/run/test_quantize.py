@@ -1,0 +1,147 @@
+"""The whole run in one call: prepared, solved, proven."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from brevitas import nn as qnn
+from brevitas.graph.calibrate import calibration_mode
+from brevitas.quant import Int8ActPerTensorFloat
+from torch import nn
+
+from brevitas_axe.errors import AccumulatorTooNarrow, InvalidOption
+from brevitas_axe.model.apply.activations import set_input_bits
+from brevitas_axe.model.layers import find_layers, integer_weight
+from brevitas_axe.model.prepare import as_batches, to_brevitas
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.run.quantize import quantize
+from tests.model.test_prepare import MODELS, Attention, Branches, X, conv_net
+
+BATCHES = [X, X.flip(0)]
+
+
+def run(model: nn.Module, **options):
+    options = {"accumulator_bit_width": 16, "weight_bit_width": 8, "progress": False, **options}
+    return quantize(model, BATCHES, **options)
+
+
+def integers(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: integer_weight(name, layer)[0] for name, layer in find_layers(model).items()}
+
+
+def same(one: dict, other: dict) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_plain_models_come_back_proven(build):
+    model = build().eval()
+    with torch.no_grad():
+        expected = model(X)
+    never_reached = ("rare",) if build is Branches else ()
+    result = run(model, accumulator_bit_width=18, exclude=never_reached)
+    judged = [e for e in result.certificate.entries if e.layer in result.plan.layers]
+    assert len(judged) == len(result.plan.layers) == len(result.layers)
+    assert all(entry.fits and entry.target == 18 for entry in judged)
+    # Attention also multiplies activations with each other; no width can be set for that.
+    assert result.certificate.ok or build is Attention
+    with torch.no_grad():
+        actual = result.model(X)
+    assert (actual - expected).norm() < 0.15 * expected.norm()
+
+
+@pytest.mark.parametrize("algorithm", ["gpfq", "gptq", "qronos"])
+@pytest.mark.parametrize("quality", ["fast", "best"])
+@pytest.mark.parametrize(("bits", "tile"), [(12, None), (14, 8), (None, None)])
+def test_every_level_is_proven(algorithm, quality, bits, tile):
+    result = run(
+        conv_net(),
+        accumulator_bit_width=bits,
+        tile_size=tile,
+        algorithm=algorithm,
+        quality=quality,
+    )
+    assert result.certificate.ok
+    assert {p.accumulator for p in result.plan.layers.values()} == {bits}
+
+
+def test_the_plan_says_what_the_model_has_and_gives_the_same_again():
+    calibrated = to_brevitas(conv_net(), as_batches(BATCHES), weight_bit_width=3, input_bit_width=5)
+    first = run(calibrated, accumulator_bit_width=13)
+    assert first.plan["0"] == LayerPrecision(3, 8, 13, None)
+    assert first.plan["4"] == LayerPrecision(3, 5, 13, None)
+    again = quantize(calibrated, BATCHES, plan=Plan.from_json(first.plan.to_json()), progress=False)
+    assert again.plan == first.plan
+    assert same(integers(first.model), integers(again.model))
+
+
+def test_the_given_model_and_data_are_not_touched():
+    for model in (conv_net().train(), to_brevitas(conv_net(), as_batches(BATCHES)).train()):
+        state, data = copy.deepcopy(model.state_dict()), [x.clone() for x in BATCHES]
+        modes = [module.training for module in model.modules()]
+        run(model)
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        assert all(torch.equal(x, y) for x, y in zip(data, BATCHES, strict=True))
+        assert [module.training for module in model.modules()] == modes
+
+
+def test_a_killed_run_continues(tmp_path):
+    expected = integers(run(conv_net(), state=tmp_path).model)
+    (tmp_path / "layer-0002.solved").unlink()
+    result = run(conv_net(), state=tmp_path)
+    assert [entry["resumed"] for entry in result.layers] == [True, True, False]
+    assert same(integers(result.model), expected)
+
+
+def test_a_plain_model_gets_ranges_that_fit_its_planned_bits():
+    source = conv_net().eval()
+    plan = Plan({name: LayerPrecision(weight=8, input=2) for name in ("4", "7")})
+    kept = to_brevitas(source, as_batches(BATCHES), weight_bit_width=8)
+    set_input_bits(kept, plan, (X[:1],))
+    errors = []
+    for model in (source, kept):
+        solved = quantize(model, BATCHES, plan=plan, weight_bit_width=8, progress=False).model
+        with torch.no_grad():
+            errors.append(float((solved(X) - source(X)).square().mean()))
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_excluded_layers_stay_out_of_plan_and_verdict():
+    result = run(conv_net(), exclude=("0",), accumulator_bit_width=10, input_bit_width=4)
+    assert set(result.plan.layers) == {"4", "7"}
+    assert result.certificate.ok
+    assert len(result.certificate.excluded) == 1
+
+
+def test_an_excluded_recurrent_layer_does_not_stop_the_run():
+    class Memory(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.memory = qnn.QuantLSTM(8, 6)
+            self.head = qnn.QuantLinear(6, 3, input_quant=Int8ActPerTensorFloat)
+
+        def forward(self, x):
+            return self.head(self.memory(x)[0])
+
+    model = Memory()
+    x = torch.randn(5, 2, 8)
+    with torch.no_grad(), calibration_mode(model.eval()):
+        model(x)
+    result = quantize(model, [x], accumulator_bit_width=12, exclude=("memory",), progress=False)
+    assert list(result.plan.layers) == ["head"]
+    assert all(e.fits for e in result.certificate.entries if e.layer == "head")
+
+
+def test_a_width_that_leaves_only_zeros_is_refused_before_any_work(tmp_path):
+    with pytest.raises(AccumulatorTooNarrow, match=r"8-bit .* '0', .* \[0, 255\].* 9 bits or more"):
+        run(conv_net(), accumulator_bit_width=8, state=tmp_path)
+    assert not any(tmp_path.iterdir())
+    run(conv_net(), accumulator_bit_width=9, input_bit_width=4)
+
+
+def test_a_plan_and_one_width_are_not_mixed():
+    for options in ({"accumulator_bit_width": 12}, {"accumulator_bit_width": None, "tile_size": 8}):
+        with pytest.raises(InvalidOption, match="either a plan or one"):
+            run(conv_net(), plan=Plan(), **options)

@@ -1,0 +1,396 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import itertools
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from brevitas import nn as qnn
+from brevitas.graph.calibrate import calibration_mode
+from brevitas.graph.quantize import layerwise_quantize
+from brevitas.quant import Int8ActPerTensorFloat
+from torch import nn
+
+from brevitas_axe import Int8WeightPerChannelFloatAXE
+from brevitas_axe.errors import (
+    AccumulatorTooNarrow,
+    AxeError,
+    InvalidOption,
+    InvalidState,
+    InvalidTile,
+    NotEnoughMemory,
+    UnsupportedLayer,
+)
+from brevitas_axe.export.layers import export_layers
+from brevitas_axe.model.layers import find_layers, integer_weight
+from brevitas_axe.model.offload import bring_in
+from brevitas_axe.model.stack import find_blocks, left_in_float, to_linears
+from brevitas_axe.proof.certificate import certify
+from brevitas_axe.run.quantize_blocks import quantize_blocks
+from brevitas_axe.run.solve import axe_mode
+from tests.run.tiny import LAYERS, batches, tiny
+
+P, TILE = 14, 24
+
+
+def integers(model: nn.Module) -> dict[str, np.ndarray]:
+    found = find_layers(model)
+    return {name: integer_weight(name, layer)[0].numpy() for name, layer in found.items()}
+
+
+def solve(model: str | nn.Module, **options):
+    """Solves a tiny model, given itself or by name."""
+    widths = {"accumulator_bit_width": P, "tile_size": TILE, "progress": False, "quality": "fast"}
+    kinds = {type(tiny(kind)): kind for kind in LAYERS}
+    kind = model if isinstance(model, str) else kinds[type(model)]
+    model = tiny(kind) if isinstance(model, str) else model
+    return quantize_blocks(model, batches(kind), **{**widths, **options})
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_family_is_solved_and_proven(kind: str) -> None:
+    result = solve(kind)
+    assert result.certificate.require().ok
+    assert len(result.layers) == len(result.plan.layers) == 2 * LAYERS[kind]
+    quantized = set(find_layers(result.model))
+    assert quantized == set(result.plan.layers)
+    assert not quantized & set(result.floats)
+    assert any("attention" in name or "attn" in name for name in result.floats)
+    for name, weight in integers(result.model).items():
+        for start in range(0, weight.shape[1], TILE):
+            tile = weight[:, start : start + TILE]
+            up, down = tile.clip(min=0).sum(1), -tile.clip(max=0).sum(1)
+            # Signed 8-bit inputs: a positive weight meets at most 127 or -128.
+            worst = np.maximum(127 * up + 128 * down, 128 * up + 127 * down).max()
+            assert worst <= 2 ** (P - 1) - 1, name
+    with torch.no_grad():
+        result.model(batches(kind)[0])
+
+
+def test_the_log_says_how_wide_every_accumulator_is() -> None:
+    result = solve("gpt2")
+    assert [entry["block"] for entry in result.layers] == [0] * 4 + [1] * 4
+    for entry in result.layers:
+        tiles = -(-entry["inputs"] // TILE)
+        assert entry["inner_bits"] <= entry["accumulator"] == P
+        assert entry["outer_bits"] <= entry["outer_bound"] == P + (tiles - 1).bit_length()
+        assert 0 <= entry["budget_used"] <= 1
+        assert {"error", "error_rounded", "seconds"} <= set(entry)
+
+
+def three_blocks() -> nn.Module:
+    model = tiny("gpt2").eval()
+    model.transformer.h.insert(0, copy.deepcopy(model.transformer.h[1]))
+    model.config.use_cache = False  # two blocks now share a place in it
+    return model
+
+
+@pytest.mark.parametrize(("quality", "passed"), [("fast", None), ("best", None), ("fast", 1)])
+def test_blocks_give_the_integers_of_the_whole_model(quality: str, passed: int | None) -> None:
+    whole = three_blocks()
+    block = f"transformer.h.{passed}."
+    exclude = [name for name in left_in_float(whole) if name.startswith(block)]
+    to_linears(whole)
+    options = {
+        "weight_quant": Int8WeightPerChannelFloatAXE,
+        "weight_bit_width": 4,
+        "weight_accumulator_bit_width": None,
+        "input_quant": Int8ActPerTensorFloat,
+    }
+    layerwise_quantize(whole, {nn.Linear: (qnn.QuantLinear, options)}, ["lm_head", *exclude])
+    data = batches("gpt2")
+    with torch.no_grad(), calibration_mode(whole):
+        for x in data:
+            whole(x, use_cache=False)
+    mode = axe_mode(whole, P, accumulator_tile_size=TILE, solver="qronos", quality=quality)
+    with torch.no_grad(), mode as axe:
+        for x in data:
+            axe.model(x, use_cache=False)
+        while axe.update():
+            pass
+    blocks = integers(solve(three_blocks(), quality=quality, exclude=exclude).model)
+    assert blocks.keys() == integers(whole).keys()
+    for name, weight in integers(whole).items():
+        assert np.array_equal(weight, blocks[name]), name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activations": activations, "symmetric": symmetric}
+        for activations, symmetric in itertools.product(("static", "dynamic", "per_token"), (0, 1))
+    ],
+    ids=str,
+)
+def test_every_kind_of_activation_is_proven(options: dict) -> None:
+    options["symmetric"] = bool(options["symmetric"])
+    result = solve("llama", **options)
+    assert result.certificate.require().ok
+    for entry in result.certificate.judged:
+        moving = options["activations"] != "static" and not options["symmetric"]
+        assert (entry.input_range == (-255, 255)) == moving
+
+
+@pytest.mark.parametrize("options", [{"smooth": 0.5}, {"rotate": True}])
+def test_transforms_keep_the_guarantee(options: dict) -> None:
+    result = solve("llama", **options)
+    assert result.certificate.require().ok
+    assert len(result.plan.layers) == 2 * LAYERS["llama"]
+
+
+def test_every_tile_may_have_its_own_scale() -> None:
+    size = 8
+    result = solve("bert", tile_size=size, tile_scales=True, quality="best", smooth=0.5)
+    result.certificate.require()
+    for name, layer in find_layers(result.model, tile_scales=True).items():
+        q, scale = (part.double() for part in integer_weight(name, layer))
+        tiles = q.unflatten(1, (-1, size))
+        assert (tiles.clamp(min=0).sum(-1) - tiles.clamp(max=0).sum(-1)).max() * 128 < 2 ** (P - 1)
+        scale = scale.unflatten(1, (-1, size))
+        assert torch.equal(scale, scale[..., :1].expand_as(scale))
+        assert not torch.equal(scale[:, 0], scale[:, 1])
+        # Integers of one unit in every tile, then scaled, then added.
+        x = torch.randn(5, q.shape[1])
+        arrived = layer.input_quant(x)
+        inputs = (arrived.value / arrived.scale).round().double().unflatten(1, (-1, size))
+        inner = torch.einsum("ntk,rtk->nrt", inputs, tiles)
+        wanted = (inner * scale[..., 0]).sum(-1) * arrived.scale + layer.bias
+        torch.testing.assert_close(layer(x).double(), wanted.double(), rtol=1e-4, atol=1e-5)
+    for entry in result.certificate.judged:
+        assert (entry.outer_width, entry.outer_bound) == (None, None)
+        assert any("scales of their own" in note for note in entry.assumptions)
+
+
+def test_without_a_limit_tiles_have_scales_too() -> None:
+    result = solve("llama", accumulator_bit_width=None, tile_size=16, tile_scales=True)
+    assert result.model(batches("llama")[0]).logits.isfinite().all()
+
+
+def test_scales_per_tile_are_proven_and_bound_by_that_tile_only(tmp_path: Path) -> None:
+    model = solve("bert", tile_size=8, tile_scales=True).model
+    x = (batches("bert")[0],)
+
+    def first_layer(tile: int | None):
+        certificate = certify(model, P, tile_size=tile, args=x)
+        return next(entry for entry in certificate.entries if "layer.0." in entry.name)
+
+    assert first_layer(4).proven
+    for tile in (None, 12, 16):
+        entry = first_layer(tile)
+        assert not entry.proven
+        assert "give tiles of 8" in entry.reason
+    with pytest.raises(InvalidTile, match=r"layer\.0.*tiles of 8"):
+        axe_mode(model, P, accumulator_tile_size=16)
+    with pytest.raises(UnsupportedLayer, match=r"layer\.0.*group-wise"):
+        export_layers(model, tmp_path)
+
+
+def test_workers_give_the_integers_of_one() -> None:
+    with joblib.parallel_config("threading"):
+        one, two = (integers(solve("vit", workers=workers).model) for workers in (1, 2))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_excluded_layers_stay_in_float() -> None:
+    name = "model.layers.1.mlp.down_proj"
+    result = solve("llama", exclude=[name])
+    assert name in result.floats
+    assert name not in result.plan.layers
+    assert isinstance(result.model.get_submodule(name), nn.Linear)
+    assert result.certificate.ok
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_block_without_layers_to_solve_is_passed(index: int) -> None:
+    names = [n for n in left_in_float(tiny("gpt2")) if n.startswith(f"transformer.h.{index}.")]
+    result = solve("gpt2", exclude=names)
+    result.certificate.require()
+    assert set(names) < set(result.floats)
+    assert [entry["block"] for entry in result.layers] == [1 - index] * LAYERS["gpt2"]
+    assert set(find_layers(result.model)) == set(result.plan.layers)
+    attention = [n for n in result.floats if n.startswith(f"transformer.h.{index}.attn")]
+    assert len(attention) > 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exclude": ["lm_head"]}, "'lm_head' is not in a block"),
+        ({"exclude": left_in_float(tiny("llama"))[:-1]}, "every layer of the blocks is excluded"),
+        ({"activations": "weekly"}, "choose from static, dynamic, per_token"),
+        ({"smooth": 2.0}, "between 0 and 1"),
+        ({"weight_bit_width": 1}, "2 bits or more"),
+        ({"tile_scales": True, "tile_size": None}, "size of the tiles"),
+        ({"stack": "model.norm"}, "no stack of blocks"),
+    ],
+)
+def test_bad_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(InvalidOption, match=message):
+        solve("llama", **options)
+
+
+def test_an_accumulator_too_narrow_is_named_before_any_work() -> None:
+    with pytest.raises(AccumulatorTooNarrow, match=r"model\.layers\.0"):
+        solve("llama", accumulator_bit_width=8)
+
+
+def test_a_refused_option_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = tiny("gpt2").train()
+    before, modules = copy.deepcopy(model.state_dict()), dict(model.named_modules())
+    solve("gpt2", state=tmp_path)
+    (tmp_path / "file").touch()
+    refused = [
+        {"quality": "bst"},
+        {"algorithm": "newton"},
+        {"accumulator_bit_width": 1},
+        {"accumulator_bit_width": 8, "smooth": 0.5, "rotate": True},
+        {"accumulator_bit_width": P + 1, "state": tmp_path},
+        {"state": tmp_path / "file"},
+        {"weight_bit_width": 0},
+        {"tile_size": -1},
+        {"workers": 0},
+    ]
+    for options in refused:
+        with pytest.raises(AxeError):
+            solve(model, **options)
+        assert model.training, options
+        assert dict(model.named_modules()) == modules, options
+        state = model.state_dict()
+        assert all(torch.equal(before[name], value) for name, value in state.items()), options
+    solved, fresh = integers(solve(model).model), integers(solve("gpt2").model)
+    assert all(np.array_equal(solved[name], weight) for name, weight in fresh.items())
+
+
+@pytest.mark.parametrize(
+    "options", [{"quality": "bst"}, {"algorithm": "newton"}, {"tile_size": 0}], ids=str
+)
+def test_options_are_checked_before_the_model_runs(options: dict, monkeypatch) -> None:
+    model = tiny("vit")
+    monkeypatch.setattr(type(model), "forward", lambda self, *args: pytest.fail("it ran"))
+    with pytest.raises(AxeError):
+        solve(model, **options)
+
+
+def test_a_change_between_blocks_is_refused() -> None:
+    model = tiny("vit")
+    model.layers[0].register_forward_hook(lambda _, args, output: output * 10)  # inside: accepted
+    solve(model)
+    model = tiny("vit")
+    model.layers[1].register_forward_pre_hook(lambda _, args: (args[0] * 10, *args[1:]))
+    with pytest.raises(UnsupportedLayer, match=r"block 'layers\.1' does not get"):
+        solve(model)
+    assert not find_layers(model)
+
+
+def test_quantized_models_are_sent_elsewhere() -> None:
+    model = solve("vit").model
+    with pytest.raises(InvalidOption, match=r"brevitas_axe\.quantize"):
+        quantize_blocks(model, batches("vit"), progress=False)
+
+
+def test_memory_that_runs_out_brings_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def update(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(axe_mode, "update", update)
+    with pytest.raises(NotEnoughMemory, match=r"encoder\.layer\.0.*fewer or shorter.*offload="):
+        solve("bert")
+
+
+@pytest.mark.parametrize("full", [0, 2], ids=["at the first forward", "at a later one"])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError(), RuntimeError("DefaultCPU: can't allocate memory")],
+    ids=lambda error: type(error).__name__,
+)
+def test_so_does_memory_that_runs_out_before_the_first_block(full: int, error: Exception) -> None:
+    model, seen = tiny("bert"), []
+
+    def embed(*_) -> None:
+        seen.append(1)
+        if len(seen) > full:
+            raise error
+
+    model.embeddings.register_forward_pre_hook(embed)
+    with pytest.raises(NotEnoughMemory, match=r"in the float model.*smaller batches.*offload="):
+        solve(model)
+
+
+_KILLED_RUN = """
+import os, signal, sys, warnings
+warnings.simplefilter("ignore")
+from tests.run.tiny import batches, tiny
+from brevitas_axe import quantize_blocks
+from brevitas_axe.run.solve.state import SavedLayers
+
+save, solved = SavedLayers.save, []
+def killing(self, *arguments):
+    save(self, *arguments)
+    solved.append(1)
+    if len(solved) == 6:  # the second layer of the second block
+        os.kill(os.getpid(), signal.SIGKILL)
+
+SavedLayers.save = killing
+widths = {"accumulator_bit_width": 14, "tile_size": 24, "progress": False}
+folders = {"state": sys.argv[1], "offload": sys.argv[2]}
+quantize_blocks(tiny("gpt2"), batches("gpt2"), **widths, **folders)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_integers(tmp_path: Path) -> None:
+    state, offload = tmp_path / "state", tmp_path / "offload"
+    solve("gpt2", accumulator_bit_width=None, offload=offload)  # another run's leavings
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED_RUN, str(state), str(offload)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert len(list(state.rglob("*.solved"))) == 6
+    resumed = solve("gpt2", quality="best", state=state, offload=offload)
+    assert [entry["resumed"] for entry in resumed.layers] == [True] * 6 + [False] * 2
+    fresh = solve("gpt2", quality="best")
+    for block in find_blocks(resumed.model).values():
+        bring_in(block)
+    wanted = integers(fresh.model)
+    for name, weight in integers(resumed.model).items():
+        assert np.array_equal(weight, wanted[name]), name
+    told = {"seconds", "resumed"}  # the rest of the log is the fresh run's
+    for mine, theirs in zip(resumed.layers, fresh.layers, strict=True):
+        assert {k: v for k, v in mine.items() if k not in told} == {
+            k: v for k, v in theirs.items() if k not in told
+        }
+    with pytest.raises(InvalidState, match="another"):
+        solve("gpt2", quality="best", accumulator_bit_width=P + 1, state=state)
+
+
+def test_states_without_log_entries_still_load(tmp_path: Path) -> None:
+    fresh = solve("vit", state=tmp_path)
+    for path in tmp_path.rglob("*.solved"):
+        with np.load(io.BytesIO(path.read_bytes()[32:])) as data:
+            older = {key: data[key] for key in data.files if key != "entry"}
+        np.savez_compressed(buffer := io.BytesIO(), **older)
+        path.write_bytes(hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+    resumed = solve("vit", state=tmp_path)
+    assert all(entry["resumed"] and "error" not in entry for entry in resumed.layers)
+    wanted = integers(fresh.model)
+    assert all(np.array_equal(wanted[n], q) for n, q in integers(resumed.model).items())
+
+
+def test_the_model_and_its_data_are_left_as_they_were() -> None:
+    model, data = tiny("opt").train(), batches("opt")
+    before = copy.deepcopy(data)
+    quantize_blocks(model, data, quality="fast", progress=False)
+    assert model.training
+    assert all(torch.equal(a, b) for a, b in zip(before, data, strict=True))
+    hooks = [n for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert not hooks

@@ -1,0 +1,112 @@
+"""The HTML page: complete, self-contained, escaped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.show import open_folder, write_folder
+from brevitas_axe.show.page import page
+from tests.show.markup import HOSTILE, read
+from tests.show.samples import ARM, FLOAT, PLAN, certificate, entry
+
+
+def test_page_is_well_formed_and_fetches_nothing() -> None:
+    summary = {"title": "Run", "accumulator": 12, "arms": [FLOAT, ARM], "seconds": 3.2}
+    checker = read(page(summary, certificate(entry("conv"), entry("fc")), PLAN))
+    assert "script" not in checker.tags
+    assert {"table", "svg"} <= checker.tags
+    assert checker.addresses  # to parts of the page, as `read` checks
+    assert not any(tag.startswith(("rdf:", "cc:", "dc:")) for tag in checker.tags)
+    text = " ".join(checker.text)
+    assert "97.5 %" in text
+    assert "98.4 %" in text
+    assert "UINT4" in text
+
+
+def test_every_text_is_escaped() -> None:
+    summary = {
+        "title": HOSTILE,
+        "description": HOSTILE,
+        "arms": [{**ARM, "name": HOSTILE, "note": HOSTILE}],
+        "layers": [{"name": HOSTILE, "error_rounded": 1.0, "error": 0.5, "seconds": 0.1}],
+        "environment": {HOSTILE: HOSTILE},
+    }
+    bad = entry(HOSTILE, proven=False, op=HOSTILE, weight_type=HOSTILE, reason=HOSTILE)
+    checker = read(page(summary, certificate(bad), Plan({HOSTILE: LayerPrecision()})))
+    assert "script" not in checker.tags
+    assert HOSTILE in " ".join(checker.text)
+
+
+def test_page_says_when_nothing_is_proven() -> None:
+    unknown = entry(
+        "gru", proven=False, reason="no input quantizer", width=None, minimum=None, maximum=None,
+    )  # fmt: skip
+    html = page({"title": "Run"}, certificate(unknown, entry("fc", target=8)))
+    assert html.count(">not proven<") == 3  # the verdict, and both layers
+    assert "no input quantizer" in html
+    assert "needs 12 bits, target 8" in html
+
+
+def test_excluded_layers_are_shown_without_a_claim() -> None:
+    html = page({"title": "Run"}, certificate(entry("a"), entry("head"), excluded=("head",)))
+    assert ">excluded<" in html
+    assert html.count(">proven<") == 2  # the verdict, and layer a
+
+
+def test_costs_are_shown_with_and_without_the_budget() -> None:
+    row = {"accumulator": 12, "lut": 400, "unlimited_accumulator": 16, "unlimited_lut": 500}
+    rows = [{"name": HOSTILE, **row}, {"name": "fc", **row}]
+    text = read(page({"title": "Run", "resources": rows})).text
+    for value in (HOSTILE, "LUT without budget", "400", "500", "800", "1000"):
+        assert value in text
+
+
+def test_an_arm_of_another_kind_is_drawn_too() -> None:
+    html = page({"title": "Run", "arms": [{**ARM, "kind": "theirs"}]})
+    assert "svg" in read(html).tags
+
+
+def test_title_alone_is_enough() -> None:
+    assert "<table" not in page({"title": "Run"})
+
+
+def test_page_is_reproducible() -> None:
+    summary = {"title": "Run", "arms": [FLOAT, ARM]}
+    assert page(summary, certificate(entry("conv"))) == page(summary, certificate(entry("conv")))
+
+
+def test_folder_holds_every_file(tmp_path) -> None:
+    folder = open_folder(tmp_path / "a" / "b")
+    files = write_folder(folder, {"title": "Run", "arms": [ARM]}, certificate(entry("c")), PLAN)
+    assert sorted(file.name for file in files) == sorted(p.name for p in folder.iterdir())
+    assert Plan.load(folder / "plan.json") == PLAN
+    assert json.loads((folder / "summary.json").read_text())["arms"] == [ARM]
+
+
+def test_a_folder_is_not_begun_before_all_is_made(tmp_path) -> None:
+    with pytest.raises(KeyError):
+        write_folder(tmp_path, {"title": "Run", "arms": [{}]}, certificate(entry("c")), PLAN)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_summary_is_strict_json(tmp_path) -> None:
+    numbers = {"perplexity": float("inf"), "loss": float("nan"), "seed": 3}
+    summary = {"title": "Run", "environment": numbers}
+    write_folder(tmp_path, summary, certificate(entry("c")), PLAN)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    text = (tmp_path / "summary.json").read_text()
+    found = json.loads(text, parse_constant=refuse)
+    assert found["environment"] == {"perplexity": None, "loss": None, "seed": 3}
+
+
+def test_folder_that_cannot_be_made_is_refused_by_name(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidOption, match="--output"):
+        open_folder(tmp_path / "file" / "folder")
