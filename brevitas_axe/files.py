@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from brevitas_axe.errors import InvalidPlan
 
 
 def json_text(content: Any) -> str:
@@ -33,3 +36,43 @@ def write_whole(path: str | Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """Text of a JSON file; InvalidPlan where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidPlan(f"the {what} {path} cannot be read: {error}.") from None
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key appears twice in one object")
+    return result
+
+
+def parse_object(text: str, what: str, form: str, keys: Iterable[str]) -> dict[str, Any]:
+    """A JSON object with exactly the given keys besides 'format', whose value must be `form`.
+
+    Args:
+        text: JSON.
+        what: kind of file, for messages: "plan".
+        form: expected value of 'format'.
+        keys: the other keys.
+
+    Raises:
+        InvalidPlan: anything else, duplicate keys included.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise InvalidPlan(f"the {what} is not valid JSON: {error}.") from None
+    keys = ["format", *keys]
+    if not isinstance(data, dict) or set(data) != set(keys):
+        listed = ", ".join(f"'{key}'" for key in keys)
+        raise InvalidPlan(f"a {what} is a JSON object with exactly the keys {listed}.")
+    if data["format"] != form:
+        raise InvalidPlan(f"the {what}'s format is {data['format']!r}, expected {form!r}.")
+    return data

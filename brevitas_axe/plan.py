@@ -10,50 +10,10 @@ from typing import Any
 
 from brevitas_axe.accumulator import check_bit_width, tile_starts
 from brevitas_axe.errors import InvalidPlan
-from brevitas_axe.files import write_whole
+from brevitas_axe.files import parse_object, read_text, write_whole
 
 _FORMAT = "brevitas_axe.plan.v1"
 _CHOICES_FORMAT = "brevitas_axe.choices.v1"
-
-
-def read_text(path: str | Path, what: str) -> str:
-    """Text of a JSON file; InvalidPlan where it cannot be read."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidPlan(f"the {what} {path} cannot be read: {error}.") from None
-
-
-def parse_object(text: str, what: str, form: str, keys: Iterable[str]) -> dict[str, Any]:
-    """A JSON object with exactly the given keys besides 'format', whose value must be `form`.
-
-    Args:
-        text: JSON.
-        what: kind of file, for messages: "plan".
-        form: expected value of 'format'.
-        keys: the other keys.
-
-    Raises:
-        InvalidPlan: anything else, duplicate keys included.
-    """
-    try:
-        data = json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise InvalidPlan(f"the {what} is not valid JSON: {error}.") from None
-    keys = ["format", *keys]
-    if not isinstance(data, dict) or set(data) != set(keys):
-        listed = ", ".join(f"'{key}'" for key in keys)
-        raise InvalidPlan(f"a {what} is a JSON object with exactly the keys {listed}.")
-    if data["format"] != form:
-        raise InvalidPlan(f"the {what}'s format is {data['format']!r}, expected {form!r}.")
-    return data
-
-
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key appears twice in one object")
-    return result
 
 
 def _layer_objects(data: dict[str, Any], what: str) -> dict[str, Any]:

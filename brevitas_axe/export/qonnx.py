@@ -42,8 +42,9 @@ from torch import Tensor, nn
 from brevitas_axe.errors import ExportRefused, InvalidOption
 from brevitas_axe.export.finn import check_finn
 from brevitas_axe.files import write_whole
-from brevitas_axe.model.layers import Layer, evaluating, find_layers, integer_weight, observe_inputs
+from brevitas_axe.model.layers import Layer, find_layers, integer_weight
 from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
+from brevitas_axe.model.running import evaluating, observe_inputs
 from brevitas_axe.proof.certificate import Certificate, certify_file
 
 # Key of the metadata (qonnx's `get_metadata_prop`) that lists the proven accumulators by node name.

@@ -8,8 +8,6 @@ over its whole kernel; an output pixel meets a subset of these taps, so bounds a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -208,65 +206,6 @@ def _finds_zero_points(proxy: Layer) -> bool:
         return False
     fused: Layer = proxy.fused_activation_quant_proxy
     return not isinstance(fused.tensor_quant.zero_point_impl, ZeroZeroPoint)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and every module's own mode again afterwards, whatever happens."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
-def first_input(args: tuple, kwargs: dict) -> Any:
-    """What a layer multiplies, of the arguments of its call."""
-    return args[0] if args else next(iter(kwargs.values()))
-
-
-def observe_inputs(
-    model: nn.Module, layers: dict[str, Layer], args: tuple, kwargs: dict | None = None
-) -> dict[str, list[InputRange | None]]:
-    """Runs one forward in evaluation mode and notes what arrives at every call of every layer.
-
-    A2Q and A2Q+ quantizers remember their input from it, so that `integer_weight` needs none.
-
-    Args:
-        model: holds the layers.
-        layers: those of interest, as `find_layers` gives them.
-        args: positional arguments of the forward.
-        kwargs: keyword arguments of the forward.
-
-    Returns:
-        Layer name → one range per call, None where the input was not quantized to integers. In
-        the order of first execution; layers that were not called are absent.
-    """
-    calls: dict[str, list[InputRange | None]] = {}
-
-    def note(name: str):
-        def hook(layer: Layer, args: tuple, kwargs: dict) -> None:
-            quantized = layer.input_quant(first_input(args, kwargs))
-            known = isinstance(quantized, IntQuantTensor)
-            calls.setdefault(name, []).append(input_range(quantized, layer) if known else None)
-            if known and is_accumulator_aware(layer):
-                layer.weight_quant.cache_inference_quant_act = True
-
-        return hook
-
-    handles = [
-        layer.register_forward_pre_hook(note(name), with_kwargs=True)
-        for name, layer in layers.items()
-    ]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*args, **(kwargs or {}))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
 
 
 def is_accumulator_aware(module: Layer) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
-from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
 from brevitas_axe.errors import EmptyCalibration, NonFiniteValues
@@ -111,8 +110,3 @@ def _columns(layer: Layer, x: Tensor) -> Tensor:
 def _accumulated(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Total + left right^T, in place after the first time."""
     return total.baddbmm_(left, right.mT) if total.dim() else left @ right.mT
-
-
-def dequantized(layer_input: Any) -> Tensor:
-    """Plain tensor of what a layer receives."""
-    return layer_input.value if isinstance(layer_input, IntQuantTensor) else layer_input

@@ -34,11 +34,12 @@ from torch import nn
 from brevitas_axe.errors import ExportRefused
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.export import qonnx as room
-from brevitas_axe.model.layers import find_layers, integer_weight, observe_inputs
+from brevitas_axe.model.layers import find_layers, integer_weight
 from brevitas_axe.model.quantizers import (
     Int8WeightPerChannelFloatAXE,
     Int8WeightPerTensorFixedPointAXE,
 )
+from brevitas_axe.model.running import observe_inputs
 from brevitas_axe.proof.certificate import certify_file
 
 BITS = 13

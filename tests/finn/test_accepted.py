@@ -25,8 +25,9 @@ from torch import nn
 
 from brevitas_axe import LayerPrecision, Plan, export_qonnx, quantize
 from brevitas_axe.export import check_finn, mend_for_finn
-from brevitas_axe.model.layers import find_layers, integer_weight, observe_inputs
+from brevitas_axe.model.layers import find_layers, integer_weight
 from brevitas_axe.model.quantizers import Int8WeightPerTensorFixedPointAXE
+from brevitas_axe.model.running import observe_inputs
 from brevitas_axe.run.finetune import finetune
 from tests.export.finn.models import halves_up
 from tests.finn.layers import accumulator_bits, match

@@ -22,11 +22,11 @@ from brevitas_axe.model.layers import (
     input_range,
     integer_weight,
     layer_groups,
-    observe_inputs,
     roll_weight,
     unroll_input,
     unroll_weight,
 )
+from brevitas_axe.model.running import observe_inputs
 
 # torch says this once per process, in whichever test comes first.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues, UnsupportedLayer
-from brevitas_axe.model.layers import find_layers, find_unquantized, observe_inputs
+from brevitas_axe.model.layers import find_layers, find_unquantized
 from brevitas_axe.model.prepare import as_batches, has_quantizers, one_sample, to_brevitas
 from brevitas_axe.model.quantizers import Int8WeightPerTensorFloatAXE
+from brevitas_axe.model.running import observe_inputs
 
 X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -24,10 +24,11 @@ from typing import Any
 from torch import nn
 
 from brevitas_axe.errors import InvalidOption, InvalidPlan, UnsupportedLayer
+from brevitas_axe.files import parse_object, read_text
 from brevitas_axe.methods.allocate.tables import check_shapes
 from brevitas_axe.methods.cost import LayerShape, widths
 from brevitas_axe.model.apply.weights import is_power_of_two, make_accumulator_aware
-from brevitas_axe.plan import Choices, LayerPrecision, parse_object, read_text
+from brevitas_axe.plan import Choices, LayerPrecision
 
 _FORMAT = "brevitas_axe.backend.v1"
 _KINDS = ("linear", "convolution", "depthwise", "grouped", "volumetric", "transposed")

@@ -23,8 +23,8 @@ from brevitas_axe.methods.allocate import Quantity, make_problem
 from brevitas_axe.methods.allocate.ilp import ilp
 from brevitas_axe.methods.sensitivity import Metric, Scores
 from brevitas_axe.methods.sensitivity.metrics import find_metric, output_tensor
-from brevitas_axe.model.layers import evaluating
 from brevitas_axe.model.prepare import as_batches
+from brevitas_axe.model.running import evaluating
 from brevitas_axe.model.stack import find_blocks
 from brevitas_axe.plan import Choices, LayerPrecision
 

@@ -19,12 +19,11 @@ from brevitas_axe.methods.cost.protocol import LayerShape
 from brevitas_axe.model.layers import (
     Layer,
     find_layers,
-    first_input,
     is_accumulator_aware,
     layer_groups,
-    observe_inputs,
     unroll_weight,
 )
+from brevitas_axe.model.running import first_input, observe_inputs
 from brevitas_axe.plan import LayerPrecision, Plan
 
 # Functions that FINN absorbs into the thresholds behind them; modules call them too.

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.model.apply.activations import activation_quantizers, current_bits, set_bits
 from brevitas_axe.model.apply.weights import is_logarithmic
-from brevitas_axe.model.layers import Layer, evaluating
-from brevitas_axe.model.moments import dequantized
+from brevitas_axe.model.layers import Layer
 from brevitas_axe.model.prepare import as_batches
+from brevitas_axe.model.running import dequantized, evaluating
 
 # Ranges tried: from all of the calibrated one down to this share of it, in equal ratios.
 LEAST, STEPS = 0.15, 24

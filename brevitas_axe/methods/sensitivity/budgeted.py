@@ -20,8 +20,9 @@ from brevitas_axe.methods.sensitivity.trials import Trials, Value
 from brevitas_axe.methods.sensitivity.twin import Part, channel_axis
 from brevitas_axe.methods.solvers import LayerProblem, LayerSolution
 from brevitas_axe.methods.solvers import solver as chosen_solver
-from brevitas_axe.model.layers import Layer, first_input, roll_weight, unroll_weight
+from brevitas_axe.model.layers import Layer, roll_weight, unroll_weight
 from brevitas_axe.model.moments import Moments, Statistics
+from brevitas_axe.model.running import first_input
 from brevitas_axe.plan import LayerPrecision
 
 Found = TypeVar("Found")

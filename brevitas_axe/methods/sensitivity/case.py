@@ -16,7 +16,6 @@ from brevitas_axe.methods.sensitivity.metrics import Metric, find_metric, output
 from brevitas_axe.methods.sensitivity.twin import (
     Grid,
     Part,
-    float_twin,
     input_grids,
     private,
     set_parameter,
@@ -32,6 +31,7 @@ from brevitas_axe.model.apply.weights import (
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import Layer, find_layers, roll_weight, unroll_weight
 from brevitas_axe.model.prepare import Batch, as_batches
+from brevitas_axe.model.running import float_twin
 from brevitas_axe.plan import Choices, LayerPrecision
 
 

@@ -12,15 +12,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from brevitas.graph.calibrate import QuantizationStatusManager
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.methods.sensitivity.metrics import output_tensor
 from brevitas_axe.model.apply.activations import activation_quantizers, set_bits
-from brevitas_axe.model.layers import Layer, evaluating, find_layers, first_input, input_range
+from brevitas_axe.model.layers import Layer, find_layers, input_range
 from brevitas_axe.model.prepare import Batch
+from brevitas_axe.model.running import evaluating, first_input
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,23 +59,6 @@ class Part:
     weight: Tensor | None = None
     grid: Grid | None = None
     bias: Tensor | None = None
-
-
-def float_twin(model: nn.Module) -> nn.Module:
-    """A deep copy in evaluation mode with every quantizer off."""
-    twin = copy.deepcopy(model).eval()
-    QuantizationStatusManager.disable_param_quantization(twin, False)
-    QuantizationStatusManager.disable_act_quantization(twin, False)
-    QuantizationStatusManager.disable_return_quant_tensor(twin)
-    for module in twin.modules():
-        part: Layer = module
-        if hasattr(module, "quant_injector"):
-            part.quant_injector = None  # a class made at run time, which cannot be pickled
-        if isinstance(module, torch.fx.GraphModule) or hasattr(module, "recompile"):
-            for node in part.graph.nodes:
-                node.type = None  # annotations as text break torch's own pickling
-            part.recompile()
-    return twin
 
 
 def private(twin: nn.Module, frozen: bool = False) -> nn.Module:

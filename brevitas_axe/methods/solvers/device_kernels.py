@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.methods.solvers.kernels import LARGEST_MAGNITUDE
+from brevitas_axe.model.l1_ball import ball_threshold
 
 
 def quantize_block(
@@ -82,22 +83,3 @@ def l1_thresholds(weight: Tensor, tile_length: int, radius: Tensor, threshold: T
         ball = radius[:, tile : tile + 1].double()
         level = ball_threshold((part - part.mean(-1, keepdim=True)).abs(), ball)
         threshold[:, tile] = level.squeeze(-1).clamp_min(0)
-
-
-def ball_threshold(sizes: Tensor, radius: Tensor) -> Tensor:
-    """What the projection on an l1 ball takes from every magnitude, in closed form.
-
-    Duchi et al. 2008, doi 10.1145/1390156.1390191, figure 1.
-
-    Args:
-        sizes: magnitudes [..., K].
-        radius: of each row's ball [..., 1].
-
-    Returns:
-        [..., 1]; at most 0 for rows inside their ball.
-    """
-    ordered = sizes.sort(-1, descending=True).values
-    excess = ordered.cumsum(-1) - radius
-    count = torch.arange(1, sizes.shape[-1] + 1, device=sizes.device)
-    active = (ordered * count > excess).sum(-1, keepdim=True).clamp(min=1)
-    return excess.gather(-1, active - 1) / active

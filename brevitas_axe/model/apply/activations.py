@@ -17,8 +17,9 @@ from torch import nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidPlan
-from brevitas_axe.model.layers import Layer, find_layers, observe_inputs
+from brevitas_axe.model.layers import Layer, find_layers
 from brevitas_axe.model.prepare import Batch, one_sample
+from brevitas_axe.model.running import observe_inputs
 from brevitas_axe.plan import Plan
 
 Ranges = Mapping[str, list[InputRange | None]]

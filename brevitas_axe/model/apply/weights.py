@@ -17,7 +17,6 @@ from brevitas_axe.model.layers import (
     find_layers,
     integer_weight,
     is_accumulator_aware,
-    observe_inputs,
     roll_weight,
     unroll_weight,
 )
@@ -36,6 +35,7 @@ from brevitas_axe.model.quantizers.a2q import (
     build_a2q,
     set_a2q_scale,
 )
+from brevitas_axe.model.running import observe_inputs
 from brevitas_axe.plan import LayerPrecision, Plan
 
 # (one scale per tensor, power of two) → what replaces an A2Q quantizer.

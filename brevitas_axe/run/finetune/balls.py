@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from brevitas_axe.errors import MissingInputQuantizer
-from brevitas_axe.methods.solvers.device_kernels import ball_threshold
 from brevitas_axe.model.apply.weights import current_scale, is_power_of_two, set_scale
-from brevitas_axe.model.layers import Layer, find_layers, observe_inputs, roll_weight, unroll_weight
+from brevitas_axe.model.l1_ball import project_on_ball
+from brevitas_axe.model.layers import Layer, find_layers, roll_weight, unroll_weight
 from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
 from brevitas_axe.model.proxies.projection import Budget, tiled
 from brevitas_axe.model.quantizers.a2q import a2q_kind, a2q_norm, cut_a2q_norm
+from brevitas_axe.model.running import observe_inputs
 
 # Scales that `ep_init` tries, from half to eight times the one it finds.
 _OCTAVES = (-1.0, 3.25)
@@ -107,21 +108,6 @@ def _squared_errors(layer: Layer, shape: torch.Size) -> Tensor:
     """Of the integers that a layer computes with, times their scale, per scale."""
     error = unroll_weight(layer, layer.quant_weight().value - layer.weight).square().sum(-1)
     return error.view(shape) if shape.numel() == error.numel() else error.sum().view(shape)
-
-
-def project_on_ball(rows: Tensor, radius: Tensor) -> Tensor:
-    """Euclidean projection on l1 balls.
-
-    Args:
-        rows: [..., K].
-        radius: of each row's ball [..., 1], > 0.
-
-    Returns:
-        [..., K]; rows inside their ball come back bit for bit.
-    """
-    sizes = rows.abs()
-    shrunk = rows.sign() * (sizes - ball_threshold(sizes, radius)).clamp(min=0)
-    return torch.where(sizes.sum(-1, keepdim=True) <= radius, rows, shrunk)
 
 
 def _norms(tiles: Tensor, budget: Budget) -> Iterator[Tensor]:

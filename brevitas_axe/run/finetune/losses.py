@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from brevitas_axe.errors import EmptyCalibration, InvalidOption
 from brevitas_axe.methods.sensitivity.metrics import output_tensor
-from brevitas_axe.model.layers import evaluating
+from brevitas_axe.model.running import evaluating
 
 Loss = Callable[[Any, Any], Tensor]
 

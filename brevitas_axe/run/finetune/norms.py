@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from brevitas_axe.errors import EmptyCalibration, UnsupportedLayer
@@ -17,8 +17,9 @@ from brevitas_axe.model.apply.weights import (
     is_shared_scale,
     write_solution,
 )
-from brevitas_axe.model.layers import Layer, evaluating, find_layers, integer_weight, unroll_weight
+from brevitas_axe.model.layers import Layer, find_layers, integer_weight, unroll_weight
 from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
+from brevitas_axe.model.running import evaluating, norm_pairs, tensor_of
 from brevitas_axe.run.finetune.losses import on_device, run
 
 
@@ -71,7 +72,7 @@ def fold_batch_norms(model: nn.Module, args: tuple) -> nn.Module:
     folded = copy.deepcopy(model).eval()
     layers = find_layers(folded)
     before = tensor_of(folded(*args))
-    for name, norm in _pairs(folded, layers, args):
+    for name, norm in norm_pairs(folded, layers, args):
         _fold(name, layers[name], folded.get_submodule(norm))
         folded.set_submodule(norm, nn.Identity())
     after = tensor_of(folded(*args))
@@ -102,40 +103,3 @@ def _fold(name: str, layer: Layer, norm: Layer) -> None:
     scale = torch.where(rows == 0, scale, scale * rows.abs())
     write_solution(name, layer, integers, scale, None)
     layer.bias = nn.Parameter((bias - norm.running_mean) * factor + shift)
-
-
-def _pairs(model: nn.Module, layers: dict[str, Layer], args: tuple) -> list[tuple[str, str]]:
-    """(layer, norm) where a norm reads what a layer gave, found by running the model."""
-    given: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors, so that an id stays theirs
-    pairs: list[tuple[str, str]] = []
-    handles = []
-
-    def leave(name: str):
-        def hook(_module: nn.Module, _args: tuple, output: Any) -> None:
-            given[id(tensor_of(output))] = name, tensor_of(output)
-
-        return hook
-
-    def enter(name: str):
-        def hook(_module: nn.Module, args: tuple) -> None:
-            if id(tensor_of(args[0])) in given:
-                pairs.append((given[id(tensor_of(args[0]))][0], name))
-
-        return hook
-
-    for name, module in model.named_modules():
-        if name in layers:
-            handles.append(module.register_forward_hook(leave(name)))
-        elif isinstance(module, _BatchNorm):
-            handles.append(module.register_forward_pre_hook(enter(name)))
-    try:
-        model(*args)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return pairs
-
-
-def tensor_of(output: Any) -> Any:
-    """The tensor inside a QuantTensor, or what is there as it is."""
-    return getattr(output, "value", output)

@@ -3,64 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import UnsupportedLayer
 from brevitas_axe.methods.solvers.problem import LayerProblem
 from brevitas_axe.model.apply.weights import current_scale, is_power_of_two, is_shared_scale
-from brevitas_axe.model.layers import Layer, evaluating, first_input, unroll_weight
-from brevitas_axe.model.moments import Moments, Statistics, dequantized
+from brevitas_axe.model.layers import Layer, unroll_weight
+from brevitas_axe.model.moments import Moments, Statistics
+from brevitas_axe.model.running import dequantized
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.run.solve.walk import SuspendedForward, abandon_all
 
 Pair = tuple[SuspendedForward, SuspendedForward | None]
-
-
-def same_input(
-    model: nn.Module, layers: dict[str, Layer], args: tuple, kwargs: dict
-) -> dict[str, tuple[str, ...]]:
-    """Layers that read the same tensor, such as query, key and value: none waits for another.
-
-    Args:
-        model: holds the layers.
-        layers: those of interest.
-        args, kwargs: of one forward.
-
-    Returns:
-        Layer name → it and those with its input, in the order of execution. A layer that the
-        forward calls several times or never is absent.
-    """
-    calls: dict[str, list[tuple[int, int]]] = {}
-    kept: list[Any] = []  # an object that is gone may lend its identity to another
-
-    def note(name: str):
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            x = first_input(args, kwargs)
-            kept.append(x)
-            # A tensor that was changed in place between two layers is not the same.
-            calls.setdefault(name, []).append((id(x), dequantized(x)._version))
-
-        return hook
-
-    handles = [
-        layer.register_forward_pre_hook(note(name), with_kwargs=True)
-        for name, layer in layers.items()
-    ]
-    try:
-        with evaluating(model), torch.inference_mode(False), torch.no_grad():
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    readers: dict[tuple[int, int], list[str]] = {}
-    for name, found in calls.items():
-        if len(found) == 1:
-            readers.setdefault(found[0], []).append(name)
-    return {name: tuple(names) for names in readers.values() for name in names}
 
 
 def collect(name: str, layer: Layer, forwards: Sequence[Pair], cross: bool, at: str) -> Moments:

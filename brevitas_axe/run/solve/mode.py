@@ -41,10 +41,11 @@ from brevitas_axe.methods.solvers.protocol import solver as chosen_solver
 from brevitas_axe.methods.solvers.tasks import solve_layers
 from brevitas_axe.model.apply.weights import apply_precision, write_solution
 from brevitas_axe.model.fingerprint import Fingerprint
-from brevitas_axe.model.layers import find_layers, find_unquantized, observe_inputs, unroll_weight
+from brevitas_axe.model.layers import find_layers, find_unquantized, unroll_weight
 from brevitas_axe.model.moments import Moments
+from brevitas_axe.model.running import observe_inputs, same_input
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.run.solve.layer_inputs import collect, collect_all, layer_problem, same_input
+from brevitas_axe.run.solve.layer_inputs import collect, collect_all, layer_problem
 from brevitas_axe.run.solve.log import describe
 from brevitas_axe.run.solve.memory import release_freed_memory
 from brevitas_axe.run.solve.state import SavedLayers

@@ -17,7 +17,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
 
-from brevitas_axe.model.layers import first_input
+from brevitas_axe.model.running import first_input
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 Modes = tuple[bool, list[tuple[bool, torch.dtype]]]

@@ -19,7 +19,8 @@ from brevitas_axe.accumulator import required_bit_width, worst_case_sums
 from brevitas_axe.errors import InvalidOption, InvalidPlan, MissingInputQuantizer
 from brevitas_axe.methods.cost import LayerShape, full_plan, layer_shapes, widths
 from brevitas_axe.model.apply.weights import apply_plan
-from brevitas_axe.model.layers import find_layers, observe_inputs
+from brevitas_axe.model.layers import find_layers
+from brevitas_axe.model.running import observe_inputs
 from brevitas_axe.plan import LayerPrecision, Plan
 
 

@@ -14,8 +14,8 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.solvers import solver, solvers
 from brevitas_axe.methods.solvers import tasks as rows
 from brevitas_axe.model.layers import Layer, find_layers, integer_weight
+from brevitas_axe.model.running import same_input
 from brevitas_axe.run.solve import axe_mode
-from brevitas_axe.run.solve.layer_inputs import same_input
 from tests.methods.solvers.layers import random_problem
 
 OPTIONS = {"act_order": True, "quality": "best"}

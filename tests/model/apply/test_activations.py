@@ -10,8 +10,9 @@ from torch import nn
 
 from brevitas_axe.errors import InvalidPlan
 from brevitas_axe.model.apply.activations import input_sources, set_input_bits, tied_layers
-from brevitas_axe.model.layers import find_layers, observe_inputs
+from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.prepare import as_batches, to_brevitas
+from brevitas_axe.model.running import observe_inputs
 from brevitas_axe.plan import LayerPrecision, Plan
 from tests.model.test_prepare import Residual, X
 

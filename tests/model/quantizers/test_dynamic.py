@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brevitas_axe import axe_gptq_mode, certify
-from brevitas_axe.model.layers import Layer, observe_inputs
+from brevitas_axe.model.layers import Layer
 from brevitas_axe.model.quantizers import (
     Int8DynamicActPerTensorFloat,
     Int8DynamicActPerTokenFloat,
@@ -15,6 +15,7 @@ from brevitas_axe.model.quantizers import (
     ShiftedUint8DynamicActPerTensorFloat,
     ShiftedUint8DynamicActPerTokenFloat,
 )
+from brevitas_axe.model.running import observe_inputs
 
 SIGNED = (Int8DynamicActPerTensorFloat, Int8DynamicActPerTokenFloat)
 SHIFTED = (ShiftedUint8DynamicActPerTensorFloat, ShiftedUint8DynamicActPerTokenFloat)

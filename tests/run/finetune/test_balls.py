@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from brevitas_axe.accumulator import a2q_l1_bound, a2q_plus_l1_bound
 from brevitas_axe.errors import MissingInputQuantizer
 from brevitas_axe.model.apply.weights import apply_plan, current_scale, is_power_of_two, set_scale
+from brevitas_axe.model.l1_ball import project_on_ball
 from brevitas_axe.model.layers import find_layers, integer_weight, unroll_weight
 from brevitas_axe.model.quantizers import (
     Int8WeightPerChannelFixedPointAXE,
@@ -24,7 +25,6 @@ from brevitas_axe.model.quantizers import (
     Int8WeightPerTensorFloatAXE,
 )
 from brevitas_axe.run.finetune import accumulator_penalty, ep_init
-from brevitas_axe.run.finetune.balls import project_on_ball
 from brevitas_axe.run.quantize import quantize
 from tests.run.finetune.nets import NETS, all_integers, batches, conv_net, same, uniform
 
