@@ -1,23 +1,75 @@
-"""The methods of a room by name: one file each, plus what other packages register.
+"""How methods are found, configured and listed: one way for every room.
 
-A file of the room is a method if it defines an object that bears the file's own name:
-`cost/bops.py` defines `bops`. Other files of the room are its tools and stay unregistered.
-Another package adds a method through an entry point, in its pyproject.toml:
+A room is a package of `brevitas_axe.methods`. A file of the room is a method if it defines an
+object that bears the file's own name: `methods/cost/bops.py` defines `bops`. Every method is an
+instance of a frozen dataclass with `facts`, the line of the catalogue that describes it; its
+options are the fields of the dataclass. Other files of a room are its tools. Another package adds a
+method through an entry point, in its pyproject.toml:
 
     [project.entry-points."brevitas_axe.cost"]
     my_cost = "my_package.costs:my_cost"
+
+Wherever a method is named, on the command line, in a recipe or in Python, it may be given options:
+"decoupled:content=attn". What stands behind a colon is `key=value`, separated by commas.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from types import ModuleType
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from brevitas_axe.errors import InvalidOption
+from brevitas_axe.errors import AxeError, InvalidOption
+
+# Every room, in the order in which a run goes through them.
+ROOMS = (
+    "transforms",
+    "inputs",
+    "ranges",
+    "cost",
+    "sensitivity",
+    "allocate",
+    "splits",
+    "solvers",
+    "caches",
+    "search",
+)
+_METHODS = "brevitas_axe.methods"
+
+Kind = Literal["MPW", "MPW+UPA", "MPW+MPA", "KV", "–"]
+Export = Literal["finn", "qonnx", "none", "–"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One line of the catalogue; it stands next to the code that it describes.
+
+    Attributes:
+        kind: class of the survey arXiv 2510.16805: MPW gives widths to weights only, MPW+UPA has
+            one width for all activations, MPW+MPA gives widths to both, KV to cached keys and
+            values; "–" for a method that chooses no widths.
+        granularity: what is treated on its own: "model", "block", "layer", "row", "channel", ...
+        signal: what the method looks at.
+        export: "finn" (FINN builds the result), "qonnx" (it runs in QONNX, FINN refuses), "none",
+            or "–" for a method that leaves no trace in the file.
+        source: paper, or "ours".
+        gradients: it differentiates the model.
+        labels: it needs labelled calibration data.
+    """
+
+    kind: Kind
+    granularity: str
+    signal: str
+    export: Export
+    source: str
+    gradients: bool = False
+    labels: bool = False
 
 
 @cache
@@ -26,49 +78,185 @@ def installed(group: str) -> tuple[EntryPoint, ...]:
     return tuple(sorted(entry_points(group=group), key=lambda entry: entry.name))
 
 
-def registered(group: str, package: ModuleType) -> dict[str, Any]:
-    """All methods of one room, its own files first, in alphabetical order.
+def methods(room: str) -> dict[str, Any]:
+    """All methods of one room by name: its own files, then those of other packages.
 
     Args:
-        group: entry-point group, for example "brevitas_axe.cost".
-        package: the room, for example `brevitas_axe.methods.cost`.
-
-    Returns:
-        Registered name → method.
+        room: one of `ROOMS`; its entry-point group is `brevitas_axe.<room>`.
 
     Raises:
-        InvalidOption: two methods of one name, or an entry point that cannot be loaded.
+        InvalidOption: no such room, two methods of one name, an entry point that cannot be loaded,
+            or an object that is no method (see `check_method`).
     """
-    methods: dict[str, Any] = {}
+    if room not in ROOMS:
+        raise InvalidOption(f"'{room}' is no room of methods; there are: {', '.join(ROOMS)}.")
+    package, group = importlib.import_module(f"{_METHODS}.{room}"), f"brevitas_axe.{room}"
+    found: dict[str, Any] = {}
     for name in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
         module = importlib.import_module(f"{package.__name__}.{name}")
         if hasattr(module, name):
-            methods[name] = getattr(module, name)
+            found[name] = check_method(room, name, getattr(module, name))
     for entry in installed(group):
-        if entry.name in methods:
+        if entry.name in found:
             raise InvalidOption(
                 f"'{entry.name}' ({entry.value}) is registered twice in '{group}'; rename the "
                 "entry point or uninstall the package that brings it."
             )
         try:
-            methods[entry.name] = entry.load()
+            loaded = entry.load()
         except Exception as error:
             raise InvalidOption(
                 f"'{entry.name}' ({entry.value}) of '{group}' cannot be loaded: {error!r}; repair "
                 "or uninstall the package that brings it."
             ) from error
-    return methods
+        found[entry.name] = check_method(room, entry.name, loaded)
+    return found
 
 
-def chosen(group: str, package: ModuleType, name: str) -> Any:
-    """One method by its registered name.
+def check_method(room: str, name: str, found: Any) -> Any:
+    """The object itself, if it is a method: an instance of a frozen dataclass with `facts`.
 
     Raises:
-        InvalidOption: there is none of that name; the message lists those there are.
+        InvalidOption: it is something else, so that nothing becomes a method by accident.
     """
-    methods = registered(group, package)
-    if name not in methods:
+    frozen = is_dataclass(found) and not isinstance(found, type) and _is_frozen(found)
+    if not frozen or not isinstance(getattr(found, "facts", None), Facts):
         raise InvalidOption(
-            f"'{name}' is not registered in '{group}'; choose one of: {', '.join(methods)}."
+            f"'{name}' of the room '{room}' is no method: methods are instances of a frozen "
+            "dataclass with `facts`; give it facts, or another name than its file's."
         )
-    return methods[name]
+    return found
+
+
+def _is_frozen(found: Any) -> bool:
+    return bool(type(found).__dataclass_params__.frozen)
+
+
+def method(room: str, spec: str | Any) -> Any:
+    """One method, with its options.
+
+    Args:
+        room: one of `ROOMS`.
+        spec: "NAME", "NAME:key=value,key=value", or a method itself, which is returned.
+
+    Raises:
+        InvalidOption: there is no method of that name, or no option, or its value cannot be used;
+            the message lists what there is.
+    """
+    if not isinstance(spec, str):
+        return check_method(room, type(spec).__name__, spec)
+    name, _, options = spec.partition(":")
+    known = methods(room)
+    if name not in known:
+        raise InvalidOption(
+            f"'{name}' is not registered in 'brevitas_axe.{room}'; choose one of: "
+            f"{', '.join(known)}."
+        )
+    return with_options(known[name], name, options)
+
+
+def with_options(found: Any, name: str, options: str) -> Any:
+    """A method with the options of "key=value,key=value"; the method itself where there are none.
+
+    A comma ends a value only where another option follows it, so that a regular expression may
+    hold commas.
+    """
+    if not options:
+        return found
+    names = option_names(found)
+    parts = re.split(r",(?=\s*[A-Za-z_]\w*=)", options)
+    given: dict[str, Any] = {}
+    kinds = get_type_hints(type(found))
+    for part in parts:
+        key, equals, text = (piece.strip() for piece in part.partition("="))
+        if not equals or key not in names:
+            there = f"it has: {', '.join(names)}" if names else "it has none"
+            raise InvalidOption(
+                f"'{part.strip()}' is no option of '{name}'; {there} (written {name}:key=value)."
+            )
+        if key in given:
+            raise InvalidOption(f"option '{key}' of '{name}' is given twice; give it once.")
+        given[key] = _value(f"option '{key}' of '{name}'", text, kinds[key])
+    try:
+        return replace(found, **given)
+    except AxeError:
+        raise
+    except (TypeError, ValueError, re.error) as error:
+        raise InvalidOption(f"'{name}:{options}' cannot be used: {error}.") from None
+
+
+def option_names(found: Any) -> list[str]:
+    """Fields of a method that can be written as text, so not functions, facts and the like."""
+    kinds = get_type_hints(type(found))
+    return [field.name for field in fields(found) if field.init and _is_text(kinds[field.name])]
+
+
+def _is_text(kind: Any) -> bool:
+    if get_origin(kind) in (Union, types.UnionType, tuple, list):
+        return all(map(_is_text, get_args(kind)))
+    plain = kind in (int, float, str, bool, type(None), Ellipsis)
+    return plain or get_origin(kind) is Literal
+
+
+def _value(what: str, text: str, kind: Any) -> Any:
+    """Text as a value of an annotated type."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if type(None) in inner and text in ("none", "None", "null"):
+            return None
+        others = [part for part in inner if part is not type(None)]
+        for part in others[:-1]:
+            try:
+                return _value(what, text, part)
+            except InvalidOption:
+                continue
+        return _value(what, text, others[-1])
+    if origin is Literal:
+        if text in map(str, inner):
+            return next(choice for choice in inner if str(choice) == text)
+        raise InvalidOption(f"{what} is one of {', '.join(map(str, inner))}, not '{text}'.")
+    if origin in (tuple, list):
+        return tuple(_value(what, item, inner[0]) for item in re.split(r"[;\s]+", text) if item)
+    if kind is bool:
+        if text.lower() in ("true", "false", "yes", "no"):
+            return text.lower() in ("true", "yes")
+        raise InvalidOption(f"{what} is true or false, not '{text}'.")
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise InvalidOption(f"{what} is a number ({kind.__name__}), not '{text}'.") from None
+    if kind is str:
+        return text
+    raise InvalidOption(f"{what} cannot be written as text; pass a method object in Python.")
+
+
+def spec_of(room: str, found: Any) -> str:
+    """How a method is written as text: "NAME:key=value", with the options that are not its own.
+
+    Raises:
+        InvalidOption: its class is not registered in the room.
+    """
+    for name, known in methods(room).items():
+        if type(known) is type(found):
+            changed = [
+                f"{key}={_text(getattr(found, key))}"
+                for key in option_names(found)
+                if getattr(found, key) != getattr(known, key)
+            ]
+            return f"{name}:{','.join(changed)}" if changed else name
+    raise InvalidOption(
+        f"{type(found).__name__} is not registered in 'brevitas_axe.{room}', so it cannot be "
+        "written to a file; register it by an entry point."
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ";".join(map(_text, value))
+    return {None: "none", True: "true", False: "false"}.get(value, str(value))  # type: ignore[call-overload]
+
+
+def catalogue() -> Mapping[str, Mapping[str, Any]]:
+    """Room → name → method, of every room."""
+    return {room: methods(room) for room in ROOMS}

@@ -7,14 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.facts import Facts
-from brevitas_axe.methods import allocate
 from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
 from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.plan import Plan
-from brevitas_axe.registry import chosen, registered
-
-_GROUP = "brevitas_axe.allocate"
+from brevitas_axe.registry import Facts, method, methods
 
 
 class Allocator(Protocol):
@@ -73,12 +69,12 @@ class Allocation:
 
 def allocators() -> dict[str, Allocator]:
     """All allocators by name: this room's files, and entry points of `brevitas_axe.allocate`."""
-    return registered(_GROUP, allocate)
+    return methods("allocate")
 
 
 def find_allocator(name: str) -> Allocator:
     """One allocator by name; InvalidOption lists the names if there is none."""
-    return chosen(_GROUP, allocate, name)
+    return method("allocate", name)
 
 
 def make_problem(

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.allocate.problem import Assignment, Problem
+from brevitas_axe.registry import Facts
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.allocate.problem import Assignment, Problem
+from brevitas_axe.registry import Facts
 
 _ITERATIONS = 100
 _POWER = 3.5

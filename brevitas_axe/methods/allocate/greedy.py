@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.allocate.problem import Assignment, Problem
+from brevitas_axe.registry import Facts
 
 Moves = Mapping[int, int]
 # Keeps the ratio finite where a move does no harm; small against any harm that matters.

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.allocate.problem import Assignment, Problem
 from brevitas_axe.methods.allocate.program import Program
+from brevitas_axe.registry import Facts
 
 # What the solver's tolerance let slip over a budget: budgets are tightened by so much, and again.
 SLIPS = (0.0, 1e-11, 1e-9, 1e-7)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.allocate.greedy import greedy
 from brevitas_axe.methods.allocate.ilp import ilp
 from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
 from brevitas_axe.methods.allocate.uniform import uniform
+from brevitas_axe.registry import Facts
 
 
 @dataclass(frozen=True)

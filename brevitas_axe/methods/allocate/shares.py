@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.allocate.ilp import ilp
 from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
 from brevitas_axe.plan import Choices
+from brevitas_axe.registry import Facts
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.allocate.problem import Assignment, Problem
+from brevitas_axe.registry import Facts
 
 
 @dataclass(frozen=True)

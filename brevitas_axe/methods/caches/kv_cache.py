@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.allocate import Quantity, make_problem
 from brevitas_axe.methods.allocate.ilp import ilp
 from brevitas_axe.methods.sensitivity import Metric, Scores
@@ -27,6 +26,7 @@ from brevitas_axe.model.prepare import as_batches
 from brevitas_axe.model.running import evaluating
 from brevitas_axe.model.stack import find_blocks
 from brevitas_axe.plan import Choices, LayerPrecision
+from brevitas_axe.registry import Facts
 
 _PROJECTION = re.compile(r"(?:^|[._])(k|v|key|value)(?:_proj|_lin)?$")
 

@@ -3,5 +3,17 @@
 from __future__ import annotations
 
 from brevitas_axe.methods.cost.finn_nodes import FinnCost
+from brevitas_axe.registry import Facts
 
-finn_cycles = FinnCost("cycles", "cycles", ("weight", "input", "accumulator"))
+finn_cycles = FinnCost(
+    "cycles",
+    "cycles",
+    ("weight", "input", "accumulator"),
+    Facts(
+        kind="–",
+        granularity="layer",
+        signal="shape and folding",
+        export="–",
+        source="finn-plus 1.6.1",
+    ),
+)

@@ -20,6 +20,7 @@ from math import ceil
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.methods.cost.protocol import SERIAL, Folding, LayerShape, Widths, widths
 from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.registry import Facts
 
 # Widest (activation, weight, accumulator) that the RTL matrix unit gives to a DSP block.
 _DATAPATH = {"DSP48E1": (18, 25, 48), "DSP48E2": (18, 27, 48), "DSP58": (24, 27, 58)}
@@ -283,12 +284,14 @@ class FinnCost:
         resource: field of Estimate.
         unit: see `CostModel`.
         grows_with: see `CostModel`.
+        facts: for the catalogue.
         hardware: that FINN builds for.
     """
 
     resource: str
     unit: str
     grows_with: tuple[str, ...]
+    facts: Facts
     hardware: Hardware = HLS
 
     def __call__(

@@ -8,6 +8,7 @@ tiles, every tile but the first adds its result once to an outer accumulator.
 from __future__ import annotations
 
 from brevitas_axe.methods.cost.protocol import Formula, LayerShape, Widths
+from brevitas_axe.registry import Facts
 
 
 def _bit_operations(shape: LayerShape, bits: Widths) -> float:
@@ -15,4 +16,15 @@ def _bit_operations(shape: LayerShape, bits: Widths) -> float:
     return products + shape.outputs * shape.vectors * (bits.tiles - 1) * bits.outer
 
 
-macs_accumulator = Formula(_bit_operations, "bit operations", ("weight", "input", "accumulator"))
+macs_accumulator = Formula(
+    _bit_operations,
+    "bit operations",
+    ("weight", "input", "accumulator"),
+    Facts(
+        kind="–",
+        granularity="layer",
+        signal="products and additions",
+        export="–",
+        source="arXiv 1804.10969",
+    ),
+)

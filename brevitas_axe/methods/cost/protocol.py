@@ -15,6 +15,7 @@ from typing import Protocol
 from brevitas_axe.accumulator import datatype_bound, outer_bit_width, tile_starts
 from brevitas_axe.errors import InvalidOption, InvalidPlan
 from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.registry import Facts
 
 _KINDS = ("dense", "depthwise", "transposed")
 
@@ -177,6 +178,9 @@ class CostModel(Protocol):
     @property
     def grows_with(self) -> tuple[str, ...]: ...
 
+    @property
+    def facts(self) -> Facts: ...
+
     def __call__(
         self, shape: LayerShape, precision: LayerPrecision, folding: Folding = ...
     ) -> float: ...
@@ -189,6 +193,7 @@ class Formula:
     function: Callable[[LayerShape, Widths], float]
     unit: str
     grows_with: tuple[str, ...]
+    facts: Facts
 
     def __call__(
         self, shape: LayerShape, precision: LayerPrecision, folding: Folding = SERIAL

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from brevitas_axe.errors import InvalidOption, InvalidPlan
-from brevitas_axe.methods import cost
 from brevitas_axe.methods.cost.protocol import SERIAL, CostModel, Folding, LayerShape
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.registry import chosen, registered
-
-_GROUP = "brevitas_axe.cost"
+from brevitas_axe.registry import method, methods
 
 
 def cost_models() -> dict[str, CostModel]:
     """All cost models by name: this room's files, and entry points of `brevitas_axe.cost`."""
-    return registered(_GROUP, cost)
+    return methods("cost")
 
 
 def cost_model(name: str) -> CostModel:
     """One cost model by name; InvalidOption lists the names if there is none."""
-    return chosen(_GROUP, cost, name)
+    return method("cost", name)
 
 
 def precisions(plan: Plan, shapes: Mapping[str, LayerShape]) -> dict[str, LayerPrecision]:

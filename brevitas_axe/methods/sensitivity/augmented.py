@@ -12,13 +12,13 @@ from itertools import combinations
 
 import numpy as np
 
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.sensitivity.budgeted import moments, part
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.hutchinson import Hutchinson
 from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.methods.sensitivity.twin import Part
+from brevitas_axe.registry import Facts
 
 
 @dataclass(frozen=True)

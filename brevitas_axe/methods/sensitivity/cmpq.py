@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.errors import EmptyCalibration
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores, from_importance
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.methods.sensitivity.twin import channel_axis, layer_outputs
+from brevitas_axe.registry import Facts
 
 # A component more than a sample for every so many correlates by chance.
 SAMPLES_PER_COMPONENT = 5

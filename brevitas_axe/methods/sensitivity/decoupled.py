@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.sensitivity.budgeted import LayerMoments, for_choices, over_layers, part
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.registry import Facts
 
 _WINDOW = 7
 

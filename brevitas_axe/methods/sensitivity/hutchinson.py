@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.sensitivity.budgeted import (
     LayerMoments,
     for_choices,
@@ -28,6 +27,7 @@ from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.methods.sensitivity.twin import changed_input
 from brevitas_axe.model.layers import unroll_weight
 from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.registry import Facts
 
 
 @dataclass(frozen=True)

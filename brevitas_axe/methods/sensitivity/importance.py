@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores, from_importance
 from brevitas_axe.methods.sensitivity.slopes import weight_slopes
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.model.layers import unroll_weight
+from brevitas_axe.registry import Facts
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.sensitivity.budgeted import (
     LayerMoments,
     error,
@@ -29,6 +28,7 @@ from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.methods.sensitivity.twin import channel_axis, layer_outputs
 from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.registry import Facts
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.metrics import class_axis
 from brevitas_axe.methods.sensitivity.relevance import propagating
 from brevitas_axe.methods.sensitivity.scores import Scores, from_importance
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.methods.sensitivity.twin import layer_outputs
+from brevitas_axe.registry import Facts
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.sensitivity.budgeted import LayerMoments, for_choices, over_layers, part
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.methods.sensitivity.trials import Trials
+from brevitas_axe.registry import Facts
 
 
 @dataclass(frozen=True)

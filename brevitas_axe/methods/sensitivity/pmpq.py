@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores, from_importance
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.methods.sensitivity.twin import Part
+from brevitas_axe.registry import Facts
 
 
 @dataclass(frozen=True)

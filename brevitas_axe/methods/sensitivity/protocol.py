@@ -8,25 +8,22 @@ from typing import Any
 
 from torch import nn
 
-from brevitas_axe.methods import sensitivity
 from brevitas_axe.methods.sensitivity.case import fingerprint, make_case
 from brevitas_axe.methods.sensitivity.metrics import Metric
 from brevitas_axe.methods.sensitivity.scores import Scorer, Scores
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.plan import Choices
-from brevitas_axe.registry import chosen, registered
-
-_GROUP = "brevitas_axe.sensitivity"
+from brevitas_axe.registry import method, methods
 
 
 def scorers() -> dict[str, Scorer]:
     """All scorers by name: this room's files, and entry points of `brevitas_axe.sensitivity`."""
-    return registered(_GROUP, sensitivity)
+    return methods("sensitivity")
 
 
 def find_scorer(name: str) -> Scorer:
     """One scorer by name; InvalidOption lists the names if there is none."""
-    return chosen(_GROUP, sensitivity, name)
+    return method("sensitivity", name)
 
 
 def score(

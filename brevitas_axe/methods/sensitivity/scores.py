@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from brevitas_axe.errors import NonFiniteValues
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.plan import Choices
+from brevitas_axe.registry import Facts
 
 Table = Mapping[str, np.ndarray]
 

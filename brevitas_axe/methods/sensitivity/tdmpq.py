@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brevitas_axe.facts import Facts
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.methods.sensitivity.slopes import weight_slopes
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.methods.sensitivity.twin import Part
 from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.registry import Facts
 
 Widths = list[tuple[str, int | None]]  # (layer, weight bits)
 

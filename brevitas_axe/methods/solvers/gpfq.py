@@ -7,6 +7,8 @@ H and G, column t gets (sum_{j<=t} G_tj w_j - sum_{j<t} H_tj s q_j) / H_tt.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -18,14 +20,30 @@ from brevitas_axe.methods.solvers.sequential import (
     reordered,
     storage_order,
 )
+from brevitas_axe.registry import Facts
 
 # Rows of the lower triangle that are multiplied at once.
 STRIP = 256
 
 
-def gpfq(problem: LayerProblem, *, act_order: bool = False, quality: str = "fast") -> LayerSolution:
-    """Quantizes a layer by GPFQ; see `brevitas_axe.methods.solvers.Solver`."""
-    return finish(problem, recursion(problem, act_order), quality)
+@dataclass(frozen=True)
+class Gpfq:
+    """GPFQ under an accumulator budget."""
+
+    uses_float_inputs = True
+    facts = Facts(
+        kind="–",
+        granularity="layer",
+        signal="inputs, quantized and float",
+        export="finn",
+        source="JMLR 2021, arXiv 2201.11113, 2409.17092",
+    )
+
+    def __call__(
+        self, problem: LayerProblem, *, act_order: bool = False, quality: str = "fast"
+    ) -> LayerSolution:
+        """See `brevitas_axe.methods.solvers.Solver`."""
+        return finish(problem, recursion(problem, act_order), quality)
 
 
 def recursion(problem: LayerProblem, act_order: bool) -> Recursion:
@@ -50,3 +68,6 @@ def _lower_product(matrix: Tensor, weight: Tensor) -> Tensor:
         strip = matrix[:, start:stop, :stop].tril(start)
         product[:, start:stop] = strip @ weight[:, :stop]
     return product
+
+
+gpfq = Gpfq()

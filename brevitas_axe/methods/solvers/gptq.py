@@ -8,6 +8,8 @@ factorization, and no inverse.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from brevitas_axe.methods.solvers.factor import damped_factor
 from brevitas_axe.methods.solvers.levels import finish
 from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution
@@ -17,6 +19,7 @@ from brevitas_axe.methods.solvers.sequential import (
     reordered,
     storage_order,
 )
+from brevitas_axe.registry import Facts
 
 # Share of the mean diagonal that is added to the diagonal, as in the authors' code.
 DAMPING = 0.01
@@ -24,13 +27,28 @@ DAMPING = 0.01
 DEAD_DIAGONAL = 0.5
 
 
-def gptq(problem: LayerProblem, *, act_order: bool = False, quality: str = "fast") -> LayerSolution:
-    """Quantizes a layer by OPTQ; see `brevitas_axe.methods.solvers.Solver`.
+@dataclass(frozen=True)
+class Gptq:
+    """OPTQ under an accumulator budget.
 
     The published algorithm looks only at the quantized inputs (`problem.cross` is not used), and
     does not pass on what the threshold and the budget took from a weight.
     """
-    return finish(problem, recursion(problem, act_order), quality)
+
+    uses_float_inputs = False
+    facts = Facts(
+        kind="–",
+        granularity="layer",
+        signal="quantized inputs",
+        export="finn",
+        source="arXiv 2210.17323, 2409.17092",
+    )
+
+    def __call__(
+        self, problem: LayerProblem, *, act_order: bool = False, quality: str = "fast"
+    ) -> LayerSolution:
+        """See `brevitas_axe.methods.solvers.Solver`."""
+        return finish(problem, recursion(problem, act_order), quality)
 
 
 def recursion(problem: LayerProblem, act_order: bool) -> Recursion:
@@ -44,3 +62,6 @@ def recursion(problem: LayerProblem, act_order: bool) -> Recursion:
     pivot = factor.diagonal(dim1=-2, dim2=-1).masked_fill(dead, 0)
     weight = columns_first(problem.weight, order, problem.dtype)
     return Recursion(order, True, factor, pivot, weight, weight, forgets_shrinkage=True)
+
+
+gptq = Gptq()

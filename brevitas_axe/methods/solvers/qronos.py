@@ -6,6 +6,8 @@ AXE, arXiv 2409.17092.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -13,17 +15,31 @@ from brevitas_axe.methods.solvers.corrected import corrected_recursion
 from brevitas_axe.methods.solvers.levels import finish
 from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution
 from brevitas_axe.methods.solvers.sequential import Recursion
+from brevitas_axe.registry import Facts
 
 # Damping as a share of the largest eigenvalue, as in the authors' code.
 DAMPING = 1e-6
 POWER_ITERATIONS = 30
 
 
-def qronos(
-    problem: LayerProblem, *, act_order: bool = False, quality: str = "fast"
-) -> LayerSolution:
-    """Quantizes a layer by Qronos; see `brevitas_axe.methods.solvers.Solver`."""
-    return finish(problem, recursion(problem, act_order), quality)
+@dataclass(frozen=True)
+class Qronos:
+    """Qronos under an accumulator budget."""
+
+    uses_float_inputs = True
+    facts = Facts(
+        kind="–",
+        granularity="layer",
+        signal="inputs, quantized and float",
+        export="finn",
+        source="arXiv 2505.11695, 2409.17092",
+    )
+
+    def __call__(
+        self, problem: LayerProblem, *, act_order: bool = False, quality: str = "fast"
+    ) -> LayerSolution:
+        """See `brevitas_axe.methods.solvers.Solver`."""
+        return finish(problem, recursion(problem, act_order), quality)
 
 
 def recursion(problem: LayerProblem, act_order: bool) -> Recursion:
@@ -38,3 +54,6 @@ def _largest_eigenvalue(moments: Tensor) -> Tensor:
     for _ in range(POWER_ITERATIONS):
         vector = moments @ (vector / vector.norm(dim=1, keepdim=True).clamp_min(1e-30))
     return vector.norm(dim=(1, 2))
+
+
+qronos = Qronos()

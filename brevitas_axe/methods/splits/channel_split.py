@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from brevitas_axe.errors import InvalidOption, NonFiniteValues
-from brevitas_axe.facts import Facts
 from brevitas_axe.model.layers import find_unquantized
 from brevitas_axe.model.prepare import Batch, as_batches
 from brevitas_axe.model.running import evaluating, first_input
+from brevitas_axe.registry import Facts
 
 _ROOT = "model"
 

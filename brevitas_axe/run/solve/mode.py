@@ -134,7 +134,7 @@ class axe_mode:
         self.quality = quality
         self._workers = workers
         self.act_order = quality == "best" if act_order is None else act_order
-        self.needs_float = not (solver == "gptq" and quality == "fast")
+        self.needs_float = quality != "fast" or self._solver.uses_float_inputs
         self.log: list[dict] = []
         self._saved = None if state is None else SavedLayers(state)
         self._fingerprint = Fingerprint(

@@ -1,0 +1,1 @@
+"""Rewrites of a float model that preserve its function: one method per file."""
