@@ -14,7 +14,8 @@ from brevitas_axe.methods.allocate.problem import Assignment, Problem
 from brevitas_axe.methods.allocate.program import Program
 from brevitas_axe.registry import Facts
 
-# What the solver's tolerance let slip over a budget: budgets are tightened by so much, and again.
+# HiGHS may exceed a budget by its tolerance. If the solution does, it is asked again with budgets
+# tightened by these relative amounts.
 SLIPS = (0.0, 1e-11, 1e-9, 1e-7)
 
 

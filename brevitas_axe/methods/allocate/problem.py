@@ -71,11 +71,11 @@ class Quantity:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """An allocation to be made.
+    """Which choice each layer gets, as numbers: harm, costs and budgets.
 
     Attributes:
         choices: of every layer, and which layers share their input bits.
-        harm: what the allocation shall make small.
+        harm: estimated rise of the loss, to be minimised.
         costs: budget name → cost.
         budgets: budget name → most that the cost may be.
         measure: measured rise of the loss for an assignment; None where no model is at hand.

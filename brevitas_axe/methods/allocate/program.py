@@ -15,8 +15,9 @@ from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
 
 # HiGHS works to absolute tolerances of 1e-6 and 1e-7: its numbers are scaled far above them.
 SCALE = 1e4
-# Share of the relaxation's bound up to which reduced costs enter the first, small program.
-FIRST_REACH = 2e-3
+# Only choices whose reduced cost is at most this share of the relaxation's bound enter the first,
+# small program.
+FIRST_DISTANCE = 2e-3
 Pair = tuple[int, int]
 _relaxation: Any = linprog
 _rows: Any = LinearConstraint  # scipy declares numbers where it takes arrays
@@ -103,21 +104,21 @@ class Program:
             reduced = reduced - limits.T @ relaxed.ineqlin.marginals
         reduced[self._binaries :] = 0.0
         reduced[relaxed.x > 0.5] = 0.0
-        reach = FIRST_REACH * max(relaxed.fun, 1.0)
+        farthest = FIRST_DISTANCE * max(relaxed.fun, 1.0)
         while True:
-            within = np.flatnonzero(np.abs(reduced) <= reach)
+            within = np.flatnonzero(np.abs(reduced) <= farthest)
             everything = len(within) == len(reduced)
             found = self._integral(within, limits, right, gap)
             if found is None:
                 if everything:
                     return None
-                reach = 4 * reach if reach < np.abs(reduced).max() else np.inf
+                farthest = 4 * farthest if farthest < np.abs(reduced).max() else np.inf
                 continue
             distance = self._objective @ found - relaxed.fun
-            if everything or distance <= reach:
+            if everything or distance <= farthest:
                 return self._assignment(found)
             # A little more, for the rounding of the linear program.
-            reach = distance * (1 + 1e-6) + 1e-3
+            farthest = distance * (1 + 1e-6) + 1e-3
 
     def _integral(
         self, within: np.ndarray, limits: csc_array, right: np.ndarray, gap: float

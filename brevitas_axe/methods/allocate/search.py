@@ -1,8 +1,8 @@
 """Integer programs around which whole plans are measured; ours.
 
-Harm adds up what layers lose alone, by a local model, and the exact optimum lies where this model
-errs most in its own favour. So the weight of every layer in the program is varied, the plans that
-come out are measured, and the best one's weights are varied next.
+The integer program trusts per-layer estimates, so that its optimum exploits their errors. This
+allocator perturbs the per-layer weights, solves again, measures each new plan, and continues from
+the best one.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ from brevitas_axe.registry import Facts
 class Shares:
     """Two groups, each with its own program; of the shares, the best one.
 
-    A larger budget may leave more harm: it moves the one program that no group may be worse off
-    than, and what traded one group's harm for the other's may then no longer do.
+    Not monotone. Every candidate must be at least as good for both groups as the single-program
+    baseline; a larger budget improves that baseline, so that an earlier trade-off may stop
+    qualifying and the total harm may rise.
 
     Best is the least measured loss, or else the least sum of the groups' harm, each in units of
     what the program with the first group's metric for all layers leaves it.

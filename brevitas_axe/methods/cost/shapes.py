@@ -72,7 +72,8 @@ def layer_shapes(
             groups=layer_groups(layer),
             kernel=() if linear else tuple(layer.kernel_size),
             channels=channels,
-            # A zero point near one end leaves almost the whole type on one side of it.
+            # A zero point near an end of the type makes the inputs effectively unsigned: they may
+            # then be as large as 2^N.
             signed=reach.low < 0 and max(-reach.low, reach.high) <= 2 ** (reach.bit_width - 1),
             output_bits=output_bits.get(name),
         )

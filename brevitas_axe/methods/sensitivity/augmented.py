@@ -58,14 +58,14 @@ class Augmented:
         # What is known already needs no parts.
         work = [(keys[s], (case, {n: parts[n] for n in s if n in parts})) for s in sets]
         losses = dict(zip(sets, trials.map(Case.loss, work), strict=True))
-        reach = {n: np.sqrt(harm / (harm.max() or 1.0)) for n, harm in own.harm.items()}
+        extent = {n: np.sqrt(harm / (harm.max() or 1.0)) for n, harm in own.harm.items()}
         return Scores(
             case.choices,
             own.harm,
             {
                 pair: self.strength
                 * interaction(losses, pair)
-                * np.outer(*(reach[n] for n in pair))
+                * np.outer(*(extent[n] for n in pair))
                 for pair in pairs
             },
         )

@@ -63,7 +63,7 @@ def moments(case: Case, names: list[str]) -> Iterator[dict[str, LayerMoments]]:
 
 
 def _collected(case: Case, names: list[str]) -> dict[str, LayerMoments]:
-    twin, layers = case.private()
+    twin, layers = case.sharing_copy()
     quantized = {
         name: {bits: Moments(name, layers[name], cross=True) for bits in case.inputs[name]}
         for name in names
@@ -157,8 +157,8 @@ def problem(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) 
         scale=start.scale,
         weight_low=start.low,
         weight_high=start.high,
-        input_low=grid.reach.low if grid else 0,
-        input_high=grid.reach.high if grid else 0,
+        input_low=grid.input_range.low if grid else 0,
+        input_high=grid.input_range.high if grid else 0,
         accumulator_bit_width=choice.accumulator,
         tile_size=choice.tile,
         shared_scale=start.shared,
@@ -197,7 +197,7 @@ def unlimited(case: Case, name: str, choice: LayerPrecision) -> LayerPrecision:
     layer = case.layer(name)
     columns = unroll_weight(layer, layer.weight).shape[2]
     weight_bits = (start.high - start.low).bit_length()
-    largest = max(-grid.reach.low, grid.reach.high)
+    largest = max(-grid.input_range.low, grid.input_range.high)
     bound = datatype_bound(
         min(choice.tile or columns, columns), largest.bit_length(), weight_bits, False
     )

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from brevitas_axe.errors import InvalidOption, InvalidPlan, MissingInputQuantizer
 from brevitas_axe.methods.sensitivity.metrics import Metric, find_metric, output_tensor
 from brevitas_axe.methods.sensitivity.twin import (
-    Grid,
+    InputGrid,
     Part,
     input_grids,
-    private,
     set_parameter,
+    sharing_copy,
     substituted,
 )
 from brevitas_axe.model.apply.activations import check_arriving, input_sources, tied_layers
@@ -74,7 +74,7 @@ class Case:
     items: list[Any]
     reference: list[Tensor]
     choices: Choices
-    inputs: Mapping[str, Mapping[int | None, Grid | None]]
+    inputs: Mapping[str, Mapping[int | None, InputGrid | None]]
     weights: Mapping[str, Mapping[int | None, WeightGrid]]
     metric: Metric
     seed: int
@@ -91,14 +91,17 @@ class Case:
         """One layer of the twin."""
         return self.twin.get_submodule(name)
 
-    def private(self, frozen: bool = False) -> tuple[nn.Module, dict[str, Layer]]:
-        """A private copy of the twin, on request without trainable weights, and its layers."""
-        twin = private(self.twin, frozen)
+    def sharing_copy(self, frozen: bool = False) -> tuple[nn.Module, dict[str, Layer]]:
+        """A copy of the twin that shares its parameters (frozen: untrained), and its layers."""
+        twin = sharing_copy(self.twin, frozen)
         return twin, self._layers_of(twin)
 
     def differentiable(self, share: float = 1.0) -> tuple[nn.Module, dict[str, Layer]]:
-        """The same, each layer with a weight of its own for autograd, a share of the real one."""
-        twin, layers = self.private()
+        """As `sharing_copy`, but every layer gets its own weight parameter to differentiate by.
+
+        It is `share` times the original weight.
+        """
+        twin, layers = self.sharing_copy()
         for layer in layers.values():
             weight = layer.weight.detach()
             set_parameter(layer, "weight", weight if share == 1 else weight * share)
@@ -117,7 +120,7 @@ class Case:
 
     def outputs(self, parts: Mapping[str, Part]) -> list[Tensor]:
         """Output for each batch with some layers quantized."""
-        twin = private(self.twin)
+        twin = sharing_copy(self.twin)
         with torch.no_grad(), substituted(twin, parts):
             return [output_tensor(twin(*args, **kwargs)) for args, kwargs in self.batches]
 
@@ -180,7 +183,7 @@ def make_case(
     if len(widths) > 1:  # otherwise tied layers cannot disagree
         choices = _completed(choices, input_sources(model, args, kwargs, exclude))
     by_width = {bits: input_grids(model, args, kwargs, bits, exclude) for bits in widths}
-    inputs: dict[str, dict[int | None, Grid | None]] = {}
+    inputs: dict[str, dict[int | None, InputGrid | None]] = {}
     weights: dict[str, dict[int | None, WeightGrid]] = {}
     for name, options in choices.layers.items():
         if name not in next(iter(by_width.values())):
@@ -234,13 +237,13 @@ def _completed(choices: Choices, sources: Mapping[str, tuple[str, ...]]) -> Choi
     return Choices(choices.layers, tied_layers(sources))
 
 
-def _check(name: str, choice: LayerPrecision, grid: Grid | None) -> None:
+def _check(name: str, choice: LayerPrecision, grid: InputGrid | None) -> None:
     if choice.accumulator is not None and grid is None:
         raise MissingInputQuantizer(
             f"the input of layer '{name}' is not quantized to integers, so no accumulator can be "
             "chosen for it; quantize it, or leave the layer out of the choices."
         )
-    check_arriving(name, choice.input, None if grid is None else grid.reach)
+    check_arriving(name, choice.input, None if grid is None else grid.input_range)
 
 
 def _weight_grid(name: str, layer: Layer, bits: int | None) -> WeightGrid:

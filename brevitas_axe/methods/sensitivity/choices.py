@@ -9,7 +9,7 @@ from torch import nn
 
 from brevitas_axe.accumulator import one_sided_budgets
 from brevitas_axe.errors import InvalidPlan
-from brevitas_axe.methods.sensitivity.twin import Grid, input_grids
+from brevitas_axe.methods.sensitivity.twin import InputGrid, input_grids
 from brevitas_axe.model.apply.activations import input_sources, tied_layers
 from brevitas_axe.model.layers import find_layers, unroll_weight
 from brevitas_axe.plan import Choices, LayerPrecision
@@ -66,7 +66,7 @@ def make_choices(
     return Choices(found, tied_layers(input_sources(model, args, kwargs, exclude)))
 
 
-def _holds_an_input(accumulator: int | None, grid: Grid | None) -> bool:
+def _holds_an_input(accumulator: int | None, grid: InputGrid | None) -> bool:
     if accumulator is None or grid is None:
         return True
-    return any(one_sided_budgets(accumulator, grid.reach.low, grid.reach.high))
+    return any(one_sided_budgets(accumulator, grid.input_range.low, grid.input_range.high))

@@ -57,7 +57,7 @@ def _importance(case: Case, variance: float) -> list[float]:
 
 def mean_outputs(case: Case) -> dict[str, np.ndarray]:
     """Layer → [samples, channels] output of the float model, averaged over positions."""
-    twin, layers = case.private()
+    twin, layers = case.sharing_copy()
     rows: dict[str, list[Tensor]] = {name: [] for name in layers}
     for batch in case.batches:
         with torch.no_grad():

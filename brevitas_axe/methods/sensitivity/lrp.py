@@ -52,7 +52,7 @@ def relevances(case: Case, trials: Trials) -> dict[str, float]:
 
 def _batch_relevances(case: Case, index: int) -> list[float]:
     # Weights take no relevance, whether they are trained or not.
-    twin, layers = case.private(frozen=True)
+    twin, layers = case.sharing_copy(frozen=True)
     args, kwargs = case.batches[index]
     leaves = tuple(map(_leaf, args)), {key: _leaf(a) for key, a in kwargs.items()}
     with torch.enable_grad(), propagating():

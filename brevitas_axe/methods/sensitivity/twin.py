@@ -24,23 +24,23 @@ from brevitas_axe.model.running import evaluating, first_input
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class InputGrid:
     """The integers that a layer's input is rounded to.
 
     Attributes:
         scale, zero_point: broadcast against the input.
         low, high: smallest and largest integer, zero point included.
-        reach: what a dot product multiplies with: integers minus the zero point.
+        input_range: what a dot product multiplies with: integers minus the zero point.
     """
 
     scale: Tensor
     zero_point: Tensor
     low: int
     high: int
-    reach: InputRange
+    input_range: InputRange
 
     @classmethod
-    def of(cls, quantized: IntQuantTensor) -> Grid:
+    def of(cls, quantized: IntQuantTensor) -> InputGrid:
         bits, signed = int(quantized.bit_width.max()), bool(quantized.signed)
         low = -(2 ** (bits - 1)) if signed else 0
         scale, zero_point = quantized.scale.detach(), quantized.zero_point.detach()
@@ -57,11 +57,11 @@ class Part:
     """What replaces a layer's weights, input and bias in the twin; None leaves them."""
 
     weight: Tensor | None = None
-    grid: Grid | None = None
+    grid: InputGrid | None = None
     bias: Tensor | None = None
 
 
-def private(twin: nn.Module, frozen: bool = False) -> nn.Module:
+def sharing_copy(twin: nn.Module, frozen: bool = False) -> nn.Module:
     """A copy for one piece of work that shares its parameters with the original.
 
     Args:
@@ -106,7 +106,7 @@ def layer_outputs(
 
 def input_grids(
     model: nn.Module, args: tuple, kwargs: dict, bits: int | None, exclude: tuple[str, ...] = ()
-) -> dict[str, Grid | None]:
+) -> dict[str, InputGrid | None]:
     """Grid of every layer's input when all activation quantizers have these bits.
 
     A layer that is called twice is judged by its first call.
@@ -126,13 +126,13 @@ def input_grids(
     if bits is not None:
         for proxies in activation_quantizers(scratch).values():
             set_bits(proxies, bits)
-    grids: dict[str, Grid | None] = {}
+    grids: dict[str, InputGrid | None] = {}
 
     def note(name: str):
         def hook(layer: Layer, inputs: tuple, named: dict) -> None:
             quantized = layer.input_quant(first_input(inputs, named))
             known = isinstance(quantized, IntQuantTensor)
-            grids.setdefault(name, Grid.of(quantized) if known else None)
+            grids.setdefault(name, InputGrid.of(quantized) if known else None)
 
         return hook
 

@@ -1,4 +1,4 @@
-"""What an injector runs: Brevitas proxies that hold the accumulator budget."""
+"""What an injector runs: Brevitas proxies that keep the accumulator budget."""
 
 from brevitas_axe.model.proxies.weight import (
     AccumulatorAwareWeightQuantProxy,

@@ -1,4 +1,4 @@
-"""`projection.hold` compiled for the CPU.
+"""`projection.project` compiled for the CPU.
 
 Arrays are C-contiguous. Whole numbers are kept in the float type of the arrays, in which all of
 their sums are exact, so that the compiler may reorder them; costs are int64.
@@ -14,7 +14,7 @@ _REORDERS = {"contract", "reassoc", "nsz"}
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def hold_tiles(integers, values, tile, one_sided, both, either, bound, over):
+def project_tiles(integers, values, tile, one_sided, norm_cost, imbalance_cost, bound, over):
     """Projects every tile that does not fit, in place.
 
     Args:
@@ -22,7 +22,7 @@ def hold_tiles(integers, values, tile, one_sided, both, either, bound, over):
         values: what they were rounded from [rows, K].
         tile: inputs per tile; the last tile may be short.
         one_sided: whether positive and negative weights have budgets of their own.
-        both, either: what S⁺ + S⁻ and |S⁺ − S⁻| cost.
+        norm_cost, imbalance_cost: coefficients of S⁺ + S⁻ and of |S⁺ − S⁻| in the cost.
         bound: largest cost that fits.
         over: booleans [rows, tiles]; written, True for tiles that did not fit.
     """
@@ -31,33 +31,33 @@ def hold_tiles(integers, values, tile, one_sided, both, either, bound, over):
         row, part = task // over.shape[1], task % over.shape[1]
         some = slice(part * tile, min(part * tile + tile, integers.shape[1]))
         chosen, wanted = integers[row, some], values[row, some]
-        over[row, part] = cost_of(chosen, both, either) > bound
+        over[row, part] = cost_of(chosen, norm_cost, imbalance_cost) > bound
         if over[row, part]:
             a, s = sizes[: len(chosen)], signs[: len(chosen)]
             for turn in range(2 if one_sided else 1):
                 select(chosen, wanted, side_of(turn, one_sided, a), a, s)
-                shrink(a, s, both, either, bound, chosen)
+                shrink(a, s, norm_cost, imbalance_cost, bound, chosen)
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
-def cost_of(integers, both, either):
+def cost_of(integers, norm_cost, imbalance_cost):
     """Cost of whole numbers [T]."""
     absolute = signed = integers.dtype.type(0)
     for k in range(len(integers)):
         absolute += abs(integers[k])
         signed += integers[k]
-    return np.int64(absolute) * both + abs(np.int64(signed)) * either
+    return np.int64(absolute) * norm_cost + abs(np.int64(signed)) * imbalance_cost
 
 
 @njit(nogil=True, cache=True)
 def side_of(turn, one_sided, values):
-    """Which weights share a budget: 1 positive ones, -1 negative ones, 0 all; in their type."""
+    """Which weights are projected in this pass: 1 positive, -1 negative, 0 all (values' dtype)."""
     return values.dtype.type((1 - 2 * turn) if one_sided else 0)
 
 
 @njit(nogil=True, cache=True, fastmath=_REORDERS)
 def sign_on(side, integer):
-    """Sign of an integer of this side, 0 for the others; of one type with both."""
+    """Sign of the integer if it belongs to this side, else 0 (in the dtype of `side`)."""
     sign = type(side)(1) if integer > 0 else type(side)(-1 if integer < 0 else 0)
     return type(side)(0) if sign * side < 0 else sign
 
@@ -80,7 +80,7 @@ def select(integers, values, side, sizes, signs):
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS | {"nnan"})
 def largest(sizes):
-    """Largest of the sizes [T], none of which `select` leaves NaN (only so it is vectorised)."""
+    """Largest of the sizes [T]. None is NaN after `select`, so that the loop can be vectorised."""
     most = sizes.dtype.type(0)
     for k in range(len(sizes)):
         most = max(most, sizes[k])
@@ -88,7 +88,7 @@ def largest(sizes):
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
-def shrunk_cost(sizes, signs, by, both, either):
+def shrunk_cost(sizes, signs, by, norm_cost, imbalance_cost):
     """Cost of the integers nearest to max(sizes − by, 0)."""
     zero, half = sizes.dtype.type(0), sizes.dtype.type(0.5)
     absolute, signed = zero, zero
@@ -96,7 +96,7 @@ def shrunk_cost(sizes, signs, by, both, either):
         q = np.floor(max(sizes[k] - by + half, zero))
         absolute += q
         signed += q * signs[k]
-    return np.int64(absolute) * both + abs(np.int64(signed)) * either
+    return np.int64(absolute) * norm_cost + abs(np.int64(signed)) * imbalance_cost
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
@@ -109,18 +109,18 @@ def write(sizes, signs, by, integers):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def shrink(sizes, signs, both, either, bound, integers):
+def shrink(sizes, signs, norm_cost, imbalance_cost, bound, integers):
     """Writes the nearest integers that fit, where signs is not 0.
 
     Args:
         sizes, signs: [T], from `select`; sizes are overwritten.
-        both, either, bound: as in `hold_tiles`.
+        norm_cost, imbalance_cost, bound: as in `project_tiles`.
         integers: [T]; updated.
     """
-    unit = both + either
+    unit = norm_cost + imbalance_cost
     zero = sizes.dtype.type(0)
     low, high = zero, largest(sizes)
-    cost = shrunk_cost(sizes, signs, low, both, either)
+    cost = shrunk_cost(sizes, signs, low, norm_cost, imbalance_cost)
     spent = cost if cost <= bound else 0  # at `high`, where every size is 0
     if cost <= bound:
         high = low
@@ -131,7 +131,7 @@ def shrink(sizes, signs, both, either, bound, integers):
         for _ in range(_STEPS):
             share = min(max(above / (above - below), 0.05), 0.95)
             middle = sizes.dtype.type(low + (high - low) * share)
-            cost = shrunk_cost(sizes, signs, middle, both, either)
+            cost = shrunk_cost(sizes, signs, middle, norm_cost, imbalance_cost)
             found = np.log(cost + unit / 2) - target
             # Illinois: an end that stays a second time counts half, or it would stay for good.
             if cost <= bound:
@@ -149,7 +149,7 @@ def shrink(sizes, signs, both, either, bound, integers):
     if room <= 0:
         return
     # Units that the two ends disagree on, first weights first. The ends may be so close that
-    # rounding decides; the slack never reaches past the integer (see `select`).
+    # rounding decides; the slack never takes a size past its integer (see `select`).
     between(sizes, signs, sizes.dtype.type(low - 1e-4), high)
     for k in range(len(sizes)):
         if room <= 0:
@@ -170,40 +170,40 @@ def between(sizes, signs, low, high):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def share_tiles(gradient, integers, values, over, tile, one_sided, scaled):
-    """Takes out of the gradient what the weights of a full budget share, in place.
+def subtract_mean_tiles(gradient, integers, values, over, tile, one_sided, scaled):
+    """Subtracts the mean signed gradient of the nonzero weights of projected tiles, in place.
 
     Args:
         gradient: [rows, K]; updated.
-        integers: whole numbers [rows, K] as `hold_tiles` left them.
+        integers: whole numbers [rows, K] as `project_tiles` left them.
         values: what they were rounded from [rows, K].
-        over: booleans [rows, tiles], the tiles that were held.
-        tile, one_sided: as in `hold_tiles`.
-        scaled: [rows, tiles]; written, the sum of gradient × values in held tiles, else 0.
+        over: booleans [rows, tiles], the tiles that were projected.
+        tile, one_sided: as in `project_tiles`.
+        scaled: [rows, tiles]; written, the sum of gradient × values in projected tiles, else 0.
     """
     for row in range(len(gradient)):
         for part in range(over.shape[1]):
             scaled[row, part] = 0
             if over[row, part]:
                 some = slice(part * tile, min(part * tile + tile, gradient.shape[1]))
-                pushes, held = gradient[row, some], integers[row, some]
+                tile_gradient, projected = gradient[row, some], integers[row, some]
                 for turn in range(2 if one_sided else 1):
-                    share(pushes, held, side_of(turn, one_sided, pushes))
-                scaled[row, part] = product(pushes, values[row, some])
+                    subtract_mean(tile_gradient, projected, side_of(turn, one_sided, tile_gradient))
+                scaled[row, part] = product(tile_gradient, values[row, some])
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
-def share(pushes, integers, side):
-    """Removes the mean push on the magnitudes of the weights of one side, as in `select`."""
-    zero, one = pushes.dtype.type(0), pushes.dtype.type(1)
+def subtract_mean(gradient, integers, side):
+    """Subtracts the mean signed gradient of the nonzero weights of one side, as in `select`."""
+    zero, one = gradient.dtype.type(0), gradient.dtype.type(1)
     total, count = zero, zero
-    for k in range(len(pushes)):
+    for k in range(len(gradient)):
         sign = sign_on(side, integers[k])
-        total += pushes[k] * sign
+        total += gradient[k] * sign
         count += abs(sign)
     mean = total / max(count, one)
-    for k in range(len(pushes)):
-        pushes[k] -= sign_on(side, integers[k]) * mean
+    for k in range(len(gradient)):
+        gradient[k] -= sign_on(side, integers[k]) * mean
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from brevitas_axe.accumulator import InputRange, accumulator_limit
 from brevitas_axe.errors import UnsupportedLayer
-from brevitas_axe.model.proxies.kernels import hold_tiles, share_tiles
+from brevitas_axe.model.proxies.kernels import project_tiles, subtract_mean_tiles
 
 # Off the CPU the bracket is closed in a fixed number of steps, so that nothing waits for the
 # device: the squared error is then less than 1 ‰ above the smallest one.
@@ -36,7 +36,7 @@ class Budget:
         tile_size: inputs per tile, None for whole rows.
     """
 
-    reach: InputRange
+    input_range: InputRange
     accumulator_bit_width: int
     tile_size: int | None
 
@@ -46,26 +46,26 @@ class Budget:
         return 2 * accumulator_limit(self.accumulator_bit_width)
 
     @property
-    def both(self) -> int:
-        """Cost of S⁺ + S⁻, per unit."""
-        return self.reach.high - self.reach.low
+    def norm_cost(self) -> int:
+        """Coefficient of the l1 norm S⁺ + S⁻ in the cost: high − low."""
+        return self.input_range.high - self.input_range.low
 
     @property
-    def either(self) -> int:
-        """Cost of |S⁺ − S⁻|, per unit."""
-        return abs(self.reach.high + self.reach.low)
+    def imbalance_cost(self) -> int:
+        """Coefficient of the imbalance |S⁺ − S⁻| in the cost: |high + low|."""
+        return abs(self.input_range.high + self.input_range.low)
 
     @property
     def one_sided(self) -> bool:
         """True where inputs have one sign, so that positive and negative weights never add up."""
-        return self.both == self.either
+        return self.norm_cost == self.imbalance_cost
 
     def tile(self, columns: int) -> int:
         """Inputs per tile of a row with so many of them."""
         return columns if self.tile_size is None else min(self.tile_size, columns)
 
 
-def hold(integers: Tensor, values: Tensor, budget: Budget, largest: int) -> Tensor | None:
+def project(integers: Tensor, values: Tensor, budget: Budget, largest: int) -> Tensor | None:
     """Replaces every tile that does not fit by the nearest integers that do, in place.
 
     Of all integers whose magnitudes have a bounded sum, those nearest to v are
@@ -89,20 +89,20 @@ def hold(integers: Tensor, values: Tensor, budget: Budget, largest: int) -> Tens
     """
     rows, columns = integers.shape
     tile = budget.tile(columns)
-    farthest = budget.both + budget.either
+    farthest = budget.norm_cost + budget.imbalance_cost
     if tile * largest * farthest <= budget.bound:
         return None
     _check_exact(integers.dtype, tile * largest, tile * largest * farthest)
     if integers.device.type == "cpu":
         over = torch.empty(rows, -(-columns // tile), dtype=torch.bool)
-        costs = budget.one_sided, budget.both, budget.either, budget.bound
-        hold_tiles(integers.numpy(), values.numpy(), tile, *costs, over.numpy())
+        costs = budget.one_sided, budget.norm_cost, budget.imbalance_cost, budget.bound
+        project_tiles(integers.numpy(), values.numpy(), tile, *costs, over.numpy())
         return over
     tiles = tiled(integers, tile)
     over = exceeds(tiles, budget)
     if over.any():
         tiles = tiles.clone()
-        tiles[over] = project(tiles[over], tiled(values, tile)[over], budget)
+        tiles[over] = projected_tiles(tiles[over], tiled(values, tile)[over], budget)
         integers.copy_(tiles.flatten(1)[:, :columns])
     return over
 
@@ -119,11 +119,11 @@ def exceeds(tiles: Tensor, budget: Budget) -> Tensor:
 
 def _cost(absolute: Tensor, signed: Tensor, budget: Budget) -> Tensor:
     absolute, signed = absolute.to(torch.int64), signed.to(torch.int64)
-    return absolute * budget.both + signed.abs() * budget.either
+    return absolute * budget.norm_cost + signed.abs() * budget.imbalance_cost
 
 
-def project(integers: Tensor, values: Tensor, budget: Budget) -> Tensor:
-    """What `hold` does, as tensor operations, for any device.
+def projected_tiles(integers: Tensor, values: Tensor, budget: Budget) -> Tensor:
+    """What `project` does, as tensor operations, for any device.
 
     Args:
         integers: tiles of whole numbers [tiles, T].
@@ -135,7 +135,7 @@ def project(integers: Tensor, values: Tensor, budget: Budget) -> Tensor:
     sizes = torch.minimum((values * signs).relu_(), integers.abs() + 0.499)
     if budget.one_sided:
         sizes = torch.stack((sizes * (signs > 0), sizes * (signs < 0)))
-    unit = budget.both + budget.either
+    unit = budget.norm_cost + budget.imbalance_cost
     target = math.log(budget.bound + unit / 2)
 
     def shrunk(by: Tensor) -> Tensor:
@@ -164,53 +164,56 @@ def project(integers: Tensor, values: Tensor, budget: Budget) -> Tensor:
         below = torch.where(fits, found, torch.where(stayed == 0, below / 2, below))
         low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
         stayed = fits.to(sizes.dtype)
-    held = shrunk(high.masked_fill(start <= budget.bound, 0.0))
-    more = (shrunk(low) - held).relu_()
-    room = (budget.bound - cost(held)).div(unit, rounding_mode="floor")
-    held += torch.minimum((room - (more.cumsum(-1) - more)).relu_(), more)
-    return (held.sum(0) if budget.one_sided else held) * signs
+    fitting = shrunk(high.masked_fill(start <= budget.bound, 0.0))
+    more = (shrunk(low) - fitting).relu_()
+    room = (budget.bound - cost(fitting)).div(unit, rounding_mode="floor")
+    fitting += torch.minimum((room - (more.cumsum(-1) - more)).relu_(), more)
+    return (fitting.sum(0) if budget.one_sided else fitting) * signs
 
 
-def share(
+def subtract_mean(
     gradient: Tensor, integers: Tensor, values: Tensor, over: Tensor, budget: Budget
 ) -> Tensor:
-    """Takes out of the gradient what the weights of a full budget share, in place.
+    """Subtracts the mean signed gradient of the nonzero weights of projected tiles, in place.
+
+    The projection undoes a change that is common to all of them, so that this part of the
+    gradient has no effect.
 
     Args:
         gradient: [rows, K], contiguous; updated.
-        integers: as `hold` left them.
+        integers: as `project` left them.
         values: what they were rounded from.
-        over: booleans [rows, tiles], the tiles that were held.
-        budget: tells which weights share one.
+        over: booleans [rows, tiles], the tiles that were projected.
+        budget: tells whether positive and negative weights are projected apart.
 
     Returns:
-        [rows, tiles], the sum of the new gradient × values in tiles that were held, else 0.
+        [rows, tiles], the sum of the new gradient × values in projected tiles, else 0.
     """
     tile = budget.tile(integers.shape[1])
     if gradient.device.type == "cpu":
         scaled = torch.empty_like(over, dtype=gradient.dtype)
         some = (over.numpy(), tile, budget.one_sided, scaled.numpy())
-        share_tiles(gradient.numpy(), integers.numpy(), values.numpy(), *some)
+        subtract_mean_tiles(gradient.numpy(), integers.numpy(), values.numpy(), *some)
         return scaled
     inside = over.unsqueeze(-1)
-    pushes = without_shared(tiled(gradient, tile), tiled(integers, tile) * inside, budget)
-    gradient.copy_(pushes.flatten(1)[:, : integers.shape[1]])
-    return (pushes * inside * tiled(values, tile)).sum(-1)
+    tiles = without_mean(tiled(gradient, tile), tiled(integers, tile) * inside, budget)
+    gradient.copy_(tiles.flatten(1)[:, : integers.shape[1]])
+    return (tiles * inside * tiled(values, tile)).sum(-1)
 
 
-def without_shared(pushes: Tensor, held: Tensor, budget: Budget) -> Tensor:
-    """What `share` leaves of a gradient, as tensor operations, for any device.
+def without_mean(gradient: Tensor, projected: Tensor, budget: Budget) -> Tensor:
+    """What `subtract_mean` leaves of a gradient, as tensor operations, for any device.
 
     Args:
-        pushes: the gradient's tiles [..., T].
-        held: whole numbers, 0 in tiles that were not held.
-        budget: tells which weights share one.
+        gradient: its tiles [..., T].
+        projected: whole numbers, 0 in tiles that were not projected.
+        budget: tells whether positive and negative weights are projected apart.
     """
-    signs = held.sign()
+    signs = projected.sign()
     for some in (signs.clamp(min=0), signs.clamp(max=0)) if budget.one_sided else (signs,):
-        shared = (pushes * some).sum(-1, keepdim=True)
-        pushes = pushes - some * (shared / some.abs().sum(-1, keepdim=True).clamp_(min=1))
-    return pushes
+        shared = (gradient * some).sum(-1, keepdim=True)
+        gradient = gradient - some * (shared / some.abs().sum(-1, keepdim=True).clamp_(min=1))
+    return gradient
 
 
 def _check_exact(dtype: torch.dtype, largest: int, cost: int) -> None:

@@ -1,4 +1,4 @@
-"""Weight proxy that holds an accumulator budget in every forward."""
+"""Weight proxy that keeps an accumulator budget in every forward."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from brevitas_axe.accumulator import InputRange, check_bit_width, tile_starts
 from brevitas_axe.errors import MissingInputQuantizer, UnsupportedLayer
 from brevitas_axe.model.layers import Layer, input_range
-from brevitas_axe.model.proxies.held import HeldIntegers
+from brevitas_axe.model.proxies.projected import ProjectedIntegers
 from brevitas_axe.model.proxies.projection import Budget
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -23,9 +23,9 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
     """Quantizes as its Brevitas injector says, then keeps every dot product inside ±(2^(P-1)-1).
 
-    Tiles that fit pass bit for bit; the others are projected (`HeldIntegers`). The budget follows
-    the widest range of integers that the layer's input has had so far (a module may be called with
-    several inputs); that range is part of the state dict.
+    Tiles that fit pass bit for bit; the others are projected (`ProjectedIntegers`). The budget
+    follows the widest range of integers that the layer's input has had so far (a module may be
+    called with several inputs); that range is part of the state dict.
 
     Attributes:
         accumulator_bit_width: P; None leaves the weights unconstrained.
@@ -67,10 +67,10 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         low, high = int(self.input_low), int(self.input_high)
         return InputRange(low, high) if high > low else None
 
-    def set_input_range(self, reach: InputRange | None) -> None:
+    def set_input_range(self, input_range: InputRange | None) -> None:
         """Replaces what has been seen; None forgets it (after narrowing the activations)."""
-        self.input_low.fill_(reach.low if reach else 0)
-        self.input_high.fill_(reach.high if reach else 0)
+        self.input_low.fill_(input_range.low if input_range else 0)
+        self.input_high.fill_(input_range.high if input_range else 0)
 
     def observe(self, quant_input: Tensor | IntQuantTensor | None) -> InputRange:
         """Widens the range by this input's and returns it.
@@ -115,7 +115,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         wide = x.float() if x.dtype in _LOW_PRECISION else x
         # Autocast would do the division or the sums in half precision.
         with torch.autocast(x.device.type, enabled=False):
-            value, scale, zero_point, bit_width = self._held(wide, budget)
+            value, scale, zero_point, bit_width = self._projected(wide, budget)
         value = value.to(x.dtype)
         if self.skip_create_quant_tensor:
             return value
@@ -128,8 +128,8 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
             )
         return out
 
-    def _held(self, x: Tensor, budget: Budget) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Brevitas's quantizer, step by step, with the integers held before they are scaled."""
+    def _projected(self, x: Tensor, budget: Budget) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Brevitas's quantizer, step by step; the integers are projected before they are scaled."""
         layer, quant = self.tracked_module_list[0], self.tensor_quant
         if not isinstance(quant.zero_point_impl, ZeroZeroPoint):
             raise UnsupportedLayer(
@@ -144,7 +144,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         size = self.per_weight(scale)
         ratio = x / size
         rounded = quant.int_quant.float_to_int_impl(ratio)
-        integers = HeldIntegers.apply(rounded, ratio.detach(), size, layer, low, high, budget)
+        integers = ProjectedIntegers.apply(rounded, ratio.detach(), size, layer, low, high, budget)
         return integers * size, scale, zero_point, bit_width
 
     def _load_from_state_dict(

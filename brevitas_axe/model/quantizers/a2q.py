@@ -119,7 +119,7 @@ def a2q_norm(name: str, layer: Layer) -> A2QNorm:
 
 
 def cut_a2q_norm(name: str, layer: Layer) -> None:
-    """Lowers g to its bound where it is above: behind it, g would get no gradient."""
+    """Lowers g to its bound where it is above: there, the clamp would give g no gradient."""
     found = a2q_norm(name, layer)
     pre = layer.weight_quant.tensor_quant.pre_scaling_impl
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Weight quantizers that hold an accumulator budget in every forward (AXE, arXiv 2409.17092).
+"""Weight quantizers that keep an accumulator budget in every forward (AXE, arXiv 2409.17092).
 
 Pass one as `weight_quant=`; override by prefixed keywords (`weight_bit_width=4`,
 `weight_accumulator_bit_width=16`, `weight_accumulator_tile_size=64`) or `.let(...)`.

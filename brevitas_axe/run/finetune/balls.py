@@ -1,7 +1,6 @@
-"""Budgets as l1 balls of float rows: what pulls or puts the weights inside before rounding.
+"""Penalty and initialization that bring float weights near their l1 budgets.
 
-Nothing here is needed for the guarantee, which the quantizers hold on their own; it makes less for
-them to take away.
+The projection in the quantizers then has less to change. The guarantee does not depend on either.
 """
 
 from __future__ import annotations

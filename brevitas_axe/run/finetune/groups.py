@@ -58,7 +58,10 @@ def _mean_scale(layer: Layer) -> float:
 
 
 def _scales(model: nn.Module) -> Iterator[tuple[nn.Parameter, float]]:
-    """Learned scales, and what one unit of relative change is to each: 1 for logarithms."""
+    """Learned scale parameters, each with the step that changes the scale by 100 %.
+
+    The step is 1 where the parameter is a logarithm, else the parameter's own magnitude.
+    """
     for name, module in model.named_modules():
         value = module._parameters.get("value")
         if "scaling_impl" not in name or value is None or not value.requires_grad:

@@ -1,7 +1,7 @@
 """Forwards that stop in front of a layer and go on later.
 
-Each calibration batch runs through the model once, as a coroutine (a greenlet) that sleeps
-whenever its forward reaches a layer that is not solved yet. So the inputs of every layer come from
+Each calibration batch runs through the model once, as a coroutine (a greenlet) that is suspended
+whenever its forward comes to a layer that is not solved yet. So the inputs of every layer come from
 continuing where the previous layer left off, for any Python model, traceable or not. Everything
 runs in the caller's thread, in the order of a plain loop; threads would each keep freed memory in
 an arena of their own.
@@ -24,7 +24,7 @@ Modes = tuple[bool, list[tuple[bool, torch.dtype]]]
 
 
 class _Abandoned(BaseException):
-    """Unwinds a sleeping forward; no `except Exception` of a model may catch it."""
+    """Unwinds a suspended forward; no `except Exception` of a model may catch it."""
 
 
 class _Coroutine(greenlet):
@@ -37,7 +37,7 @@ class SuspendedForward:
     """One forward of one batch, without gradients and under the autocast of its creation.
 
     Attributes:
-        layer: name of the layer in front of which it sleeps, None once it has finished.
+        layer: name of the layer in front of which it is suspended, None once it has finished.
         layer_input: first positional input of that layer.
         finished: True after the forward has returned.
         output: what it has returned then.
@@ -67,13 +67,13 @@ class SuspendedForward:
         if self.finished:
             return
         self._pauses = pauses
-        with self._awake():
+        with self._resumed():
             output = self._coroutine.switch()
         if self.finished:
             self.output = output
 
     def reached(self, name: str, layer_input: object) -> None:
-        """Called by the hook in front of a layer, inside the forward."""
+        """Called by the hook in front of a layer, inside the forward; suspends it there."""
         if not self._pauses(name):
             return
         self.layer, self.layer_input = name, layer_input
@@ -81,14 +81,14 @@ class SuspendedForward:
         self.layer, self.layer_input = None, None
 
     def abandon(self) -> None:
-        """Ends the forward where it sleeps."""
+        """Ends the forward where it is suspended."""
         if self._coroutine:  # started and not finished
-            with self._awake():
+            with self._resumed():
                 self._coroutine.throw(_Abandoned)
 
     @contextmanager
-    def _awake(self) -> Iterator[None]:
-        """Swaps torch's gradient and autocast modes: a model may sleep inside a `with` block."""
+    def _resumed(self) -> Iterator[None]:
+        """Swaps torch's gradient and autocast modes: a `with` block may be open there."""
         outer = _modes()
         self._caller = self._coroutine.parent = getcurrent()
         _set_modes(self._modes)

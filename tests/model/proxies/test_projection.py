@@ -12,11 +12,11 @@ from brevitas_axe.errors import UnsupportedLayer
 from brevitas_axe.model.proxies.projection import (
     Budget,
     exceeds,
-    hold,
     project,
-    share,
+    projected_tiles,
+    subtract_mean,
     tiled,
-    without_shared,
+    without_mean,
 )
 
 RANGES = st.sampled_from(
@@ -45,7 +45,7 @@ def layers(draw):
 def compiled(values, reach, bits, tile, top):
     """What the CPU's kernel makes of rounded values."""
     integers = values.round()
-    over = hold(integers, values.clone(), Budget(reach, bits, tile), top)
+    over = project(integers, values.clone(), Budget(reach, bits, tile), top)
     return integers, over
 
 
@@ -56,7 +56,7 @@ def tensorial(values, reach, bits, tile, top):
     tiles = tiled(integers, size)
     over = exceeds(tiles, budget)
     tiles = tiles.clone()
-    tiles[over] = project(tiles[over], tiled(values, size)[over], budget)
+    tiles[over] = projected_tiles(tiles[over], tiled(values, size)[over], budget)
     return tiles.flatten(1)[:, : values.shape[1]], over
 
 
@@ -170,10 +170,10 @@ def test_both_ways_take_the_same_out_of_a_gradient(values, reach, bits, tile):
     if over is None:
         return
     gradient = torch.linspace(-1, 2, values.numel()).view_as(values).sin()
-    pushes = gradient.clone()
-    scaled = share(pushes, integers, values, over, budget)
+    gradient_left = gradient.clone()
+    scaled = subtract_mean(gradient_left, integers, values, over, budget)
     inside = over.unsqueeze(-1)
-    expected = without_shared(tiled(gradient, size), tiled(integers, size) * inside, budget)
-    torch.testing.assert_close(pushes, expected.flatten(1)[:, : values.shape[1]])
+    expected = without_mean(tiled(gradient, size), tiled(integers, size) * inside, budget)
+    torch.testing.assert_close(gradient_left, expected.flatten(1)[:, : values.shape[1]])
     products = (expected * inside * tiled(values, size)).sum(-1)
     torch.testing.assert_close(scaled, products, atol=1e-4, rtol=1e-4)

@@ -8,19 +8,20 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.model.layers import Layer, roll_weight, unroll_weight
-from brevitas_axe.model.proxies.projection import Budget, hold, share
+from brevitas_axe.model.proxies.projection import Budget, project, subtract_mean
 
 
-class HeldIntegers(torch.autograd.Function):
-    """Cuts rounded weights to their range, then holds every tile inside its budget.
+class ProjectedIntegers(torch.autograd.Function):
+    """Clips rounded weights to their range, then projects every tile on its accumulator budget.
 
-    Straight through where nothing was held; a weight outside its range gets no gradient. In a held
-    tile the weights that kept a unit share a full budget, so a push that is common to all of them
-    can change nothing: their gradient is that of the Euclidean projection on the l1 ball, which
-    has the mean push taken out. Weights that were held at 0 keep theirs, or none could come back.
+    Backward: straight-through where the projection changed nothing; zero outside the integer
+    range. In a projected tile, the nonzero weights get the gradient of the Euclidean projection on
+    the l1 ball: their mean signed gradient is subtracted, since the projection undoes a common
+    change. Weights projected to 0 keep their gradient, so that they can become nonzero again.
 
-    Held integers do not follow the scale, so their value q·s has the derivative q by it: what
-    flows back through the division w/s is given back to the scale in held tiles.
+    Projected integers q do not follow the scale s, so that their value q·s has the derivative q
+    with respect to it: in projected tiles, the gradient through the division w/s is subtracted
+    from that of the scale.
     """
 
     @staticmethod
@@ -49,7 +50,7 @@ class HeldIntegers(torch.autograd.Function):
         unrolled = unroll_weight(layer, integers)
         rows = unrolled.flatten(0, 1).contiguous()
         values = unroll_weight(layer, ratio).flatten(0, 1).contiguous()
-        over = hold(rows, values, budget, max(-low, high))
+        over = project(rows, values, budget, max(-low, high))
         ctx.range, ctx.layer, ctx.budget = (low - 0.5, high + 0.5), layer, budget
         ctx.over = over if over is not None and bool(over.any()) else None
         if ctx.over is not None:
@@ -65,10 +66,10 @@ class HeldIntegers(torch.autograd.Function):
         if ctx.over is None:
             return gradient, *[None] * 6
         unrolled = unroll_weight(ctx.layer, gradient)
-        pushes = unrolled.flatten(0, 1).contiguous()
+        flat = unrolled.flatten(0, 1).contiguous()
         values = unroll_weight(ctx.layer, ratio).flatten(0, 1).contiguous()
-        scaled = share(pushes, rows, values, ctx.over, ctx.budget)
-        gradient = roll_weight(ctx.layer, pushes.view_as(unrolled))
+        scaled = subtract_mean(flat, rows, values, ctx.over, ctx.budget)
+        gradient = roll_weight(ctx.layer, flat.view_as(unrolled))
         # Each tile's part stands at its first weight, from where it finds its scale.
         spread = torch.zeros_like(unrolled)
         spread[..., :: ctx.budget.tile(unrolled.shape[2])] = scaled.view(*unrolled.shape[:2], -1)

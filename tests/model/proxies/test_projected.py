@@ -6,7 +6,7 @@ import torch
 from brevitas import nn as qnn
 
 from brevitas_axe.accumulator import InputRange
-from brevitas_axe.model.proxies.held import HeldIntegers
+from brevitas_axe.model.proxies.projected import ProjectedIntegers
 from brevitas_axe.model.proxies.projection import Budget
 
 # 4 units of either sign: the first row needs 9, the second fits, the third is out of range.
@@ -17,7 +17,7 @@ PUSH = torch.tensor([[1.0, 2.0, 4.0, 3.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0], [6.0,
 
 def held(rounded, scale, ratio=RATIO):
     layer = qnn.QuantLinear(5, 3, bias=False)
-    return HeldIntegers.apply(rounded, ratio, scale, layer, -7, 7, BUDGET)
+    return ProjectedIntegers.apply(rounded, ratio, scale, layer, -7, 7, BUDGET)
 
 
 def backward():
@@ -62,7 +62,7 @@ def test_a_scale_per_tile_gets_back_its_own_tiles_part():
     rounded = ratio.round().requires_grad_()
     layer = qnn.QuantLinear(6, 2, bias=False)
     sizes = scale.repeat_interleave(3, 1)
-    integers = HeldIntegers.apply(rounded, ratio, sizes, layer, -7, 7, budget)
+    integers = ProjectedIntegers.apply(rounded, ratio, sizes, layer, -7, 7, budget)
     (integers * push).sum().backward()
     over = torch.tensor([[True, False], [True, True]])
     assert ((integers != rounded).unflatten(1, (2, 3)).any(-1) == over).all()
