@@ -47,7 +47,7 @@ def accumulator_penalty(model: nn.Module) -> Tensor:
     for layer, budget in _held_layers(model):
         rows, scale = _rows_and_scale(layer)
         tiles = tiled(rows, budget.tile(rows.shape[1]))
-        room = (budget.bound / (budget.both + budget.either)) * scale.unsqueeze(-1)
+        room = (budget.bound / (budget.norm_cost + budget.imbalance_cost)) * scale.unsqueeze(-1)
         for norm in _norms(tiles, budget):
             excesses.append((norm - room).relu().sum())
     if not excesses:
@@ -115,8 +115,8 @@ def _norms(tiles: Tensor, budget: Budget) -> Iterator[Tensor]:
         yield tiles.clamp(min=0).sum(-1, keepdim=True)
         yield -tiles.clamp(max=0).sum(-1, keepdim=True)
     else:
-        cost = tiles.abs().sum(-1) * budget.both + tiles.sum(-1).abs() * budget.either
-        yield cost.unsqueeze(-1) / (budget.both + budget.either)
+        cost = tiles.abs().sum(-1) * budget.norm_cost + tiles.sum(-1).abs() * budget.imbalance_cost
+        yield cost.unsqueeze(-1) / (budget.norm_cost + budget.imbalance_cost)
 
 
 def _held_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> Iterator[tuple[Layer, Budget]]:
