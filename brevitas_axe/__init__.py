@@ -1,26 +1,44 @@
-"""Accumulator-aware quantization for Brevitas: overflow made impossible, proven, exported."""
+"""Accumulator-aware quantization for Brevitas: overflow made impossible, proven, exported.
 
-from brevitas_axe.errors import AxeError
-from brevitas_axe.export import check_finn, export_qonnx, mend_for_finn, prepare_for_finn
-from brevitas_axe.export.layers import export_layers
-from brevitas_axe.model.apply.weights import apply_plan
-from brevitas_axe.model.quantizers import (
-    Int8WeightPerChannelFixedPointAXE,
-    Int8WeightPerChannelFloatAXE,
-    Int8WeightPerTensorFixedPointAXE,
-    Int8WeightPerTensorFloatAXE,
-)
-from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.proof.certificate import Certificate, certify, certify_file
-from brevitas_axe.proof.emulator import emulate
-from brevitas_axe.run.quantize import QuantizeResult, quantize
-from brevitas_axe.run.quantize_blocks import BlocksResult, quantize_blocks
-from brevitas_axe.run.solve import axe_gpfq_mode, axe_gptq_mode, axe_qronos_mode
+What users import is here, and is loaded when it is first asked for: `import brevitas_axe` loads
+neither torch nor Brevitas. Rooms (`brevitas_axe.methods`, `brevitas_axe.run`, ...) are for those
+who write methods.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from brevitas_axe.errors import AxeError
+    from brevitas_axe.export import check_finn, export_qonnx, mend_for_finn, prepare_for_finn
+    from brevitas_axe.export.layers import export_layers
+    from brevitas_axe.model.apply.weights import apply_plan
+    from brevitas_axe.model.quantizers import (
+        Int8WeightPerChannelFixedPointAXE,
+        Int8WeightPerChannelFloatAXE,
+        Int8WeightPerTensorFixedPointAXE,
+        Int8WeightPerTensorFloatAXE,
+    )
+    from brevitas_axe.plan import LayerPrecision, Plan
+    from brevitas_axe.proof.certificate import Certificate, certify, certify_file
+    from brevitas_axe.proof.emulator import emulate
+    from brevitas_axe.run.finetune import FinetuneResult, finetune
+    from brevitas_axe.run.quantize import QuantizeResult, quantize
+    from brevitas_axe.run.quantize_blocks import BlocksResult, quantize_blocks
+    from brevitas_axe.run.solve import axe_gpfq_mode, axe_gptq_mode, axe_qronos_mode
+
+__version__ = "0.1.0"
 
 __all__ = [
     "AxeError",
     "BlocksResult",
     "Certificate",
+    "FinetuneResult",
     "Int8WeightPerChannelFixedPointAXE",
     "Int8WeightPerChannelFloatAXE",
     "Int8WeightPerTensorFixedPointAXE",
@@ -38,8 +56,61 @@ __all__ = [
     "emulate",
     "export_layers",
     "export_qonnx",
+    "finetune",
     "mend_for_finn",
     "prepare_for_finn",
     "quantize",
     "quantize_blocks",
 ]
+
+# Where each name is found; a new one also goes into the two lists above (a test compares them).
+_NAMES_OF = {
+    "errors": ("AxeError",),
+    "export": ("check_finn", "export_qonnx", "mend_for_finn", "prepare_for_finn"),
+    "export.layers": ("export_layers",),
+    "model.apply.weights": ("apply_plan",),
+    "model.quantizers": (
+        "Int8WeightPerChannelFixedPointAXE",
+        "Int8WeightPerChannelFloatAXE",
+        "Int8WeightPerTensorFixedPointAXE",
+        "Int8WeightPerTensorFloatAXE",
+    ),
+    "plan": ("LayerPrecision", "Plan"),
+    "proof.certificate": ("Certificate", "certify", "certify_file"),
+    "proof.emulator": ("emulate",),
+    "run.finetune": ("FinetuneResult", "finetune"),
+    "run.quantize": ("QuantizeResult", "quantize"),
+    "run.quantize_blocks": ("BlocksResult", "quantize_blocks"),
+    "run.solve": ("axe_gpfq_mode", "axe_gptq_mode", "axe_qronos_mode"),
+}
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with _without_hadamard_advice():
+        found = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = found  # the next look-up finds it without this function
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+@contextmanager
+def _without_hadamard_advice() -> Iterator[None]:
+    """Leaves out what Brevitas says, as it is imported, about a package that nobody needs.
+
+    Not by `warnings.catch_warnings`, which would also undo the filters that torch and NumPy install
+    when they are imported.
+    """
+    before = list(warnings.filters)
+    warnings.filterwarnings("ignore", message="fast_hadamard_transform package not found")
+    ours = warnings.filters[0]
+    try:
+        yield
+    finally:
+        if ours not in before and ours in warnings.filters:
+            warnings.filters.remove(ours)  # type: ignore[attr-defined]

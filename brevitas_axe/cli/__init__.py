@@ -1,9 +1,9 @@
 """The command line, `brevitas-axe COMMAND`.
 
 Rules of this room: one file per command, each with `add(commands)` that declares its options and
-`run(arguments) -> exit status`; language.py is the part of `quantize` behind --hf. What a bare
-`import brevitas_axe` does not load (transformers, matplotlib, scikit-learn) is imported inside
-`run`, so that --help does not wait for it.
+`run(arguments) -> exit status`; language.py is the part of `quantize` behind --hf. `--help` is to
+answer at once, so files of this room import nothing at their top that loads NumPy, torch, Brevitas
+or rich; `run` does.
 Exit status: 0 done or proven, 1 not proven, 2 unusable input, said in one sentence on stderr.
 """
 
@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from brevitas_axe import __version__
 from brevitas_axe.cli import allocate, certify, check, emulate, methods, quantize, quickstart
 from brevitas_axe.errors import AxeError
 
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="brevitas-axe",
         description="Quantize a Brevitas model so that no accumulator can overflow, and prove it.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (quickstart, quantize, allocate, methods, certify, check, emulate):
         command.add(commands)

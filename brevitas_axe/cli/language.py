@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.plan import LayerPrecision
+
+if TYPE_CHECKING:
+    from brevitas_axe.plan import LayerPrecision
 
 _DEFAULTS = {
     "text": None,
@@ -176,6 +178,8 @@ def _outer_bits(layers: list[dict[str, Any]]) -> int:
 
 def _rows(arguments: argparse.Namespace) -> list[LayerPrecision]:
     """The rows of the table, from --rows or from the options for one accumulator."""
+    from brevitas_axe.plan import LayerPrecision
+
     if arguments.rows is None:
         if arguments.accumulator_bits is None:
             raise InvalidOption("give --accumulator-bits, or --rows such as 64x16.")

@@ -10,7 +10,6 @@ from typing import Any
 from brevitas_axe.cli import language, options
 from brevitas_axe.cli.usercode import batches_of, model_of
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.solvers import solvers
 
 _LEAST_WEIGHT_BITS = 2  # symmetric and narrow: from -1 to 1
 
@@ -35,7 +34,9 @@ def add(commands) -> None:
     parser.add_argument("--input-bits", type=int, default=8, metavar="N", help="default 8")
     options.add_tile(parser)
     options.add_plan(parser)
-    parser.add_argument("--algorithm", choices=list(solvers()), default="qronos")
+    parser.add_argument(
+        "--algorithm", default="qronos", metavar="NAME", help="name of a solver; default qronos"
+    )
     parser.add_argument(
         "--quality",
         choices=["fast", "best"],
@@ -62,6 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"--weight-bits {arguments.weight_bits} leaves no weight but zero; give "
             f"{_LEAST_WEIGHT_BITS} or more."
         )
+    from brevitas_axe.methods.solvers import solver
+
+    solver(arguments.algorithm)  # an unknown name is refused before the model is loaded
     if arguments.hf is not None:
         return language.run(arguments)
     stray = language.given(arguments)
