@@ -18,7 +18,6 @@ import numpy as np
 from qonnx.core.modelwrapper import ModelWrapper
 
 from brevitas_axe.export.finn.finding import Finding, Severity
-from brevitas_axe.export.finn.ties import Ties
 from brevitas_axe.proof.graph.grid import Fact, Grid, is_constant
 from brevitas_axe.proof.graph.modelfile import ModelFile, Node
 from brevitas_axe.proof.graph.names import Names
@@ -117,6 +116,22 @@ class Signal:
 
 
 Value = Host | Lost | Signal
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Halfway points between a quantizer's levels that sums can reach (ties.py finds them).
+
+    Attributes:
+        count: how many, over all channels.
+        systematic: how many of them are no coincidence of scales and offsets.
+        shift: float64, what to add to the integers so that FINN and torch round these alike and
+            nothing else changes; broadcastable to the tensor, NaN where there is no room.
+    """
+
+    count: int
+    systematic: int
+    shift: np.ndarray
 
 
 class Graph:

@@ -12,14 +12,11 @@ chance, in one sum of one channel; such a tie is moved with the others, but is n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from brevitas_axe.export.finn.signal import Signal
+from brevitas_axe.export.finn.signal import Signal, Ties
 
 # Bound of the rounding errors of torch's sums and FINN's thresholds, relative to what is added up.
 # Measured: less than 7.5 × 2^-24 for dot products of 9 to 4608 terms, 2 to 8 bits (float64 here has
@@ -29,22 +26,6 @@ _NOISE = 2.0**-21
 _CLEAR = 2
 # Scales have a simple ratio if its denominator is at most this: two ranges of up to 8 bits.
 _LARGEST_DENOMINATOR = 255
-
-
-@dataclass(frozen=True)
-class Ties:
-    """Halfway points that sums can reach.
-
-    Attributes:
-        count: how many, over all channels.
-        systematic: how many of them are no coincidence of scales and offsets.
-        shift: float64, what to add to the integers so that FINN and torch round these alike and
-            nothing else changes; broadcastable to the tensor, NaN where there is no room.
-    """
-
-    count: int
-    systematic: int
-    shift: np.ndarray
 
 
 def is_power_of_two(scale: np.ndarray) -> np.ndarray:
