@@ -63,11 +63,15 @@ CASES = {
         ["'2'", "input_quant", "exclude"],
     ),
     "only unquantized layers": (
-        lambda: axe_mode(nn.Sequential(nn.Linear(16, 3)), 12),
+        lambda: axe_mode(nn.Sequential(nn.Linear(16, 3)), accumulator_bit_width=12),
         "UnquantizedLayer",
         ["'0'", "quantize"],
     ),
-    "no layers at all": (lambda: axe_mode(nn.ReLU(), 12), "UnquantizedLayer", ["no"]),
+    "no layers at all": (
+        lambda: axe_mode(nn.ReLU(), accumulator_bit_width=12),
+        "UnquantizedLayer",
+        ["no"],
+    ),
     "NaN weights": (lambda: run(broken(float("nan"))), "NonFiniteValues", ["'2'", "NaN"]),
     "infinite weights": (lambda: run(broken(float("inf"))), "NonFiniteValues", ["'2'"]),
     "NaN calibration": (
@@ -131,7 +135,7 @@ CASES = {
         ["no", "exclude"],
     ),
     "recurrent layer": (
-        lambda: axe_mode(nn.Sequential(qnn.QuantLSTM(4, 4)), 12),
+        lambda: axe_mode(nn.Sequential(qnn.QuantLSTM(4, 4)), accumulator_bit_width=12),
         "UnsupportedLayer",
         ["'0'", "recurrent", "exclude"],
     ),

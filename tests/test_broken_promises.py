@@ -57,7 +57,10 @@ def theirs(model: nn.Module, x: torch.Tensor, bits: int, mode=a2gptq_mode) -> nn
 
 
 def ours(model: nn.Module, x: torch.Tensor, bits: int | None, **options) -> nn.Module:
-    with torch.no_grad(), axe_mode(model, bits, **{"quality": "fast", **options}) as axe:
+    with (
+        torch.no_grad(),
+        axe_mode(model, accumulator_bit_width=bits, **{"quality": "fast", **options}) as axe,
+    ):
         axe.model(x)
         while axe.update():
             pass
@@ -146,7 +149,8 @@ def test_4_an_exception_leaves_no_hook_behind():
         raise KeyboardInterrupt
     with pytest.raises(Exception), torch.no_grad():  # noqa: B017, PT011
         broken(x)
-    with pytest.raises(KeyboardInterrupt), torch.no_grad(), axe_mode(model, 12) as axe:  # noqa: PT012
+    mode = axe_mode(model, accumulator_bit_width=12)
+    with pytest.raises(KeyboardInterrupt), torch.no_grad(), mode as axe:  # noqa: PT012
         axe.model(x)
         raise KeyboardInterrupt
     assert model(x).isfinite().all()
@@ -188,7 +192,7 @@ def test_5c_recurrent_gates_are_refused_by_name():
     """They stay unconstrained without a word."""
     model = nn.Sequential(qnn.QuantLSTM(8, 8))
     with pytest.raises(UnsupportedLayer, match="'0' is recurrent"):
-        axe_mode(model, 12)
+        axe_mode(model, accumulator_bit_width=12)
 
 
 @pytest.mark.parametrize("bits", [26, 30, 32])

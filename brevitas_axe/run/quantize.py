@@ -99,7 +99,7 @@ def quantize(
         torch.no_grad(),
         axe_mode(
             quantized,
-            accumulator_bit_width,
+            accumulator_bit_width=accumulator_bit_width,
             plan=plan,
             accumulator_tile_size=tile_size,
             solver=algorithm,

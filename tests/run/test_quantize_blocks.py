@@ -110,7 +110,9 @@ def test_blocks_give_the_integers_of_the_whole_model(quality: str, passed: int |
     with torch.no_grad(), calibration_mode(whole):
         for x in data:
             whole(x, use_cache=False)
-    mode = axe_mode(whole, P, accumulator_tile_size=TILE, solver="qronos", quality=quality)
+    mode = axe_mode(
+        whole, accumulator_bit_width=P, accumulator_tile_size=TILE, solver="qronos", quality=quality
+    )
     with torch.no_grad(), mode as axe:
         for x in data:
             axe.model(x, use_cache=False)
@@ -188,7 +190,7 @@ def test_scales_per_tile_are_proven_and_bound_by_that_tile_only(tmp_path: Path) 
         assert not entry.proven
         assert "give tiles of 8" in entry.reason
     with pytest.raises(InvalidTile, match=r"layer\.0.*tiles of 8"):
-        axe_mode(model, P, accumulator_tile_size=16)
+        axe_mode(model, accumulator_bit_width=P, accumulator_tile_size=16)
     with pytest.raises(UnsupportedLayer, match=r"layer\.0.*group-wise"):
         export_layers(model, tmp_path)
 

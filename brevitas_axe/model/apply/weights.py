@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 from brevitas.core.bit_width import BitWidthConst
@@ -308,3 +309,21 @@ def _set_input_bits(
     changed = _set_bits(layer, proxy, quant, bits)
     if changed and isinstance(layer.weight_quant, AccumulatorAwareWeightQuantProxy):
         layer.weight_quant.set_input_range(None)
+
+
+def untie(model: nn.Module, layers: Mapping[str, Layer]) -> None:
+    """Gives every layer its own weight and bias: a solved one must not overwrite another.
+
+    Args:
+        model: holds the layers, and whatever else shares their parameters.
+        layers: those to be solved.
+    """
+    owners = Counter(
+        id(parameter) for module in model.modules() for parameter in module._parameters.values()
+    )
+    for layer in layers.values():
+        for kind in ("weight", "bias"):
+            shared = getattr(layer, kind)
+            if shared is not None and owners[id(shared)] > 1:
+                # Not by setattr: Brevitas would then build the quantizer anew.
+                layer._parameters[kind] = nn.Parameter(shared.detach().clone())

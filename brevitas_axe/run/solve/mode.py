@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import Counter
 from collections.abc import Iterator
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from brevitas.graph.calibrate import QuantizationStatusManager
@@ -39,17 +38,23 @@ from brevitas_axe.methods.solvers.compilation import compile_kernels, kernels_ar
 from brevitas_axe.methods.solvers.problem import LayerSolution
 from brevitas_axe.methods.solvers.protocol import solver as chosen_solver
 from brevitas_axe.methods.solvers.tasks import solve_layers
-from brevitas_axe.model.apply.weights import apply_precision, write_solution
+from brevitas_axe.model.apply.weights import apply_precision, untie, write_solution
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers, find_unquantized, unroll_weight
 from brevitas_axe.model.moments import Moments
 from brevitas_axe.model.running import observe_inputs, same_input
 from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.run.solve.brevitas_keywords import Widths, check_parallel, translated
 from brevitas_axe.run.solve.layer_inputs import collect, collect_all, layer_problem
 from brevitas_axe.run.solve.log import describe
 from brevitas_axe.run.solve.memory import release_freed_memory
 from brevitas_axe.run.solve.state import SavedLayers
 from brevitas_axe.run.solve.walk import SuspendedForward, abandon_all, add_hooks
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from brevitas_axe.run.solve.brevitas_keywords import BrevitasKeywords
 
 QUALITIES = ("fast", "best")
 # Seconds of waiting for kernels that deserve a line; reading them from the cache takes less.
@@ -66,12 +71,14 @@ class axe_mode:
     """Solves every quantized layer of a model under an accumulator budget, in place.
 
     Args:
-        model: a Brevitas model with calibrated activation quantizers. Weight quantizers are
-            replaced by accumulator-aware ones with the same bits and granularity.
+        model: a Brevitas model with calibrated activation quantizers, the one positional argument.
+            Weight quantizers are replaced by accumulator-aware ones with the same bits and
+            granularity.
         accumulator_bit_width: P for every layer; None leaves accumulators unconstrained.
         plan: per-layer widths instead of one P; layers it does not name are left alone.
         accumulator_tile_size: inputs per inner accumulator, None for whole dot products.
-        solver: registered solver, "gpfq", "gptq" or "qronos".
+        solver: a registered solver; left out, the one that the class is named after, and "gptq" for
+            `axe_mode` itself.
         act_order: order columns by their input's second moment. Default: False for "fast", as
             published, and True for "best".
         quality: "fast" is the published algorithm, with Brevitas's integers; "best" searches
@@ -81,6 +88,8 @@ class axe_mode:
         workers: solve the rows of a layer, and layers with the same input, in so many tasks at a
             time, through the active joblib backend (rows.py); None solves them here.
         progress: show a progress bar.
+        brevitas: keywords of Brevitas's own modes, accepted where they mean something here
+            (brevitas_keywords.py).
 
     Attributes:
         num_layers: number of `update()` calls to make.
@@ -91,38 +100,46 @@ class axe_mode:
         EmptyCalibration, InvalidState: each names the layer and the way out.
     """
 
+    own_solver: ClassVar[str | None] = None
+
     def __init__(
         self,
         model: nn.Module,
+        *misplaced: object,
         accumulator_bit_width: int | None = None,
-        *,
         plan: Plan | None = None,
         accumulator_tile_size: int | None = None,
-        solver: str = "gptq",
+        solver: str | None = None,
         act_order: bool | None = None,
         quality: str = "best",
         exclude: tuple[str, ...] = (),
         state: str | Path | None = None,
         workers: int | None = None,
         progress: bool = False,
+        **brevitas: Unpack[BrevitasKeywords],
     ) -> None:
+        name = type(self).__name__
+        if misplaced:
+            raise InvalidOption(
+                f"{name} takes the model by position and everything else by keyword, such as "
+                f"accumulator_bit_width=16; give {misplaced[0]!r} its keyword."
+            )
+        ours = Widths(accumulator_bit_width, accumulator_tile_size)
+        widths = translated(name, ours, brevitas)
+        solver = self._own(solver)
         self._solver = chosen_solver(solver)
         check_quality(quality)
-        if plan is not None and (accumulator_bit_width, accumulator_tile_size) != (None, None):
-            raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         layers = find_layers(model, exclude, tile_scales=True)
-        if plan is None:
-            precision = LayerPrecision(
-                accumulator=accumulator_bit_width, tile=accumulator_tile_size
-            )
-            plan = Plan.uniform(layers, precision)
-            clip_tiles = True
-        else:
+        wanted = widths.plan(layers) if plan is None else plan
+        if plan is not None:
+            if (widths.accumulator_bit_width, widths.accumulator_tile_size) != (None, None):
+                raise InvalidOption(
+                    "give either a plan or one accumulator width and tile, not both."
+                )
             plan.check_names(layers)
-            clip_tiles = False
         self.root = model
-        self.layers = {name: layers[name] for name in plan.layers}
+        self.layers = {name: layers[name] for name in wanted.layers}
         if not self.layers:
             plain = find_unquantized(model, exclude)
             raise UnquantizedLayer(
@@ -130,7 +147,8 @@ class axe_mode:
                 + (f": layer '{plain[0]}' has no integer weights" if plain else "")
                 + "; quantize the model first (brevitas_axe.quantize does), or exclude less."
             )
-        self.plan = Plan({n: self._clipped(n, clip_tiles, plan[n]) for n in plan.layers})
+        self.plan = Plan({n: self._clipped(n, plan is None, wanted[n]) for n in wanted.layers})
+        self._parallel = widths.parallel
         self.quality = quality
         self._workers = workers
         self.act_order = quality == "best" if act_order is None else act_order
@@ -148,6 +166,16 @@ class axe_mode:
         )
         self._progress = progress
         self._entered = False
+
+    def _own(self, solver: str | None) -> str:
+        """The solver's name; one that contradicts the name of the class is refused."""
+        own = self.own_solver
+        if own is not None and solver is not None and solver.partition(":")[0] != own:
+            raise InvalidOption(
+                f"{type(self).__name__} solves by {own}, not by {solver}; use "
+                f"axe_mode(..., solver='{solver}')."
+            )
+        return solver or own or "gptq"
 
     def _clipped(self, name: str, clip: bool, precision: LayerPrecision) -> LayerPrecision:
         """One tile size for a whole model: layers with fewer inputs take a single tile."""
@@ -178,7 +206,7 @@ class axe_mode:
             seconds = compile_kernels()
             if seconds > _NOTICEABLE:
                 tqdm.write(f"solver kernels compiled in {seconds:.1f} s, and cached for next time")
-        self._untie()
+        untie(self.root, self.layers)
         self._training = {module: module.training for module in self.root.modules()}
         self.root.eval()
         self._batches: list[tuple[tuple, dict]] = []
@@ -295,8 +323,9 @@ class axe_mode:
             self.layers[name].weight_quant.set_input_range(reach)
         self._calls = {name: len(ranges) for name, ranges in calls.items()}
         self._same_input = {}
-        if self._workers is not None:
+        if self._workers is not None or self._parallel:
             self._same_input = same_input(self.root, self.layers, args, kwargs)
+        check_parallel(self._parallel, self.layers, self._same_input)
         if self._saved is not None:
             self._fingerprint.add(self.root)
         self._handles = add_hooks(self.layers)
@@ -308,20 +337,6 @@ class axe_mode:
             QuantizationStatusManager.disable_return_quant_tensor(self._float_model)
             # The copied hooks are those of the original: same names, same effect.
             assert all(twins[name]._forward_pre_hooks for name in self.layers)
-
-    def _untie(self) -> None:
-        """Gives every layer its own weight and bias: a solved one must not overwrite another."""
-        owners = Counter(
-            id(parameter)
-            for module in self.root.modules()
-            for parameter in module._parameters.values()
-        )
-        for layer in self.layers.values():
-            for kind in ("weight", "bias"):
-                shared = getattr(layer, kind)
-                if shared is not None and owners[id(shared)] > 1:
-                    # Not by setattr: Brevitas would then build the quantizer anew.
-                    layer._parameters[kind] = nn.Parameter(shared.detach().clone())
 
     def _advance(self, position: int) -> None:
         for forward in self._forwards[position]:
@@ -380,8 +395,3 @@ class axe_mode:
         device = layer.weight.device  # a resumed run reads into memory
         integers, scale = solution.integers.to(device), solution.scale.to(device)
         write_solution(name, layer, integers, scale, solution.bias_shift)
-
-
-axe_gpfq_mode = partial(axe_mode, solver="gpfq")
-axe_gptq_mode = partial(axe_mode, solver="gptq")
-axe_qronos_mode = partial(axe_mode, solver="qronos")

@@ -93,7 +93,7 @@ def test_the_mode_passes_its_rows_on() -> None:
         torch.manual_seed(0)
         layer: Layer = qnn.QuantLinear(24, 12, bias=False, weight_bit_width=4)
         model = torch.nn.Sequential(qnn.QuantIdentity(return_quant_tensor=True), layer).eval()
-        with torch.no_grad(), axe_mode(model, 13, workers=workers) as axe:
+        with torch.no_grad(), axe_mode(model, accumulator_bit_width=13, workers=workers) as axe:
             axe.model(torch.randn(64, 24))
             axe.update()
         return integer_weight("1", layer)[0].numpy()
@@ -133,7 +133,7 @@ def test_layers_with_one_input_are_solved_together(name, monkeypatch) -> None:
         with monkeypatch.context() as patch, torch.no_grad():
             if not together:
                 patch.setattr("brevitas_axe.run.solve.mode.same_input", lambda *_: {})
-            with axe_mode(model, 13, solver=name, workers=1) as axe:
+            with axe_mode(model, accumulator_bit_width=13, solver=name, workers=1) as axe:
                 axe.model(x[:40])
                 axe.model(x[40:])
                 while axe.update():

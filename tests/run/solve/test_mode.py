@@ -122,7 +122,10 @@ def build(kind: str) -> tuple[nn.Module, list[torch.Tensor]]:
 def run(model: nn.Module, batches, bits: int | None = BITS, *, rounds: bool = False, **options):
     """One whole run; `rounds` feeds the data again for every layer, as Brevitas users do."""
     plan = options.get("plan")
-    with torch.no_grad(), axe_mode(model, None if plan else bits, **options) as axe:
+    with (
+        torch.no_grad(),
+        axe_mode(model, accumulator_bit_width=None if plan else bits, **options) as axe,
+    ):
         for index in range(axe.num_layers):
             for x in batches if rounds or index == 0 else ():
                 axe.model(x)
@@ -240,11 +243,13 @@ def test_the_user_s_loop_and_the_short_one_give_the_same():
 
 @pytest.mark.parametrize("mode", [axe_gpfq_mode, axe_gptq_mode, axe_qronos_mode])
 def test_the_named_modes_are_their_solvers(mode):
-    solver = mode.keywords["solver"]
+    solver = mode.own_solver
+    assert mode.__name__ == f"axe_{solver}_mode"
+    assert "Sources:" in mode.__doc__
     model, batches = two_layers()
     twin = copy.deepcopy(model)
     run(twin, batches, solver=solver)
-    with torch.no_grad(), mode(model, BITS) as axe:
+    with torch.no_grad(), mode(model, accumulator_bit_width=BITS) as axe:
         for x in batches:
             axe.model(x)
         while axe.update():
@@ -349,7 +354,8 @@ def test_parting_tied_weights_keeps_the_scales_they_were_solved_with():
     model.two.weight = model.one.weight
     model.two.weight_quant.load_state_dict(model.one.weight_quant.state_dict())
     scales = {n: layer.quant_weight().scale for n, layer in find_layers(model).items()}
-    with pytest.raises(KeyboardInterrupt), torch.no_grad(), axe_mode(model, 12) as axe:  # noqa: PT012
+    mode = axe_mode(model, accumulator_bit_width=12)
+    with pytest.raises(KeyboardInterrupt), torch.no_grad(), mode as axe:  # noqa: PT012
         axe.model(x)
         raise KeyboardInterrupt
     assert model.one.weight is not model.two.weight
@@ -456,7 +462,10 @@ def test_the_whole_data_starts_at_the_input_only_once():
     model, batches = two_layers()
     forwards = []
     model.register_forward_pre_hook(lambda *_: forwards.append(1))
-    with torch.no_grad(), axe_mode(model, BITS, solver="gptq", quality="fast") as axe:
+    with (
+        torch.no_grad(),
+        axe_mode(model, accumulator_bit_width=BITS, solver="gptq", quality="fast") as axe,
+    ):
         for x in batches:
             axe.model(x)
         started = len(forwards)
@@ -468,7 +477,7 @@ def test_the_whole_data_starts_at_the_input_only_once():
 @pytest.mark.parametrize("quality", ["fast", "best"])
 def test_outputs_are_those_of_the_solved_model(quality):
     model, batches = two_layers()
-    with torch.no_grad(), axe_mode(model, BITS, quality=quality) as axe:
+    with torch.no_grad(), axe_mode(model, accumulator_bit_width=BITS, quality=quality) as axe:
         for x in batches:
             axe.model(x)
         while axe.update():
@@ -484,7 +493,8 @@ def test_after_an_exception_the_model_is_as_usable_as_before(where):
     model.train()
     model[2].eval()
     modes = {name: module.training for name, module in model.named_modules()}
-    with pytest.raises(KeyboardInterrupt), torch.no_grad(), axe_mode(model, BITS) as axe:  # noqa: PT012
+    mode = axe_mode(model, accumulator_bit_width=BITS)
+    with pytest.raises(KeyboardInterrupt), torch.no_grad(), mode as axe:  # noqa: PT012
         axe.model(batches[0])
         if where == "update":
             axe.update()
@@ -506,7 +516,7 @@ def test_an_exception_of_the_model_itself_comes_through():
 
     model, batches = two_layers()
     model.insert(1, Breaks())
-    mode = axe_mode(model, BITS)
+    mode = axe_mode(model, accumulator_bit_width=BITS)
     with pytest.raises(ZeroDivisionError, match="inside"), torch.no_grad(), mode as axe:  # noqa: PT012
         axe.model(batches[0])
         model[1].armed = True
@@ -519,9 +529,12 @@ def test_an_exception_of_the_model_itself_comes_through():
 
 def test_leaving_without_solving_is_an_error():
     model, batches = two_layers()
-    with pytest.raises(EmptyCalibration, match="no layer was solved"), axe_mode(model, BITS):
+    with (
+        pytest.raises(EmptyCalibration, match="no layer was solved"),
+        axe_mode(model, accumulator_bit_width=BITS),
+    ):
         pass
-    mode = axe_mode(model, BITS)
+    mode = axe_mode(model, accumulator_bit_width=BITS)
     with pytest.raises(UnsupportedLayer, match="unsolved: 3"), torch.no_grad(), mode as axe:  # noqa: PT012
         axe.model(batches[0])
         axe.update()
@@ -538,7 +551,7 @@ def test_update_before_data_and_use_outside_the_context_are_errors():
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_another_number_of_batches_in_a_later_round_is_an_error(count):
     model, batches = two_layers()
-    mode = axe_mode(model, BITS)
+    mode = axe_mode(model, accumulator_bit_width=BITS)
     with pytest.raises(InvalidOption, match=r"first had \(?3"), torch.no_grad(), mode as axe:  # noqa: PT012
         for x in batches:
             axe.model(x)
