@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from brevitas_axe.accumulator import check_bit_width, tile_starts
+from brevitas_axe.display import html_table, span
 from brevitas_axe.errors import InvalidPlan
 from brevitas_axe.files import parse_object, read_text, write_whole
 
@@ -75,6 +76,23 @@ class Plan:
     def uniform(cls, names: Iterable[str], precision: LayerPrecision) -> Plan:
         """The same precision for every name."""
         return cls(dict.fromkeys(names, precision))
+
+    def __repr__(self) -> str:
+        widths = ", ".join(
+            f"{f.name} {span(getattr(layer, f.name) for layer in self.layers.values())}"
+            for f in fields(LayerPrecision)
+            if any(getattr(layer, f.name) is not None for layer in self.layers.values())
+        )
+        count = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)}"
+        return f"Plan({count}: {widths})" if widths else f"Plan({count})"
+
+    def _repr_html_(self) -> str:
+        headings = [f.name for f in fields(LayerPrecision)]
+        rows = [
+            (name, *(getattr(layer, key) for key in headings))
+            for name, layer in self.layers.items()
+        ]
+        return html_table(repr(self), ["layer", *headings], rows)
 
     def __getitem__(self, name: str) -> LayerPrecision:
         return self.layers[name]

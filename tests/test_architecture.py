@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A wing may import its own shelf and those above it, never one below.
 SHELVES = [
-    ["errors", "files", "accumulator", "facts", "registry"],
+    ["errors", "files", "accumulator", "display", "facts", "registry"],
     ["plan"],
     ["proof"],
     ["model"],
@@ -28,7 +28,7 @@ SHELVES = [
 RANK = {wing: rank for rank, shelf in enumerate(SHELVES) for wing in shelf}
 
 WINGS = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()} - {"__pycache__"}
-VOCABULARY = {"errors", "files", "accumulator", "facts", "registry", "plan"}
+VOCABULARY = {"errors", "files", "accumulator", "display", "facts", "registry", "plan"}
 
 # What a whole wing may use, where the order alone would allow more.
 MAY_IMPORT = {

@@ -14,6 +14,7 @@ from torch import nn
 from brevitas_axe.accumulator import one_sided_budgets, required_bit_width
 from brevitas_axe.errors import AccumulatorTooNarrow, AxeError, InvalidOption, NotEnoughMemory
 from brevitas_axe.methods.ranges import fit_ranges
+from brevitas_axe.methods.solvers.problem import Quality
 from brevitas_axe.model.apply.activations import set_input_bits
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, to_brevitas
 from brevitas_axe.plan import LayerPrecision, Plan
@@ -21,7 +22,7 @@ from brevitas_axe.proof.certificate import Certificate, certify
 from brevitas_axe.run.solve import axe_mode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QuantizeResult:
     """What `quantize` returns.
 
@@ -37,6 +38,13 @@ class QuantizeResult:
     certificate: Certificate
     layers: list[dict]
 
+    def __repr__(self) -> str:
+        head = f"{type(self).__name__} of {type(self.model).__name__}"
+        return f"{head}\n  {self.plan!r}\n  {self.certificate!r}"
+
+    def _repr_html_(self) -> str:
+        return f"{self.plan._repr_html_()}\n{self.certificate._repr_html_()}"
+
 
 def quantize(
     model: nn.Module,
@@ -48,7 +56,7 @@ def quantize(
     tile_size: int | None = None,
     plan: Plan | None = None,
     algorithm: str = "qronos",
-    quality: str = "best",
+    quality: Quality = "best",
     act_order: bool | None = None,
     exclude: tuple[str, ...] = (),
     state: str | Path | None = None,

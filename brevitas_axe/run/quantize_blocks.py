@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from brevitas_axe.errors import InvalidOption, NotEnoughMemory
 from brevitas_axe.methods.solvers import solver as chosen_solver
+from brevitas_axe.methods.solvers.problem import Quality
 from brevitas_axe.model.offload import bring_in, check_offload, send_out
 from brevitas_axe.model.prepare import as_batches, has_quantizers
 from brevitas_axe.model.stack import (
@@ -36,7 +37,7 @@ from brevitas_axe.run.solve.mode import check_quality
 from brevitas_axe.run.solve.state import SavedLayers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BlocksResult(QuantizeResult):
     """What `quantize_blocks` returns: `layers` says block, P_I and P_O of every layer as well.
 
@@ -61,7 +62,7 @@ def quantize_blocks(
     rotate: bool = False,
     tile_scales: bool = False,
     algorithm: str = "qronos",
-    quality: str = "best",
+    quality: Quality = "best",
     act_order: bool | None = None,
     exclude: Sequence[str] = (),
     stack: str | None = None,

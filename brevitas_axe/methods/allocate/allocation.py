@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from brevitas_axe.display import cell, html_table, one_line
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
 from brevitas_axe.methods.sensitivity.scores import Scores
@@ -65,6 +66,16 @@ class Allocation:
     plan: Plan
     harm: float
     costs: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        costs = ", ".join(
+            f"{one_line(name)} {cell(float(cost))}" for name, cost in self.costs.items()
+        )
+        return f"Allocation(harm {cell(float(self.harm))}, {costs or 'no costs'}, {self.plan!r})"
+
+    def _repr_html_(self) -> str:
+        costs = html_table(repr(self), ["cost", "value"], self.costs.items())
+        return f"{costs}\n{self.plan._repr_html_()}"
 
 
 def allocators() -> dict[str, Allocator]:

@@ -12,11 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from brevitas_axe.accumulator import accumulator_limit, check_bit_width, tile_starts
+from brevitas_axe.display import cell, html_table, one_line
 from brevitas_axe.errors import InvalidOption, NotProven
 from brevitas_axe.files import write_whole
 from brevitas_axe.plan import Plan
 
 _FORMAT = "brevitas_axe.certificate.v1"
+_NUMBERS = ("min", "max", "bits", "outer", "+bias", "target")
+_HEADINGS = ("dot product", "K", "tile", "weights", "inputs", *_NUMBERS, "verdict")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class DotProduct:
     proven: bool = False
     reason: str = ""
     assumptions: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"DotProduct({one_line(self.layer or self.name)}: {one_line(self.verdict)})"
 
     @property
     def fits(self) -> bool:
@@ -125,6 +131,23 @@ class Certificate:
     external: tuple[tuple[str, str], ...] = ()
     tool_version: str = ""
 
+    def __repr__(self) -> str:
+        count = f"{len(self.judged)} dot product{'s' * (len(self.judged) != 1)}"
+        widest = max((e.width for e in self.judged if e.width is not None), default=None)
+        parts = [f"{one_line(self.subject)}: {self._word}", count]
+        if widest is not None:
+            parts.append(f"widest accumulator {widest} bits")
+        if self.failures:
+            parts.append(f"{len(self.failures)} of them fail, first {self.failures[0]!r}")
+        return f"Certificate({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self), _HEADINGS, (self._cells(e) for e in self.entries))
+
+    @property
+    def _word(self) -> str:
+        return "proven" if self.ok else "NOT proven"
+
     @property
     def judged(self) -> tuple[DotProduct, ...]:
         """Entries that count."""
@@ -166,19 +189,19 @@ class Certificate:
 
     def table(self) -> Table:
         """A rich table, one row per dot product."""
-        table = Table(title=Text(f"{self.subject}: {'proven' if self.ok else 'NOT proven'}"))
-        for heading in ("dot product", "K", "tile", "weights", "inputs"):
-            table.add_column(heading)
-        for heading in ("min", "max", "bits", "outer", "+bias", "target"):
-            table.add_column(heading, justify="right")
-        table.add_column("verdict")
-        for e in self.entries:
-            verdict = "excluded" if e.name in self.excluded else e.verdict
-            cells = (e.layer or e.name, e.inputs, e.tile_size, e.weight_type, e.input_type)
-            sums = (e.minimum, e.maximum, e.width, e.outer_width, e.width_with_bias, e.target)
+        table = Table(title=Text(f"{self.subject}: {self._word}"))
+        for heading in _HEADINGS:
+            table.add_column(heading, justify="right" if heading in _NUMBERS else "left")
+        for entry in self.entries:
             # Text, not str: a name from a file must not be read as rich markup.
-            table.add_row(*(Text("–" if c is None else str(c)) for c in (*cells, *sums, verdict)))
+            table.add_row(*(Text(cell(value)) for value in self._cells(entry)))
         return table
+
+    def _cells(self, e: DotProduct) -> tuple[object, ...]:
+        """One row of a table, as `_HEADINGS` says."""
+        names = (e.layer or e.name, e.inputs, e.tile_size, e.weight_type, e.input_type)
+        sums = (e.minimum, e.maximum, e.width, e.outer_width, e.width_with_bias, e.target)
+        return (*names, *sums, "excluded" if e.name in self.excluded else e.verdict)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from brevitas_axe.display import html_table
 from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers
@@ -52,6 +53,19 @@ class FinetuneResult:
     history: list[dict[str, Any]]
     certificate: Certificate
     best_epoch: int
+
+    def __repr__(self) -> str:
+        return f"{self._head}\n  {self.certificate!r}"
+
+    def _repr_html_(self) -> str:
+        headings = list(dict.fromkeys(key for entry in self.history for key in entry))
+        rows = [[entry.get(key) for key in headings] for entry in self.history]
+        return f"{html_table(self._head, headings, rows)}\n{self.certificate._repr_html_()}"
+
+    @property
+    def _head(self) -> str:
+        best, last = self.best_epoch, len(self.history) - 1
+        return f"FinetuneResult of {type(self.model).__name__}: epoch {best} of {last} is the best"
 
 
 def held_plan(model: nn.Module, exclude: tuple[str, ...] = ()) -> Plan:

@@ -1,0 +1,128 @@
+"""What a terminal and a notebook show: few lines, and nothing that a hostile name can break."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from torch import nn
+
+from brevitas_axe.display import MOST_ROWS, html_table, one_line, span
+from brevitas_axe.methods.allocate import Allocation
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.proof.certificate import Certificate, DotProduct
+from brevitas_axe.run.finetune import FinetuneResult
+from brevitas_axe.run.quantize import QuantizeResult
+from brevitas_axe.run.quantize_blocks import BlocksResult
+
+HOSTILE = "<script>alert('1')</script>&amp;\"\n\x1b[31m"
+
+
+class Tables(HTMLParser):
+    """Tags and cells of a page; it must hold tables and paragraphs alone, properly nested."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.cells: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        assert tag in {"table", "caption", "thead", "tbody", "tr", "th", "td", "p"}
+        assert all(key == "style" for key, _ in attrs)
+        self.open.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "td":
+            self.cells[-1] += data
+
+
+def examples(name: str, count: int = 1) -> dict[str, Any]:
+    """Every object that shows itself, with layers of this name."""
+    names = [f"{name}{index or ''}" for index in range(count)]
+    plan = Plan({n: LayerPrecision(weight=3 + i % 2, accumulator=12) for i, n in enumerate(names)})
+    entries = tuple(
+        DotProduct(n, "MatMul", inputs=8, width=12 + i % 2, target=12, proven=True)
+        for i, n in enumerate(names)
+    )
+    certificate = Certificate(entries, subject=name)
+    model, log = nn.Sequential(*(nn.Linear(2, 2) for _ in range(count))), [{"name": name}]
+    return {
+        "plan": plan,
+        "certificate": certificate,
+        "result": QuantizeResult(model, plan, certificate, log),
+        "blocks": BlocksResult(model, plan, certificate, log, (name,)),
+        "finetuned": FinetuneResult(model, [{"epoch": 0, name: 0.123456}], certificate, 0),
+        "allocation": Allocation(plan, 0.123456, {name: 7.0}),
+    }
+
+
+KINDS = list(examples("fc"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_repr_is_a_few_lines_however_large_the_model(kind) -> None:
+    text = repr(examples("fc", 500)[kind])
+    assert len(text.splitlines()) <= 3
+    assert len(text) < 500
+    assert text.startswith(type(examples("fc")[kind]).__name__)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_name_can_break_out_of_a_table(kind) -> None:
+    shown = Tables(examples(HOSTILE)[kind]._repr_html_())
+    if kind != "finetuned":
+        assert any(HOSTILE in cell for cell in shown.cells)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_name_can_steer_the_terminal(kind) -> None:
+    text = repr(examples(HOSTILE)[kind])
+    assert "\x1b" not in text
+    assert len(text.splitlines()) <= 3
+
+
+def test_reprs_say_what_matters() -> None:
+    shown = examples("fc", 2)
+    assert repr(shown["plan"]) == "Plan(2 layers: weight 3 to 4, accumulator 12)"
+    assert repr(shown["certificate"]) == (
+        "Certificate(fc: NOT proven, 2 dot products, widest accumulator 13 bits, 1 of them fail, "
+        "first DotProduct(fc1: overflows: needs 13 bits, target 12))"
+    )
+    one = examples("fc")
+    assert repr(one["certificate"]) == (
+        "Certificate(fc: proven, 1 dot product, widest accumulator 12 bits)"
+    )
+    assert repr(one["blocks"]) == (
+        f"BlocksResult of Sequential\n  {one['plan']!r}\n  {one['certificate']!r}"
+    )
+    assert repr(one["allocation"]) == f"Allocation(harm 0.1235, fc 7, {one['plan']!r})"
+    assert repr(Plan()) == "Plan(0 layers)"
+
+
+def test_long_tables_are_counted_and_not_shown() -> None:
+    shown = html_table("many", ["number"], [[i] for i in range(MOST_ROWS + 5)])
+    assert len(Tables(shown).cells) == MOST_ROWS
+    assert "and 5 more" in shown
+
+
+def test_widths_in_words() -> None:
+    assert [span(v) for v in ([4, 4], [3, 8], [None], [3, None], [])] == [
+        "4",
+        "3 to 8",
+        "any",
+        "3 or any",
+        "any",
+    ]
+
+
+def test_a_line_stays_one() -> None:
+    assert one_line("a\nb\x1b[0m é") == "a\\nb\\x1b[0m é"
