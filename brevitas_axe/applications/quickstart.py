@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from brevitas_axe.accumulator import check_bit_width, datatype_bound
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.methods.cost import resource_rows
+from brevitas_axe.methods.solvers.problem import Quality
 from brevitas_axe.model.prepare import as_batches, to_brevitas
 from brevitas_axe.proof.certificate import Certificate, certify_file
 from brevitas_axe.proof.emulator import emulate
@@ -35,8 +36,10 @@ BITS = (4, 4)  # weights and inputs of the arms at equal bits
 _LEAST = (2, 2)
 WEIGHT_BITS, INPUT_BITS = (2, 3, 4), (2, 3, 4, 6)
 # Algorithm, quality, act_order: the published one gets every option that it has.
-PUBLISHED = tuple((name, "fast", order) for name in ("gpfq", "gptq") for order in (False, True))
-OURS = (("qronos", "best", True),)
+PUBLISHED: tuple[tuple[str, Quality, bool], ...] = tuple(
+    (name, "fast", order) for name in ("gpfq", "gptq") for order in (False, True)
+)
+OURS: tuple[tuple[str, Quality, bool], ...] = (("qronos", "best", True),)
 _EPOCHS, _BATCH, _CALIBRATION = 30, 64, 512
 _TRAINING, _VALIDATION = 900, 400
 
@@ -100,7 +103,7 @@ class Bench:
         self.solved: dict[tuple, Choice] = {}
 
     def solve(
-        self, weight: int, input: int, solver: tuple[str, str, bool], accumulator: int | None
+        self, weight: int, input: int, solver: tuple[str, Quality, bool], accumulator: int | None
     ) -> Choice:
         """Quantizes the trained net; the same request is solved once."""
         algorithm, quality, act_order = solver
@@ -130,7 +133,7 @@ class Bench:
     def best(
         self,
         bits: Iterable[tuple[int, int]],
-        solvers: Sequence[tuple[str, str, bool]],
+        solvers: Sequence[tuple[str, Quality, bool]],
         accumulator: int | None,
         title: str,
     ) -> Choice | None:

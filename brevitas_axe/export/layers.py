@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from brevitas_axe.errors import ExportRefused, InvalidOption
 from brevitas_axe.export import export_qonnx
+from brevitas_axe.export.qonnx import Target
 from brevitas_axe.model.layers import Layer, find_layers
 from brevitas_axe.model.offload import bring_in
 from brevitas_axe.model.stack import nest
@@ -39,7 +40,7 @@ def export_layers(
     folder: str | Path,
     names: Iterable[str] | None = None,
     *,
-    target: str = "finn",
+    target: Target = "finn",
 ) -> dict[str, Path]:
     """Writes one QONNX file per linear layer: input quantizer, integer weights, bias.
 
@@ -61,7 +62,7 @@ def export_layers(
         InvalidOption: a name is no quantized layer.
         ExportRefused: a layer finds its input scale at run time, or as `export_qonnx` says.
     """
-    layers: dict[str, Layer] = find_layers(model)
+    layers = find_layers(model)
     wanted = list(layers if names is None else names)
     unknown = next((name for name in wanted if name not in layers), None)
     if unknown is not None:

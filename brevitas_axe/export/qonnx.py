@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import onnx
@@ -42,10 +42,13 @@ from torch import Tensor, nn
 from brevitas_axe.errors import ExportRefused, InvalidOption
 from brevitas_axe.export.finn import check_finn
 from brevitas_axe.files import write_whole
-from brevitas_axe.model.layers import Layer, find_layers, integer_weight
+from brevitas_axe.model.layers import Layer, Proxy, find_layers, integer_weight
 from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
 from brevitas_axe.model.running import evaluating, observe_inputs
 from brevitas_axe.proof.certificate import Certificate, certify_file
+
+# Who is to read the file: FINN, or any tool that knows QONNX.
+Target = Literal["finn", "qonnx"]
 
 # Key of the metadata (qonnx's `get_metadata_prop`) that lists the proven accumulators by node name.
 ACCUMULATORS_KEY = "brevitas_axe.accumulators"
@@ -58,7 +61,7 @@ _NEARBY = tuple(1 - step / 64 for step in range(12))
 class _ExactScale(BrevitasWeightQuantProxyHandler):
     """Writes the scale that the integers were read with; a statistic of them may be another."""
 
-    def prepare_for_export(self, module: Layer) -> None:
+    def prepare_for_export(self, module: Proxy) -> None:
         super().prepare_for_export(module)
         if hasattr(module, "exact_scale"):
             self.symbolic_kwargs["scale"] = module.exact_scale
@@ -88,7 +91,7 @@ def export_qonnx(
     args: Tensor | tuple,
     export_path: str | Path,
     *,
-    target: str = "finn",
+    target: Target = "finn",
     dynamo: bool = False,
     **kwargs,
 ) -> onnx.ModelProto:
@@ -114,7 +117,7 @@ def export_qonnx(
     Raises:
         ExportRefused: one sentence with the layer's name and the way out.
     """
-    if target not in ("finn", "qonnx"):
+    if target not in get_args(Target):
         raise InvalidOption(f"export target '{target}' is unknown; choose 'finn' or 'qonnx'.")
     args = args if isinstance(args, tuple) else (args,)
     layers = find_layers(model)

@@ -8,7 +8,7 @@ over its whole kernel; an output pixel meets a subset of these taps, so bounds a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,39 @@ from torch import Tensor, nn
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidOption, NonFiniteValues, UnsupportedLayer
 
-# A Brevitas layer, or a part of one; torch types each attribute of a module as Tensor | Module.
-Layer = Any
+# A quantizer of a layer, or an injector: Brevitas gives it its attributes at run time.
+Proxy = Any
+
+if TYPE_CHECKING:
+
+    class Layer(nn.Module):
+        """What the layers that `find_layers` gives have in common, for type checkers.
+
+        torch declares every attribute of a module as Tensor | Module. Linear layers have
+        no channels, and convolutions no features.
+        """
+
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+        weight_quant: Proxy
+        input_quant: Proxy
+        bias_quant: Proxy
+        output_quant: Proxy
+        in_features: int
+        in_channels: int
+        groups: int
+        kernel_size: tuple[int, ...]
+        stride: tuple[int, ...]
+        dilation: tuple[int, ...]
+        padding: tuple[int, ...]
+        output_padding: tuple[int, ...]
+        padding_mode: str
+        _reversed_padding_repeated_twice: list[int]
+
+        def quant_weight(self) -> IntQuantTensor: ...
+
+else:
+    Layer = nn.Module
 
 _CONVOLUTIONS = (qnn.QuantConv1d, qnn.QuantConv2d, qnn.QuantConv3d)
 _TRANSPOSED = (qnn.QuantConvTranspose1d, qnn.QuantConvTranspose2d, qnn.QuantConvTranspose3d)
@@ -79,7 +110,7 @@ def find_layers(
                     f"layer '{name}' has group-wise weight scales, whose accumulators cannot be "
                     "bounded here; use a per-channel or per-tensor weight quantizer or exclude it."
                 )
-            found[name] = module
+            found[name] = cast(Layer, module)
     return found
 
 
@@ -99,9 +130,9 @@ def _is_inside(name: str, modules: tuple[str, ...]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def _weight_quantizer(module: nn.Module) -> Layer:
+def _weight_quantizer(module: nn.Module) -> Proxy:
     """The weight quantizer of a dot product, None where there is none or it is off."""
-    proxy: Layer = module.weight_quant if isinstance(module, DOT_PRODUCTS) else None
+    proxy: Proxy = module.weight_quant if isinstance(module, DOT_PRODUCTS) else None
     return proxy if proxy is not None and proxy.is_quant_enabled else None
 
 
@@ -200,11 +231,11 @@ def input_range(quant_input: IntQuantTensor, layer: Layer | None = None) -> Inpu
     return result.union(InputRange.from_bits(bits, signed, zero_point=int(points.max())))
 
 
-def _finds_zero_points(proxy: Layer) -> bool:
+def _finds_zero_points(proxy: Proxy) -> bool:
     """True for an enabled dynamic quantizer that is asymmetric."""
     if not isinstance(proxy, DynamicActQuantProxyFromInjector) or not proxy.is_quant_enabled:
         return False
-    fused: Layer = proxy.fused_activation_quant_proxy
+    fused: Proxy = proxy.fused_activation_quant_proxy
     return not isinstance(fused.tensor_quant.zero_point_impl, ZeroZeroPoint)
 
 

@@ -168,7 +168,7 @@ def float_twin(model: nn.Module) -> nn.Module:
     QuantizationStatusManager.disable_act_quantization(twin, False)
     QuantizationStatusManager.disable_return_quant_tensor(twin)
     for module in twin.modules():
-        part: Layer = module
+        part: Any = module
         if hasattr(module, "quant_injector"):
             part.quant_injector = None  # a class made at run time, which cannot be pickled
         if isinstance(module, torch.fx.GraphModule) or hasattr(module, "recompile"):

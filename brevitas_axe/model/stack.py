@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
-from brevitas_axe.model.layers import Layer, find_unquantized
+from brevitas_axe.model.layers import find_unquantized
 from brevitas_axe.model.prepare import Batch
 
 Call = Batch
@@ -86,7 +86,7 @@ def to_linears(block: nn.Module) -> None:
     """Turns GPT-2's Conv1D layers into nn.Linear, in place; they compute the same."""
     for name, module in list(block.named_modules()):
         if is_conv1d(module):
-            old: Layer = module
+            old: Any = module
             new = nn.Linear(*old.weight.shape, device="meta")
             new.weight = nn.Parameter(old.weight.detach().t().contiguous())
             new.bias = old.bias
@@ -269,7 +269,7 @@ class Alone(nn.Module):
         return _hidden_in(self.get_submodule(self.name)(*args, **kwargs))
 
     def _quantizes(self) -> bool:
-        layers: list[Layer] = [m for m in self.modules() if isinstance(m, qnn.QuantLinear)]
+        layers: list[Any] = [m for m in self.modules() if isinstance(m, qnn.QuantLinear)]
         return any(layer.weight_quant.is_quant_enabled for layer in layers)
 
 

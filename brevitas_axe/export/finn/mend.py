@@ -135,7 +135,7 @@ def _shift(model: nn.Module, graph: Graph) -> list[Change]:
         shift = np.nan_to_num(ties.shift)  # stays where another sum would cross a level
         if not shift.any():
             continue
-        layer: Layer = layers.get(name)
+        layer = layers.get(name)
         if signal.dot is not None:
             if layer is None or (layer.bias is not None and layer.bias_quant.is_quant_enabled):
                 continue  # a quantized bias would be rounded back

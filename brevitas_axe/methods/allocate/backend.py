@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -28,6 +28,7 @@ from brevitas_axe.files import parse_object, read_text
 from brevitas_axe.methods.allocate.tables import check_shapes
 from brevitas_axe.methods.cost import LayerShape, widths
 from brevitas_axe.model.apply.weights import is_power_of_two, make_accumulator_aware
+from brevitas_axe.model.layers import Layer
 from brevitas_axe.plan import Choices, LayerPrecision
 
 _FORMAT = "brevitas_axe.backend.v1"
@@ -195,6 +196,6 @@ def _types(entry: Any) -> Types:
 
 
 def _has_power_of_two(name: str, model: nn.Module) -> bool:
-    layer = copy.deepcopy(model.get_submodule(name))
+    layer = cast(Layer, copy.deepcopy(model.get_submodule(name)))
     make_accumulator_aware(name, layer)
     return is_power_of_two(layer)

@@ -18,6 +18,7 @@ from brevitas_axe.errors import MissingInputQuantizer
 from brevitas_axe.methods.cost.protocol import LayerShape
 from brevitas_axe.model.layers import (
     Layer,
+    Proxy,
     find_layers,
     is_accumulator_aware,
     layer_groups,
@@ -146,7 +147,7 @@ def _watching(
     names = {module: name for name, module in layers.items()}
     trail = _Trail(model)
 
-    def arrives(quantizer: Layer, args: tuple) -> None:
+    def arrives(quantizer: Proxy, args: tuple) -> None:
         name = trail.source(args[0])
         if name is not None and quantizer.is_quant_enabled:
             bits[name] = max(int(quantizer.bit_width().max()), bits.get(name, 0))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.model.apply.activations import activation_quantizers, current_bits, set_bits
 from brevitas_axe.model.apply.weights import is_logarithmic
-from brevitas_axe.model.layers import Layer
+from brevitas_axe.model.layers import Proxy
 from brevitas_axe.model.prepare import as_batches
 from brevitas_axe.model.running import dequantized, evaluating
 
@@ -69,13 +69,13 @@ def fit_ranges(
     return shares
 
 
-def range_parameter(proxy: Layer) -> Tensor | None:
+def range_parameter(proxy: Proxy) -> Tensor | None:
     """The parameter that holds a quantizer's range, None where it has no static one."""
     scaling = getattr(proxy.fused_activation_quant_proxy.tensor_quant, "scaling_impl", None)
     return None if scaling is None else scaling._parameters.get("value")
 
 
-def _calibrated(proxy: Layer, value: Tensor) -> Tensor:
+def _calibrated(proxy: Proxy, value: Tensor) -> Tensor:
     """The range before any was fitted; what calibration or training set since then counts."""
     fitted = getattr(proxy, "fitted_ranges", {}).get(current_bits(proxy))
     if fitted is not None and torch.equal(fitted, value):
@@ -84,7 +84,7 @@ def _calibrated(proxy: Layer, value: Tensor) -> Tensor:
 
 
 def _samples(
-    model: nn.Module, quantizers: dict[str, list[Layer]], calibration: Iterable[Any]
+    model: nn.Module, quantizers: dict[str, list[Proxy]], calibration: Iterable[Any]
 ) -> dict[str, Tensor]:
     """Numbers that reach each quantizer, [n]."""
     seen: dict[str, list[Tensor]] = {}
@@ -106,12 +106,12 @@ def _samples(
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
-def _has_zero_point(proxy: Layer, x: Tensor) -> bool:
+def _has_zero_point(proxy: Proxy, x: Tensor) -> bool:
     with evaluating(proxy):
         return bool(proxy(x).zero_point.any())
 
 
-def _best(proxy: Layer, value: Tensor, calibrated: Tensor, x: Tensor) -> tuple[float, Tensor]:
+def _best(proxy: Proxy, value: Tensor, calibrated: Tensor, x: Tensor) -> tuple[float, Tensor]:
     """(Share of the calibrated range, the parameter that gives it) with the least error."""
     logarithmic = is_logarithmic(proxy.fused_activation_quant_proxy.tensor_quant.scaling_impl)
     found: list[tuple[float, float, Tensor]] = []

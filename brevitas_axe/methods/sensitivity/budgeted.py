@@ -184,7 +184,7 @@ def part(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> 
     module, solution = case.layer(name), solve(layer)
     value = roll_weight(module, solution.value(layer)).to(module.weight.dtype)
     bias = None
-    if solution.bias_shift is not None:
+    if solution.bias_shift is not None and module.bias is not None:
         bias = module.bias.detach() + solution.bias_shift.reshape(-1).to(module.bias)
     return Part(value, case.inputs[name][choice.input], bias)
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ class Case:
 
     def layer(self, name: str) -> Layer:
         """One layer of the twin."""
-        return self.twin.get_submodule(name)
+        return cast(Layer, self.twin.get_submodule(name))
 
     def sharing_copy(self, frozen: bool = False) -> tuple[nn.Module, dict[str, Layer]]:
         """A copy of the twin that shares its parameters (frozen: untrained), and its layers."""
@@ -109,7 +109,7 @@ class Case:
 
     def _layers_of(self, twin: nn.Module) -> dict[str, Layer]:
         modules = dict(twin.named_modules())
-        return {name: modules[name] for name in self.choices.layers}
+        return {name: cast(Layer, modules[name]) for name in self.choices.layers}
 
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from brevitas.quant_tensor import IntQuantTensor
@@ -151,7 +152,7 @@ def substituted(twin: nn.Module, parts: Mapping[str, Part]) -> Iterator[None]:
     modules = dict(twin.named_modules())
     with ExitStack() as stack:
         for name, part in parts.items():
-            layer: Layer = modules[name]
+            layer = cast(Layer, modules[name])
             for key in ("weight", "bias"):
                 value = getattr(part, key)
                 if value is not None:

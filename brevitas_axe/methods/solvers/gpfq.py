@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.methods.solvers.levels import finish
-from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution
+from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
 from brevitas_axe.methods.solvers.sequential import (
     Recursion,
     columns_first,
@@ -40,7 +40,7 @@ class Gpfq:
     )
 
     def __call__(
-        self, problem: LayerProblem, *, act_order: bool = False, quality: str = "fast"
+        self, problem: LayerProblem, *, act_order: bool = False, quality: Quality = "fast"
     ) -> LayerSolution:
         """See `brevitas_axe.methods.solvers.Solver`."""
         return finish(problem, recursion(problem, act_order), quality)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from brevitas_axe.methods.solvers.factor import damped_factor
 from brevitas_axe.methods.solvers.levels import finish
-from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution
+from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
 from brevitas_axe.methods.solvers.sequential import (
     Recursion,
     columns_first,
@@ -45,7 +45,7 @@ class Gptq:
     )
 
     def __call__(
-        self, problem: LayerProblem, *, act_order: bool = False, quality: str = "fast"
+        self, problem: LayerProblem, *, act_order: bool = False, quality: Quality = "fast"
     ) -> LayerSolution:
         """See `brevitas_axe.methods.solvers.Solver`."""
         return finish(problem, recursion(problem, act_order), quality)

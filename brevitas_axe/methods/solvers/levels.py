@@ -6,13 +6,13 @@ import torch
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.solvers.best import improve
-from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution
+from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
 from brevitas_axe.methods.solvers.sequential import Recursion, run
 from brevitas_axe.methods.solvers.thresholds import published_threshold
 
 
 @torch.no_grad()
-def finish(problem: LayerProblem, recursion: Recursion, quality: str) -> LayerSolution:
+def finish(problem: LayerProblem, recursion: Recursion, quality: Quality) -> LayerSolution:
     """Solves a recursion with the published threshold and, for "best", improves on it.
 
     Raises:

@@ -8,11 +8,15 @@ one group and a grouped convolution has one dot product per group and output cha
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from brevitas_axe.errors import AccumulatorTooNarrow, InvalidOption, InvalidTile, NonFiniteValues
+
+# "fast" is the published algorithm; "best" searches on under the same budget.
+Quality = Literal["fast", "best"]
 
 # Largest accumulator whose running sums, plus one product below 2^62, stay inside int64.
 WIDEST_ACCUMULATOR = 62

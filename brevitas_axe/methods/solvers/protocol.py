@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution
+from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
 from brevitas_axe.registry import Facts, method, methods
 
 
@@ -42,7 +42,7 @@ class Solver(Protocol):
     def facts(self) -> Facts: ...
 
     def __call__(
-        self, problem: LayerProblem, *, act_order: bool = False, quality: str = "fast"
+        self, problem: LayerProblem, *, act_order: bool = False, quality: Quality = "fast"
     ) -> LayerSolution: ...
 
 

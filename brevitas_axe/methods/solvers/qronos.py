@@ -13,7 +13,7 @@ from torch import Tensor
 
 from brevitas_axe.methods.solvers.corrected import corrected_recursion
 from brevitas_axe.methods.solvers.levels import finish
-from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution
+from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
 from brevitas_axe.methods.solvers.sequential import Recursion
 from brevitas_axe.registry import Facts
 
@@ -36,7 +36,7 @@ class Qronos:
     )
 
     def __call__(
-        self, problem: LayerProblem, *, act_order: bool = False, quality: str = "fast"
+        self, problem: LayerProblem, *, act_order: bool = False, quality: Quality = "fast"
     ) -> LayerSolution:
         """See `brevitas_axe.methods.solvers.Solver`."""
         return finish(problem, recursion(problem, act_order), quality)

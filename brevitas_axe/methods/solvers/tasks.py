@@ -15,7 +15,7 @@ import torch
 from joblib import Parallel, delayed
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution
+from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
 from brevitas_axe.methods.solvers.protocol import Solver
 
 # Every task factorizes the layer's moments anew: many rows per task keep that cheap.
@@ -28,7 +28,7 @@ def solve_layers(
     workers: int,
     *,
     act_order: bool,
-    quality: str,
+    quality: Quality,
 ) -> list[LayerSolution]:
     """Solves layers through the active joblib backend (`joblib.parallel_config`), all at once.
 
@@ -78,6 +78,8 @@ def _joined(solved: list[LayerSolution]) -> LayerSolution:
     )
 
 
-def _solve(problem: LayerProblem, solver: Solver, act_order: bool, quality: str) -> LayerSolution:
+def _solve(
+    problem: LayerProblem, solver: Solver, act_order: bool, quality: Quality
+) -> LayerSolution:
     torch.set_num_threads(1)
     return solver(problem, act_order=act_order, quality=quality)

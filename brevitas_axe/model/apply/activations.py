@@ -17,7 +17,7 @@ from torch import nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidPlan
-from brevitas_axe.model.layers import Layer, find_layers
+from brevitas_axe.model.layers import Layer, Proxy, find_layers
 from brevitas_axe.model.prepare import Batch, one_sample
 from brevitas_axe.model.running import observe_inputs
 from brevitas_axe.plan import Plan
@@ -25,17 +25,17 @@ from brevitas_axe.plan import Plan
 Ranges = Mapping[str, list[InputRange | None]]
 
 
-def activation_quantizers(model: nn.Module) -> dict[str, list[Layer]]:
+def activation_quantizers(model: nn.Module) -> dict[str, list[Proxy]]:
     """Enabled integer activation quantizers by name of the first.
 
     Those that share a parameter, as residual branches share their scale, come together.
     """
-    found: dict[str, list[Layer]] = {}
+    found: dict[str, list[Proxy]] = {}
     owner: dict[int, str] = {}
     for name, module in model.named_modules():
         if not isinstance(module, ActQuantProxyFromInjectorBase) or not module.is_quant_enabled:
             continue
-        proxy: Layer = module
+        proxy: Proxy = module
         if not hasattr(proxy.fused_activation_quant_proxy.tensor_quant, "msb_clamp_bit_width_impl"):
             continue  # a floating-point format
         parameters = [id(parameter) for parameter in proxy.parameters()]
@@ -45,13 +45,13 @@ def activation_quantizers(model: nn.Module) -> dict[str, list[Layer]]:
     return found
 
 
-def current_bits(proxy: Layer) -> int:
+def current_bits(proxy: Proxy) -> int:
     """Bits of an activation quantizer."""
     return int(proxy.fused_activation_quant_proxy.tensor_quant.msb_clamp_bit_width_impl())
 
 
 @torch.no_grad()
-def set_bits(proxies: Iterable[Layer], bits: int) -> None:
+def set_bits(proxies: Iterable[Proxy], bits: int) -> None:
     """Bits of activation quantizers; the scale follows.
 
     The range stays, unless `fit_ranges` found one for these bits.

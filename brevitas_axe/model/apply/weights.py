@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
 from brevitas.core.bit_width import BitWidthConst
@@ -15,6 +16,7 @@ from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidOption, InvalidPlan, InvalidTile, NotProven, UnsupportedLayer
 from brevitas_axe.model.layers import (
     Layer,
+    Proxy,
     find_layers,
     integer_weight,
     is_accumulator_aware,
@@ -29,7 +31,6 @@ from brevitas_axe.model.quantizers import (
     Int8WeightPerTensorFloatAXE,
 )
 from brevitas_axe.model.quantizers.a2q import (
-    A2Q_QUANTIZERS,
     a2q_granularity,
     a2q_kind,
     a2q_scale,
@@ -38,6 +39,9 @@ from brevitas_axe.model.quantizers.a2q import (
 )
 from brevitas_axe.model.running import observe_inputs
 from brevitas_axe.plan import LayerPrecision, Plan
+
+# Ours, or one of Brevitas's.
+Quantizer = Literal["axe", "a2q", "a2q+"]
 
 # (one scale per tensor, power of two) → what replaces an A2Q quantizer.
 _LIKE_A2Q = {
@@ -53,7 +57,7 @@ def apply_plan(
     plan: Plan,
     args: tuple | None = None,
     exclude: tuple[str, ...] = (),
-    quantizer: str = "axe",
+    quantizer: Quantizer = "axe",
 ) -> nn.Module:
     """Gives every planned layer its widths and an accumulator-aware weight quantizer, in place.
 
@@ -74,8 +78,8 @@ def apply_plan(
             have tiles with A2Q.
         InvalidOption: unknown quantizer, or A2Q without args.
     """
-    if quantizer not in ("axe", *A2Q_QUANTIZERS):
-        names = ", ".join(("axe", *A2Q_QUANTIZERS))
+    if quantizer not in get_args(Quantizer):
+        names = ", ".join(get_args(Quantizer))
         raise InvalidOption(f"quantizer '{quantizer}' is unknown; choose from {names}.")
     if quantizer != "axe" and args is None:
         raise InvalidOption(
@@ -98,7 +102,7 @@ def apply_precision(
     layer: Layer,
     precision: LayerPrecision,
     arriving: Sequence[InputRange | None] = (),
-    quantizer: str = "axe",
+    quantizer: Quantizer = "axe",
 ) -> None:
     """One layer of `apply_plan`; `arriving` is what `observe_inputs` saw at its calls."""
     if precision.tile is not None:
@@ -139,7 +143,7 @@ def make_accumulator_aware(name: str, layer: Layer) -> None:
                 "apply_plan the arguments of a forward, args=(x,)."
             )
         integers, scale = integer_weight(name, layer)
-        injector: Layer = _LIKE_A2Q[a2q_granularity(layer)]
+        injector: Proxy = _LIKE_A2Q[a2q_granularity(layer)]
         injector = injector.let(
             bit_width=int(old.bit_width().max()),
             accumulator_bit_width=int(old.tensor_quant.pre_scaling_impl.accumulator_bit_width()),
@@ -196,7 +200,7 @@ def _make_a2q(name: str, layer: Layer, precision: LayerPrecision, kind: str) -> 
         quant.pre_scaling_impl.accumulator_bit_width.bit_width.fill_(precision.accumulator)
 
 
-def _largest_integer(quant: Layer) -> int:
+def _largest_integer(quant: Proxy) -> int:
     return max(int(quant.decoupled_int_quant.max_int(quant.msb_clamp_bit_width_impl())), 1)
 
 
@@ -284,7 +288,7 @@ def write_solution(
         )
 
 
-def _set_bits(layer: Layer, proxy: Layer, quant: Layer, bits: int) -> bool:
+def _set_bits(layer: Layer, proxy: Proxy, quant: Proxy, bits: int) -> bool:
     """Bit width of a proxy's quantizer, whose scale follows; False where it was that already."""
     if int(quant.msb_clamp_bit_width_impl()) == bits:
         return False

@@ -19,7 +19,7 @@ from brevitas.quant import (
 from torch import Tensor
 
 from brevitas_axe.errors import MissingInputQuantizer
-from brevitas_axe.model.layers import Layer, is_accumulator_aware
+from brevitas_axe.model.layers import Layer, Proxy, is_accumulator_aware
 
 A2Q_QUANTIZERS = {
     "a2q": Int8AccumulatorAwareWeightQuant,
@@ -63,7 +63,7 @@ def build_a2q(
         options["scaling_per_output_type"] = ScalingPerOutputType.TENSOR
     if power_of_two:
         options["restrict_scaling_impl"] = PowerOfTwoRestrictValue
-    injector: Layer = A2Q_QUANTIZERS[kind]
+    injector: Proxy = A2Q_QUANTIZERS[kind]
     injector = injector.let(**options)
     layer.weight_quant = injector.proxy_class(layer, injector)
     layer.weight_quant.to(layer.weight.device, layer.weight.dtype)

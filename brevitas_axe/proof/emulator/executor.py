@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate.certificate import Targets
 from brevitas_axe.proof.certificate.dot_products import find, operand
 from brevitas_axe.proof.emulator.convolution import Product, convolve
-from brevitas_axe.proof.emulator.overflow import Accumulated, accumulate
+from brevitas_axe.proof.emulator.overflow import Accumulated, Overflow, accumulate
 from brevitas_axe.proof.graph.flow import analyse
 from brevitas_axe.proof.graph.grid import Fact, Grid
 from brevitas_axe.proof.graph.modelfile import ModelFile, Node, captured, read, shown
@@ -70,7 +70,7 @@ def emulate(
     inputs: Mapping[str, np.ndarray] | np.ndarray,
     accumulator_bit_width: int = 64,
     tile_size: int | None = None,
-    overflow: str = "wrap",
+    overflow: Overflow = "wrap",
     plan: Plan | None = None,
 ) -> EmulationResult:
     """Runs a QONNX file as hardware with narrow accumulators would.
@@ -91,7 +91,7 @@ def emulate(
         InvalidPlan: the plan names a layer that the file does not have.
     """
     check_bit_width(accumulator_bit_width)
-    if overflow not in ("wrap", "saturate"):
+    if overflow not in get_args(Overflow):
         raise InvalidOption(f"overflow is 'wrap' or 'saturate', not {overflow!r}.")
     targets = Targets(accumulator_bit_width, tile_size, plan)
     run = _Run(read(path_or_model), targets, overflow)
@@ -160,9 +160,10 @@ def _pieces(
 class _Run:
     """One model, its compiled nodes, and what its accumulators went through so far."""
 
-    def __init__(self, file: ModelFile, targets: Targets, overflow: str) -> None:
+    def __init__(self, file: ModelFile, targets: Targets, overflow: Overflow) -> None:
         self.file, self.result = file, EmulationResult()
-        self._overflow, self._sessions = overflow, {}
+        self._overflow: Overflow = overflow
+        self._sessions: dict[str, Any] = {}
         self._facts: dict[str, Fact] = analyse(file)
         self._constants = {t.name: file.array(t) for t in file.graph.initializer}
         self._steps: dict[str, np.ndarray | float] = {}

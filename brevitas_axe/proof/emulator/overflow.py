@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numba
 import numpy as np
 
 from brevitas_axe.accumulator import outer_bit_width, tile_starts
+
+# What an accumulator does with a sum that it cannot hold.
+Overflow = Literal["wrap", "saturate"]
 
 _FLOAT_EXACT = 2**53
 _INT64_SAFE = 2**62
@@ -35,7 +39,7 @@ def accumulate(
     right: np.ndarray,
     accumulator_bit_width: int,
     tile_size: int | None,
-    overflow: str,
+    overflow: Overflow,
 ) -> Accumulated:
     """Product left @ right with P-bit two's complement accumulators.
 

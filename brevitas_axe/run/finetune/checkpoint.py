@@ -16,7 +16,6 @@ from torch import nn
 
 from brevitas_axe.errors import InvalidState
 from brevitas_axe.files import write_whole
-from brevitas_axe.model.layers import Layer
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -76,7 +75,7 @@ def load_model_state(model: nn.Module, saved: dict[str, Any]) -> None:
         module.counter = saved["counters"][name]
 
 
-def _counting(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+def _counting(model: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((n, m) for n, m in model.named_modules() if hasattr(m, "collect_stats_steps"))
 
 

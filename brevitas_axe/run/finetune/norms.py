@@ -84,7 +84,7 @@ def fold_batch_norms(model: nn.Module, args: tuple) -> nn.Module:
     return folded
 
 
-def _fold(name: str, layer: Layer, norm: Layer) -> None:
+def _fold(name: str, layer: Layer, norm: Any) -> None:
     held = isinstance(layer.weight_quant, AccumulatorAwareWeightQuantProxy)
     if not held or is_shared_scale(layer) or is_power_of_two(layer):
         raise UnsupportedLayer(

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from brevitas.graph.calibrate import QuantizationStatusManager
@@ -35,7 +35,7 @@ from brevitas_axe.errors import (
     UnsupportedLayer,
 )
 from brevitas_axe.methods.solvers.compilation import compile_kernels, kernels_are_ready
-from brevitas_axe.methods.solvers.problem import LayerSolution
+from brevitas_axe.methods.solvers.problem import LayerSolution, Quality
 from brevitas_axe.methods.solvers.protocol import solver as chosen_solver
 from brevitas_axe.methods.solvers.tasks import solve_layers
 from brevitas_axe.model.apply.weights import apply_precision, untie, write_solution
@@ -56,14 +56,13 @@ if TYPE_CHECKING:
 
     from brevitas_axe.run.solve.brevitas_keywords import BrevitasKeywords
 
-QUALITIES = ("fast", "best")
 # Seconds of waiting for kernels that deserve a line; reading them from the cache takes less.
 _NOTICEABLE = 2.0
 
 
 def check_quality(quality: str) -> None:
     """Raises InvalidOption where it is neither "fast" nor "best"."""
-    if quality not in QUALITIES:
+    if quality not in get_args(Quality):
         raise InvalidOption(f"quality '{quality}' is unknown; choose 'fast' or 'best'.")
 
 
@@ -111,7 +110,7 @@ class axe_mode:
         accumulator_tile_size: int | None = None,
         solver: str | None = None,
         act_order: bool | None = None,
-        quality: str = "best",
+        quality: Quality = "best",
         exclude: tuple[str, ...] = (),
         state: str | Path | None = None,
         workers: int | None = None,

@@ -9,7 +9,7 @@ an arena of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -113,7 +113,7 @@ def _set_modes(modes: Modes) -> None:
         torch.set_autocast_dtype(device, dtype)
 
 
-def add_hooks(layers: dict[str, nn.Module]) -> list:
+def add_hooks(layers: Mapping[str, nn.Module]) -> list:
     """Lets forwards stop in front of these layers. Returns handles with `remove()`."""
 
     def stop_at(name: str):
