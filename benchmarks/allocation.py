@@ -36,8 +36,9 @@ from allocation_case import QUICK, Bench, Size
 from allocation_table import JOINT, REFERENCE, averages, draw, verdict
 from records import print_table, write_json
 
-from brevitas_axe.methods.allocate import Problem, allocators
+from brevitas_axe.methods.allocate import Problem
 from brevitas_axe.methods.allocate.search import Search
+from brevitas_axe.registry import methods
 
 
 def rows_of(
@@ -51,7 +52,7 @@ def rows_of(
         rows.append(bench.found(name, problem, share, allocator))
 
     for share in shares or size.shares:
-        for name in only or allocators():
+        for name in only or methods("allocate"):
             if name == JOINT:
                 rest = Search(trials=size.trials)
                 add(

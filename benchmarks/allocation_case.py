@@ -29,12 +29,13 @@ from brevitas_axe.methods.allocate import (
     make_problem,
     output_readers,
 )
-from brevitas_axe.methods.cost import choose_foldings, cost_model, layer_shapes, total_cost
+from brevitas_axe.methods.cost import choose_foldings, layer_shapes, total_cost
 from brevitas_axe.methods.ranges import fit_ranges
 from brevitas_axe.methods.sensitivity import Scores, make_choices, score
 from brevitas_axe.methods.sensitivity.augmented import Augmented
 from brevitas_axe.model.apply.activations import set_input_bits
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
+from brevitas_axe.registry import method
 from brevitas_axe.run.quantize import QuantizeResult
 
 IN_FLOAT = ("conv1", "linear")
@@ -140,7 +141,7 @@ class Bench:
     def _lut(self, planned: nn.Module, plan: Plan) -> float:
         """What a plan costs, from the shapes of a model with its input bits."""
         shapes = layer_shapes(planned, self.one, exclude=IN_FLOAT)
-        return total_cost(cost_model("finn_lut"), plan, shapes, self.foldings)
+        return total_cost(method("cost", "finn_lut"), plan, shapes, self.foldings)
 
     def problem(self, scores: Scores, share: float) -> Problem:
         """Under a share of the reference's look-up tables."""

@@ -26,7 +26,7 @@ from torch import nn
 
 import brevitas_axe
 from brevitas_axe.errors import AxeError
-from brevitas_axe.methods.solvers import solver, solvers
+from brevitas_axe.registry import method, methods
 
 
 def add_tensor(digest: hashlib._Hash, tensor: torch.Tensor | None) -> None:
@@ -43,11 +43,13 @@ def of_layers(count: int) -> str:
         draw = np.random.default_rng([7, index])
         act_order = bool(draw.integers(2))
         problem, _ = random_problem(draw)
-        for name in sorted(solvers()):
+        for name in sorted(methods("solvers")):
             for quality in ("fast", "best"):
                 digest.update(f"{index} {name} {quality}".encode())
                 try:
-                    solution = solver(name)(problem, act_order=act_order, quality=quality)
+                    solution = method("solvers", name)(
+                        problem, act_order=act_order, quality=quality
+                    )
                 except AxeError as error:
                     digest.update(type(error).__name__.encode())
                     continue

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from brevitas_axe.errors import AxeError
 from brevitas_axe.files import write_whole
-from brevitas_axe.methods.solvers import LayerProblem, solver, solvers
+from brevitas_axe.methods.solvers import LayerProblem
+from brevitas_axe.registry import method, methods
 
 
 def random_problem(draw: np.random.Generator) -> tuple[LayerProblem, str]:
@@ -109,12 +110,12 @@ def main() -> None:
     failures = []
     for index in tqdm(range(arguments.layers), mininterval=5):
         draw = np.random.default_rng([arguments.seed, index])
-        name = str(draw.choice(sorted(solvers())))
+        name = str(draw.choice(sorted(methods("solvers"))))
         quality, act_order = str(draw.choice(["fast", "best"])), bool(draw.integers(2))
         what = f"layer {index} {name} {quality} act_order={act_order}"
         try:
             problem, detail = random_problem(draw)
-            solution = solver(name)(problem, act_order=act_order, quality=quality)
+            solution = method("solvers", name)(problem, act_order=act_order, quality=quality)
             broken = violations(problem, solution.integers)
             counts[f"{name} {quality}"] += 1
             if broken or not bool(torch.isfinite(solution.scale).all()):

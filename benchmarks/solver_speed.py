@@ -25,7 +25,8 @@ from brevitas_reference import solve as solve_with_brevitas
 from rich.console import Console
 from rich.table import Table
 
-from brevitas_axe.methods.solvers import LayerProblem, solver
+from brevitas_axe.methods.solvers import LayerProblem
+from brevitas_axe.registry import method
 
 SIZES = ((256, 256), (768, 768), (256, 2304), (1024, 4096))
 BIT_WIDTH = 16
@@ -68,7 +69,7 @@ def measure(name: str, rows: int, columns: int, runs: int, device: str) -> dict[
         dtype=torch.float32,
         device=device,
     )
-    problem, solve = reference.problem, solver(name)
+    problem, solve = reference.problem, method("solvers", name)
     fast = median_seconds(lambda: solve(problem), runs)
     best = median_seconds(lambda: solve(problem, quality="best"), 1)
     limit = limit_seconds(name, problem, runs)

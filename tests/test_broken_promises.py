@@ -23,10 +23,10 @@ from torch import nn
 
 from brevitas_axe.accumulator import required_bit_width, worst_case_sums
 from brevitas_axe.errors import NonFiniteValues, UnsupportedLayer
-from brevitas_axe.methods.solvers import solvers
 from brevitas_axe.model.layers import find_layers, integer_weight, unroll_weight
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify
+from brevitas_axe.registry import methods
 from brevitas_axe.run.solve import axe_mode
 from tests.calibration import calibrated
 
@@ -81,7 +81,7 @@ def test_1_the_default_quantizer_holds_the_width():
     x = torch.rand(256, 128)
     model = calibrated(nn.Sequential(linear(128, 16, Int8WeightPerChannelFloat)), x)
     assert width(theirs(copy.deepcopy(model), x, 12)[0]) > 12
-    for solver in solvers():
+    for solver in methods("solvers"):
         for quality in ("fast", "best"):
             solved = ours(copy.deepcopy(model), x, 12, solver=solver, quality=quality)
             assert width(solved[0]) <= 12
@@ -132,7 +132,7 @@ def test_3_bad_statistics_are_named_and_singular_ones_solved():
     bad = x.clone()
     bad[0, 0] = float("nan")
     assert width(theirs(copy.deepcopy(model), bad, 10)[0]) > 10
-    for solver in solvers():
+    for solver in methods("solvers"):
         with pytest.raises(NonFiniteValues, match="layer '0'"):
             ours(copy.deepcopy(model), bad, 10, solver=solver)
         for singular in (x[:1], torch.zeros_like(x), x[:, :1].expand(-1, 48)):
@@ -244,7 +244,7 @@ def test_8b_asymmetric_weights_are_refused_by_name():
         ours(model, x, 12)
 
 
-@pytest.mark.parametrize("solver", solvers())
+@pytest.mark.parametrize("solver", methods("solvers"))
 @pytest.mark.parametrize("quality", ["fast", "best"])
 def test_9_strongly_correlated_inputs_keep_their_rows(solver, quality):
     """The float32 Cholesky loses all precision, and rows end as zeros without a word."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from brevitas_axe.cli import options
 from brevitas_axe.cli.usercode import batches_of, model_of
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.registry import method
 
 if TYPE_CHECKING:
-    from brevitas_axe.methods.allocate import Allocation, Allocator, Problem
+    from brevitas_axe.methods.allocate import Allocation, Problem
     from brevitas_axe.methods.cost import Folding
-    from brevitas_axe.methods.sensitivity import Scorer
 
 _FRONT_POINTS = 16
+_BASELINE = "uniform"  # what an allocator's front is drawn beside
 
 
 def add(commands) -> None:
@@ -71,23 +71,25 @@ def add(commands) -> None:
         help="fold every layer to at most N clock cycles per sample, for FINN's costs; left out, "
         "one multiplication at a time",
     )
-    parser.add_argument("--scorer", default="local", metavar="NAME", help="default local")
-    parser.add_argument(
-        "--content",
-        metavar="PATTERN",
-        help="regular expression of the layers that 'decoupled' judges by content, the others by "
-        "quality; one group each for 'shares'",
-    )
-    parser.add_argument("--allocator", default="ilp", metavar="NAME", help="default ilp")
+    for what, default in (("scorer", "local"), ("allocator", "ilp")):
+        parser.add_argument(
+            f"--{what}",
+            default=default,
+            metavar="NAME[:KEY=VALUE,...]",
+            help=f"{what} with its options, see `brevitas-axe methods`; default {default}",
+        )
     parser.add_argument(
         "--metric",
         nargs="+",
         default=["kl"],
         metavar="NAME",
-        help="kl (default), mse, cross_entropy; 'search' starts from plans by all that are given",
+        help="kl (default), mse, cross_entropy; several for an allocator that tries them all",
     )
     parser.add_argument(
-        "--target", type=float, metavar="LOSS", help="largest rise of the metric, for 'bisection'"
+        "--target",
+        type=float,
+        metavar="LOSS",
+        help="largest rise of the metric, for an allocator that takes a target",
     )
     parser.add_argument(
         "--backend", metavar="NAME", help="finn, generic-int8, or the path of a specification"
@@ -106,24 +108,25 @@ def run(arguments: argparse.Namespace) -> int:
     budgets = dict(_budget(text) for text in arguments.budget)
     if len(budgets) < len(arguments.budget):
         raise InvalidOption("a budget is given twice; give every cost one.")
-    _check_numbers(arguments, budgets)
+    _check_numbers(arguments)
     from brevitas_axe.cli.screen import console
     from brevitas_axe.methods.allocate import (
         allocate_bits,
+        check_budget,
+        check_groups,
+        check_metrics,
         check_target,
         cost_table,
-        find_allocator,
         foldings_within,
         load_backend,
         make_problem,
         output_readers,
     )
-    from brevitas_axe.methods.cost import cost_model, layer_shapes
+    from brevitas_axe.methods.cost import layer_shapes
     from brevitas_axe.methods.ranges import fit_ranges
     from brevitas_axe.methods.sensitivity import (
         PlanLoss,
         find_metric,
-        find_scorer,
         make_case,
         make_choices,
         score,
@@ -133,11 +136,14 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.show import write_allocation
 
     # All names are looked up before any work is done.
-    models = {name: cost_model(name) for name in budgets}
-    scorer, allocator = find_scorer(arguments.scorer), find_allocator(arguments.allocator)
-    scorer = _with_content(scorer, arguments)
+    models = {name: method("cost", name) for name in budgets}
+    scorer = method("sensitivity", arguments.scorer)
+    allocator = method("allocate", arguments.allocator)
+    for name in budgets:
+        check_budget(name)
     check_target(arguments.target, arguments.allocator)
-    metrics = _metrics(arguments.metric, arguments.allocator)
+    metrics = list(dict.fromkeys(arguments.metric))
+    check_metrics(metrics, arguments.allocator)
     for name in metrics:
         find_metric(name)
     backend = None if arguments.backend is None else load_backend(arguments.backend)
@@ -161,7 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
             tile=[arguments.tile_size],
             exclude=exclude,
         )
-    _check_groups(scorer, allocator, arguments, choices.layers)
+    check_groups(arguments.scorer, arguments.allocator, choices.layers)
     shapes = layer_shapes(model, args, kwargs, exclude)
     if backend is not None:
         choices = backend.constrain(choices, shapes, model)
@@ -222,12 +228,12 @@ def _fronts(problem: Problem, swept: str, allocator: str) -> dict[str, list[Allo
     limits = np.linspace(cost.extreme(np.min), cost.extreme(np.max), _FRONT_POINTS)
     free = replace(problem, target=None, measure=None)
     return {
-        name: pareto(free, swept, limits, name) for name in dict.fromkeys((allocator, "uniform"))
+        name: pareto(free, swept, limits, name) for name in dict.fromkeys((allocator, _BASELINE))
     }
 
 
 def _budget(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
+    name, _, value = text.rpartition("=")  # a cost's options hold the others
     try:
         number = float(value)
     except ValueError:
@@ -239,7 +245,7 @@ def _budget(text: str) -> tuple[str, float]:
     return name, number
 
 
-def _check_numbers(arguments: argparse.Namespace, budgets: Mapping[str, float]) -> None:
+def _check_numbers(arguments: argparse.Namespace) -> None:
     """Refuses values that mean nothing, before any work is done."""
     if arguments.jobs == 0:
         raise InvalidOption("--jobs 0 would run nothing; give 1 or more, or -1 for all cores.")
@@ -247,61 +253,6 @@ def _check_numbers(arguments: argparse.Namespace, budgets: Mapping[str, float]) 
         raise InvalidOption("--target is not a number; give the largest rise of the metric.")
     if arguments.max_cycles is not None and arguments.max_cycles < 1:
         raise InvalidOption(f"--max-cycles must be at least 1, not {arguments.max_cycles}.")
-    if "finn_cycles" in budgets:
-        raise InvalidOption(
-            "finn_cycles is no budget for bits: they change no cycles, and the slowest layer sets "
-            "FINN's pace; give --max-cycles N instead."
-        )
-
-
-def _metrics(names: list[str], allocator: str) -> list[str]:
-    """The metrics' names, once each; refuses more than one where only the first would count."""
-    if len(set(names)) > 1 and allocator != "search":
-        raise InvalidOption(
-            f"'{allocator}' looks at one metric; give one --metric, or use --allocator search."
-        )
-    return list(dict.fromkeys(names))
-
-
-def _with_content(scorer: Scorer, arguments: argparse.Namespace) -> Scorer:
-    """The scorer, with the pattern of --content where there is one."""
-    pattern = arguments.content
-    if pattern is None:
-        return scorer
-    if not hasattr(scorer, "content"):
-        raise InvalidOption(
-            f"--content is for a scorer of two groups of layers, but '{arguments.scorer}' judges "
-            "all layers alike; leave it out, or add --scorer decoupled."
-        )
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise InvalidOption(f"--content '{pattern}' is no regular expression: {error}.") from None
-    found: Any = scorer
-    return replace(found, content=pattern)
-
-
-def _check_groups(
-    scorer: Scorer, allocator: Allocator, arguments: argparse.Namespace, names: Iterable[str]
-) -> None:
-    """Refuses groups that are none: `shares` would be one integer program without a word."""
-    from brevitas_axe.methods.allocate.shares import Shares
-
-    pattern: str | None = getattr(scorer, "content", None)
-    if arguments.content is None and not isinstance(allocator, Shares):
-        return
-    if pattern is None:
-        raise InvalidOption(
-            f"'{arguments.allocator}' divides a budget between two groups of layers, but the "
-            f"scorer '{arguments.scorer}' judges all alike; add --scorer decoupled, or use "
-            "--allocator ilp."
-        )
-    inside = [name for name in names if re.search(pattern, name)]
-    if len(inside) in (0, len(list(names))):
-        raise InvalidOption(
-            f"'{pattern}' is found in {'all' if inside else 'none'} of the layers' names, so there "
-            f"are no two groups; give a --content that is found in some of {', '.join(names)}."
-        )
 
 
 def _table(

@@ -35,7 +35,10 @@ def add(commands) -> None:
     options.add_tile(parser)
     options.add_plan(parser)
     parser.add_argument(
-        "--algorithm", default="qronos", metavar="NAME", help="name of a solver; default qronos"
+        "--algorithm",
+        default="qronos",
+        metavar="NAME",
+        help="solver, see `brevitas-axe methods`; default qronos",
     )
     parser.add_argument(
         "--quality",
@@ -58,6 +61,7 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    method("solvers", arguments.algorithm)  # an unknown name is refused before any work
     if arguments.weight_bits < _LEAST_WEIGHT_BITS:
         raise InvalidOption(
             f"--weight-bits {arguments.weight_bits} leaves no weight but zero; give "

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from brevitas_axe.errors import InvalidOption, NotEnoughMemory
-from brevitas_axe.methods.solvers import solver as chosen_solver
 from brevitas_axe.methods.solvers.problem import Quality
 from brevitas_axe.model.offload import bring_in, check_offload, send_out
 from brevitas_axe.model.prepare import as_batches, has_quantizers
@@ -30,6 +29,7 @@ from brevitas_axe.model.stack import (
 )
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
+from brevitas_axe.registry import method
 from brevitas_axe.run.block_layers import Recipe
 from brevitas_axe.run.quantize import QuantizeResult, check_runs, check_widths, ran_out_of_memory
 from brevitas_axe.run.solve import axe_mode
@@ -122,7 +122,7 @@ def quantize_blocks(
         raise InvalidOption("tile_scales needs the size of the tiles: tile_size=64, say.")
     # Each refuses what it could not use, while the model is as it was.
     LayerPrecision(weight_bit_width, input_bit_width, accumulator_bit_width, tile_size)
-    chosen_solver(algorithm)
+    method("solvers", algorithm)
     check_quality(quality)
     if state is not None:
         SavedLayers(state)

@@ -1,4 +1,4 @@
-"""The commands `allocate` and `methods`."""
+"""The command `allocate`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from brevitas_axe.cli import main
-from brevitas_axe.cli.methods import catalogue, markdown
-from brevitas_axe.methods.allocate import allocators
 from brevitas_axe.methods.allocate.search import Search
 from brevitas_axe.methods.allocate.shares import Shares
-from brevitas_axe.methods.sensitivity import Trials, scorers
+from brevitas_axe.methods.sensitivity import Trials
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from tests.cli.test_main import USER_FILE
 
@@ -118,9 +116,10 @@ def test_a_target_limits_the_measured_loss(user, tmp_path) -> None:
 def test_search_starts_from_every_metric(user, tmp_path, monkeypatch) -> None:
     given = []
     whole = Search.__call__
-    monkeypatch.setattr(Search, "trials", 1)
     monkeypatch.setattr(Search, "__call__", lambda s, p: given.append(p) or whole(s, p))
-    assert main(arguments(user, "--allocator", "search", "--metric", "kl", "mse", "kl")) == 0
+    assert (
+        main(arguments(user, "--allocator", "search:trials=1", "--metric", "kl", "mse", "kl")) == 0
+    )
     (problem,) = given
     assert list(problem.metrics) == ["mse"]
     own, other = (np.concatenate(h.single) for h in (problem.harm, problem.metrics["mse"]))
@@ -156,10 +155,10 @@ def table_rows(shown: str) -> list[list[str]]:
 def test_groups_of_layers_have_metrics_of_their_own(user, tmp_path, monkeypatch) -> None:
     given = []
     whole = Shares.__call__
-    monkeypatch.setattr(Shares, "__call__", lambda s, p: given.append(p.parts) or whole(s, p))
-    groups = ("--scorer", "decoupled", "--allocator", "shares", "--content", "^2$")
+    monkeypatch.setattr(Shares, "__call__", lambda s, p: given.append((s, p.parts)) or whole(s, p))
+    groups = ("--scorer", "decoupled:content=^2$", "--allocator", "shares:steps=2")
     assert main(arguments(user, *groups)) == 0
-    assert given == [{"sqnr": ("0",), "ssim": ("2",)}]
+    assert given == [(Shares(steps=2), {"sqnr": ("0",), "ssim": ("2",)})]
     assert set(Plan.load(tmp_path / "plan.json").layers) == {"0", "2"}
 
 
@@ -191,7 +190,7 @@ def test_choices_that_fit_no_layer_are_one_sentence(user, layers, says, backend,
         (("--allocator", "guess"), "'guess' is not registered"),
         (("--backend", "abacus"), "no backend 'abacus'"),
         (("--metric", "luck"), "metric 'luck' is unknown; choose from kl"),
-        (("--metric", "kl", "mse"), "'ilp' looks at one metric;"),
+        (("--metric", "kl", "mse"), "'ilp' looks at one metric; give one, or use 'search'"),
         (("--budget", "memory=1"), "no allocation with"),
         (("--jobs", "0"), "--jobs 0 would run nothing"),
         (("--target", "0.1"), "'ilp' takes no target; leave it out, or use 'bisection'"),
@@ -199,12 +198,14 @@ def test_choices_that_fit_no_layer_are_one_sentence(user, layers, says, backend,
         (("--exclude", "0", "--exclude", "2"), "no layer to choose bits for"),
         (("--max-cycles", "0"), "--max-cycles must be at least 1"),
         (("--max-cycles", "1", "--exclude", "0", "--exclude", "2"), "no layer to choose bits for"),
-        (("--budget", "finn_cycles=9"), "give --max-cycles N"),
-        (("--content", "0"), "add --scorer decoupled"),
-        (("--scorer", "decoupled", "--content", "("), "no regular expression"),
-        (("--scorer", "decoupled", "--content", "x"), "found in none of the layers' names"),
-        (("--allocator", "shares"), "'local' judges all alike; add --scorer decoupled"),
-        (("--allocator", "shares", "--scorer", "decoupled"), "found in none of the layers' names"),
+        (("--budget", "finn_cycles=9"), "--max-cycles N"),
+        (("--scorer", "local:content=0"), "'content=0' is no option of 'local'; it has: probes"),
+        (("--scorer", "decoupled:content=("), "no regular expression"),
+        (("--scorer", "decoupled:content=x"), "found in none of the layers' names"),
+        (("--allocator", "shares"), "'local' judges all of these layers alike"),
+        (("--allocator", "shares", "--scorer", "decoupled"), "'decoupled' judges all of these"),
+        (("--allocator", "shares:steps=few"), "option 'steps' of 'shares' is a number"),
+        (("--budget", "bops:unit=3=5"), "'unit=3' is no option of 'bops'; it has none"),
     ],
 )
 def test_bad_input_is_one_sentence(user, more, says, capsys) -> None:
@@ -213,16 +214,3 @@ def test_bad_input_is_one_sentence(user, more, says, capsys) -> None:
     assert message.startswith("error: ")
     assert says in message
     assert not Path("plan.json").exists()
-
-
-def test_the_catalogue_lists_everything(capsys) -> None:
-    assert main(["methods", "--markdown"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    names = {line.split(" | ")[1] for line in lines[2:]}
-    assert names == {*scorers(), *allocators(), "channel_split", "kv_cache"}
-    assert main(["methods"]) == 0
-
-
-def test_the_documented_catalogue_is_current() -> None:
-    documented = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert "\n".join(markdown(catalogue())) in documented

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.allocate import Problem, Quantity, allocate_bits, allocators, pareto
+from brevitas_axe.methods.allocate import Problem, Quantity, allocate_bits, pareto
 from brevitas_axe.plan import Choices
+from brevitas_axe.registry import methods
 from tests.methods.allocate.problems import (
     all_assignments,
     random_problem,
@@ -17,7 +18,7 @@ from tests.methods.allocate.problems import (
     with_measure,
 )
 
-ALLOCATORS = allocators()
+ALLOCATORS = methods("allocate")
 SHARES = (0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 every = pytest.mark.parametrize("name", ALLOCATORS)
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from brevitas_axe.methods.sensitivity import make_choices, score, scorers
+from brevitas_axe.methods.sensitivity import make_choices, score
 from brevitas_axe.methods.sensitivity.tdmpq import Tdmpq
 from brevitas_axe.model.prepare import as_batches, to_brevitas
+from brevitas_axe.registry import methods
 from tests.model.test_prepare import Residual, X
 
-SCORERS = {**scorers(), "tdmpq, first order": Tdmpq(first_order=True)}
+SCORERS = {**methods("sensitivity"), "tdmpq, first order": Tdmpq(first_order=True)}
 BATCHES = [X, X.flip(0), X.roll(1, 0)]
 every = pytest.mark.parametrize("name", SCORERS)
 

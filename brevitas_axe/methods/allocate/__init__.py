@@ -2,16 +2,19 @@
 
 from brevitas_axe.methods.allocate.allocation import (
     Allocation,
-    Allocator,
     allocate_bits,
-    allocators,
-    check_target,
-    find_allocator,
     make_problem,
     pareto,
 )
 from brevitas_axe.methods.allocate.backend import Backend, load_backend
+from brevitas_axe.methods.allocate.checks import (
+    check_budget,
+    check_groups,
+    check_metrics,
+    check_target,
+)
 from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
+from brevitas_axe.methods.allocate.protocol import Allocator
 from brevitas_axe.methods.allocate.tables import cost_table, foldings_within, output_readers
 
 __all__ = [
@@ -22,10 +25,11 @@ __all__ = [
     "Problem",
     "Quantity",
     "allocate_bits",
-    "allocators",
+    "check_budget",
+    "check_groups",
+    "check_metrics",
     "check_target",
     "cost_table",
-    "find_allocator",
     "foldings_within",
     "load_backend",
     "make_problem",

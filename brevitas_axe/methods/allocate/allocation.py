@@ -1,56 +1,18 @@
-"""The registered allocators, and one call from scores and budgets to a plan."""
+"""From scores and budgets to a plan, by any allocator."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from brevitas_axe.display import cell, html_table, one_line
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
+from brevitas_axe.methods.allocate.checks import check_target
+from brevitas_axe.methods.allocate.problem import Problem, Quantity
+from brevitas_axe.methods.allocate.protocol import Allocator
 from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.plan import Plan
-from brevitas_axe.registry import Facts, method, methods
-
-
-class Allocator(Protocol):
-    """Picks a choice for every layer.
-
-    To write your own: define, in a new file of this room, an object with this signature that bears
-    the file's name; tests/contracts runs over every registered one.
-
-    Attributes:
-        exact: no assignment that fits has less harm than the one returned.
-        monotone: with a larger budget the harm is never larger. Allocators that have other aims
-            besides the harm, such as a measured loss or no group being worse off, promise that
-            only for problems without a measure and without parts.
-        takes_target: it heeds `Problem.target`; others refuse one.
-        facts: for the catalogue.
-
-    Args:
-        problem: numbers; not modified.
-
-    Returns:
-        Index of every layer's choice. All budgets are met and ties hold.
-
-    Raises:
-        InvalidOption: nothing that fits was found.
-    """
-
-    @property
-    def exact(self) -> bool: ...
-
-    @property
-    def monotone(self) -> bool: ...
-
-    @property
-    def takes_target(self) -> bool: ...
-
-    @property
-    def facts(self) -> Facts: ...
-
-    def __call__(self, problem: Problem) -> Assignment: ...
+from brevitas_axe.registry import method
 
 
 @dataclass(frozen=True)
@@ -76,16 +38,6 @@ class Allocation:
     def _repr_html_(self) -> str:
         costs = html_table(repr(self), ["cost", "value"], self.costs.items())
         return f"{costs}\n{self.plan._repr_html_()}"
-
-
-def allocators() -> dict[str, Allocator]:
-    """All allocators by name: this room's files, and entry points of `brevitas_axe.allocate`."""
-    return methods("allocate")
-
-
-def find_allocator(name: str) -> Allocator:
-    """One allocator by name; InvalidOption lists the names if there is none."""
-    return method("allocate", name)
 
 
 def make_problem(
@@ -124,31 +76,22 @@ def make_problem(
     return replace(problem, measure=lambda assignment: measure(problem.plan(assignment)))
 
 
-def check_target(target: float | None, allocator: str | Allocator) -> None:
-    """Raises InvalidOption where there is a target that the allocator would not look at."""
-    found = find_allocator(allocator) if isinstance(allocator, str) else allocator
-    if target is not None and not found.takes_target:
-        takers = ", ".join(
-            f"'{name}'" for name, other in allocators().items() if other.takes_target
-        )
-        raise InvalidOption(
-            f"the allocator {allocator!r} takes no target; leave it out, or use {takers}."
-        )
-
-
 def allocate_bits(problem: Problem, allocator: str | Allocator = "ilp") -> Allocation:
     """Runs an allocator, and checks what it returns.
+
+    Args:
+        problem: scores, costs and budgets.
+        allocator: registered name, with options or without ("NAME:key=value"), or an allocator.
 
     Raises:
         InvalidOption: nothing fits the budgets, or there is a target that would be ignored.
     """
     check_target(problem.target, allocator)
-    found = find_allocator(allocator) if isinstance(allocator, str) else allocator
-    assignment = found(problem)
+    assignment = method("allocate", allocator)(problem)
     if not problem.fits(assignment):
         raise InvalidOption(
             f"the allocator {allocator!r} returned widths that break a budget or a tie; repair it, "
-            "or use 'ilp'."
+            "or use another one."
         )
     costs = {name: cost.total(assignment) for name, cost in problem.costs.items()}
     return Allocation(problem.plan(assignment), problem.harm.total(assignment), costs)
@@ -163,7 +106,7 @@ def pareto(
         problem: its other budgets stay.
         budget: the one to sweep.
         limits: values of it; those at which nothing fits are left out.
-        allocator: registered name, or an allocator.
+        allocator: see `allocate_bits`.
     """
     front: list[Allocation] = []
     for limit in sorted(limits):

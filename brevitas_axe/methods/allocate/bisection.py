@@ -31,6 +31,8 @@ class Bisection:
     exact = False
     monotone = True
     takes_target = True
+    several_metrics = False
+    needs_groups = False
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",

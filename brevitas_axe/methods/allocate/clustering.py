@@ -31,6 +31,8 @@ class Clustering:
     exact = False
     monotone = True
     takes_target = False
+    several_metrics = False
+    needs_groups = False
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",

@@ -26,6 +26,8 @@ class Greedy:
     exact = False
     monotone = True
     takes_target = False
+    several_metrics = False
+    needs_groups = False
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",

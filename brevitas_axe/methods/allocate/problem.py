@@ -220,7 +220,7 @@ class Problem:
         least = ", ".join(f"{name} {self.costs[name].extreme(np.min):g}" for name in self.budgets)
         return InvalidOption(
             f"no allocation with {wanted} was found; layer by layer the least possible is {least}: "
-            "raise the budget, offer cheaper choices, or try the allocator 'ilp'."
+            "raise the budget, offer cheaper choices, or try an allocator that is exact."
         )
 
 

@@ -43,6 +43,8 @@ class Search:
     exact = False
     monotone = False
     takes_target = False
+    several_metrics = True
+    needs_groups = False
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",

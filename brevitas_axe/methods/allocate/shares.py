@@ -39,6 +39,8 @@ class Shares:
     exact = False
     monotone = False
     takes_target = False
+    several_metrics = False
+    needs_groups = True
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",

@@ -20,11 +20,11 @@ from brevitas_axe.methods.cost import (
     Folding,
     LayerShape,
     choose_foldings,
-    cost_model,
     layer_shapes,
 )
 from brevitas_axe.model.apply.activations import input_sources, varied
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
+from brevitas_axe.registry import method
 
 
 def output_readers(
@@ -108,7 +108,7 @@ def cost_table(
     sets and bits do not change: bound that by `foldings_within`, not by a budget.
 
     Args:
-        model: cost model, or its registered name.
+        model: cost model, or its registered name, with options or without.
         choices: every one needs weight and input bits.
         shapes: of all layers of the choices, see `brevitas_axe.methods.cost.layer_shapes`.
         readers: see `output_readers`; None keeps the output bits of the shapes.
@@ -117,7 +117,7 @@ def cost_table(
     Raises:
         InvalidPlan: a layer has no shape, or bits that the cost needs are missing.
     """
-    price = cost_model(model) if isinstance(model, str) else model
+    price = method("cost", model)
     check_shapes(choices, shapes)
     names = list(choices.layers)
     single: list[np.ndarray] = []

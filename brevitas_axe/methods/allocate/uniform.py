@@ -15,6 +15,8 @@ class Uniform:
     exact = False
     monotone = True
     takes_target = False
+    several_metrics = False
+    needs_groups = False
     facts = Facts(
         kind="MPW+UPA",
         granularity="model",

@@ -23,7 +23,7 @@ from brevitas_axe.methods.cost.resources import (
     resource_table,
 )
 from brevitas_axe.methods.cost.shapes import full_plan, layer_shapes
-from brevitas_axe.methods.cost.total import cost_model, cost_models, total_cost
+from brevitas_axe.methods.cost.total import total_cost
 
 __all__ = [
     "CostModel",
@@ -38,8 +38,6 @@ __all__ = [
     "Widths",
     "choose_folding",
     "choose_foldings",
-    "cost_model",
-    "cost_models",
     "cycles_per_frame",
     "estimate",
     "full_plan",

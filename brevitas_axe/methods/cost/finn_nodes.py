@@ -294,6 +294,10 @@ class FinnCost:
     facts: Facts
     hardware: Hardware = HLS
 
+    @property
+    def depends_on_bits(self) -> bool:
+        return self.resource != "cycles"
+
     def __call__(
         self, shape: LayerShape, precision: LayerPrecision, folding: Folding = SERIAL
     ) -> float:

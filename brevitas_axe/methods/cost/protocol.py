@@ -1,9 +1,10 @@
 """What a cost model is given, and what it gives: one number for one layer.
 
 A layer's cost depends on its shape, on its widths and, where hardware is estimated, on its folding.
-To write your own: define, in a new file of this room, an object with the signature of `CostModel`
-that bears the file's name; a plain formula becomes one through `Formula`. tests/methods/cost runs
-over every registered model.
+To write your own: define, in a new file of this room, an object that bears the file's name: an
+instance of `Formula`, for a formula of shape and widths, or of a frozen dataclass of your own with
+the attributes and the signature of `CostModel`. tests/contracts/test_cost.py runs over every
+registered one.
 """
 
 from __future__ import annotations
@@ -159,6 +160,8 @@ class CostModel(Protocol):
         unit: what the number counts.
         grows_with: fields of LayerPrecision, among "weight", "input" and "accumulator", in which
             the cost never falls when bits are added.
+        depends_on_bits: False for a cost that no widths change, which is no budget for them.
+        facts: for the catalogue.
 
     Args:
         shape: of one layer.
@@ -179,6 +182,9 @@ class CostModel(Protocol):
     def grows_with(self) -> tuple[str, ...]: ...
 
     @property
+    def depends_on_bits(self) -> bool: ...
+
+    @property
     def facts(self) -> Facts: ...
 
     def __call__(
@@ -194,6 +200,7 @@ class Formula:
     unit: str
     grows_with: tuple[str, ...]
     facts: Facts
+    depends_on_bits = True
 
     def __call__(
         self, shape: LayerShape, precision: LayerPrecision, folding: Folding = SERIAL

@@ -1,4 +1,4 @@
-"""The registered cost models, and what a whole plan costs."""
+"""What a whole plan costs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,6 @@ from collections.abc import Mapping
 from brevitas_axe.errors import InvalidOption, InvalidPlan
 from brevitas_axe.methods.cost.protocol import SERIAL, CostModel, Folding, LayerShape
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.registry import method, methods
-
-
-def cost_models() -> dict[str, CostModel]:
-    """All cost models by name: this room's files, and entry points of `brevitas_axe.cost`."""
-    return methods("cost")
-
-
-def cost_model(name: str) -> CostModel:
-    """One cost model by name; InvalidOption lists the names if there is none."""
-    return method("cost", name)
 
 
 def precisions(plan: Plan, shapes: Mapping[str, LayerShape]) -> dict[str, LayerPrecision]:

@@ -19,11 +19,11 @@ from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.trials import Trials, Value
 from brevitas_axe.methods.sensitivity.twin import Part, channel_axis
 from brevitas_axe.methods.solvers import LayerProblem, LayerSolution
-from brevitas_axe.methods.solvers import solver as chosen_solver
 from brevitas_axe.model.layers import Layer, roll_weight, unroll_weight
 from brevitas_axe.model.moments import Moments, Statistics
 from brevitas_axe.model.running import first_input
 from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.registry import method
 
 Found = TypeVar("Found")
 # Memory for second moments at a time, in bytes.
@@ -170,7 +170,7 @@ def solve(layer: LayerProblem, solver: str = "gpfq") -> LayerSolution:
     """The layer as it is solved when a model is quantized, at the same quality and in float32."""
     cross = None if layer.cross is None else layer.cross.float()
     single = replace(layer, hessian=layer.hessian.float(), cross=cross)
-    return chosen_solver(solver)(single, quality="best")
+    return method("solvers", solver)(single, quality="best")
 
 
 def error(layer: LayerProblem, solution: LayerSolution, outputs: Tensor) -> Tensor:

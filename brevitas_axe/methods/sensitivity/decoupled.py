@@ -8,6 +8,7 @@ program of its own.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.sensitivity.budgeted import LayerMoments, for_choices, over_layers, part
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores
@@ -23,6 +25,7 @@ from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts
 
 _WINDOW = 7
+_ATTENTION = "attn|attention|cross"
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,14 @@ class Decoupled:
     """Harm of content layers is 1 − SSIM, of all others noise over signal.
 
     Attributes:
-        content: regular expression; layers whose name it is found in are judged by content.
+        content: regular expression; layers whose name it is found in are judged by content. None
+            for those named attn, attention or cross, if there are any.
+
+    Raises:
+        InvalidOption: `content` is no regular expression.
     """
 
-    content: str = r"attn|attention|cross"
+    content: str | None = None
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",
@@ -42,16 +49,39 @@ class Decoupled:
         source="arXiv 2405.17873",
     )
 
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.content or "")
+        except re.error as error:
+            raise InvalidOption(
+                f"content='{self.content}' is no regular expression: {error}."
+            ) from None
+
+    def groups(self, layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Metric → layers that it judges; a metric without layers is left out.
+
+        Raises:
+            InvalidOption: `content` is given, and is found in all or none of the layers' names.
+        """
+        layers = tuple(layers)
+        pattern = _ATTENTION if self.content is None else self.content
+        content = tuple(name for name in layers if re.search(pattern, name))
+        quality = tuple(name for name in layers if name not in content)
+        if self.content is not None and not (content and quality):
+            raise InvalidOption(
+                f"content='{pattern}' is found in {'all' if content else 'none'} of the layers' "
+                "names, so there are no two groups; give a pattern that is found in some of "
+                f"{', '.join(layers)}."
+            )
+        return {metric: names for metric, names in (("sqnr", quality), ("ssim", content)) if names}
+
     def __call__(self, case: Case, trials: Trials) -> Scores:
+        parts = self.groups(case.names)
         found = {n: np.reshape(v, (2, -1)) for n, v in over_layers(case, trials, _both).items()}
-        content = tuple(name for name in case.names if re.search(self.content, name))
-        quality = tuple(name for name in case.names if name not in content)
         metrics = {
             "sqnr": {name: values[0] for name, values in found.items()},
             "ssim": {name: values[1] for name, values in found.items()},
         }
-        groups = {"sqnr": quality, "ssim": content}
-        parts = {metric: names for metric, names in groups.items() if names}
         harm = {name: metrics[metric][name] for metric, names in parts.items() for name in names}
         return Scores(case.choices, harm, parts=parts, metrics=metrics)
 

@@ -39,7 +39,7 @@ class Local:
 
     Attributes:
         probes: random vectors per batch for the Hessian's diagonal.
-        solver: registered solver, run at its best quality.
+        solver: registered solver, with options or without, run at its best quality.
         rows: so many rows of each group are solved, those with the largest h_r · s_r², s_r being
             the start scale; the others are taken to have errors in proportion to it.
     """

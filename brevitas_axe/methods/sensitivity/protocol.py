@@ -1,59 +1,48 @@
-"""The registered scorers, and one call that scores a model."""
+"""What a scorer is given, and what it gives: the harm of every choice of every layer.
+
+To write your own: define, in a new file of this room, a frozen dataclass with `facts` and the
+signature of `Scorer`, and an instance of it that bears the file's name; its options are the fields
+of the dataclass. `Case` (case.py) holds model, data and choices, `Trials` (trials.py) runs pieces
+of work in parallel and keeps their results. tests/contracts/test_sensitivity.py runs over every
+registered scorer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Protocol, runtime_checkable
 
-from torch import nn
-
-from brevitas_axe.methods.sensitivity.case import fingerprint, make_case
-from brevitas_axe.methods.sensitivity.metrics import Metric
-from brevitas_axe.methods.sensitivity.scores import Scorer, Scores
+from brevitas_axe.methods.sensitivity.case import Case
+from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.methods.sensitivity.trials import Trials
-from brevitas_axe.plan import Choices
-from brevitas_axe.registry import method, methods
+from brevitas_axe.registry import Facts
 
 
-def scorers() -> dict[str, Scorer]:
-    """All scorers by name: this room's files, and entry points of `brevitas_axe.sensitivity`."""
-    return methods("sensitivity")
+class Scorer(Protocol):
+    """Scores every choice of every layer; the case is not modified.
 
-
-def find_scorer(name: str) -> Scorer:
-    """One scorer by name; InvalidOption lists the names if there is none."""
-    return method("sensitivity", name)
-
-
-def score(
-    model: nn.Module,
-    calibration: Iterable[Any],
-    choices: Choices,
-    scorer: str | Scorer = "local",
-    *,
-    metric: str | Metric = "kl",
-    exclude: tuple[str, ...] = (),
-    cache: str | Path | None = None,
-    jobs: int = 1,
-    seed: int = 0,
-    progress: bool = False,
-) -> Scores:
-    """Scores every choice of every layer. The model is left as it is, bit for bit.
+    Attributes:
+        facts: for the catalogue.
 
     Args:
-        model: a calibrated Brevitas model.
-        calibration: items as `brevitas_axe.model.prepare.as_batches` takes them; labels are kept
-            for metrics and scorers that use them.
-        choices: to be scored; those of the scores tie layers that read one activation.
-        scorer: registered name, or a scorer with options of its own.
-        metric: "kl" (to the float model's output), "mse", "cross_entropy" or a `Metric`.
-        exclude: names of layers to leave out.
-        cache: folder for results; a killed run continues from it.
-        jobs: how many trials run at once.
-        seed: of everything random.
-        progress: show a progress bar.
+        case: model, data, choices and metric.
+        trials: runs independent pieces of work, in parallel and from the cache.
     """
-    found = find_scorer(scorer) if isinstance(scorer, str) else scorer
-    case = make_case(model, calibration, choices, metric, seed, exclude)
-    return found(case, Trials(fingerprint(case, found), cache, jobs, progress))
+
+    @property
+    def facts(self) -> Facts: ...
+
+    def __call__(self, case: Case, trials: Trials) -> Scores: ...
+
+
+@runtime_checkable
+class GroupingScorer(Scorer, Protocol):
+    """A scorer that tells groups of layers apart and judges each by a metric of its own."""
+
+    def groups(self, layers: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+        """Metric → layers whose harm it measures; the `parts` of the scores to come.
+
+        Raises:
+            InvalidOption: the options ask for groups that these layers do not have.
+        """
+        ...

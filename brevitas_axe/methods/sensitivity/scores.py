@@ -1,22 +1,14 @@
-"""What a scorer gives: the estimated harm of every choice of every layer.
-
-To write your own scorer: define, in a new file of this room, an object with the signature of
-`Scorer` that bears the file's name. tests/contracts runs over every registered one.
-"""
+"""What a scorer gives: the estimated harm of every choice of every layer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from brevitas_axe.errors import NonFiniteValues
-from brevitas_axe.methods.sensitivity.case import Case
-from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.plan import Choices
-from brevitas_axe.registry import Facts
 
 Table = Mapping[str, np.ndarray]
 
@@ -51,23 +43,6 @@ class Scores:
                     "calibration data."
                 )
             assert self.harm[name].shape == (len(options),)
-
-
-class Scorer(Protocol):
-    """Scores every choice of every layer; the case is not modified.
-
-    Attributes:
-        facts: for the catalogue.
-
-    Args:
-        case: model, data, choices and metric.
-        trials: runs independent pieces of work, in parallel and from the cache.
-    """
-
-    @property
-    def facts(self) -> Facts: ...
-
-    def __call__(self, case: Case, trials: Trials) -> Scores: ...
 
 
 def from_importance(choices: Choices, importance: Mapping[str, float]) -> Scores:

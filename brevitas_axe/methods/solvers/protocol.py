@@ -1,8 +1,9 @@
-"""The solvers by name: one per file, named after the file, and those of other packages.
+"""What a solver is given, and what it gives: the integers of one layer.
 
-To write your own: build a `Recursion` (sequential.py) in a new file and define an object that bears
-the file's name and is a `Solver`; tests/contracts runs over every one of them. Another package
-registers its solver under the entry-point group `brevitas_axe.solvers`.
+To write your own: in a new file, define a frozen dataclass with the attributes and the signature of
+`Solver`, and an instance of it that bears the file's name; its options are the fields of the
+dataclass. One that decides column after column builds a `Recursion` (sequential.py) and has
+`finish` (levels.py) run it. tests/contracts/test_solvers.py runs over every registered solver.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
-from brevitas_axe.registry import Facts, method, methods
+from brevitas_axe.registry import Facts
 
 
 class Solver(Protocol):
@@ -44,13 +45,3 @@ class Solver(Protocol):
     def __call__(
         self, problem: LayerProblem, *, act_order: bool = False, quality: Quality = "fast"
     ) -> LayerSolution: ...
-
-
-def solvers() -> dict[str, Solver]:
-    """All solvers by name: this room's files, and entry points of `brevitas_axe.solvers`."""
-    return methods("solvers")
-
-
-def solver(name: str) -> Solver:
-    """One solver by name; InvalidOption lists the names if there is none."""
-    return method("solvers", name)

@@ -36,7 +36,8 @@ def collect(name: str, layer: Layer, forwards: Sequence[Pair], cross: bool, at: 
         if real is not None and real.layer != at:
             raise UnsupportedLayer(
                 f"layer '{at}' is reached by the quantized model but not by the float one "
-                "for the same batch; use solver='gptq', quality='fast', or exclude it."
+                "for the same batch; exclude it, or use quality='fast' and a solver that does not "
+                "look at the float model's inputs."
             )
         _add(moments, quant.layer_input, None if real is None else real.layer_input)
     return moments

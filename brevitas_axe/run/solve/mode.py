@@ -36,7 +36,6 @@ from brevitas_axe.errors import (
 )
 from brevitas_axe.methods.solvers.compilation import compile_kernels, kernels_are_ready
 from brevitas_axe.methods.solvers.problem import LayerSolution, Quality
-from brevitas_axe.methods.solvers.protocol import solver as chosen_solver
 from brevitas_axe.methods.solvers.tasks import solve_layers
 from brevitas_axe.model.apply.weights import apply_precision, untie, write_solution
 from brevitas_axe.model.fingerprint import Fingerprint
@@ -44,6 +43,7 @@ from brevitas_axe.model.layers import find_layers, find_unquantized, unroll_weig
 from brevitas_axe.model.moments import Moments
 from brevitas_axe.model.running import observe_inputs, same_input
 from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.registry import method
 from brevitas_axe.run.solve.brevitas_keywords import Widths, check_parallel, translated
 from brevitas_axe.run.solve.layer_inputs import collect, collect_all, layer_problem
 from brevitas_axe.run.solve.log import describe
@@ -126,7 +126,7 @@ class axe_mode:
         ours = Widths(accumulator_bit_width, accumulator_tile_size)
         widths = translated(name, ours, brevitas)
         solver = self._own(solver)
-        self._solver = chosen_solver(solver)
+        self._solver = method("solvers", solver)
         check_quality(quality)
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         layers = find_layers(model, exclude, tile_scales=True)

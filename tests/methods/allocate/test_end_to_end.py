@@ -21,13 +21,12 @@ from brevitas_axe.export import export_qonnx
 from brevitas_axe.methods.allocate import (
     Problem,
     allocate_bits,
-    allocators,
     cost_table,
     load_backend,
     make_problem,
     output_readers,
 )
-from brevitas_axe.methods.cost import cost_model, layer_shapes, total_cost
+from brevitas_axe.methods.cost import layer_shapes, total_cost
 from brevitas_axe.methods.sensitivity import PlanLoss, make_case, make_choices, score
 from brevitas_axe.methods.sensitivity.decoupled import Decoupled
 from brevitas_axe.model.apply.activations import set_input_bits
@@ -35,6 +34,7 @@ from brevitas_axe.model.prepare import as_batches, has_quantizers, to_brevitas
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate import certify_file
 from brevitas_axe.proof.emulator import emulate
+from brevitas_axe.registry import method, methods
 from brevitas_axe.run.quantize import quantize
 from tests.model.test_prepare import Residual, X, conv_net
 
@@ -81,7 +81,7 @@ def solved(net: Scored, plan: Plan):
     return quantize(planned, [X], plan=plan, quality="fast", progress=False)
 
 
-@pytest.mark.parametrize("allocator", allocators())
+@pytest.mark.parametrize("allocator", methods("allocate"))
 def test_every_plan_is_applied_solved_proven_and_exported(net, allocator, tmp_path) -> None:
     found = allocate_bits(net.problem, allocator)
     assert all(found.costs[name] <= net.problem.budgets[name] for name in COSTS)
@@ -92,7 +92,7 @@ def test_every_plan_is_applied_solved_proven_and_exported(net, allocator, tmp_pa
     # The quantized model's own shapes, output bits included, cost what the tables said.
     actual = layer_shapes(result.model, ONE)
     for name in COSTS:
-        spent = total_cost(cost_model(name), found.plan, actual)
+        spent = total_cost(method("cost", name), found.plan, actual)
         assert spent == pytest.approx(found.costs[name])
     # The residual net is as it came: nothing has prepared it for FINN.
     export_qonnx(result.model, ONE, tmp_path / "model.onnx", target="qonnx")
@@ -244,6 +244,6 @@ def test_groups_with_metrics_of_their_own_are_allocated_where_costs_link_them() 
     net = Scored(model, problem, PlanLoss(make_case(model, [X], choices)))
     result = solved(net, found.plan)
     assert result.certificate.ok
-    spent = total_cost(cost_model("finn_lut"), found.plan, layer_shapes(result.model, ONE))
+    spent = total_cost(method("cost", "finn_lut"), found.plan, layer_shapes(result.model, ONE))
     assert spent == pytest.approx(found.costs["finn_lut"])
     assert spent <= limit

@@ -12,7 +12,8 @@ from qonnx.util.inference_cost import inference_cost
 from torch import nn
 
 from brevitas_axe.export import export_qonnx
-from brevitas_axe.methods.cost import cost_model, full_plan, layer_shapes, total_cost
+from brevitas_axe.methods.cost import full_plan, layer_shapes, total_cost
+from brevitas_axe.registry import method
 
 
 def act(bits: int) -> qnn.QuantReLU:
@@ -68,6 +69,6 @@ def test_as_qonnx_counts_them(make, size, tmp_path) -> None:
     theirs = inference_cost(str(tmp_path / "net.onnx"), discount_sparsity=False)["total_cost"]
     shapes, plan = layer_shapes(model, (x,)), full_plan(model, (x,))
     assert sum(shape.macs for shape in shapes.values()) == theirs["total_macs"]
-    assert total_cost(cost_model("bops"), plan, shapes) == theirs["total_bops"]
-    memory = total_cost(cost_model("memory"), plan, shapes)
+    assert total_cost(method("cost", "bops"), plan, shapes) == theirs["total_bops"]
+    memory = total_cost(method("cost", "memory"), plan, shapes)
     assert memory == pytest.approx(theirs["total_mem_w_bits"] / 8, rel=1e-12)

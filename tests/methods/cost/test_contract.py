@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brevitas_axe.errors import InvalidOption, InvalidPlan
-from brevitas_axe.methods.cost import Folding, LayerShape, cost_models, total_cost
+from brevitas_axe.methods.cost import Folding, LayerShape, total_cost
 from brevitas_axe.methods.cost.protocol import divisors
 from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.registry import methods
 
-MODELS = cost_models()
+MODELS = methods("cost")
 EXTRA = {"weight": st.integers(1, 8), "input": st.integers(1, 8), "accumulator": st.integers(1, 30)}
 every_model = pytest.mark.parametrize("name", MODELS)
 

@@ -12,13 +12,13 @@ from brevitas_axe.methods.cost import (
     Folding,
     Hardware,
     LayerShape,
-    cost_model,
     estimate,
     thresholding,
 )
 from brevitas_axe.methods.cost.finn_bram import finn_bram
 from brevitas_axe.methods.cost.finn_lut import finn_lut
 from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.registry import method
 
 SHAPE = LayerShape("fc", "dense", inputs=64, outputs=32, vectors=10, output_bits=3)
 BITS = LayerPrecision(weight=4, input=4, accumulator=11)
@@ -93,8 +93,8 @@ def test_what_finn_cannot_build_and_unknown_options_are_refused() -> None:
     ):
         for name in ("finn_lut", "finn_dsp", "finn_bram", "finn_cycles"):
             with pytest.raises(UnsupportedLayer, match=f"layer 'fc' {says}.* exclude it"):
-                cost_model(name)(shape, BITS)
-        assert cost_model("bops")(shape, BITS) > 0
+                method("cost", name)(shape, BITS)
+        assert method("cost", "bops")(shape, BITS) > 0
     with pytest.raises(InvalidOption, match="res_type must be one of lut, dsp, not 'gpu'"):
         Hardware(res_type="gpu")
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from brevitas_axe.accumulator import datatype_bound
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.cost import LayerShape, Widths, cost_model, widths
+from brevitas_axe.methods.cost import LayerShape, Widths, widths
 from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.registry import method
 
 # Unsigned inputs: 100 · 15 · 8 needs 15 bits, 10 · 15 · 8 needs 12.
 SHAPE = LayerShape("fc", "dense", inputs=100, outputs=3, vectors=2)
@@ -57,12 +58,12 @@ def test_a_shape_that_no_layer_has_is_refused(wrong, says) -> None:
 def test_the_formulas_by_hand() -> None:
     precision = LayerPrecision(weight=4, input=6, accumulator=9)
     macs = 100 * 3 * 2
-    assert cost_model("memory")(SHAPE, precision) == 150
-    assert cost_model("bops")(SHAPE, precision) == macs * 24
-    assert cost_model("macs_accumulator")(SHAPE, precision) == macs * (24 + 9)
+    assert method("cost", "memory")(SHAPE, precision) == 150
+    assert method("cost", "bops")(SHAPE, precision) == macs * 24
+    assert method("cost", "macs_accumulator")(SHAPE, precision) == macs * (24 + 9)
     tiled = LayerPrecision(weight=4, input=6, accumulator=9, tile=30)
     outer_additions = 3 * 2 * 3 * 11
-    assert cost_model("macs_accumulator")(SHAPE, tiled) == macs * (24 + 9) + outer_additions
+    assert method("cost", "macs_accumulator")(SHAPE, tiled) == macs * (24 + 9) + outer_additions
 
 
 @given(st.integers(1, 5000), st.integers(1, 8), st.integers(1, 8), st.booleans())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.brevitas_reference import solve
-from brevitas_axe.methods.solvers import solver, solvers
+from brevitas_axe.registry import method, methods
 from tests.methods.solvers.layers import assert_feasible
 
 
@@ -23,15 +23,15 @@ def test_same_integers_with_a_budget(
     reference = solve(
         name, 24, 48, signed=signed, bit_width=bit_width, tile_size=tile_size, act_order=act_order
     )
-    solution = solver(name)(reference.problem, act_order=act_order)
+    solution = method("solvers", name)(reference.problem, act_order=act_order)
     assert_feasible(reference.problem, solution)
     assert torch.equal(solution.integers, reference.integers)
 
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("act_order", [False, True])
-@pytest.mark.parametrize("name", sorted(solvers()))
+@pytest.mark.parametrize("name", sorted(methods("solvers")))
 def test_same_integers_without_a_budget(name: str, signed: bool, act_order: bool) -> None:
     reference = solve(name, 24, 48, signed=signed, bit_width=None, act_order=act_order)
-    solution = solver(name)(reference.problem, act_order=act_order)
+    solution = method("solvers", name)(reference.problem, act_order=act_order)
     assert torch.equal(solution.integers, reference.integers)

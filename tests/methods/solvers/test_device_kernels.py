@@ -15,11 +15,10 @@ from brevitas_axe.methods.solvers import (
     LayerProblem,
     device_kernels,
     kernels,
-    solver,
-    solvers,
     thresholds,
 )
 from brevitas_axe.methods.solvers.problem import LayerSolution
+from brevitas_axe.registry import method, methods
 from tests.methods.solvers.layers import random_problem
 
 
@@ -33,11 +32,11 @@ def on_tensors(kernel: Any) -> Any:
 
 
 def both_ways(name: str, problem: LayerProblem, **options: Any) -> tuple[LayerSolution, ...]:
-    compiled = solver(name)(problem, **options)
+    compiled = method("solvers", name)(problem, **options)
     with pytest.MonkeyPatch.context() as patch:
         for module in (kernels, thresholds):
             replace(patch, module)
-        return compiled, solver(name)(problem, **options)
+        return compiled, method("solvers", name)(problem, **options)
 
 
 def replace(patch: pytest.MonkeyPatch, module: ModuleType) -> None:
@@ -62,7 +61,7 @@ def test_fast_solutions_are_the_same(data: st.DataObject) -> None:
         accumulator_bit_width=draw(st.one_of(st.none(), st.integers(4, 20))),
         tile_size=draw(st.one_of(st.none(), st.integers(1, 50))),
     )
-    name, order = draw(st.sampled_from(sorted(solvers()))), draw(st.booleans())
+    name, order = draw(st.sampled_from(sorted(methods("solvers")))), draw(st.booleans())
     one, two = both_ways(name, problem, act_order=order)
     assert torch.equal(one.integers, two.integers)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from brevitas_axe.methods.solvers import solver, solvers
+from brevitas_axe.registry import method, methods
 from tests.elsewhere import DEVICE, Elsewhere
 from tests.methods.solvers.layers import random_problem
 
@@ -20,14 +20,14 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("quality", ["fast", "best"])
-@pytest.mark.parametrize("name", sorted(solvers()))
+@pytest.mark.parametrize("name", sorted(methods("solvers")))
 def test_the_same_integers_as_on_the_cpu(name, quality, case):
     problem = random_problem(5, 24, dtype=torch.float64, **CASES[case])
     if case == "one scale":
         problem.scale.fill_(problem.scale.max())
-    expected = solver(name)(problem, act_order=True, quality=quality)
+    expected = method("solvers", name)(problem, act_order=True, quality=quality)
     with Elsewhere():
-        found = solver(name)(problem.to(DEVICE), act_order=True, quality=quality)
+        found = method("solvers", name)(problem.to(DEVICE), act_order=True, quality=quality)
         assert found.integers.device == found.scale.device == DEVICE
         integers, scale = found.integers.cpu(), found.scale.cpu()
     assert torch.equal(integers, expected.integers)

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from brevitas_axe.methods.solvers import LayerSolution, solver
+from brevitas_axe.methods.solvers import LayerSolution
 from brevitas_axe.methods.solvers.local_search import improve_integers
+from brevitas_axe.registry import method
 from tests.methods.solvers.layers import assert_feasible, random_problem, worst_sums
 
 
@@ -26,7 +27,7 @@ def test_local_optimum(signed: bool, bits: int | None, tile: int | None, shared:
         dtype=torch.float64,
         shared_scale=shared,
     )
-    start = solver("gptq")(problem)
+    start = method("solvers", "gptq")(problem)
     wanted = problem.weight @ problem.cross.mT
     integers, factor, loss = improve_integers(
         problem, wanted, start.integers, problem.tile_scale, 1000
@@ -49,7 +50,7 @@ def test_local_optimum(signed: bool, bits: int | None, tile: int | None, shared:
 
 def test_no_moves_is_no_change() -> None:
     problem = random_problem(accumulator_bit_width=12)
-    start = solver("gpfq")(problem)
+    start = method("solvers", "gpfq")(problem)
     wanted = problem.weight.double() @ problem.cross.double().mT
     integers, factor, _ = improve_integers(problem, wanted, start.integers, problem.tile_scale, 0)
     assert torch.equal(integers, start.integers)

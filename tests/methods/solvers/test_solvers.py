@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from brevitas_axe import registry
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.solvers import LayerProblem, solver, solvers
+from brevitas_axe.methods.solvers import LayerProblem
+from brevitas_axe.registry import method, methods
 from tests.methods.solvers.layers import assert_feasible, random_problem, worst_sums
 
-every_solver = pytest.mark.parametrize("name", sorted(solvers()))
+every_solver = pytest.mark.parametrize("name", sorted(methods("solvers")))
 qualities = pytest.mark.parametrize("quality", ["fast", "best"])
 
 
@@ -46,7 +47,7 @@ def test_every_solution_fits_its_accumulator(data: st.DataObject) -> None:
     if draw(st.booleans()):
         low = torch.randint(-40, 1, (groups, columns))
         problem = replace(problem, input_low=low, input_high=low + 40)
-    solve = solver(draw(st.sampled_from(sorted(solvers()))))
+    solve = method("solvers", draw(st.sampled_from(sorted(methods("solvers")))))
     solution = solve(
         problem, act_order=draw(st.booleans()), quality=draw(st.sampled_from(["fast", "best"]))
     )
@@ -67,7 +68,7 @@ def test_best_never_loses_a_row(
     problem = random_problem(
         8, 60, signed=signed, accumulator_bit_width=bits, tile_size=tile, seed=3
     )
-    fast, best = (solver(name)(problem, quality=quality) for quality in ("fast", "best"))
+    fast, best = (method("solvers", name)(problem, quality=quality) for quality in ("fast", "best"))
     assert_feasible(problem, best)
     loss, published = best.loss(problem), fast.loss(problem)
     assert bool((loss <= published + 1e-12).all())
@@ -77,7 +78,7 @@ def test_best_never_loses_a_row(
 @every_solver
 def test_best_never_loses_a_row_with_a_bias(name: str) -> None:
     problem = random_problem(8, 40, mean=1.0, bias=True, accumulator_bit_width=12)
-    fast, best = (solver(name)(problem, quality=quality) for quality in ("fast", "best"))
+    fast, best = (method("solvers", name)(problem, quality=quality) for quality in ("fast", "best"))
     assert fast.bias_shift is None
     assert best.bias_shift.shape == (1, 8)
     assert bool((best.loss(problem) <= fast.loss(problem) + 1e-9).all())
@@ -89,9 +90,11 @@ def test_best_never_loses_a_row_with_a_bias(name: str) -> None:
 def test_tied_and_power_of_two_scales(name: str, quality: str, options: dict) -> None:
     problem = random_problem(6, 30, groups=2, accumulator_bit_width=12, **options)
     problem = replace(problem, scale=torch.full_like(problem.scale, 0.25))
-    solution = solver(name)(problem, quality=quality)
+    solution = method("solvers", name)(problem, quality=quality)
     assert_feasible(problem, solution)
-    assert solution.loss(problem).sum() <= solver(name)(problem).loss(problem).sum() + 1e-9
+    assert (
+        solution.loss(problem).sum() <= method("solvers", name)(problem).loss(problem).sum() + 1e-9
+    )
 
 
 @every_solver
@@ -101,20 +104,20 @@ def test_one_scale_per_tile(name: str, quality: str) -> None:
     parts = plain.weight.split(8, dim=-1)
     scale = torch.stack([part.abs().amax(-1) / 7 for part in parts], -1)
     problem = replace(plain, scale=scale)
-    solution = solver(name)(problem, quality=quality)
+    solution = method("solvers", name)(problem, quality=quality)
     assert_feasible(problem, solution)
     assert solution.scale.shape == (1, 4, 3)
     same = replace(plain, scale=plain.scale.unsqueeze(-1).expand(1, 4, 3).clone())
-    assert torch.equal(solver(name)(same).integers, solver(name)(plain).integers), (
-        "equal scales in every tile are one scale per row"
-    )
+    assert torch.equal(
+        method("solvers", name)(same).integers, method("solvers", name)(plain).integers
+    ), "equal scales in every tile are one scale per row"
 
 
 @every_solver
 @qualities
 def test_dead_inputs_get_zero(name: str, quality: str) -> None:
     problem = random_problem(5, 24, dead=7, accumulator_bit_width=14)
-    solution = solver(name)(problem, quality=quality)
+    solution = method("solvers", name)(problem, quality=quality)
     assert bool((solution.integers[..., :7] == 0).all())
     assert bool((solution.integers != 0).any())
 
@@ -123,7 +126,7 @@ def test_dead_inputs_get_zero(name: str, quality: str) -> None:
 @qualities
 def test_depthwise_groups_equal_separate_layers(name: str, quality: str) -> None:
     problem = random_problem(1, 9, groups=40, accumulator_bit_width=10)
-    solution = solver(name)(problem, quality=quality)
+    solution = method("solvers", name)(problem, quality=quality)
     for g in (0, 17, 39):
         alone = replace(
             problem,
@@ -132,7 +135,7 @@ def test_depthwise_groups_equal_separate_layers(name: str, quality: str) -> None
                 for field in ("weight", "hessian", "cross", "scale")
             },
         )
-        expected = solver(name)(alone, quality=quality)
+        expected = method("solvers", name)(alone, quality=quality)
         assert torch.equal(solution.integers[g : g + 1], expected.integers)
 
 
@@ -142,7 +145,7 @@ def test_depthwise_groups_equal_separate_layers(name: str, quality: str) -> None
 def test_strongly_correlated_inputs(name: str, quality: str, dtype: torch.dtype) -> None:
     # Brevitas: float32 loses every digit of the inverse, and rows end as zeros.
     problem = random_problem(4, 1024, mean=100.0, weight_bits=8, dtype=dtype)
-    solution = solver(name)(problem, quality=quality)
+    solution = method("solvers", name)(problem, quality=quality)
     assert bool((solution.integers != 0).any(-1).all())
     rounded = (problem.weight / problem.scale.unsqueeze(-1)).round().int()
     nearest = replace(solution, integers=rounded, scale=problem.scale)
@@ -153,7 +156,7 @@ def test_strongly_correlated_inputs(name: str, quality: str, dtype: torch.dtype)
 @pytest.mark.parametrize("mean", [100.0, 10000.0])
 def test_inputs_that_hardly_vary_leave_it_to_the_bias(mean: float, dtype: torch.dtype) -> None:
     problem = random_problem(4, 64, mean=mean, bias=True, accumulator_bit_width=14, dtype=dtype)
-    solution = solver("qronos")(problem, quality="best")
+    solution = method("solvers", "qronos")(problem, quality="best")
     assert_feasible(problem, solution)
     assert bool(solution.bias_shift.isfinite().all())
 
@@ -162,7 +165,7 @@ def test_inputs_that_hardly_vary_leave_it_to_the_bias(mean: float, dtype: torch.
 @qualities
 def test_a_budget_that_allows_nothing_gives_zeros(name: str, quality: str) -> None:
     problem = random_problem(3, 12, accumulator_bit_width=2)
-    solution = solver(name)(problem, quality=quality)
+    solution = method("solvers", name)(problem, quality=quality)
     assert not solution.integers.any()
     assert_feasible(problem, solution)
 
@@ -180,7 +183,7 @@ def test_wide_integers_are_exact(name: str) -> None:
         input_high=2**31 - 1,
         accumulator_bit_width=61,
     )
-    solution = solver(name)(problem)
+    solution = method("solvers", name)(problem)
     assert_feasible(problem, solution)
     assert worst_sums(problem, solution.integers)[0] > 2**59
 
@@ -190,8 +193,8 @@ def test_inputs_are_left_alone_and_results_repeat(name: str) -> None:
     problem = random_problem(5, 33, dead=2, accumulator_bit_width=13)
     names = ("weight", "hessian", "cross", "scale")
     before = {field: getattr(problem, field).clone() for field in names}
-    first = solver(name)(problem, quality="best")
-    assert torch.equal(first.integers, solver(name)(problem, quality="best").integers)
+    first = method("solvers", name)(problem, quality="best")
+    assert torch.equal(first.integers, method("solvers", name)(problem, quality="best").integers)
     for field, tensor in before.items():
         assert torch.equal(getattr(problem, field), tensor)
 
@@ -201,19 +204,21 @@ def test_equal_inputs_need_no_cross_moments(name: str) -> None:
     problem = random_problem(5, 33, accumulator_bit_width=14, dtype=torch.float64)
     without = replace(problem, cross=None)
     explicit = replace(problem, cross=problem.hessian)
-    assert torch.equal(solver(name)(without).integers, solver(name)(explicit).integers)
+    assert torch.equal(
+        method("solvers", name)(without).integers, method("solvers", name)(explicit).integers
+    )
 
 
 @every_solver
 def test_unknown_quality(name: str) -> None:
     with pytest.raises(InvalidOption, match="slow"):
-        solver(name)(random_problem(), quality="slow")
+        method("solvers", name)(random_problem(), quality="slow")
 
 
 def test_more_budget_never_hurts_best() -> None:
     problem: LayerProblem = random_problem(8, 64, seed=5)
     losses = [
-        solver("gpfq")(replace(problem, accumulator_bit_width=bits), quality="best")
+        method("solvers", "gpfq")(replace(problem, accumulator_bit_width=bits), quality="best")
         .loss(problem)
         .sum()
         for bits in (9, 11, 13, 15, 17)
@@ -224,7 +229,7 @@ def test_more_budget_never_hurts_best() -> None:
 def test_the_solvers_of_other_packages_are_offered_too(monkeypatch):
     entry = EntryPoint("mine", "brevitas_axe.methods.solvers.gptq:gptq", "brevitas_axe.solvers")
     monkeypatch.setattr(registry, "installed", lambda group: [entry])
-    assert list(solvers()) == ["gpfq", "gptq", "qronos", "mine"]
-    assert solver("mine") is solver("gptq")
+    assert list(methods("solvers")) == ["gpfq", "gptq", "qronos", "mine"]
+    assert method("solvers", "mine") is method("solvers", "gptq")
     with pytest.raises(InvalidOption, match="gpfq, gptq, qronos, mine"):
-        solver("nobody")
+        method("solvers", "nobody")

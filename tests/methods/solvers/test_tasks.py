@@ -11,10 +11,10 @@ from brevitas.graph.calibrate import calibration_mode
 from brevitas.quant import Int8ActPerTensorFloat
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.solvers import solver, solvers
 from brevitas_axe.methods.solvers import tasks as rows
 from brevitas_axe.model.layers import Layer, find_layers, integer_weight
 from brevitas_axe.model.running import same_input
+from brevitas_axe.registry import method, methods
 from brevitas_axe.run.solve import axe_mode
 from tests.methods.solvers.layers import random_problem
 
@@ -34,12 +34,12 @@ def problem(**options):
     return random_problem(12, 24, accumulator_bit_width=13, tile_size=10, bias=True, **options)
 
 
-@pytest.mark.parametrize("name", solvers())
+@pytest.mark.parametrize("name", methods("solvers"))
 @pytest.mark.parametrize("groups", [1, 2])
 def test_pieces_make_the_whole(name: str, groups: int) -> None:
     layer = problem(groups=groups)
-    whole = solver(name)(layer, **OPTIONS)
-    pieces = here(layer, solver(name), 1)
+    whole = method("solvers", name)(layer, **OPTIONS)
+    pieces = here(layer, method("solvers", name), 1)
     # A matrix product of other shape may round otherwise: losses agree, integers nearly all.
     torch.testing.assert_close(pieces.loss(layer), whole.loss(layer), rtol=1e-3, atol=1e-6)
     assert (pieces.integers != whole.integers).float().mean() < 0.02
@@ -49,9 +49,9 @@ def test_pieces_make_the_whole(name: str, groups: int) -> None:
 @pytest.mark.parametrize("backend", ["threading", "loky"])
 def test_every_backend_gives_the_same_integers(backend: str) -> None:
     layer, threads = problem(), torch.get_num_threads()
-    alone = here(layer, solver("qronos"), 1)
+    alone = here(layer, method("solvers", "qronos"), 1)
     with joblib.parallel_config(backend):
-        together = here(layer, solver("qronos"), 2)
+        together = here(layer, method("solvers", "qronos"), 2)
     assert torch.equal(alone.integers, together.integers)
     assert torch.equal(alone.scale, together.scale)
     assert alone.bias_shift is not None
@@ -64,28 +64,28 @@ def test_every_backend_gives_the_same_integers(backend: str) -> None:
 def test_two_workers_of_dask_give_the_same_integers() -> None:
     distributed = pytest.importorskip("distributed", reason="pip install distributed")
     layer = problem()
-    alone = here(layer, solver("gptq"), 1)
+    alone = here(layer, method("solvers", "gptq"), 1)
     settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with (
         distributed.LocalCluster(**settings) as cluster,
         distributed.Client(cluster),
         joblib.parallel_config("dask"),
     ):
-        together = here(layer, solver("gptq"), -1)
+        together = here(layer, method("solvers", "gptq"), -1)
     assert torch.equal(alone.integers, together.integers)
     assert torch.equal(alone.scale, together.scale)
 
 
 def test_a_shared_scale_keeps_rows_together() -> None:
     layer = problem(shared_scale=True)
-    whole = solver("gpfq")(layer, **OPTIONS)
-    pieces = here(layer, solver("gpfq"), 1)
+    whole = method("solvers", "gpfq")(layer, **OPTIONS)
+    pieces = here(layer, method("solvers", "gpfq"), 1)
     assert torch.equal(pieces.integers, whole.integers)
 
 
 def test_no_workers_are_refused() -> None:
     with pytest.raises(InvalidOption, match="workers is 0"):
-        here(problem(), solver("gptq"), 0)
+        here(problem(), method("solvers", "gptq"), 0)
 
 
 def test_the_mode_passes_its_rows_on() -> None:
@@ -115,7 +115,7 @@ class Attention(torch.nn.Module):
         return self.out((self.q(x) * self.k(x)).relu() + self.v(x))
 
 
-@pytest.mark.parametrize("name", solvers())
+@pytest.mark.parametrize("name", methods("solvers"))
 def test_layers_with_one_input_are_solved_together(name, monkeypatch) -> None:
     calls = []
 

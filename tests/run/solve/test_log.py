@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from brevitas_axe.methods.solvers import solver
 from brevitas_axe.methods.solvers.problem import LayerProblem
+from brevitas_axe.registry import method
 from brevitas_axe.run.solve.log import describe
 
 K, ROWS = 12, 3
@@ -32,7 +32,7 @@ def problem(bits: int | None) -> tuple[LayerProblem, torch.Tensor]:
 
 def test_errors_and_budget() -> None:
     layer, inputs = problem(8)
-    solution = solver("gptq")(layer)
+    solution = method("solvers", "gptq")(layer)
     figures = describe(layer, solution)
     weight, x = layer.weight[0].numpy(), inputs.numpy()
     whole = np.square(weight @ x).sum()
@@ -55,4 +55,4 @@ def test_errors_and_budget() -> None:
 
 def test_no_limit_uses_no_budget() -> None:
     layer, _ = problem(None)
-    assert describe(layer, solver("gptq")(layer))["budget_used"] is None
+    assert describe(layer, method("solvers", "gptq")(layer))["budget_used"] is None

@@ -30,10 +30,10 @@ from brevitas_axe.errors import (
     NonFiniteValues,
     UnsupportedLayer,
 )
-from brevitas_axe.methods.solvers import solvers
 from brevitas_axe.model.apply.weights import apply_plan
 from brevitas_axe.model.layers import find_layers, integer_weight, unroll_input, unroll_weight
 from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.registry import methods
 from brevitas_axe.run.solve import axe_gpfq_mode, axe_gptq_mode, axe_mode, axe_qronos_mode
 from brevitas_axe.run.solve import mode as mode_module
 
@@ -191,7 +191,7 @@ def test_every_layer_and_solver_holds_and_reloads(kind, solver, quality):
 
 
 @pytest.mark.parametrize("kind", ["fixed point", "fixed point per tensor"])
-@pytest.mark.parametrize("solver", solvers())
+@pytest.mark.parametrize("solver", methods("solvers"))
 def test_powers_of_two_stay_powers_of_two(kind, solver):
     model, batches = build(kind)
     run(model, batches, solver=solver)
@@ -218,7 +218,7 @@ def test_other_float_types(dtype, quality, bits):
 @pytest.mark.parametrize(
     "quantizer", [Int8AccumulatorAwareWeightQuant, Int8AccumulatorAwareZeroCenterWeightQuant]
 )
-@pytest.mark.parametrize("solver", solvers())
+@pytest.mark.parametrize("solver", methods("solvers"))
 def test_a2q_models_are_accepted(quantizer, solver):
     torch.manual_seed(0)
     options = {"weight_accumulator_bit_width": 16}
@@ -303,7 +303,7 @@ class Reused(nn.Module):
         return self.head(self.layer(self.wide(x - x.mean())).relu())
 
 
-@pytest.mark.parametrize("solver", solvers())
+@pytest.mark.parametrize("solver", methods("solvers"))
 def test_a_module_used_twice_holds_for_its_widest_input(solver):
     torch.manual_seed(0)
     batches = [torch.randn(16, 40), torch.randn(5, 40)]
@@ -368,7 +368,7 @@ def test_dead_inputs_get_zero_weights_and_harm_nothing():
     model = nn.Sequential(qnn.QuantLinear(20, 4, **kinds()))
     x = torch.rand(16, 20)
     x[:, 5:9] = 0
-    for solver in solvers():
+    for solver in methods("solvers"):
         for quality in ("fast", "best"):
             twin = calibrated(copy.deepcopy(model), x)
             run(twin, [x], solver=solver, quality=quality)
@@ -440,7 +440,7 @@ def test_inputs_come_from_solved_predecessors(monkeypatch):
         return unroll_input(layer, values)
 
     problems = []
-    solve = solvers()["gpfq"]
+    solve = methods("solvers")["gpfq"]
 
     def recording(problem, **options):
         name = ["stem", "left", "right", "head"][len(problems)]

@@ -1,0 +1,50 @@
+"""One call that scores a model, by any scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from brevitas_axe.methods.sensitivity.case import fingerprint, make_case
+from brevitas_axe.methods.sensitivity.metrics import Metric
+from brevitas_axe.methods.sensitivity.protocol import Scorer
+from brevitas_axe.methods.sensitivity.scores import Scores
+from brevitas_axe.methods.sensitivity.trials import Trials
+from brevitas_axe.plan import Choices
+from brevitas_axe.registry import method
+
+
+def score(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    choices: Choices,
+    scorer: str | Scorer = "local",
+    *,
+    metric: str | Metric = "kl",
+    exclude: tuple[str, ...] = (),
+    cache: str | Path | None = None,
+    jobs: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> Scores:
+    """Scores every choice of every layer. The model is left as it is, bit for bit.
+
+    Args:
+        model: a calibrated Brevitas model.
+        calibration: items as `brevitas_axe.model.prepare.as_batches` takes them; labels are kept
+            for metrics and scorers that use them.
+        choices: to be scored; those of the scores tie layers that read one activation.
+        scorer: registered name, with options or without ("NAME:key=value"), or a scorer.
+        metric: "kl" (to the float model's output), "mse", "cross_entropy" or a `Metric`.
+        exclude: names of layers to leave out.
+        cache: folder for results; a killed run continues from it.
+        jobs: how many trials run at once.
+        seed: of everything random.
+        progress: show a progress bar.
+    """
+    found = method("sensitivity", scorer)
+    case = make_case(model, calibration, choices, metric, seed, exclude)
+    return found(case, Trials(fingerprint(case, found), cache, jobs, progress))
