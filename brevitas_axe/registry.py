@@ -3,8 +3,8 @@
 A room is a package of `brevitas_axe.methods`. A file of the room is a method if it defines an
 object that bears the file's own name: `methods/cost/bops.py` defines `bops`. Every method is an
 instance of a frozen dataclass with `facts`, the line of the catalogue that describes it; its
-options are the fields of the dataclass. Other files of a room are its tools. Another package adds a
-method through an entry point, in its pyproject.toml:
+options are the fields of the dataclass that have a default. Other files of a room are its tools.
+Another package adds a method through an entry point, in its pyproject.toml:
 
     [project.entry-points."brevitas_axe.cost"]
     my_cost = "my_package.costs:my_cost"
@@ -16,11 +16,13 @@ Wherever a method is named, on the command line, in a recipe or in Python, it ma
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import re
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from contextlib import suppress
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -186,9 +188,22 @@ def with_options(found: Any, name: str, options: str) -> Any:
 
 
 def option_names(found: Any) -> list[str]:
-    """Fields of a method that can be written as text, so not functions, facts and the like."""
+    """Fields of a method that have a default and can be written as text.
+
+    A field without a default says what a method is (the function of a formula, its unit); one that
+    is no text (a function, an object) can be given in Python.
+    """
     kinds = get_type_hints(type(found))
-    return [field.name for field in fields(found) if field.init and _is_text(kinds[field.name])]
+    return [f.name for f in fields(found) if _has_default(f) and _is_text(kinds[f.name])]
+
+
+def _has_default(field: Field) -> bool:
+    return field.init and not (field.default is MISSING and field.default_factory is MISSING)
+
+
+def option_texts(found: Any) -> dict[str, str]:
+    """Option → its value as text."""
+    return {name: _text(getattr(found, name)) for name in option_names(found)}
 
 
 def _is_text(kind: Any) -> bool:
@@ -212,9 +227,10 @@ def _value(what: str, text: str, kind: Any) -> Any:
                 continue
         return _value(what, text, others[-1])
     if origin is Literal:
-        if text in map(str, inner):
-            return next(choice for choice in inner if str(choice) == text)
-        raise InvalidOption(f"{what} is one of {', '.join(map(str, inner))}, not '{text}'.")
+        choices = {_text(choice): choice for choice in inner}
+        if text in choices:
+            return choices[text]
+        raise InvalidOption(f"{what} is one of {', '.join(choices)}, not '{text}'.")
     if origin in (tuple, list):
         return tuple(_value(what, item, inner[0]) for item in re.split(r"[;\s]+", text) if item)
     if kind is bool:
@@ -223,9 +239,12 @@ def _value(what: str, text: str, kind: Any) -> Any:
         raise InvalidOption(f"{what} is true or false, not '{text}'.")
     if kind in (int, float):
         try:
-            return kind(text)
+            number = kind(text)
         except ValueError:
-            raise InvalidOption(f"{what} is a number ({kind.__name__}), not '{text}'.") from None
+            number = math.nan
+        if math.isnan(number):
+            raise InvalidOption(f"{what} is a number ({kind.__name__}), not '{text}'.")
+        return number
     if kind is str:
         return text
     raise InvalidOption(f"{what} cannot be written as text; pass a method object in Python.")
@@ -235,26 +254,30 @@ def spec_of(room: str, found: Any) -> str:
     """How a method is written as text: "NAME:key=value", with the options that are not its own.
 
     Raises:
-        InvalidOption: its class is not registered in the room.
+        InvalidOption: it is not registered in the room, or one of its options is no text that
+            `method` would read back as the same value.
     """
     for name, known in methods(room).items():
-        if type(known) is type(found):
-            changed = [
-                f"{key}={_text(getattr(found, key))}"
-                for key in option_names(found)
-                if getattr(found, key) != getattr(known, key)
-            ]
-            return f"{name}:{','.join(changed)}" if changed else name
+        if type(known) is not type(found):
+            continue
+        usual, given = option_texts(known), option_texts(found)
+        changed = [f"{key}={text}" for key, text in given.items() if text != usual[key]]
+        spec = f"{name}:{','.join(changed)}" if changed else name
+        with suppress(InvalidOption):
+            if method(room, spec) == found:
+                return spec
     raise InvalidOption(
-        f"{type(found).__name__} is not registered in 'brevitas_axe.{room}', so it cannot be "
-        "written to a file; register it by an entry point."
+        f"{found!r} cannot be written as NAME:key=value of 'brevitas_axe.{room}', so it cannot be "
+        "kept in a file; register it by an entry point, and give it options that are plain text."
     )
 
 
 def _text(value: Any) -> str:
     if isinstance(value, tuple | list):
         return ";".join(map(_text, value))
-    return {None: "none", True: "true", False: "false"}.get(value, str(value))  # type: ignore[call-overload]
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
 
 
 def catalogue() -> Mapping[str, Mapping[str, Any]]:

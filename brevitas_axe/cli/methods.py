@@ -1,12 +1,15 @@
-"""`brevitas-axe methods`: the catalogue of scorers, allocators and methods for transformers."""
+"""`brevitas-axe methods`: the catalogue of every method of every room."""
 
 from __future__ import annotations
 
 import argparse
 
+from brevitas_axe import registry
+
 _COLUMNS = (
     "room",
     "name",
+    "options",
     "class",
     "granularity",
     "signal",
@@ -20,9 +23,10 @@ _COLUMNS = (
 def add(commands) -> None:
     parser = commands.add_parser(
         "methods",
-        help="list the methods that choose bits",
-        description="Classes are those of the survey arXiv 2510.16805. Export: finn, qonnx (runs "
-        "in QONNX, FINN refuses) or none.",
+        help="list all methods, with their options",
+        description="Wherever a method is named, it takes options: NAME:key=value,key=value. "
+        "Classes are those of the survey arXiv 2510.16805, for methods that choose widths. Export: "
+        "finn, qonnx (runs in QONNX, FINN refuses) or none.",
     )
     parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
     parser.set_defaults(run=run)
@@ -45,18 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def catalogue() -> list[tuple[str, ...]]:
-    """One row per method, from the facts next to its code."""
-    from brevitas_axe.methods.allocate import allocators
-    from brevitas_axe.methods.caches.kv_cache import kv_cache
-    from brevitas_axe.methods.sensitivity import scorers
-    from brevitas_axe.methods.splits.channel_split import channel_split
-
-    transformers = {"channel_split": channel_split, "kv_cache": kv_cache}
-    rooms = {"sensitivity": scorers(), "allocate": allocators(), "blocks": transformers}
+    """One row per method, from its options and the facts next to its code."""
     return [
         (
             room,
             name,
+            ", ".join(f"{key}={text}" for key, text in registry.option_texts(method).items()),
             method.facts.kind,
             method.facts.granularity,
             method.facts.signal,
@@ -65,12 +63,13 @@ def catalogue() -> list[tuple[str, ...]]:
             method.facts.export,
             method.facts.source,
         )
-        for room, methods in rooms.items()
+        for room, methods in registry.catalogue().items()
         for name, method in methods.items()
     ]
 
 
 def markdown(rows: list[tuple[str, ...]]) -> list[str]:
     """Lines of a Markdown table of the catalogue."""
-    lines = [_COLUMNS, ("---",) * len(_COLUMNS), *rows]
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [_COLUMNS, ("---",) * len(_COLUMNS), *cells]
     return [f"| {' | '.join(line)} |" for line in lines]
