@@ -19,33 +19,34 @@ from torch import Tensor, nn
 
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.methods.allocate import Quantity, make_problem
-from brevitas_axe.methods.allocate.ilp import ilp
 from brevitas_axe.methods.sensitivity import Metric, Scores
 from brevitas_axe.methods.sensitivity.metrics import find_metric, output_tensor
 from brevitas_axe.model.prepare import as_batches
 from brevitas_axe.model.running import evaluating
 from brevitas_axe.model.stack import find_blocks
 from brevitas_axe.plan import Choices, LayerPrecision
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, method
 
 _PROJECTION = re.compile(r"(?:^|[._])(k|v|key|value)(?:_proj|_lin)?$")
 
 
 @dataclass(frozen=True)
 class KvCache:
-    """The bits of every block's cache under a mean, by an integer program over measured losses.
+    """The bits of every block's cache under a mean, by an allocator over measured losses.
 
-    The loss of each block at each width is measured alone; of the program's optimum and the widest
-    equal bits that fit, the one with the less loss is returned.
+    The loss of each block at each width is measured alone; of what the allocator finds and the
+    widest equal bits that fit, the one with the less loss is returned.
 
     Attributes:
         bits: widths offered to every block.
+        allocator: registered allocator, with options or without.
 
     Raises:
         InvalidOption: no width is offered, one of them twice, or one that is no integer from 1 on.
     """
 
     bits: tuple[int, ...] = (2, 3, 4, 6, 8)
+    allocator: str = "ilp"
     facts = Facts(
         kind="KV", granularity="layer", signal="measured loss", export="none",
         source="arXiv 2510.16805",
@@ -65,22 +66,7 @@ class KvCache:
         metric: str | Metric = "kl",
         stack: str | None = None,
     ) -> dict[str, int]:
-        """Block → bits of its keys and values.
-
-        Args:
-            model: a float model with one stack of blocks; runs in evaluation mode and is left as
-                it is.
-            calibration: batches, see `brevitas_axe.model.prepare.as_batches`.
-            mean_bits: most that the mean over blocks may be, each counted once.
-            metric: see `brevitas_axe.methods.sensitivity.score`.
-            stack: module name of the stack, where the model has several.
-
-        Raises:
-            EmptyCalibration: there is no batch.
-            InvalidOption: the mean is below the fewest bits.
-            NonFiniteValues: a batch or a loss holds NaN or infinity.
-            UnsupportedLayer: a block has no key and value projections of their own.
-        """
+        """See `brevitas_axe.methods.caches.protocol.CacheBits`."""
         fitting = [b for b in self.bits if b <= mean_bits]
         if not fitting:
             raise InvalidOption(
@@ -95,7 +81,8 @@ class KvCache:
         width = Quantity(tuple(np.array(self.bits, dtype=float) for _ in blocks))
         limits = {"bits": mean_bits * len(blocks)}
         problem = make_problem(Scores(choices, harm), {"bits": width}, limits)
-        mixed = {name: self.bits[c] for name, c in zip(blocks, ilp(problem), strict=True)}
+        found = method("allocate", self.allocator)(problem)
+        mixed = {name: self.bits[c] for name, c in zip(blocks, found, strict=True)}
         return min(mixed, dict.fromkeys(blocks, max(fitting)), key=loss)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.methods.caches.kv_cache import KvCache, kv_cache, rounded, simulated_cache
 from brevitas_axe.model.layers import Layer
+from brevitas_axe.registry import method
 from tests.run.tiny import batches, tiny
 
 
@@ -44,6 +45,14 @@ def test_the_block_that_counts_gets_more_bits_under_the_mean() -> None:
     assert first + second <= 8
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_the_allocator_is_an_option() -> None:
+    model, data = amplified(), batches("llama")
+    equal = method("caches", "kv_cache:allocator=uniform,bits=2;4")
+    assert set(equal(model, data, mean_bits=3.5).values()) == {2}
+    with pytest.raises(InvalidOption, match="'nobody' is not registered"):
+        method("caches", "kv_cache:allocator=nobody")(model, data, mean_bits=4)
 
 
 def test_never_worse_than_equal_bits() -> None:
