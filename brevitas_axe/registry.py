@@ -166,7 +166,7 @@ def with_options(found: Any, name: str, options: str) -> Any:
     if not options:
         return found
     names = option_names(found)
-    parts = re.split(r",(?=\s*[A-Za-z_]\w*=)", options)
+    parts = re.split(r",(?=\s*[A-Za-z_]\w*\s*=)", options)
     given: dict[str, Any] = {}
     kinds = get_type_hints(type(found))
     for part in parts:
@@ -248,6 +248,23 @@ def _value(what: str, text: str, kind: Any) -> Any:
     if kind is str:
         return text
     raise InvalidOption(f"{what} cannot be written as text; pass a method object in Python.")
+
+
+def check_ranges(found: Any, **ranges: tuple[float, float]) -> None:
+    """For a method's `__post_init__`: its numbers lie where they mean something.
+
+    Args:
+        found: the method.
+        ranges: option → least and greatest value, `math.inf` for none.
+
+    Raises:
+        InvalidOption: one does not.
+    """
+    for name, (least, greatest) in ranges.items():
+        value = getattr(found, name)
+        if not least <= value <= greatest:
+            limit = f"at least {least:g}" if greatest == math.inf else f"{least:g} to {greatest:g}"
+            raise InvalidOption(f"{name} of {type(found).__name__} must be {limit}, not {value}.")
 
 
 def spec_of(room: str, found: Any) -> str:

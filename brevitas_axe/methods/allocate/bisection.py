@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.allocate.problem import Assignment, Problem
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, check_ranges
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Bisection:
         export="finn",
         source="arXiv 2306.04879 (reconstruction)",
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, interactions=(0, inf))
 
     def __call__(self, problem: Problem) -> Assignment:
         if problem.target is None:

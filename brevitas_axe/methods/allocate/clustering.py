@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
 from brevitas_axe.methods.allocate.problem import Assignment, Problem
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, check_ranges
 
 _ITERATIONS = 100
 _POWER = 3.5
@@ -40,6 +41,9 @@ class Clustering:
         export="finn",
         source="arXiv 2412.03599",
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, clusters=(1, inf))
 
     def __call__(self, problem: Problem) -> Assignment:
         return problem.least_harm(self._chain(problem))

@@ -9,10 +9,11 @@ continuous variable whose marginals are theirs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from brevitas_axe.methods.allocate.problem import Assignment, Problem
 from brevitas_axe.methods.allocate.program import Program
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, check_ranges
 
 # HiGHS may exceed a budget by its tolerance. If the solution does, it is asked again with budgets
 # tightened by these relative amounts.
@@ -40,6 +41,9 @@ class Ilp:
         export="finn",
         source="arXiv 2011.10680, 2401.11243",
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, gap=(0, inf))
 
     def __call__(self, problem: Problem) -> Assignment:
         program = Program(problem)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from brevitas_axe.methods.allocate.greedy import greedy
 from brevitas_axe.methods.allocate.ilp import ilp
 from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
 from brevitas_axe.methods.allocate.uniform import uniform
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, check_ranges
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Search:
         export="finn",
         source="ours",
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, trials=(0, inf), spread=(0, inf), seed=(0, inf))
 
     def __call__(self, problem: Problem) -> Assignment:
         if problem.measure is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.allocate.ilp import ilp
 from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
 from brevitas_axe.plan import Choices
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, check_ranges
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class Shares:
         export="finn",
         source="arXiv 2405.17873",
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, steps=(0, inf))
 
     def __call__(self, problem: Problem) -> Assignment:
         if len(problem.parts) < 2:

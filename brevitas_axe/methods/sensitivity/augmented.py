@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
+from math import inf
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from brevitas_axe.methods.sensitivity.hutchinson import Hutchinson
 from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.methods.sensitivity.twin import Part
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, check_ranges
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Augmented:
         source="arXiv 2306.04879 (reconstruction)",
         gradients=True,
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, probes=(1, inf), strength=(0, inf))
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
         own = Hutchinson(self.probes)(case, trials)

@@ -13,7 +13,7 @@ from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores, from_importance
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.methods.sensitivity.twin import channel_axis, layer_outputs
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, check_ranges
 
 # A component more than a sample for every so many correlates by chance.
 SAMPLES_PER_COMPONENT = 5
@@ -38,6 +38,9 @@ class Cmpq:
         export="finn",
         source="arXiv 2412.03599",
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, variance=(0, 1))
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
         # One trial: every layer is compared with all others.

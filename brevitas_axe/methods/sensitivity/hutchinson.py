@@ -8,6 +8,7 @@ Hessian with respect to the layer's input.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.methods.sensitivity.twin import changed_input
 from brevitas_axe.model.layers import unroll_weight
 from brevitas_axe.plan import LayerPrecision
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, check_ranges
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class Hutchinson:
         source="arXiv 1911.03852",
         gradients=True,
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, probes=(1, inf))
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
         harms = over_layers(case, trials, _harms, lambda: traces(case, self.probes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from brevitas_axe.methods.sensitivity.scores import Scores, from_importance
 from brevitas_axe.methods.sensitivity.slopes import weight_slopes
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.model.layers import unroll_weight
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, check_ranges
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Importance:
         source="arXiv 2308.07662",
         gradients=True,
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, steps=(1, inf))
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
         # One trial: labels are drawn for one batch after the other.

@@ -9,6 +9,7 @@ its diagonal of the Gauss-Newton Hessian of the metric. After HAWQ (arXiv 1905.0
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.methods.sensitivity.twin import channel_axis, layer_outputs
 from brevitas_axe.plan import LayerPrecision
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, check_ranges
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Local:
         source="ours, after arXiv 1905.03696",
         gradients=True,
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, probes=(1, inf), rows=(1, inf))
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
         def weights() -> dict[str, tuple[Tensor, str, int]]:

@@ -10,7 +10,7 @@ from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores, from_importance
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.methods.sensitivity.twin import Part
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, check_ranges
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class Pmpq:
         export="finn",
         source="arXiv 2412.03599",
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, share=(0, 1))
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
         work = [(name, (case, name, self.share)) for name in case.names]
