@@ -12,8 +12,10 @@ from qonnx.util.inference_cost import inference_cost
 from torch import nn
 
 from brevitas_axe.export import export_qonnx
-from brevitas_axe.methods.cost import full_plan, layer_shapes, total_cost
-from brevitas_axe.registry import method
+from brevitas_axe.methods.cost import LayerShape, full_plan, layer_shapes, total_cost
+from brevitas_axe.methods.cost.bops import bops
+from brevitas_axe.methods.cost.memory import memory
+from brevitas_axe.plan import LayerPrecision
 
 
 def act(bits: int) -> qnn.QuantReLU:
@@ -69,6 +71,11 @@ def test_as_qonnx_counts_them(make, size, tmp_path) -> None:
     theirs = inference_cost(str(tmp_path / "net.onnx"), discount_sparsity=False)["total_cost"]
     shapes, plan = layer_shapes(model, (x,)), full_plan(model, (x,))
     assert sum(shape.macs for shape in shapes.values()) == theirs["total_macs"]
-    assert total_cost(method("cost", "bops"), plan, shapes) == theirs["total_bops"]
-    memory = total_cost(method("cost", "memory"), plan, shapes)
-    assert memory == pytest.approx(theirs["total_mem_w_bits"] / 8, rel=1e-12)
+    assert total_cost(bops, plan, shapes) == theirs["total_bops"]
+    weights = total_cost(memory, plan, shapes)
+    assert weights == pytest.approx(theirs["total_mem_w_bits"] / 8, rel=1e-12)
+
+
+def test_every_product_costs_its_widths_multiplied() -> None:
+    shape = LayerShape("fc", "dense", inputs=100, outputs=3, vectors=2)
+    assert bops(shape, LayerPrecision(weight=4, input=6, accumulator=9)) == 100 * 3 * 2 * 24

@@ -15,8 +15,6 @@ from brevitas_axe.methods.cost import (
     estimate,
     thresholding,
 )
-from brevitas_axe.methods.cost.finn_bram import finn_bram
-from brevitas_axe.methods.cost.finn_lut import finn_lut
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import method
 
@@ -79,12 +77,6 @@ def test_a_tiled_layer_is_charged_with_its_outer_accumulator() -> None:
     assert estimate(SHAPE, tiled, FOLDING) == estimate(SHAPE, BITS, FOLDING)
 
 
-def test_other_hardware_for_a_registered_cost() -> None:
-    rtl = replace(finn_lut, hardware=Hardware("rtl", standalone_thresholds=True))
-    assert rtl(SHAPE, BITS, FOLDING) == estimate(SHAPE, BITS, FOLDING, rtl.hardware).lut
-    assert rtl(SHAPE, BITS, FOLDING) < finn_lut(SHAPE, BITS, FOLDING)
-
-
 def test_what_finn_cannot_build_and_unknown_options_are_refused() -> None:
     for shape, says in (
         (replace(SHAPE, groups=2), "has 2 groups"),
@@ -108,10 +100,3 @@ def test_resources_add_up_and_the_slowest_sets_the_pace() -> None:
     total = Estimate.total([Estimate(1, 2, 3, 4, 50), Estimate(10, 20, 30, 40, 5)])
     assert total == Estimate(11, 22, 33, 44, 50)
     assert Estimate.total([]) == Estimate()
-
-
-def test_more_weight_bits_can_take_fewer_block_rams() -> None:
-    """Why finn_bram does not claim to grow with them."""
-    shape = LayerShape("dw", "depthwise", 9, 300, 10, 300, (3, 3), 300)
-    blocks = [finn_bram(shape, LayerPrecision(bits, 4), Folding(3, 1)) for bits in (3, 4)]
-    assert blocks == [2, 1]

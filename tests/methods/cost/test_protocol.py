@@ -12,7 +12,6 @@ from brevitas_axe.accumulator import datatype_bound
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.cost import LayerShape, Widths, widths
 from brevitas_axe.plan import LayerPrecision
-from brevitas_axe.registry import method
 
 # Unsigned inputs: 100 · 15 · 8 needs 15 bits, 10 · 15 · 8 needs 12.
 SHAPE = LayerShape("fc", "dense", inputs=100, outputs=3, vectors=2)
@@ -53,17 +52,6 @@ def test_a_signed_input_needs_a_bit_less() -> None:
 def test_a_shape_that_no_layer_has_is_refused(wrong, says) -> None:
     with pytest.raises(InvalidOption, match=says):
         replace(SHAPE, **wrong)
-
-
-def test_the_formulas_by_hand() -> None:
-    precision = LayerPrecision(weight=4, input=6, accumulator=9)
-    macs = 100 * 3 * 2
-    assert method("cost", "memory")(SHAPE, precision) == 150
-    assert method("cost", "bops")(SHAPE, precision) == macs * 24
-    assert method("cost", "macs_accumulator")(SHAPE, precision) == macs * (24 + 9)
-    tiled = LayerPrecision(weight=4, input=6, accumulator=9, tile=30)
-    outer_additions = 3 * 2 * 3 * 11
-    assert method("cost", "macs_accumulator")(SHAPE, tiled) == macs * (24 + 9) + outer_additions
 
 
 @given(st.integers(1, 5000), st.integers(1, 8), st.integers(1, 8), st.booleans())

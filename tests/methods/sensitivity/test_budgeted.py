@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from brevitas_axe.methods.sensitivity import make_case, make_choices
-from brevitas_axe.methods.sensitivity.budgeted import moments
+from brevitas_axe.methods.sensitivity.budgeted import moments, part
 from brevitas_axe.model.layers import unroll_input, unroll_weight
 from brevitas_axe.model.prepare import as_batches, to_brevitas
+from tests.methods.sensitivity.nets import chain
 
 LAYERS = {
     "linear": nn.Linear(6, 5),
@@ -37,3 +38,15 @@ def test_energies_are_those_of_the_dot_products(kind) -> None:
     for bits, grid in case.inputs["0"].items():
         assert grid is not None
         assert known["0"].input_errors[bits] == pytest.approx(float((grid(x) - x).square().mean()))
+
+
+def test_the_bias_takes_the_mean_error_of_a_quantized_layer() -> None:
+    model, x = chain(16, 4, bias=True), torch.rand(256, 16)
+    choices = make_choices(model, (x[:1],), weight=(2,), input=(3,), accumulator=(8,))
+    case = make_case(model, [x], choices, "mse")
+    (known,) = moments(case, case.names)
+    (choice,) = choices.layers["0"]
+    (output,) = case.outputs({"0": part(case, "0", choice, known["0"])})
+    error = output - case.reference[0]
+    assert error.mean(0).abs().max() < 1e-5
+    assert error.abs().max() > 0.01

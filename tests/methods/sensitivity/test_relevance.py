@@ -105,3 +105,17 @@ def test_a_layer_may_be_the_first_operation_with_a_gradient() -> None:
     calibrate(model, as_batches([tokens]))
     case = make_case(model, [tokens], make_choices(model, (tokens[:1],)))
     assert relevances(case, Trials()) == pytest.approx({"layer": 6.0})
+
+
+def test_relevance_is_conserved_over_residual_sums_and_attention() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(3, 5, 8, requires_grad=True)
+    body, mix = nn.Linear(8, 8, bias=False), torch.rand(8, 8)
+    with propagating():
+        residual = x + body(x).relu()
+        attended = torch.nn.functional.scaled_dot_product_attention(residual, residual, residual)
+        out = nn.functional.layer_norm(attended, (8,)) @ mix / 2
+    start = torch.rand_like(out)
+    (relevance,) = torch.autograd.grad(out, x, start)
+    # The matrix product gives half to `mix`, which is no activation here.
+    assert float(relevance.sum()) == pytest.approx(float(start.sum()) / 2, rel=1e-4)
