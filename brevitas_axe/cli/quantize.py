@@ -10,6 +10,7 @@ from typing import Any
 from brevitas_axe.cli import language, options
 from brevitas_axe.cli.usercode import batches_of, model_of
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.registry import method
 
 _LEAST_WEIGHT_BITS = 2  # symmetric and narrow: from -1 to 1
 
