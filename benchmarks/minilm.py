@@ -35,7 +35,7 @@ from records import DATA, print_table, write_json
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from brevitas_axe.run.block_layers import INPUT_QUANTIZERS
+from brevitas_axe.registry import method
 from brevitas_axe.run.quantize_blocks import quantize_blocks
 
 LONGEST = 64  # tokens
@@ -116,7 +116,7 @@ def quantize(
     options = {
         "weight_quant": FixedScaleWeight,
         "weight_bit_width": weight_bits,
-        "input_quant": INPUT_QUANTIZERS[activations, True],
+        "input_quant": method("inputs", activations).symmetric,
         "input_bit_width": input_bits,
     }
     return layerwise_quantize(model, {nn.Linear: (qnn.QuantLinear, options)})

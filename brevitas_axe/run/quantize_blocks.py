@@ -30,7 +30,7 @@ from brevitas_axe.model.stack import (
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
 from brevitas_axe.registry import method
-from brevitas_axe.run.block_layers import Recipe
+from brevitas_axe.run.block_layers import BlockLayers
 from brevitas_axe.run.quantize import QuantizeResult, check_runs, check_widths, ran_out_of_memory
 from brevitas_axe.run.solve import axe_mode
 from brevitas_axe.run.solve.mode import check_quality
@@ -128,13 +128,15 @@ def quantize_blocks(
         SavedLayers(state)
     if offload is not None:
         check_offload(Path(offload))
-    recipe = Recipe(
+    transforms = [method("transforms", "rotate")] if rotate else []
+    if smooth is not None:
+        transforms.append(method("transforms", f"smooth:strength={smooth}"))
+    layers_of = BlockLayers(
         weight_bit_width,
         input_bit_width,
-        activations,
+        method("inputs", activations),
         symmetric,
-        smooth,
-        rotate,
+        tuple(transforms),
         exclude,
         tile_size if tile_scales else None,
     )
@@ -171,7 +173,7 @@ def quantize_blocks(
                 bring_in(block)
                 alone = Alone(name, block)
                 if any(layer.startswith(f"{name}.") for layer in solved):
-                    done.append(walk.through(alone, calls[index], recipe, solver, bar))
+                    done.append(walk.through(alone, calls[index], layers_of, solver, bar))
                 else:
                     done.append(walk.past(alone, calls[index]))
                 calls[index] = []
@@ -197,13 +199,13 @@ class _Walk:
     real: list[Tensor]
 
     def through(
-        self, alone: Alone, calls: Sequence[Call], recipe: Recipe, solver: dict, bar: tqdm
+        self, alone: Alone, calls: Sequence[Call], layers: BlockLayers, solver: dict, bar: tqdm
     ) -> tuple[Certificate, Plan, list[dict]]:
         """Quantizes, solves and proves one block, and moves on behind it."""
         pairs = self._pairs(calls)
         with ExitStack() as untouched:
             untouched.enter_context(restored_on_error(alone))
-            outputs = recipe.apply(alone, pairs)
+            outputs = layers.apply(alone, pairs)
             with axe_mode(alone, **solver) as axe:
                 for pair in pairs:
                     axe.model(*pair)
@@ -215,7 +217,7 @@ class _Walk:
                     bar.set_postfix_str(axe.log[-1]["name"] if axe.log else "")
                     bar.update()
                 self.quantized = list(axe.outputs())
-        widths = {"weight": recipe.weight_bit_width, "input": recipe.input_bit_width}
+        widths = {"weight": layers.weight_bit_width, "input": layers.input_bit_width}
         plan = Plan({name: replace(p, **widths) for name, p in axe.plan.layers.items()})
         certificate = _proof(alone, pairs[0], plan)
         proofs = {entry.name: entry for entry in certificate.entries}

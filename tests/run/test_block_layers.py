@@ -5,15 +5,16 @@ import torch
 from brevitas import nn as qnn
 
 from brevitas_axe.model.stack import Alone, find_blocks, record_calls, with_hidden
-from brevitas_axe.run.block_layers import Recipe
+from brevitas_axe.registry import method
+from brevitas_axe.run.block_layers import BlockLayers
 from tests.run.tiny import LAYERS, batches, tiny
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize(
-    "options", [{}, {"smooth": 0.5}, {"rotate": True}, {"smooth": 0.3, "rotate": True}], ids=str
+    "transforms", [(), ("smooth",), ("rotate",), ("rotate", "smooth:strength=0.3")], ids=str
 )
-def test_outputs_are_those_of_the_float_block(kind: str, options: dict) -> None:
+def test_outputs_are_those_of_the_float_block(kind: str, transforms: tuple[str, ...]) -> None:
     model, data = tiny(kind).eval(), batches(kind)
     if kind != "vit":
         data[-1] = data[-1][:, :9]  # sequences of another length
@@ -25,7 +26,8 @@ def test_outputs_are_those_of_the_float_block(kind: str, options: dict) -> None:
         full = [with_hidden(c, h) for c, h in zip(calls[0], hidden, strict=True)]
         pairs = list(zip(full, full, strict=True))
         wanted = [alone(*pair) for pair in pairs]
-        given = Recipe(**options).apply(alone, pairs)
+        chosen = tuple(method("transforms", spec) for spec in transforms)
+        given = BlockLayers(transforms=chosen).apply(alone, pairs)
     for mine, theirs in zip(given, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
     layers = [m for m in alone.modules() if isinstance(m, qnn.QuantLinear)]

@@ -227,7 +227,7 @@ def test_a_block_without_layers_to_solve_is_passed(index: int) -> None:
     [
         ({"exclude": ["lm_head"]}, "'lm_head' is not in a block"),
         ({"exclude": left_in_float(tiny("llama"))[:-1]}, "every layer of the blocks is excluded"),
-        ({"activations": "weekly"}, "choose from static, dynamic, per_token"),
+        ({"activations": "weekly"}, "choose one of: dynamic, per_token, static"),
         ({"smooth": 2.0}, "between 0 and 1"),
         ({"weight_bit_width": 1}, "2 bits or more"),
         ({"tile_scales": True, "tile_size": None}, "size of the tiles"),

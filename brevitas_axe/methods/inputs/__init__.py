@@ -1,1 +1,1 @@
-"""Quantizers of a layer's input by name: one method per file."""
+"""Quantizers of a layer's input, by name: one method per file."""

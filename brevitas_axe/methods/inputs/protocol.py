@@ -1,0 +1,39 @@
+"""What quantizes the input of a layer.
+
+To write your own: a new file with a frozen dataclass that has `symmetric`, `asymmetric` and
+`facts`, and an object of the file's name that is an instance of it; tests/contracts/test_inputs.py
+runs over every one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from brevitas_axe.registry import Facts
+
+# Brevitas names a quantizer by a subclass of an injector, which nobody instantiates.
+Injector = Any
+
+
+class InputQuantizer(Protocol):
+    """A pair of Brevitas quantizers of activations.
+
+    Attributes:
+        symmetric: injector for signed integers without a zero point.
+        asymmetric: injector for unsigned integers with a zero point.
+        facts: for the catalogue.
+    """
+
+    @property
+    def symmetric(self) -> Injector: ...
+
+    @property
+    def asymmetric(self) -> Injector: ...
+
+    @property
+    def facts(self) -> Facts: ...
+
+
+def input_quantizer(method: InputQuantizer, symmetric: bool) -> Injector:
+    """The injector of a method: without a zero point, or with one."""
+    return method.symmetric if symmetric else method.asymmetric
