@@ -1,1 +1,1 @@
-"""Which configuration is best: one searcher per file, pure functions of an objective."""
+"""Which configuration is best: one searcher per file."""

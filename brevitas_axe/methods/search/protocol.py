@@ -1,0 +1,181 @@
+"""Which configuration is best: searchers over a finite space, and the bookkeeping they share.
+
+A searcher sees names, values and numbers, and nothing of models. To write your own: a frozen
+dataclass with `facts` and `repeats` in a new file, and an object of the file's name that is an
+instance of it. Let it ask through `Questions`, which holds the promises that
+tests/contracts/test_search.py checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from random import Random
+from typing import Any, Protocol
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.registry import Facts
+
+Configuration = Mapping[str, Any]
+# Of every decision, the position of its value in `Space.decisions`.
+Positions = tuple[int, ...]
+# A space of so many configurations or fewer may be listed.
+_LISTED = 2**16
+
+
+@dataclass(frozen=True)
+class Space:
+    """All configurations: every decision takes one of its values.
+
+    Attributes:
+        decisions: name → the values, which must be distinct.
+        features: numbers that describe what is configured (a model, say), by which a searcher may
+            tell what earlier results are alike.
+
+    Raises:
+        InvalidOption: there is no decision, or one without values or with a value twice.
+    """
+
+    decisions: Mapping[str, tuple[Any, ...]]
+    features: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.decisions:
+            raise InvalidOption("there is nothing to search: give at least one decision.")
+        for name, values in self.decisions.items():
+            if not values:
+                raise InvalidOption(f"decision '{name}' has no value to choose from; give one.")
+            if any(value in values[:i] for i, value in enumerate(values)):
+                raise InvalidOption(f"decision '{name}' offers a value twice; give it once.")
+
+    @property
+    def size(self) -> int:
+        """How many configurations there are."""
+        return prod(map(len, self.decisions.values()))
+
+    def positions(self, configuration: Configuration) -> Positions:
+        """Where the values of a configuration stand.
+
+        Raises:
+            InvalidOption: it is none of this space.
+        """
+        if set(configuration) != set(self.decisions):
+            raise InvalidOption(
+                f"a configuration decides {', '.join(self.decisions)}, but one was given for "
+                f"{', '.join(configuration) or 'nothing'}."
+            )
+        for name, value in configuration.items():
+            if value not in self.decisions[name]:
+                raise InvalidOption(f"decision '{name}' cannot be {value!r}; it is not offered.")
+        return tuple(values.index(configuration[name]) for name, values in self.decisions.items())
+
+    def at(self, positions: Positions) -> dict[str, Any]:
+        """The configuration of these positions."""
+        pairs = zip(self.decisions.items(), positions, strict=True)
+        return {name: values[position] for (name, values), position in pairs}
+
+    def numbered(self, number: int) -> Positions:
+        """The configuration of a number below `size`; the last decision changes fastest."""
+        found: list[int] = []
+        for values in reversed(self.decisions.values()):
+            number, position = divmod(number, len(values))
+            found.append(position)
+        return tuple(reversed(found))
+
+
+class Objective(Protocol):
+    """How good a configuration is; larger is better."""
+
+    def __call__(self, configuration: Configuration) -> float: ...
+
+
+class Searcher(Protocol):
+    """Finds a good configuration by asking the objective.
+
+    Attributes:
+        facts: for the catalogue.
+        repeats: it asks for a configuration again, for objectives that change while they are asked,
+            such as the loss of weights in training.
+
+    Args:
+        space: what can be chosen.
+        objective: asked at most `budget` times; not a number counts as worse than every number.
+        budget: number of questions.
+        before: configurations with known values, which are not asked again and count as found.
+        seed: of all randomness; the same seed gives the same questions and the same answer.
+
+    Returns:
+        The best configuration of `before` and all questions, of equal ones the first.
+
+    Raises:
+        InvalidOption: a negative budget, neither budget nor `before`, or a configuration in
+            `before` that is not of the space.
+    """
+
+    @property
+    def facts(self) -> Facts: ...
+
+    @property
+    def repeats(self) -> bool: ...
+
+    def __call__(
+        self,
+        space: Space,
+        objective: Objective,
+        budget: int,
+        *,
+        before: Sequence[tuple[Configuration, float]] = (),
+        seed: int = 0,
+    ) -> Configuration: ...
+
+
+class Questions:
+    """What a search has asked, and may still ask; nothing is asked twice.
+
+    Attributes:
+        known: positions of a configuration → its value, in the order in which they were found.
+        left: questions that may still be asked, never more than there are configurations.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        objective: Objective,
+        budget: int,
+        before: Sequence[tuple[Configuration, float]],
+    ) -> None:
+        if budget < 0 or (budget == 0 and not before):
+            raise InvalidOption(f"a search needs a budget of at least one question, not {budget}.")
+        self.space, self._objective = space, objective
+        self.known: dict[Positions, float] = {}
+        for configuration, value in before:
+            self.known.setdefault(space.positions(configuration), float(value))
+        self.left = min(budget, space.size - len(self.known))
+
+    def ask(self, positions: Positions) -> float:
+        """The value of a configuration; the objective is asked where it is not known."""
+        if positions not in self.known:
+            assert self.left > 0, "the budget is spent"
+            self.left -= 1
+            self.known[positions] = float(self._objective(self.space.at(positions)))
+        return self.known[positions]
+
+    def unknown(self, generator: Random) -> Iterator[Positions]:
+        """Configurations that are not known, in random order."""
+        size = self.space.size
+        if size <= _LISTED:
+            order = list(range(size))
+            generator.shuffle(order)
+            yield from (p for p in map(self.space.numbered, order) if p not in self.known)
+            return
+        while len(self.known) < size:
+            positions = self.space.numbered(generator.randrange(size))
+            if positions not in self.known:
+                yield positions
+
+    def best(self) -> dict[str, Any]:
+        """The best configuration that is known, of equal ones the first."""
+        # Not a number is unequal to itself.
+        ranked = {p: value if value == value else -float("inf") for p, value in self.known.items()}
+        return self.space.at(max(ranked, key=ranked.__getitem__))

@@ -1,0 +1,126 @@
+"""What every registered searcher promises, on spaces small enough to list."""
+
+from __future__ import annotations
+
+import itertools
+from math import nan
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.methods.search.protocol import Space
+from brevitas_axe.registry import methods
+
+SEARCHERS = methods("search")
+every = pytest.mark.parametrize("name", SEARCHERS)
+once = pytest.mark.parametrize("name", [n for n, s in SEARCHERS.items() if not s.repeats])
+SPACE = Space({"bits": (2, 4, 8), "inputs": ("static", "dynamic"), "share": (0.1, 0.5, None)})
+
+
+class Recorder:
+    """An objective that counts its questions; larger is better."""
+
+    def __init__(self, values=None) -> None:
+        self.asked: list[dict] = []
+        self._values = values
+
+    def __call__(self, configuration) -> float:
+        self.asked.append(dict(configuration))
+        if self._values is not None:
+            return self._values[SPACE.positions(configuration)]
+        return -abs(configuration["bits"] - 4) + (configuration["inputs"] == "dynamic")
+
+
+def everything() -> list[dict]:
+    rows = itertools.product(*SPACE.decisions.values())
+    return [dict(zip(SPACE.decisions, values, strict=True)) for values in rows]
+
+
+def test_all_are_there() -> None:
+    assert {"grid", "random", "tpe"} <= set(SEARCHERS)
+
+
+@once
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_a_budget_of_the_whole_space_finds_its_optimum(name, data) -> None:
+    numbers = st.floats(-1e6, 1e6, allow_nan=False)
+    drawn = data.draw(st.lists(numbers, min_size=SPACE.size, max_size=SPACE.size))
+    values = {SPACE.numbered(i): value for i, value in enumerate(drawn)}
+    objective = Recorder(values)
+    found = SEARCHERS[name](SPACE, objective, SPACE.size + 5)
+    assert values[SPACE.positions(found)] == max(drawn)
+    assert len(objective.asked) == SPACE.size
+
+
+@every
+@pytest.mark.parametrize("budget", [1, 5, 12])
+def test_the_same_seed_gives_the_same_questions_and_answer(name, budget) -> None:
+    first, again = Recorder(), Recorder()
+    found = SEARCHERS[name](SPACE, first, budget, seed=3)
+    assert SEARCHERS[name](SPACE, again, budget, seed=3) == found
+    assert first.asked == again.asked
+    assert len(first.asked) == budget
+    assert found in first.asked
+    assert first(found) == max(map(first, list(first.asked)))
+
+
+@once
+def test_what_is_known_is_not_asked(name) -> None:
+    before = [(c, Recorder()(c)) for c in everything()[::2]]
+    objective = Recorder()
+    SEARCHERS[name](SPACE, objective, 100, before=before)
+    assert all(configuration not in objective.asked for configuration, _ in before)
+    assert len(objective.asked) == SPACE.size - len(before)
+    best = {"bits": 8, "inputs": "static", "share": 0.1}
+    assert SEARCHERS[name](SPACE, Recorder(), 3, before=[(best, 99.0)]) == best
+    assert SEARCHERS[name](SPACE, Recorder(), 0, before=[(best, 0.0)]) == best
+
+
+@once
+def test_of_equal_ones_the_first_wins(name) -> None:
+    objective = Recorder(dict.fromkeys(map(SPACE.numbered, range(SPACE.size)), 1.0))
+    assert SEARCHERS[name](SPACE, objective, 7, seed=1) == objective.asked[0]
+
+
+@every
+def test_not_a_number_is_worse_than_every_number(name) -> None:
+    values = {SPACE.numbered(i): nan for i in range(SPACE.size)}
+    values[SPACE.numbered(4)] = -1e9
+    found = SEARCHERS[name](SPACE, Recorder(values), SPACE.size)
+    assert SPACE.positions(found) == SPACE.numbered(4)
+
+
+@every
+def test_a_space_too_large_to_list(name) -> None:
+    space = Space({f"layer{i}": tuple(range(2, 9)) for i in range(60)})
+    asked: list[dict] = []
+
+    def objective(configuration) -> float:
+        asked.append(dict(configuration))
+        return -sum(configuration.values())
+
+    assert SEARCHERS[name](space, objective, 12) in asked
+    assert len({tuple(c.values()) for c in asked}) == 12
+
+
+@every
+def test_bad_questions_are_named(name) -> None:
+    with pytest.raises(InvalidOption, match="at least one question"):
+        SEARCHERS[name](SPACE, Recorder(), 0)
+    wrong = {"bits": 3, "inputs": "static", "share": 0.1}
+    with pytest.raises(InvalidOption, match="decision 'bits' cannot be 3"):
+        SEARCHERS[name](SPACE, Recorder(), 4, before=[(wrong, 1.0)])
+    with pytest.raises(InvalidOption, match="but one was given for bits"):
+        SEARCHERS[name](SPACE, Recorder(), 4, before=[({"bits": 4}, 1.0)])
+
+
+def test_bad_spaces_are_named() -> None:
+    with pytest.raises(InvalidOption, match="at least one decision"):
+        Space({})
+    with pytest.raises(InvalidOption, match="'bits' has no value"):
+        Space({"bits": ()})
+    with pytest.raises(InvalidOption, match="'bits' offers a value twice"):
+        Space({"bits": (4, 4)})
