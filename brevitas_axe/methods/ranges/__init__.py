@@ -1,5 +1,5 @@
 """How wide every grid is: one method per file."""
 
-from brevitas_axe.methods.ranges.mse import fit_ranges
+from brevitas_axe.methods.ranges.fitting import fit_ranges
 
 __all__ = ["fit_ranges"]

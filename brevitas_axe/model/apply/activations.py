@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 
 import torch
-from brevitas.core.bit_width import BitWidthConst
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
 from torch import nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidPlan
+from brevitas_axe.model.apply.ranges import write_bits
 from brevitas_axe.model.layers import Layer, Proxy, find_layers
 from brevitas_axe.model.prepare import Batch, one_sample
 from brevitas_axe.model.running import observe_inputs
@@ -57,14 +57,7 @@ def set_bits(proxies: Iterable[Proxy], bits: int) -> None:
     The range stays, unless `fit_ranges` found one for these bits.
     """
     for proxy in proxies:
-        quant = proxy.fused_activation_quant_proxy.tensor_quant
-        old = next(quant.msb_clamp_bit_width_impl.buffers(), torch.zeros(()))
-        quant.msb_clamp_bit_width_impl = BitWidthConst(bits).to(old.device)
-        proxy.quant_injector = proxy.quant_injector.let(bit_width=bits)
-        ranges = getattr(proxy, "fitted_ranges", {})
-        if ranges:
-            nearest = min(ranges, key=lambda width: abs(width - bits))
-            quant.scaling_impl.value.copy_(ranges[nearest])
+        write_bits(proxy, bits)
 
 
 def varied(model: nn.Module) -> Iterator[str]:

@@ -8,12 +8,12 @@ from typing import Literal, get_args
 
 import torch
 from brevitas.core.bit_width import BitWidthConst
-from brevitas.core.restrict_val import LogFloatRestrictValue, PowerOfTwoRestrictValue
 from brevitas.inject.enum import ScalingImplType, ScalingPerOutputType
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidOption, InvalidPlan, InvalidTile, NotProven, UnsupportedLayer
+from brevitas_axe.model.apply.ranges import write_bits
 from brevitas_axe.model.layers import (
     Layer,
     Proxy,
@@ -216,12 +216,6 @@ def is_power_of_two(layer: Layer) -> bool:
     return "PowerOfTwo" in type(restrict.restrict_clamp_scaling.restrict_value_impl).__name__
 
 
-def is_logarithmic(scaling: nn.Module) -> bool:
-    """True when a scaling's learned value is the logarithm (base 2) of the scale."""
-    kinds = LogFloatRestrictValue | PowerOfTwoRestrictValue
-    return any(isinstance(part, kinds) for part in scaling.modules())
-
-
 def current_scale(layer: Layer) -> Tensor:
     """Scale of one of our quantizers, [groups, rows] (a shared one repeated).
 
@@ -310,8 +304,11 @@ def _set_input_bits(
             "there and leave them out of this layer's plan."
         )
     quant = proxy.fused_activation_quant_proxy.tensor_quant
-    changed = _set_bits(layer, proxy, quant, bits)
-    if changed and isinstance(layer.weight_quant, AccumulatorAwareWeightQuantProxy):
+    if int(quant.msb_clamp_bit_width_impl()) == bits:
+        return
+    with torch.no_grad():
+        write_bits(proxy, bits)
+    if isinstance(layer.weight_quant, AccumulatorAwareWeightQuantProxy):
         layer.weight_quant.set_input_range(None)
 
 

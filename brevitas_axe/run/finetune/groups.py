@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from brevitas_axe.model.apply.weights import current_scale, is_logarithmic
+from brevitas_axe.model.apply.ranges import is_logarithmic
+from brevitas_axe.model.apply.weights import current_scale
 from brevitas_axe.model.layers import Layer, find_layers
 from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
 from brevitas_axe.model.quantizers.a2q import a2q_kind, a2q_scale

@@ -18,7 +18,6 @@ from torch import nn
 from brevitas_axe import Int8WeightPerChannelFloatAXE
 from brevitas_axe.errors import EmptyCalibration, InvalidOption
 from brevitas_axe.methods.ranges import fit_ranges
-from brevitas_axe.methods.ranges.mse import range_parameter
 from brevitas_axe.methods.sensitivity import make_choices, score
 from brevitas_axe.model.apply.activations import (
     activation_quantizers,
@@ -26,6 +25,7 @@ from brevitas_axe.model.apply.activations import (
     set_bits,
     set_input_bits,
 )
+from brevitas_axe.model.apply.ranges import range_parameter
 from brevitas_axe.plan import LayerPrecision, Plan
 
 X = torch.randn(512, 16, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,117 @@
+"""A range for every width of the activation quantizers of a model, by any method of this room.
+
+Calibration finds one range, for the bits that a quantizer has then. Here one is fitted for each
+width, and follows whenever `set_bits` changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.methods.ranges.protocol import RangeCase, RangeFitter
+from brevitas_axe.model.apply.activations import activation_quantizers
+from brevitas_axe.model.apply.ranges import AdjustableRange, range_parameter, sample_inputs
+from brevitas_axe.model.prepare import Batch, as_batches
+from brevitas_axe.model.running import evaluating, float_tensors, float_twin
+from brevitas_axe.registry import method
+
+
+@torch.no_grad()
+def fit_ranges(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    bits: Iterable[int] = range(2, 9),
+    fitter: str | RangeFitter = "mse",
+) -> dict[str, dict[int, float]]:
+    """Fits a range for each width of each static activation quantizer, in place.
+
+    From then on a change of bits, by a plan or a scorer, brings its range along, in copies of the
+    model too. Ranges are shares of the calibrated one, which is among them.
+
+    Args:
+        model: calibrated, with static activation quantizers; others keep what they have, and so do
+            quantizers with a zero point.
+        calibration: batches, see `brevitas_axe.model.prepare.as_batches`.
+        bits: the widths.
+        fitter: method of the room `ranges`.
+
+    Returns:
+        Quantizer → width → share of the calibrated range that is kept.
+
+    Raises:
+        InvalidOption: a width below 2, or a fitter that is not registered.
+        EmptyCalibration, NonFiniteValues: unusable batches.
+    """
+    widths = sorted({*bits})
+    if not widths or widths[0] < 2:
+        raise InvalidOption(f"activations need widths of 2 bits or more, not {widths}.")
+    chosen: RangeFitter = method("ranges", fitter)
+    batches = as_batches(calibration)
+    quantizers = activation_quantizers(model)
+    samples = sample_inputs(model, quantizers, batches)
+    ranges: dict[str, AdjustableRange] = {}
+    for name, proxies in quantizers.items():
+        value = range_parameter(proxies[0])
+        if value is None or name not in samples:
+            continue
+        adjustable = AdjustableRange(proxies, value)
+        if not adjustable.has_zero_point(samples[name]):
+            ranges[name] = adjustable
+    shares: dict[str, dict[int, float]] = {name: {} for name in ranges}
+    loss = _Loss(model, batches)
+    for width in sorted({*widths, *(each.bits for each in ranges.values())}):
+        # A quantizer needs the asked widths, and the one that it has.
+        some = {n: each for n, each in ranges.items() if width in (*widths, each.bits)}
+        for adjustable in some.values():
+            adjustable.set(width, 1.0)
+        for name, share in chosen(_case(some, samples, loss)).items():
+            shares[name][width] = share
+    for name, adjustable in ranges.items():
+        adjustable.keep(shares[name])
+    return shares
+
+
+def _case(
+    ranges: Mapping[str, AdjustableRange], samples: Mapping[str, Tensor], loss: _Loss
+) -> RangeCase:
+    def rounded(name: str, share: float) -> Tensor:
+        return ranges[name].rounded(samples[name], share)
+
+    def model_loss(shares: Mapping[str, float]) -> float:
+        for name, adjustable in ranges.items():
+            adjustable.set_share(shares.get(name, 1.0))
+        return loss()
+
+    return RangeCase(
+        samples={name: samples[name] for name in ranges},
+        widest={name: adjustable.widest for name, adjustable in ranges.items()},
+        rounded=rounded,
+        loss=model_loss,
+    )
+
+
+class _Loss:
+    """Mean squared error of a model's outputs, against its float twin as it was at first."""
+
+    def __init__(self, model: nn.Module, batches: list[Batch]) -> None:
+        self._model, self._batches = model, batches
+        self._wanted: list[list[Tensor]] | None = None
+
+    def __call__(self) -> float:
+        if self._wanted is None:  # most methods never ask
+            self._wanted = self._outputs(float_twin(self._model))
+        total = count = 0.0
+        for given, wanted in zip(self._outputs(self._model), self._wanted, strict=True):
+            for mine, real in zip(given, wanted, strict=True):
+                total += float((mine - real).double().square().sum())
+                count += mine.numel()
+        return total / max(count, 1)
+
+    def _outputs(self, model: nn.Module) -> list[list[Tensor]]:
+        with evaluating(model):
+            return [float_tensors(model(*args, **kwargs)) for args, kwargs in self._batches]

@@ -1,0 +1,105 @@
+"""How wide the grid of every quantizer is, as a share of the range that calibration found.
+
+A fitter sees numbers and functions, and nothing of models. To write your own: where it is an error
+of each quantizer alone, derive a frozen dataclass from `SearchedRange`; otherwise write a frozen
+dataclass that is a `RangeFitter`. Either way, an object of the file's name is the method, and
+tests/contracts/test_ranges.py runs over every one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.registry import Facts
+
+
+@dataclass(frozen=True, eq=False)
+class RangeCase:
+    """Quantizers whose ranges are to be fitted, at the bits that they have now.
+
+    Attributes:
+        samples: quantizer → [n], numbers that arrive there; not to be changed.
+        widest: quantizer → largest magnitude that its grid holds at share 1.
+        rounded: function(quantizer, share) → its sample on the grid of that share, [n].
+        loss: function(quantizer → share) → mean squared error of the model's output, against the
+            model in float; quantizers that are left out have share 1.
+    """
+
+    samples: Mapping[str, Tensor]
+    widest: Mapping[str, float]
+    rounded: Callable[[str, float], Tensor]
+    loss: Callable[[Mapping[str, float]], float]
+
+
+class RangeFitter(Protocol):
+    """Chooses a share of the calibrated range for every quantizer of a case.
+
+    Attributes:
+        facts: for the catalogue.
+
+    Args:
+        case: is not modified.
+
+    Returns:
+        Quantizer → share in (0, 1], for every quantizer of the case; 1 leaves its range.
+    """
+
+    @property
+    def facts(self) -> Facts: ...
+
+    def __call__(self, case: RangeCase) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True)
+class SearchedRange:
+    """For each quantizer the share with the least error, of some in equal ratios; 1 is the first.
+
+    Attributes:
+        least: smallest share that is tried.
+        steps: ratios between 1 and the smallest.
+
+    Raises:
+        InvalidOption: a smallest share outside (0, 1), or fewer than one step.
+    """
+
+    least: float = 0.15
+    steps: int = 24
+
+    def __post_init__(self) -> None:
+        if not 0 < self.least < 1 or self.steps < 1:
+            raise InvalidOption(
+                "a search of ranges tries shares down to one between 0 and 1, in at least one "
+                f"step, but least is {self.least} and steps is {self.steps}."
+            )
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """All shares that are tried, largest first."""
+        return tuple(self.least ** (step / self.steps) for step in range(self.steps + 1))
+
+    def error(self, x: Tensor, rounded: Tensor, largest: float, widest: float) -> float:
+        """What is made least.
+
+        Args:
+            x: [n], the numbers.
+            rounded: [n], the same on the grid.
+            largest: magnitude that the grid holds.
+            widest: magnitude that it holds at share 1.
+        """
+        raise NotImplementedError
+
+    def error_of(self, case: RangeCase, name: str, share: float) -> float:
+        """The error of one quantizer at a share."""
+        widest = case.widest[name]
+        return self.error(case.samples[name], case.rounded(name, share), share * widest, widest)
+
+    def __call__(self, case: RangeCase) -> dict[str, float]:
+        return {
+            name: min(self.shares, key=lambda share, name=name: self.error_of(case, name, share))
+            for name in case.samples
+        }

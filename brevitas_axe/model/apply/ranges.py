@@ -1,0 +1,157 @@
+"""The ranges of activation quantizers: trying them, writing them, and one for every width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from brevitas.core.bit_width import BitWidthConst
+from brevitas.core.restrict_val import LogFloatRestrictValue, PowerOfTwoRestrictValue
+from torch import Tensor, nn
+
+from brevitas_axe.model.layers import Layer
+from brevitas_axe.model.prepare import Batch
+from brevitas_axe.model.running import dequantized, evaluating, first_input, hooked
+
+# Numbers that judge a quantizer, per batch.
+SAMPLE = 2**14
+
+
+class FittedBitWidth(nn.Module):
+    """Bits of an activation quantizer, together with a range for every width.
+
+    It stands where Brevitas has a constant, so that a copy of the model takes it along. Like the
+    constant, it is no part of the state.
+
+    Attributes:
+        ranges: width → the range parameter that was fitted for it.
+        calibrated: the range parameter from which shares are counted.
+    """
+
+    def __init__(self, bits: int, ranges: Mapping[int, Tensor], calibrated: Tensor) -> None:
+        super().__init__()
+        self.bit_width = BitWidthConst(bits)
+        self.ranges, self.calibrated = ranges, calibrated
+
+    def forward(self) -> Tensor:
+        return self.bit_width()
+
+    def nearest(self, bits: int) -> Tensor:
+        """The range of these bits, or of the nearest width that has one."""
+        return self.ranges[min(self.ranges, key=lambda width: abs(width - bits))]
+
+
+def range_parameter(proxy: Layer) -> Tensor | None:
+    """The parameter that holds a quantizer's range, None where it has no static one."""
+    scaling = getattr(proxy.fused_activation_quant_proxy.tensor_quant, "scaling_impl", None)
+    return None if scaling is None else scaling._parameters.get("value")
+
+
+def is_logarithmic(scaling: nn.Module) -> bool:
+    """True when a scaling's learned value is the logarithm (base 2) of the scale."""
+    kinds = LogFloatRestrictValue | PowerOfTwoRestrictValue
+    return any(isinstance(part, kinds) for part in scaling.modules())
+
+
+def write_bits(proxy: Layer, bits: int, fitted: FittedBitWidth | None = None) -> None:
+    """Bits of one activation quantizer, and the range of these bits where one was fitted.
+
+    Args:
+        proxy: of the quantizer.
+        bits: its new width.
+        fitted: ranges that it is to have from now on; None keeps those that it has.
+    """
+    quant = proxy.fused_activation_quant_proxy.tensor_quant
+    old = quant.msb_clamp_bit_width_impl
+    if fitted is None and isinstance(old, FittedBitWidth):
+        fitted = old
+    new = BitWidthConst(bits)
+    if fitted is not None:
+        new = FittedBitWidth(bits, fitted.ranges, fitted.calibrated)
+        quant.scaling_impl.value.copy_(fitted.nearest(bits))
+    quant.msb_clamp_bit_width_impl = new.to(next(old.buffers(), torch.zeros(())).device)
+    proxy.quant_injector = proxy.quant_injector.let(bit_width=bits)
+
+
+class AdjustableRange:
+    """The range of one static quantizer; shares count from what calibration found.
+
+    What calibration or training has set since ranges were fitted counts as calibrated.
+
+    Args:
+        proxies: that share the range, as `activation_quantizers` gives them.
+        value: their range parameter.
+    """
+
+    def __init__(self, proxies: Sequence[Layer], value: Tensor) -> None:
+        self._proxies, self._value = proxies, value
+        tensor_quant = proxies[0].fused_activation_quant_proxy.tensor_quant
+        self._logarithmic = is_logarithmic(tensor_quant.scaling_impl)
+        bit_width = tensor_quant.msb_clamp_bit_width_impl
+        self.bits = int(bit_width())
+        self._calibrated = value.detach().clone()
+        if isinstance(bit_width, FittedBitWidth):
+            fitted = bit_width.ranges.get(self.bits)
+            if fitted is not None and torch.equal(fitted, value):
+                self._calibrated = bit_width.calibrated
+
+    @property
+    def widest(self) -> float:
+        """The largest magnitude that the calibrated range holds."""
+        largest = self._calibrated.exp2() if self._logarithmic else self._calibrated
+        return float(largest.abs().max())
+
+    def parameter(self, share: float) -> Tensor:
+        """The range parameter of a share of the calibrated range."""
+        by = torch.tensor(share).to(self._calibrated)
+        return self._calibrated + by.log2() if self._logarithmic else self._calibrated * by
+
+    def set(self, bits: int, share: float) -> None:
+        """Bits and range, for the time being."""
+        for proxy in self._proxies:
+            write_bits(proxy, bits)
+        self.set_share(share)
+
+    def set_share(self, share: float) -> None:
+        """Range, for the time being."""
+        self._value.copy_(self.parameter(share))
+
+    def rounded(self, x: Tensor, share: float) -> Tensor:
+        """Numbers on the grid that a share gives with the present bits."""
+        self.set_share(share)
+        with evaluating(self._proxies[0]):
+            return dequantized(self._proxies[0](x))
+
+    def has_zero_point(self, x: Tensor) -> bool:
+        """Whether the grid of these numbers lies off zero, so that its range has two ends."""
+        with evaluating(self._proxies[0]):
+            return bool(self._proxies[0](x).zero_point.any())
+
+    def keep(self, shares: Mapping[int, float]) -> None:
+        """Remembers the share of every width, and goes back to the bits that it had at first."""
+        ranges = {width: self.parameter(share) for width, share in shares.items()}
+        fitted = FittedBitWidth(self.bits, ranges, self._calibrated)
+        for proxy in self._proxies:
+            write_bits(proxy, self.bits, fitted)
+
+
+@torch.no_grad()
+def sample_inputs(
+    model: nn.Module, quantizers: Mapping[str, Sequence[Layer]], batches: Iterable[Batch]
+) -> dict[str, Tensor]:
+    """Numbers that arrive at each quantizer, [n]; quantizers that no batch gets to are left out."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def note(name: str, _: Layer, args: tuple, kwargs: dict) -> None:
+        x = dequantized(first_input(args, kwargs)).flatten()
+        seen.setdefault(name, []).append(x[:: max(1, len(x) // SAMPLE)].clone())
+
+    with ExitStack() as stack:
+        for name, proxies in quantizers.items():
+            for proxy in proxies:
+                stack.enter_context(hooked({name: proxy}, before=note))
+        stack.enter_context(evaluating(model))
+        for args, kwargs in batches:
+            model(*args, **kwargs)
+    return {name: torch.cat(parts) for name, parts in seen.items()}
