@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from brevitas.graph.calibrate import QuantizationStatusManager
-from brevitas.quant_tensor import IntQuantTensor
+from brevitas.quant_tensor import IntQuantTensor, QuantTensor
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.model.layers import Layer, input_range, is_accumulator_aware
+from brevitas_axe.model.prepare import Batch
+
+# Name, module and arguments of a call; may return other arguments.
+Before = Callable[[str, Layer, tuple, dict], Any]
+# The same with the output at the end; may return another output.
+After = Callable[[str, Layer, tuple, dict, Any], Any]
 
 
 @contextmanager
@@ -29,9 +36,66 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def hooked(
+    modules: Mapping[str, nn.Module], before: Before | None = None, after: After | None = None
+) -> Iterator[None]:
+    """Calls functions around every call of some modules inside, whatever happens only there.
+
+    Args:
+        modules: by name; one that stands there under two names is watched under both.
+        before: function(name, module, args, kwargs), in front of a call. Where it returns
+            (args, kwargs), the module gets these instead.
+        after: function(name, module, args, kwargs, output), behind it. What it returns takes the
+            output's place, unless it is None.
+    """
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            if before is not None:
+                hook = _bound(before, name)
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+            if after is not None:
+                handle = module.register_forward_hook(_bound(after, name), with_kwargs=True)
+                stack.callback(handle.remove)
+        yield
+
+
+def _bound(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    # Not `functools.partial`: a copy of the module would copy what the function belongs to.
+    def hook(*call: Any) -> Any:
+        return function(name, *call)
+
+    return hook
+
+
 def first_input(args: tuple, kwargs: dict) -> Any:
     """What a layer multiplies, of the arguments of its call."""
     return args[0] if args else next(iter(kwargs.values()))
+
+
+def with_first_input(args: tuple, kwargs: dict, value: Any) -> Batch:
+    """The arguments of a call with another first input."""
+    if args:
+        return (value, *args[1:]), kwargs
+    return args, {**kwargs, next(iter(kwargs)): value}
+
+
+def dequantized(layer_input: Any) -> Tensor:
+    """Plain tensor of what a layer receives."""
+    return layer_input.value if isinstance(layer_input, IntQuantTensor) else layer_input
+
+
+def tensor_of(output: Any) -> Any:
+    """The tensor inside a QuantTensor, or what is there as it is."""
+    return getattr(output, "value", output)
+
+
+def float_tensors(output: Any) -> list[Tensor]:
+    """All floating-point tensors in what a model returns, quantized ones by their values."""
+    leaves = tree_leaves(output, is_leaf=lambda part: isinstance(part, QuantTensor))
+    tensors = (tensor_of(leaf) for leaf in leaves)
+    return [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
 
 
 def observe_inputs(
@@ -53,112 +117,91 @@ def observe_inputs(
     """
     calls: dict[str, list[InputRange | None]] = {}
 
-    def note(name: str):
-        def hook(layer: Layer, args: tuple, kwargs: dict) -> None:
-            quantized = layer.input_quant(first_input(args, kwargs))
-            known = isinstance(quantized, IntQuantTensor)
-            calls.setdefault(name, []).append(input_range(quantized, layer) if known else None)
-            if known and is_accumulator_aware(layer):
-                layer.weight_quant.cache_inference_quant_act = True
+    def note(name: str, layer: Layer, args: tuple, kwargs: dict) -> None:
+        quantized = layer.input_quant(first_input(args, kwargs))
+        known = isinstance(quantized, IntQuantTensor)
+        calls.setdefault(name, []).append(input_range(quantized, layer) if known else None)
+        if known and is_accumulator_aware(layer):
+            layer.weight_quant.cache_inference_quant_act = True
 
-        return hook
-
-    handles = [
-        layer.register_forward_pre_hook(note(name), with_kwargs=True)
-        for name, layer in layers.items()
-    ]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*args, **(kwargs or {}))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(layers, before=note), evaluating(model), torch.no_grad():
+        model(*args, **(kwargs or {}))
     return calls
 
 
-def same_input(
-    model: nn.Module, layers: dict[str, Layer], args: tuple, kwargs: dict
-) -> dict[str, tuple[str, ...]]:
-    """Layers that read the same tensor, such as query, key and value: none waits for another.
+@dataclass(frozen=True)
+class Flow:
+    """Which modules gave and read the same tensors in one forward; `flow` finds it.
+
+    A tensor is the same where it is the same object and has not been changed in place since. So a
+    view, a sum or a reshape is another one.
+
+    Attributes:
+        givers: module → the modules that gave what it read, call by call; None where none of those
+            watched did.
+        same: module → it and those that read the same tensor, in the order of execution; modules
+            that were called several times, or never, are absent.
+    """
+
+    givers: Mapping[str, tuple[str | None, ...]]
+    same: Mapping[str, tuple[str, ...]]
+
+    def giver(self, name: str) -> str | None:
+        """The one module that gave what this one read, at all of its calls; None if there is none.
+
+        A module that was not called has none.
+        """
+        found = set(self.givers.get(name, (None,)))
+        return found.pop() if len(found) == 1 else None
+
+    def readers(self, name: str) -> tuple[str, ...]:
+        """Modules that read what this one gave, at one of their calls or more."""
+        return tuple(reader for reader, givers in self.givers.items() if name in givers)
+
+    def same_input(self, name: str) -> tuple[str, ...]:
+        """A module and all others that read the same tensor, such as query, key and value.
+
+        Only itself where it was called several times, or never.
+        """
+        return self.same.get(name, (name,))
+
+
+def flow(model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch) -> Flow:
+    """Runs one forward as the model is, without gradients, and notes who reads whose output.
 
     Args:
-        model: holds the layers.
-        layers: those of interest.
-        args, kwargs: of one forward.
-
-    Returns:
-        Layer name → it and those with its input, in the order of execution. A layer that the
-        forward calls several times or never is absent.
+        model: holds the modules.
+        modules: those of interest, by name.
+        batch: arguments of the forward.
     """
-    calls: dict[str, list[tuple[int, int]]] = {}
+    given: dict[tuple[int, int], str] = {}
+    read: dict[str, list[tuple[int, int]]] = {}
+    givers: dict[str, list[str | None]] = {}
     kept: list[Any] = []  # an object that is gone may lend its identity to another
 
-    def note(name: str):
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            x = first_input(args, kwargs)
-            kept.append(x)
-            # A tensor that was changed in place between two layers is not the same.
-            calls.setdefault(name, []).append((id(x), dequantized(x)._version))
+    def identity(x: Any) -> tuple[int, int]:
+        tensor = tensor_of(x)
+        kept.append((x, tensor))
+        # A tensor that was changed in place between two modules is not the same.
+        return id(tensor), getattr(tensor, "_version", 0)
 
-        return hook
+    def note(name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        key = identity(first_input(args, kwargs))
+        read.setdefault(name, []).append(key)
+        givers.setdefault(name, []).append(given.get(key))
 
-    handles = [
-        layer.register_forward_pre_hook(note(name), with_kwargs=True)
-        for name, layer in layers.items()
-    ]
-    try:
-        with evaluating(model), torch.inference_mode(False), torch.no_grad():
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    readers: dict[tuple[int, int], list[str]] = {}
-    for name, found in calls.items():
-        if len(found) == 1:
-            readers.setdefault(found[0], []).append(name)
-    return {name: tuple(names) for names in readers.values() for name in names}
+    def leave(name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        given[identity(output)] = name
 
-
-def dequantized(layer_input: Any) -> Tensor:
-    """Plain tensor of what a layer receives."""
-    return layer_input.value if isinstance(layer_input, IntQuantTensor) else layer_input
-
-
-def norm_pairs(model: nn.Module, layers: dict[str, Layer], args: tuple) -> list[tuple[str, str]]:
-    """(layer, norm) where a norm reads what a layer gave, found by running the model."""
-    given: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors, so that an id stays theirs
-    pairs: list[tuple[str, str]] = []
-    handles = []
-
-    def leave(name: str):
-        def hook(_module: nn.Module, _args: tuple, output: Any) -> None:
-            given[id(tensor_of(output))] = name, tensor_of(output)
-
-        return hook
-
-    def enter(name: str):
-        def hook(_module: nn.Module, args: tuple) -> None:
-            if id(tensor_of(args[0])) in given:
-                pairs.append((given[id(tensor_of(args[0]))][0], name))
-
-        return hook
-
-    for name, module in model.named_modules():
-        if name in layers:
-            handles.append(module.register_forward_hook(leave(name)))
-        elif isinstance(module, _BatchNorm):
-            handles.append(module.register_forward_pre_hook(enter(name)))
-    try:
-        model(*args)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return pairs
-
-
-def tensor_of(output: Any) -> Any:
-    """The tensor inside a QuantTensor, or what is there as it is."""
-    return getattr(output, "value", output)
+    args, kwargs = batch
+    with hooked(modules, note, leave), torch.inference_mode(False), torch.no_grad():
+        model(*args, **kwargs)
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, keys in read.items():
+        if len(keys) == 1:
+            groups.setdefault(keys[0], []).append(name)
+    same = {name: tuple(names) for names in groups.values() for name in names}
+    return Flow({name: tuple(found) for name, found in givers.items()}, same)
 
 
 def float_twin(model: nn.Module) -> nn.Module:

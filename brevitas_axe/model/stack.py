@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.model.layers import find_unquantized
 from brevitas_axe.model.prepare import Batch
+from brevitas_axe.model.running import hooked
 
 Call = Batch
 _Stack = nn.ModuleList | nn.Sequential
@@ -135,51 +136,33 @@ def record_calls(
     calls: list[list[Call]] = [[] for _ in names]
     given: dict[int, Tensor] = {}
 
-    def note(index: int):
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            hidden = _hidden_of(args, kwargs)
-            if index == 0:
-                first.append(hidden.detach())
-            elif not _same(given.pop(index - 1, None), hidden):
-                raise UnsupportedLayer(
-                    f"block '{names[index]}' does not get exactly what block '{names[index - 1]}' "
-                    "gives, so they cannot be solved one after the other; move what the model does "
-                    "in between into a block, or use brevitas_axe.quantize."
-                )
-            calls[index].append(_without_state(args, kwargs))
-            if index == len(names) - 1:
-                raise _Reached
+    def note(name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden, index = _hidden_of(args, kwargs), names.index(name)
+        if index == 0:
+            first.append(hidden.detach())
+        elif not _same(given.pop(index - 1, None), hidden):
+            raise UnsupportedLayer(
+                f"block '{name}' does not get exactly what block '{names[index - 1]}' gives, so "
+                "they cannot be solved one after the other; move what the model does in between "
+                "into a block, or use brevitas_axe.quantize."
+            )
+        calls[index].append(_without_state(args, kwargs))
+        if index == len(names) - 1:
+            raise _Reached
 
-        return hook
+    def keep(name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        hidden = _hidden_in(output)
+        if not isinstance(hidden, Tensor):
+            raise UnsupportedLayer(
+                f"block '{name}' gives a {type(hidden).__name__} instead of hidden states, so the "
+                "next one cannot be fed with them; use brevitas_axe.quantize."
+            )
+        given[names.index(name)] = hidden.clone()  # the model might change its own in place
 
-    def keep(index: int):
-        def hook(_: nn.Module, args: tuple, output: Any) -> None:
-            hidden = _hidden_in(output)
-            if not isinstance(hidden, Tensor):
-                raise UnsupportedLayer(
-                    f"block '{names[index]}' gives a {type(hidden).__name__} instead of hidden "
-                    "states, so the next one cannot be fed with them; use brevitas_axe.quantize."
-                )
-            given[index] = hidden.clone()  # the model might change its own in place
-
-        return hook
-
-    handles = [
-        handle
-        for index, block in enumerate(blocks.values())
-        for handle in (
-            block.register_forward_pre_hook(note(index), with_kwargs=True),
-            block.register_forward_hook(keep(index)),
-        )
-    ]
-    try:
-        with torch.no_grad():
-            for args, kwargs in batches:
-                with suppress(_Reached):
-                    model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(blocks, note, keep), torch.no_grad():
+        for args, kwargs in batches:
+            with suppress(_Reached):
+                model(*args, **kwargs)
     if any(len(seen) != len(batches) for seen in calls):
         raise UnsupportedLayer(
             "not every block of the model is called exactly once per forward, so they cannot be "

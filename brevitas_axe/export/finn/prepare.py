@@ -23,6 +23,7 @@ from brevitas_axe.errors import ExportRefused
 from brevitas_axe.export.finn.check import check_finn
 from brevitas_axe.export.qonnx import export_qonnx
 from brevitas_axe.model.prepare import Batch, Graph, as_batches, one_sample, to_brevitas
+from brevitas_axe.model.running import first_input, hooked
 
 _FLATTENS = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 
@@ -88,15 +89,13 @@ def _with_window_averages(model: nn.Module, batch: Batch) -> nn.Module:
     adaptive.replace_modules(model, global_avgpool_unit_stride=False)
     adaptive.cleanup()
     channels: dict[nn.Module, int] = {}
-    hooks = [
-        pool.register_forward_pre_hook(lambda m, a: channels.update({m: int(a[0].shape[1])}))
-        for pool in model.modules()
-        if isinstance(pool, nn.AvgPool2d)
-    ]
-    with torch.no_grad():
+
+    def note(_: str, pool: nn.Module, args: tuple, kwargs: dict) -> None:
+        channels[pool] = int(first_input(args, kwargs).shape[1])
+
+    pools = {n: module for n, module in model.named_modules() if isinstance(module, nn.AvgPool2d)}
+    with hooked(pools, before=note), torch.no_grad():
         model(*args, **kwargs)
-    for hook in hooks:
-        hook.remove()
     for pool, count in channels.items():
         if _is_plain(pool):
             replace_module(model, pool, _as_convolution(pool, count))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from brevitas_axe.methods.allocate import Quantity, make_problem
 from brevitas_axe.methods.sensitivity import Metric, Scores
 from brevitas_axe.methods.sensitivity.metrics import find_metric, output_tensor
 from brevitas_axe.model.prepare import as_batches
-from brevitas_axe.model.running import evaluating
+from brevitas_axe.model.running import evaluating, hooked
 from brevitas_axe.model.stack import find_blocks
 from brevitas_axe.plan import Choices, LayerPrecision
 from brevitas_axe.registry import Facts, method
@@ -111,8 +111,8 @@ def simulated_cache(model: nn.Module, bits: Mapping[str, int]) -> Iterator[None]
         InvalidOption: there is no block of that name, or bits are no integer from 1 on.
         UnsupportedLayer: a block has no key and value projections of their own.
     """
-    modules, handles = dict(model.named_modules()), []
-    try:
+    modules = dict(model.named_modules())
+    with ExitStack() as stack:
         for name, width in bits.items():
             _check(width)
             if name not in modules:
@@ -126,11 +126,9 @@ def simulated_cache(model: nn.Module, bits: Mapping[str, int]) -> Iterator[None]
                     f"block '{name}' has no key and value projections of their own, so its cache "
                     "cannot be simulated; split a fused projection first."
                 )
-            handles += [m.register_forward_hook(_rounding(width)) for _, m in found]
+            projections = {str(index): m for index, (_, m) in enumerate(found)}
+            stack.enter_context(hooked(projections, after=_rounding(width)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _check(bits: object) -> None:
@@ -139,7 +137,7 @@ def _check(bits: object) -> None:
 
 
 def _rounding(bits: int):
-    def hook(_: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def hook(name: str, _: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
         return rounded(output, bits)
 
     return hook

@@ -24,7 +24,7 @@ from brevitas_axe.model.layers import (
     layer_groups,
     unroll_weight,
 )
-from brevitas_axe.model.running import first_input, observe_inputs
+from brevitas_axe.model.running import first_input, hooked, observe_inputs
 from brevitas_axe.plan import LayerPrecision, Plan
 
 # Functions that FINN absorbs into the thresholds behind them; modules call them too.
@@ -144,16 +144,15 @@ def _watching(
     """Notes output positions, and bits of the quantizer that takes an output, during forwards."""
     vectors: dict[str, int] = {}
     bits: dict[str, int] = {}
-    names = {module: name for name, module in layers.items()}
     trail = _Trail(model)
 
-    def arrives(quantizer: Proxy, args: tuple) -> None:
-        name = trail.source(args[0])
+    def arrives(_: str, quantizer: Proxy, args: tuple, kwargs: dict) -> None:
+        name = trail.source(first_input(args, kwargs))
         if name is not None and quantizer.is_quant_enabled:
             bits[name] = max(int(quantizer.bit_width().max()), bits.get(name, 0))
 
-    def leaves(layer: Layer, args: tuple, kwargs: dict, output: object) -> None:
-        name, value = names[layer], _value(output)
+    def leaves(name: str, layer: Layer, args: tuple, kwargs: dict, output: object) -> None:
+        value = _value(output)
         if _is_transposed(layer):
             positions = _value(first_input(args, kwargs)).numel() // layer.in_channels
         else:
@@ -164,15 +163,13 @@ def _watching(
         else:
             trail.follow(name, value)
 
-    quantizers = [m for m in model.modules() if isinstance(m, ActQuantProxyFromInjectorBase)]
-    handles = [quantizer.register_forward_pre_hook(arrives) for quantizer in quantizers]
-    handles += [m.register_forward_hook(leaves, with_kwargs=True) for m in layers.values()]
-    try:
-        with trail:
-            yield vectors, bits
-    finally:
-        for handle in handles:
-            handle.remove()
+    quantizers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, ActQuantProxyFromInjectorBase)
+    }
+    with hooked(quantizers, before=arrives), hooked(layers, after=leaves), trail:
+        yield vectors, bits
 
 
 def _is_transposed(layer: Layer) -> bool:

@@ -21,7 +21,7 @@ from brevitas_axe.methods.sensitivity.twin import Part, channel_axis
 from brevitas_axe.methods.solvers import LayerProblem, LayerSolution
 from brevitas_axe.model.layers import Layer, roll_weight, unroll_weight
 from brevitas_axe.model.moments import Moments, Statistics
-from brevitas_axe.model.running import first_input
+from brevitas_axe.model.running import first_input, hooked
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import method
 
@@ -73,24 +73,19 @@ def _collected(case: Case, names: list[str]) -> dict[str, LayerMoments]:
         name: {bits: [] for bits in case.inputs[name]} for name in names
     }
 
-    def watch(name: str):
-        def hook(layer: Layer, inputs: tuple, named: dict, output: Tensor) -> None:
-            x = first_input(inputs, named)
-            rows = output.movedim(channel_axis(layer), 0).flatten(1)
-            if layer.bias is not None:
-                rows = rows - layer.bias.unsqueeze(1)
-            squares[name].append(rows.square().sum(1).double())
-            for bits, grid in case.inputs[name].items():
-                rounded = x if grid is None else grid(x)
-                quantized[name][bits].add(rounded, x)
-                squared = (rounded - x).square()
-                errors[name][bits].append((float(squared.sum()), squared.numel()))
+    def watch(name: str, layer: Layer, inputs: tuple, named: dict, output: Tensor) -> None:
+        x = first_input(inputs, named)
+        rows = output.movedim(channel_axis(layer), 0).flatten(1)
+        if layer.bias is not None:
+            rows = rows - layer.bias.unsqueeze(1)
+        squares[name].append(rows.square().sum(1).double())
+        for bits, grid in case.inputs[name].items():
+            rounded = x if grid is None else grid(x)
+            quantized[name][bits].add(rounded, x)
+            squared = (rounded - x).square()
+            errors[name][bits].append((float(squared.sum()), squared.numel()))
 
-        return hook
-
-    for name in names:
-        layers[name].register_forward_hook(watch(name), with_kwargs=True)
-    with torch.no_grad():
+    with hooked({name: layers[name] for name in names}, after=watch), torch.no_grad():
         for args, kwargs in case.batches:
             twin(*args, **kwargs)
     found = {}

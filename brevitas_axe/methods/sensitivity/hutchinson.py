@@ -25,8 +25,9 @@ from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.metrics import output_tensor
 from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.methods.sensitivity.trials import Trials
-from brevitas_axe.methods.sensitivity.twin import changed_input
-from brevitas_axe.model.layers import unroll_weight
+from brevitas_axe.model.layers import Layer, unroll_weight
+from brevitas_axe.model.prepare import Batch
+from brevitas_axe.model.running import first_input, hooked, with_first_input
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts, check_ranges
 
@@ -76,24 +77,20 @@ def traces(case: Case, probes: int) -> dict[str, tuple[float, float]]:
     twin, layers = case.differentiable()
     offsets: dict[str, Tensor] = {}
 
-    def shift(name: str):
-        def shifted(x: Tensor) -> Tensor:
-            # A layer that is called twice has one offset: for both calls, if shapes allow.
-            if name not in offsets or offsets[name].shape != x.shape:
-                offsets[name] = torch.zeros_like(x, requires_grad=True)
-            return x + offsets[name]
+    def shift(name: str, _: Layer, args: tuple, kwargs: dict) -> Batch:
+        x = first_input(args, kwargs)
+        # A layer that is called twice has one offset: for both calls, if shapes allow.
+        if name not in offsets or offsets[name].shape != x.shape:
+            offsets[name] = torch.zeros_like(x, requires_grad=True)
+        return with_first_input(args, kwargs, x + offsets[name])
 
-        return changed_input(shifted)
-
-    for name, layer in layers.items():
-        layer.register_forward_pre_hook(shift(name), with_kwargs=True)
     generator = case.generator()
     weights: dict[str, list[float]] = {name: [] for name in layers}
     inputs: dict[str, list[float]] = {name: [] for name in layers}
     triples = zip(case.batches, case.reference, case.items, strict=True)
     for (args, kwargs), reference, item in triples:
         offsets.clear()
-        with torch.enable_grad():
+        with torch.enable_grad(), hooked(layers, before=shift):
             loss = case.metric.loss(output_tensor(twin(*args, **kwargs)), reference, item)
             variables = [t for n, layer in layers.items() for t in (layer.weight, offsets[n])]
             found = block_traces(loss, variables, probes, generator)

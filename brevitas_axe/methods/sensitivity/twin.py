@@ -7,7 +7,7 @@ and the model itself is never touched.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -21,7 +21,7 @@ from brevitas_axe.methods.sensitivity.metrics import output_tensor
 from brevitas_axe.model.apply.activations import activation_quantizers, set_bits
 from brevitas_axe.model.layers import Layer, find_layers, input_range
 from brevitas_axe.model.prepare import Batch
-from brevitas_axe.model.running import evaluating, first_input
+from brevitas_axe.model.running import evaluating, first_input, hooked, with_first_input
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +92,11 @@ def layer_outputs(
     """One forward: the model's output, and (layer name, its output) of every call of the layers."""
     calls: list[tuple[str, Tensor]] = []
 
-    def note(name: str):
-        def hook(layer: Layer, inputs: tuple, output: Tensor) -> None:
-            calls.append((name, output))
-
-        return hook
+    def note(name: str, _: Layer, inputs: tuple, named: dict, output: Tensor) -> None:
+        calls.append((name, output))
 
     args, kwargs = batch
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_hook(note(name)).remove)
+    with hooked(layers, after=note):
         return output_tensor(twin(*args, **kwargs)), calls
 
 
@@ -129,19 +124,16 @@ def input_grids(
             set_bits(proxies, bits)
     grids: dict[str, InputGrid | None] = {}
 
-    def note(name: str):
-        def hook(layer: Layer, inputs: tuple, named: dict) -> None:
-            quantized = layer.input_quant(first_input(inputs, named))
-            known = isinstance(quantized, IntQuantTensor)
-            grids.setdefault(name, InputGrid.of(quantized) if known else None)
+    def note(name: str, layer: Layer, inputs: tuple, named: dict) -> None:
+        quantized = layer.input_quant(first_input(inputs, named))
+        known = isinstance(quantized, IntQuantTensor)
+        grids.setdefault(name, InputGrid.of(quantized) if known else None)
 
-        return hook
-
-    for name, layer in find_layers(scratch, exclude).items():
-        layer.register_forward_pre_hook(note(name), with_kwargs=True)
+    layers = find_layers(scratch, exclude)
+    for layer in layers.values():
         if hasattr(layer.weight_quant, "set_input_range"):
             layer.weight_quant.set_input_range(None)
-    with evaluating(scratch), torch.no_grad():
+    with hooked(layers, before=note), evaluating(scratch), torch.no_grad():
         scratch(*args, **kwargs)
     return grids
 
@@ -149,8 +141,14 @@ def input_grids(
 @contextmanager
 def substituted(twin: nn.Module, parts: Mapping[str, Part]) -> Iterator[None]:
     """Some layers quantized inside, and float again afterwards."""
-    modules = dict(twin.named_modules())
+    modules: dict[str, Layer] = dict(twin.named_modules())
+    grids = {name: part.grid for name, part in parts.items() if part.grid is not None}
+
+    def round_input(name: str, _: Layer, inputs: tuple, named: dict) -> Batch:
+        return with_first_input(inputs, named, grids[name](first_input(inputs, named)))
+
     with ExitStack() as stack:
+        stack.enter_context(hooked({name: modules[name] for name in grids}, before=round_input))
         for name, part in parts.items():
             layer = cast(Layer, modules[name])
             for key in ("weight", "bias"):
@@ -158,19 +156,4 @@ def substituted(twin: nn.Module, parts: Mapping[str, Part]) -> Iterator[None]:
                 if value is not None:
                     stack.callback(layer._parameters.__setitem__, key, getattr(layer, key))
                     set_parameter(layer, key, value)
-            if part.grid is not None:
-                handle = layer.register_forward_pre_hook(changed_input(part.grid), with_kwargs=True)
-                stack.callback(handle.remove)
         yield
-
-
-def changed_input(function: Callable[[Tensor], Tensor]):
-    """Pre-hook, with keyword arguments, that puts a function in front of a layer."""
-
-    def hook(layer: Layer, inputs: tuple, named: dict) -> tuple[tuple, dict]:
-        if inputs:
-            return (function(inputs[0]), *inputs[1:]), named
-        first = next(iter(named))
-        return inputs, {**named, first: function(named[first])}
-
-    return hook

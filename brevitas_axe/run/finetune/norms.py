@@ -19,7 +19,7 @@ from brevitas_axe.model.apply.weights import (
 )
 from brevitas_axe.model.layers import Layer, find_layers, integer_weight, unroll_weight
 from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
-from brevitas_axe.model.running import evaluating, norm_pairs, tensor_of
+from brevitas_axe.model.running import evaluating, flow, tensor_of
 from brevitas_axe.run.finetune.losses import on_device, run
 
 
@@ -72,8 +72,13 @@ def fold_batch_norms(model: nn.Module, args: tuple) -> nn.Module:
     folded = copy.deepcopy(model).eval()
     layers = find_layers(folded)
     before = tensor_of(folded(*args))
-    for name, norm in norm_pairs(folded, layers, args):
-        _fold(name, layers[name], folded.get_submodule(norm))
+    norms = {n: module for n, module in folded.named_modules() if isinstance(module, _BatchNorm)}
+    found = flow(folded, {**layers, **norms}, (args, {}))
+    for norm, module in norms.items():
+        name = found.giver(norm)
+        if name not in layers:
+            continue
+        _fold(name, layers[name], module)
         folded.set_submodule(norm, nn.Identity())
     after = tensor_of(folded(*args))
     if not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max())):

@@ -12,7 +12,6 @@ the layer where it stopped (walk.py), and may be left out altogether.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from functools import reduce
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
-from brevitas.graph.calibrate import QuantizationStatusManager
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -41,7 +39,7 @@ from brevitas_axe.model.apply.weights import apply_precision, untie, write_solut
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers, find_unquantized, unroll_weight
 from brevitas_axe.model.moments import Moments
-from brevitas_axe.model.running import observe_inputs, same_input
+from brevitas_axe.model.running import Flow, float_twin, flow, observe_inputs
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.registry import method
 from brevitas_axe.run.solve.brevitas_keywords import Widths, check_parallel, translated
@@ -321,19 +319,16 @@ class axe_mode:
             reach = reduce(InputRange.union, known) if len(known) == len(ranges) else None
             self.layers[name].weight_quant.set_input_range(reach)
         self._calls = {name: len(ranges) for name, ranges in calls.items()}
-        self._same_input = {}
+        self._flow = Flow({}, {})
         if self._workers is not None or self._parallel:
-            self._same_input = same_input(self.root, self.layers, args, kwargs)
-        check_parallel(self._parallel, self.layers, self._same_input)
+            self._flow = flow(self.root, self.layers, (args, kwargs))
+        check_parallel(self._parallel, self.layers, self._flow.same)
         if self._saved is not None:
             self._fingerprint.add(self.root)
         self._handles = add_hooks(self.layers)
         if self.needs_float:
-            self._float_model = copy.deepcopy(self.root)
+            self._float_model = float_twin(self.root)
             twins = dict(self._float_model.named_modules())
-            QuantizationStatusManager.disable_param_quantization(self._float_model, False)
-            QuantizationStatusManager.disable_act_quantization(self._float_model, False)
-            QuantizationStatusManager.disable_return_quant_tensor(self._float_model)
             # The copied hooks are those of the original: same names, same effect.
             assert all(twins[name]._forward_pre_hooks for name in self.layers)
 
@@ -363,7 +358,7 @@ class axe_mode:
         """Solves a layer, and with workers those that read the same input, in tasks of one pool."""
         names = (name,)
         if self._workers is not None and all(quant.layer == name for quant, _ in self._forwards):
-            names = tuple(n for n in self._same_input.get(name, names) if n not in self._done)
+            names = tuple(n for n in self._flow.same_input(name) if n not in self._done)
         problems, samples = [], []
         for each in names:
             moments = self._moments(each, name)

@@ -13,7 +13,7 @@ from brevitas.quant import Int8ActPerTensorFloat
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.solvers import tasks as rows
 from brevitas_axe.model.layers import Layer, find_layers, integer_weight
-from brevitas_axe.model.running import same_input
+from brevitas_axe.model.running import Flow, flow
 from brevitas_axe.registry import method, methods
 from brevitas_axe.run.solve import axe_mode
 from tests.methods.solvers.layers import random_problem
@@ -132,7 +132,7 @@ def test_layers_with_one_input_are_solved_together(name, monkeypatch) -> None:
             model(x)
         with monkeypatch.context() as patch, torch.no_grad():
             if not together:
-                patch.setattr("brevitas_axe.run.solve.mode.same_input", lambda *_: {})
+                patch.setattr("brevitas_axe.run.solve.mode.flow", lambda *_: Flow({}, {}))
             with axe_mode(model, accumulator_bit_width=13, solver=name, workers=1) as axe:
                 axe.model(x[:40])
                 axe.model(x[40:])
@@ -155,5 +155,5 @@ def test_a_tensor_changed_in_place_is_another_input() -> None:
 
     model = Changing().eval()
     layers = find_layers(model)
-    found = same_input(model, layers, (torch.randn(4, 24),), {})
-    assert found == {"q": ("q",), "k": ("k", "v"), "v": ("k", "v"), "out": ("out",)}
+    found = flow(model, layers, ((torch.randn(4, 24),), {}))
+    assert found.same == {"q": ("q",), "k": ("k", "v"), "v": ("k", "v"), "out": ("out",)}
