@@ -25,25 +25,9 @@ from brevitas_axe.export.finn.check import walk
 from brevitas_axe.export.finn.signal import Graph
 from brevitas_axe.export.qonnx import export_qonnx
 from brevitas_axe.model.layers import Layer, find_layers
+from brevitas_axe.model.offset import Offset
 
 _ROUNDS = 8
-
-
-class Offset(nn.Module):
-    """Adds a constant, which FINN folds into the thresholds behind it.
-
-    Attributes:
-        value: float32, broadcastable to the input.
-    """
-
-    value: Tensor
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("value", value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(x, "value", x) + self.value
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """What rewrites a float model before its quantizers are placed, and leaves its function as it is.
 
 To write your own: where it is one formula per tensor, write the function from a `Site` to a
-`Change` and wrap it in a class that derives from `Affine`; otherwise write a frozen dataclass that
-is a `Transform`. Either way, an object of the file's name is the method, and
-tests/contracts/test_transforms.py runs over every one.
+`Change` and wrap it in `Affine` (affine.py), or call `apply_formula` from a dataclass that has
+options; otherwise write a frozen dataclass that is a `Transform`. Either way, an object of the
+file's name is the method, and tests/contracts/test_transforms.py runs over every one.
 """
 
 from __future__ import annotations

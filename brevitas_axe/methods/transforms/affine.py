@@ -1,0 +1,96 @@
+"""Transforms that are one formula per tensor: (x − shift) / scale, where it helps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from brevitas_axe.methods.transforms.fold import apply_change, layer_of, output_error
+from brevitas_axe.methods.transforms.protocol import EQUALIZING, Change, Formula
+from brevitas_axe.methods.transforms.sites import (
+    agree,
+    find_sites,
+    float64_copy,
+    float64_outputs,
+    reader_weight,
+)
+from brevitas_axe.model.prepare import Batch
+from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.registry import Facts
+
+# A change counts only where it gains more than rounding in float64 might.
+_GAIN = 1e-9
+
+
+@torch.no_grad()
+def apply_formula(
+    formula: Formula,
+    module: nn.Module,
+    calls: Sequence[Batch],
+    widths: LayerPrecision,
+    exclude: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """Makes the changes of a formula that lessen the error of what is rounded, in place.
+
+    To leave a tensor as it is, is always a candidate. Each change is made in a float64 copy first,
+    and only kept where the output there is the same but for rounding.
+
+    Args:
+        formula: from a site and the widths to a change.
+        module, calls, widths: see `Transform`; where no width is known, nothing can be gained.
+        exclude: names of layers to leave alone.
+
+    Returns:
+        Names of the first reader of every tensor that was changed.
+
+    Raises:
+        InvalidOption: a change that cannot be made, see `apply_change`.
+        UnsupportedLayer: the module does not run in float64.
+    """
+    twin = float64_copy(module)
+    wanted = float64_outputs(twin, calls[0])
+    changed = []
+    for found in find_sites(module, calls, exclude):
+        # A layer may give one tensor and read another: an earlier change has moved its weights.
+        weights = (reader_weight(layer_of(module, name)) for name in found.readers)
+        site = replace(found, weights=tuple(weights))
+        change = formula(site, widths)
+        if change is None:
+            continue
+        before = output_error(site, Change(), widths)
+        if not output_error(site, change, widths) < before * (1 - _GAIN):
+            continue
+        trial = copy.deepcopy(twin)
+        apply_change(trial, site, change)
+        if agree(float64_outputs(trial, calls[0]), wanted):
+            apply_change(module, site, change)
+            twin = trial
+            changed.append(site.readers[0])
+    return tuple(changed)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A formula as a method; one with options is a dataclass that calls `apply_formula` itself.
+
+    Attributes:
+        function: the formula.
+        facts: for the catalogue.
+        exclude: names of layers to leave alone.
+        stage: see `Transform`.
+    """
+
+    function: Formula
+    facts: Facts
+    exclude: tuple[str, ...] = ()
+    stage: int = EQUALIZING
+
+    def __call__(
+        self, module: nn.Module, calls: Sequence[Batch], widths: LayerPrecision
+    ) -> tuple[str, ...]:
+        apply_formula(self.function, module, calls, widths, self.exclude)
+        return ()
