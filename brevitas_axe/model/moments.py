@@ -30,10 +30,12 @@ class Moments:
         name: layer name, for messages.
         layer: the layer whose inputs are collected.
         cross: collect X~X^T too; needs the float inputs.
+        columns: K, where the inputs of several linear layers stand side by side; else the layer's.
     """
 
-    def __init__(self, name: str, layer: Layer, cross: bool) -> None:
-        groups, _, columns = unroll_weight(layer, layer.weight).shape
+    def __init__(self, name: str, layer: Layer, cross: bool, columns: int | None = None) -> None:
+        groups, _, own = unroll_weight(layer, layer.weight).shape
+        columns = own if columns is None else columns
         self.name, self.layer = name, layer
         self.samples = 0
 

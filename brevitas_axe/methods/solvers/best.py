@@ -16,7 +16,12 @@ from torch import Tensor
 
 from brevitas_axe.methods.solvers.corrected import corrected_recursion
 from brevitas_axe.methods.solvers.local_search import improve_integers
-from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, centred
+from brevitas_axe.methods.solvers.problem import (
+    LayerProblem,
+    LayerSolution,
+    centred,
+    with_bias_shift,
+)
 from brevitas_axe.methods.solvers.sequential import Recursion, run
 from brevitas_axe.methods.solvers.thresholds import published_threshold
 
@@ -122,7 +127,7 @@ def improve(problem: LayerProblem, published: LayerSolution) -> LayerSolution:
     difference = ((ours - theirs) * ((ours + theirs) @ hessian - 2 * wanted)).sum(-1)
     if problem.shared_scale:
         difference = difference.sum().expand_as(difference)
-    return _with_shift(problem, _chosen(difference < 0, found, published))
+    return with_bias_shift(problem, _chosen(difference < 0, found, published))
 
 
 def _refined(problem: LayerProblem, wanted: Tensor) -> Best:
@@ -167,24 +172,15 @@ def _search(search: Search, needed: Tensor) -> Best:
 
 def _needed_multiple(problem: LayerProblem) -> Tensor:
     """[groups, rows] multiple of the scale at which the unrounded weights just fit the budget."""
-    if problem.accumulator_bit_width is None:
+    if problem.unlimited:
         return torch.zeros_like(problem.weight[..., 0], dtype=problem.dtype)
     value = problem.weight / problem.tile_scale[:, :, problem.tile_of_column]
-    low, high = (bound.unsqueeze(1).to(problem.dtype) for bound in problem.input_range)
+    low, high = (bound.unsqueeze(1).to(problem.dtype) for bound in problem.counted_range)
     largest = torch.maximum(value * low, value * high)
     smallest = torch.minimum(value * low, value * high)
     sums = problem.tile_scale.new_zeros(2, *problem.tile_scale.shape)
     sums.index_add_(-1, problem.tile_of_column, torch.stack((largest, -smallest)))
-    return sums.amax((0, -1)) / (2 ** (problem.accumulator_bit_width - 1) - 1)
-
-
-def _with_shift(problem: LayerProblem, solution: LayerSolution) -> LayerSolution:
-    """The solution with the mean error in the bias, where there is one."""
-    if problem.quant_mean is None or problem.float_mean is None:
-        return solution
-    wanted = (problem.weight.double() * problem.float_mean.double().unsqueeze(1)).sum(-1)
-    given = (solution.value(problem) * problem.quant_mean.double().unsqueeze(1)).sum(-1)
-    return replace(solution, bias_shift=wanted - given)
+    return (sums.amax(0) / problem.tile_limits.clamp_min(1).to(sums)).amax(-1)
 
 
 def _shared_refit(problem: LayerProblem, best: Best, hessian: Tensor, wanted: Tensor) -> Tensor:

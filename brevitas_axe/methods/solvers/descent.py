@@ -67,7 +67,7 @@ def _any_above(gains, bound):
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 def _best_single(
-    q, half_gradient, gains, room, tile_length, low, high, weight_low, weight_high, least, starts
+    q, half_gradient, gains, room, tile_of, low, high, weight_low, weight_high, least, starts
 ):
     """(column, gain) of the best step that fits, or -1; fills starts with the best of any."""
     best, best_gain = -1, least
@@ -83,11 +83,11 @@ def _best_single(
                 continue
             step = -1 if half_gradient[k] > 0 else 1
             above, below = _room_after(
-                q[k], step, room[k // tile_length], low[k], high[k], weight_low, weight_high
+                q[k], step, room[tile_of[k]], low[k], high[k], weight_low[k], weight_high[k]
             )
             if gain > best_gain and above >= 0 and below >= 0:
                 best, best_gain = k, gain
-            if gain > cut and weight_low <= q[k] + step <= weight_high:
+            if gain > cut and weight_low[k] <= q[k] + step <= weight_high[k]:
                 place = PAIR_STARTS - 1
                 while place > 0 and (starts[place - 1] < 0 or gains[starts[place - 1]] < gain):
                     starts[place] = starts[place - 1]
@@ -110,7 +110,8 @@ def _best_partner(
     size,
     gains,
     room,
-    tile_length,
+    edges,
+    tile_of,
     low,
     high,
     weight_low,
@@ -121,14 +122,14 @@ def _best_partner(
     gains are those of the partners once i has moved, for their better direction.
     """
     best, best_step, best_gain = -1, 0, least
-    i_tile = i // tile_length
+    i_tile = tile_of[i]
     moved = np.empty(2, np.int64)
     moved[0], moved[1] = _room_after(
-        q[i], i_step, room[i_tile], low[i], high[i], weight_low, weight_high
+        q[i], i_step, room[i_tile], low[i], high[i], weight_low[i], weight_high[i]
     )
     alone = moved[0] >= 0 and moved[1] >= 0
-    begin = 0 if alone else i_tile * tile_length
-    end = len(q) if alone else min(begin + tile_length, len(q))
+    begin = 0 if alone else edges[i_tile]
+    end = len(q) if alone else edges[i_tile + 1]
     for first in range(begin, end, GROUP):
         last = min(first + GROUP, end)
         if not _any_above(gains[first:last], best_gain - i_gain):
@@ -137,12 +138,12 @@ def _best_partner(
             if gains[j] + i_gain <= best_gain or j == i:
                 continue
             slope = half_gradient[j] + i_step * size[i] * line[j]
-            left = moved if j // tile_length == i_tile else room[j // tile_length]
+            left = moved if tile_of[j] == i_tile else room[tile_of[j]]
             step = -1 if slope > 0 else 1
             gain = i_gain + gains[j]
             for _ in range(2):
                 above, below = _room_after(
-                    q[j], step, left, low[j], high[j], weight_low, weight_high
+                    q[j], step, left, low[j], high[j], weight_low[j], weight_high[j]
                 )
                 if above >= 0 and below >= 0:
                     best, best_step, best_gain = j, step, gain
@@ -176,12 +177,13 @@ def descend(
     half_gradient,
     factor,
     losses,
-    tile_length,
+    edges,
+    tile_of,
+    limits,
     input_low,
     input_high,
     weight_low,
     weight_high,
-    limit,
     most_moves,
     refits,
 ):
@@ -195,10 +197,11 @@ def descend(
         half_gradient: float64 [groups, rows, K], x H - w G^T; overwritten.
         factor: float64 [groups, rows], what the scale was multiplied by; written.
         losses: float64 [groups, rows], x H x - 2 x G w; written.
-        tile_length: inputs per tile.
-        input_low, input_high: int64 [groups, K].
-        weight_low, weight_high: int64.
-        limit: int64, largest magnitude of the accumulator.
+        edges: int64 [tiles + 1], first column of every tile, and K behind the last.
+        tile_of: int64 [K].
+        limits: int64 [tiles], largest magnitude of each accumulator.
+        input_low, input_high: int64 [groups, K]; zero in tiles without a limit.
+        weight_low, weight_high: int64 [K].
         most_moves: moves per row after which it is left as it is.
         refits: whether the scale may move.
     """
@@ -215,10 +218,11 @@ def descend(
         r = half_gradient[g, row]
         low = input_low[g]
         high = input_high[g]
-        room[:] = limit
+        room[:, 0] = limits
+        room[:, 1] = limits
         loss = 0.0
         for k in range(columns):
-            tile = k // tile_length
+            tile = tile_of[k]
             diagonal[k] = hessian[g, k, k]
             size[k] = scale[g, row, tile]
             room[tile, 0] -= max(q[k] * low[k], q[k] * high[k])
@@ -234,7 +238,7 @@ def descend(
             least = LEAST_GAIN * abs(loss)
             _gains(r, 0.0, diagonal, size, diagonal, gains)
             i, gain = _best_single(
-                q, r, gains, room, tile_length, low, high, weight_low, weight_high, least, starts
+                q, r, gains, room, tile_of, low, high, weight_low, weight_high, least, starts
             )
             i_step = -1 if i >= 0 and r[i] > 0 else 1
             j, j_step = -1, 0
@@ -249,7 +253,7 @@ def descend(
                     _gains(r, step * size[start], line, size, diagonal, gains)
                     partner, partner_step, both = _best_partner(
                         start, step, first_gains[place], least, q, r, line, size,
-                        gains, room, tile_length, low, high, weight_low, weight_high,
+                        gains, room, edges, tile_of, low, high, weight_low, weight_high,
                     )  # fmt: skip
                     if partner >= 0:
                         i, i_step, j, j_step, gain = start, step, partner, partner_step, both
@@ -263,9 +267,9 @@ def descend(
                 settled = True
                 continue
             settled = not refits
-            _move(i, i_step, q, r, hessian[g, i], size, room[i // tile_length], low[i], high[i])
+            _move(i, i_step, q, r, hessian[g, i], size, room[tile_of[i]], low[i], high[i])
             if j >= 0:
-                _move(j, j_step, q, r, hessian[g, j], size, room[j // tile_length], low[j], high[j])
+                _move(j, j_step, q, r, hessian[g, j], size, room[tile_of[j]], low[j], high[j])
             loss -= gain
             moves += 1
         losses[g, row] = loss

@@ -27,8 +27,8 @@ def quantize_block(
     threshold: Tensor,
     input_low: Tensor,
     input_high: Tensor,
-    weight_low: int,
-    weight_high: int,
+    weight_low: Tensor,
+    weight_high: Tensor,
     room_above: Tensor,
     room_below: Tensor,
     integers: Tensor,
@@ -54,6 +54,7 @@ def quantize_block(
         negative = corrected < 0
         low, high = -input_low[:, k : k + 1], input_high[:, k : k + 1]
         grow_above, grow_below = torch.where(negative, low, high), torch.where(negative, high, low)
+        least, greatest = -weight_low[:, k : k + 1], weight_high[:, k : k + 1]
         above, below = room_above[place], room_below[place]
         most = magnitude.ceil().long()
         bites = (most * grow_above > above) | (most * grow_below > below)
@@ -64,7 +65,7 @@ def quantize_block(
         most = torch.where(bites, cut, most)
         magnitude = torch.where(bites, torch.minimum(magnitude, most.to(magnitude)), magnitude)
         q = torch.minimum(magnitude.round().long(), most)
-        q = torch.minimum(q, torch.where(negative, -weight_low, weight_high))
+        q = torch.minimum(q, torch.where(negative, least, greatest))
         room_above[place] = above - q * grow_above
         room_below[place] = below - q * grow_below
         q = torch.where(negative, -q, q)
@@ -77,9 +78,9 @@ def quantize_block(
             error[:, k] += corrected - torch.copysign(s * magnitude, corrected)
 
 
-def l1_thresholds(weight: Tensor, tile_length: int, radius: Tensor, threshold: Tensor) -> None:
+def l1_thresholds(weight: Tensor, edges: Tensor, radius: Tensor, threshold: Tensor) -> None:
     """Threshold of the projection of every centred tile on an l1 ball; see the kernel."""
-    for tile, part in enumerate(weight.double().split(tile_length, -1)):
+    for tile, part in enumerate(weight.double().split(edges.diff().tolist(), -1)):
         ball = radius[:, tile : tile + 1].double()
         level = ball_threshold((part - part.mean(-1, keepdim=True)).abs(), ball)
         threshold[:, tile] = level.squeeze(-1).clamp_min(0)

@@ -58,7 +58,7 @@ def quantize_block(
         tile_of: int64 [groups, K].
         scale, threshold: [groups, tiles, rows].
         input_low, input_high: int64 [groups, K].
-        weight_low, weight_high: int64.
+        weight_low, weight_high: int64 [groups, K].
         room_above, room_below: int64 [groups, tiles, rows], what the largest and the smallest
             reachable sum may still grow by; updated.
         integers: int32 [groups, K, rows]; written.
@@ -102,6 +102,8 @@ def quantize_block(
             belows = room_below[g, tile, some]
             low = -input_low[g, k]
             high = input_high[g, k]
+            least = -weight_low[g, k]
+            greatest = weight_high[g, k]
             for r in range(size):
                 q = 0
                 if magnitudes[r] > 0:
@@ -117,7 +119,7 @@ def quantize_block(
                             most = min(most, belows[r] // grow_below)
                         magnitudes[r] = min(magnitudes[r], most)
                     q = min(np.int64(np.rint(magnitudes[r])), most)
-                    q = min(q, -weight_low if negative else weight_high)
+                    q = min(q, least if negative else greatest)
                     aboves[r] -= q * grow_above
                     belows[r] -= q * grow_below
                     q = -q if negative else q
@@ -137,7 +139,7 @@ def quantize_block(
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
-def l1_thresholds(weight, tile_length, radius, threshold):
+def l1_thresholds(weight, edges, radius, threshold):
     """Threshold of the Euclidean projection of every centred tile on an l1 ball.
 
     Michelot's iteration: the threshold of the active entries only grows, and the entries below it
@@ -145,17 +147,18 @@ def l1_thresholds(weight, tile_length, radius, threshold):
 
     Args:
         weight: [n, K].
-        tile_length: entries per tile; the last tile may be short, and is centred as it is.
+        edges: int64 [tiles + 1], first entry of every tile, and K behind the last; a short tile is
+            centred as it is.
         radius: [n, tiles] of the balls, in the units of weight.
         threshold: [n, tiles]; written. Zero where the tile is inside its ball.
     """
-    n, columns = weight.shape
+    n = weight.shape[0]
     tiles = radius.shape[1]
     for task in range(n * tiles):
         row = task // tiles
         tile = task % tiles
-        first = tile * tile_length
-        last = min(columns, first + tile_length)
+        first = edges[tile]
+        last = edges[tile + 1]
         mean = 0.0
         for k in range(first, last):
             mean += weight[row, k]

@@ -8,6 +8,8 @@ x = s q, b = w G^T.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,10 +44,10 @@ def improve_integers(
             problem.to("cpu"), wanted.cpu(), integers.cpu(), scale.cpu(), most_moves
         )
         return improved.to(device), factor.to(device), loss.to(device)
-    low, high = problem.input_range
-    bits = problem.accumulator_bit_width
-    if bits is None:
-        low, high = torch.zeros_like(low), torch.zeros_like(high)
+    low, high = problem.counted_range
+    tile_of = problem.tile_of_column
+    fixed = (torch.tensor(problem.tile_edges), tile_of, problem.tile_limits)
+    weight_low, weight_high = (bound.contiguous().numpy() for bound in problem.weight_range)
     factor = torch.empty(integers.shape[:2], dtype=torch.float64)
     loss = torch.empty_like(factor)
     improved = torch.empty_like(integers)
@@ -55,10 +57,11 @@ def improve_integers(
         moments = problem.hessian[some_groups].to(problem.dtype).contiguous()
         start = integers[part].long()
         part_scale = scale[part].double().contiguous()
-        value = (start * part_scale[:, :, problem.tile_of_column]).to(moments.dtype)
+        value = (start * part_scale[:, :, tile_of]).to(moments.dtype)
         part_wanted = wanted[part].contiguous()
         part_factor, part_loss = (t[part].contiguous() for t in (factor, loss))
-        descend(
+        search: Any = descend
+        search(
             moments.numpy(),
             part_wanted.numpy(),
             start.numpy(),
@@ -66,12 +69,11 @@ def improve_integers(
             (torch.bmm(value, moments) - part_wanted).numpy(),
             part_factor.numpy(),
             part_loss.numpy(),
-            problem.tile_length,
+            *(tensor.numpy() for tensor in fixed),
             low[some_groups].contiguous().numpy(),
             high[some_groups].contiguous().numpy(),
-            problem.weight_low,
-            problem.weight_high,
-            0 if bits is None else 2 ** (bits - 1) - 1,
+            weight_low,
+            weight_high,
             most_moves,
             not (problem.shared_scale or problem.power_of_two),
         )

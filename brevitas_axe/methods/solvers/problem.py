@@ -8,6 +8,7 @@ one group and a grouped convolution has one dot product per group and output cha
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -22,6 +23,8 @@ Quality = Literal["fast", "best"]
 WIDEST_ACCUMULATOR = 62
 # Rounding errors of a second moment, in units of its last place, that a variance must exceed.
 ROUNDINGS = 16
+# Width of a tile's accumulator, among those of the other tiles, that stands for no limit.
+UNLIMITED = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,72 +39,113 @@ class LayerProblem:
         hessian: [groups, K, K], X~ X~^T / n.
         scale: positive start scale, [groups, rows], or [groups, rows, tiles] where each tile has
             its own.
-        weight_low, weight_high: range of the integers, weight_low <= 0 <= weight_high.
+        weight_low, weight_high: range of the integers, weight_low <= 0 <= weight_high: an int for
+            all, or an integer tensor [K].
         input_low, input_high: range of the integer inputs, low <= 0 <= high: an int for all, or
             an integer tensor [K] or [groups, K].
         cross: [groups, K, K], X~ X^T / n; None where both inputs are the same (= hessian).
         quant_mean, float_mean: [groups, K] means of X~ and X, given only if the layer has a bias
             that may be shifted.
-        accumulator_bit_width: width P of the signed accumulator; None for no limit.
+        accumulator_bit_width: width P of the signed accumulator; None for no limit. An int64
+            tensor [tiles] gives every tile its own, `UNLIMITED` to a tile without a limit.
         tile_size: inputs per accumulator, in the order of the columns; None for the whole row.
             The last tile may be short.
+        tile_starts: the first column of every tile, ascending from 0, instead of a tile size.
         shared_scale: all groups and rows keep one common scale (per-tensor quantization).
         power_of_two: the scale must stay a power of two times the start scale.
+        name: of the layer, for messages.
 
     Raises:
         NonFiniteValues: a tensor holds NaN or infinity.
         AccumulatorTooNarrow: the accumulator is narrower than 2 bits.
-        InvalidTile: the tile size is below 1.
+        InvalidTile: the tile size is below 1, or the tiles do not start in ascending order.
         InvalidOption: a shape, a range or a width is impossible.
     """
 
     weight: Tensor
     hessian: Tensor
     scale: Tensor
-    weight_low: int
-    weight_high: int
+    weight_low: int | Tensor
+    weight_high: int | Tensor
     input_low: int | Tensor
     input_high: int | Tensor
     cross: Tensor | None = None
     quant_mean: Tensor | None = None
     float_mean: Tensor | None = None
-    accumulator_bit_width: int | None = None
+    accumulator_bit_width: int | Tensor | None = None
     tile_size: int | None = None
+    tile_starts: tuple[int, ...] | None = None
     shared_scale: bool = False
     power_of_two: bool = False
+    name: str = ""
 
     def __post_init__(self) -> None:
+        if self.weight.ndim != 3 or 0 in self.weight.shape:
+            raise InvalidOption(
+                f"The weight{self._of} must be [groups, rows, columns], none of them zero."
+            )
+        self._check_tiles()
         self._check_widths()
         self._check_shapes()
         for name in ("weight", "hessian", "cross", "scale", "quant_mean", "float_mean"):
             tensor = getattr(self, name)
             # The sum is one cheap pass; only a suspicious one is looked at element by element.
             if tensor is not None and not tensor.sum().isfinite() and not tensor.isfinite().all():
-                raise NonFiniteValues(f"The layer's {name} holds NaN or infinity.")
+                raise NonFiniteValues(f"The {name}{self._of} holds NaN or infinity.")
         if not bool((self.scale > 0).all()):
-            raise InvalidOption("Every scale must be positive.")
+            raise InvalidOption(f"Every scale{self._of} must be positive.")
         low, high = self.input_range
         if bool((low > 0).any()) or bool((high < 0).any()):
-            raise InvalidOption("The input range must contain zero.")
+            raise InvalidOption(f"The input range{self._of} must contain zero.")
+        smallest, largest = self.weight_range
+        if bool((smallest > 0).any()) or bool((largest < 0).any()):
+            raise InvalidOption(f"The range of the integer weights{self._of} must contain zero.")
         # Python integers: the product itself must not wrap.
         largest_input = max(-int(low.min()), int(high.max()))
-        if largest_input * max(-self.weight_low, self.weight_high) >= 2**62:
-            raise InvalidOption("Weights times inputs must stay below 2^62: use fewer bits.")
+        if largest_input * max(-int(smallest.min()), int(largest.max())) >= 2**62:
+            raise InvalidOption(
+                f"Weights times inputs{self._of} must stay below 2^62: use fewer bits."
+            )
+
+    @property
+    def _of(self) -> str:
+        """Which layer a message is about."""
+        return f" of layer '{self.name}'" if self.name else " of the layer"
 
     def _check_widths(self) -> None:
-        bits, tile = self.accumulator_bit_width, self.tile_size
-        if bits is not None and bits < 2:
-            raise AccumulatorTooNarrow(f"An accumulator needs at least 2 bits, not {bits}.")
-        if bits is not None and bits > WIDEST_ACCUMULATOR:
-            raise InvalidOption(f"Accumulators wider than {WIDEST_ACCUMULATOR} bits: use None.")
-        if tile is not None and tile < 1:
-            raise InvalidTile(f"A tile needs at least one input, not {tile}.")
-        if not self.weight_low <= 0 <= self.weight_high:
-            raise InvalidOption("The range of the integer weights must contain zero.")
+        bits = self.accumulator_bit_width
+        if torch.is_tensor(bits) and (bits.is_floating_point() or bits.shape != (self.tiles,)):
+            raise InvalidOption(
+                f"Accumulator widths{self._of} must be integers, one for each of its "
+                f"{self.tiles} tiles."
+            )
+        for width in self.tile_bit_widths:
+            if width is not None and width < 2:
+                raise AccumulatorTooNarrow(
+                    f"An accumulator{self._of} needs at least 2 bits, not {width}."
+                )
+            if width is not None and width > WIDEST_ACCUMULATOR:
+                raise InvalidOption(
+                    f"An accumulator{self._of} wider than {WIDEST_ACCUMULATOR} bits is as good as "
+                    "none: give no limit."
+                )
+
+    def _check_tiles(self) -> None:
+        size, starts = self.tile_size, self.tile_starts
+        if size is not None and size < 1:
+            raise InvalidTile(f"A tile{self._of} needs at least one input, not {size}.")
+        if starts is None:
+            return
+        if size is not None:
+            raise InvalidTile(f"Give either the size{self._of}'s tiles or their starts, not both.")
+        edges = (*starts, self.columns)
+        if edges[0] != 0 or any(a >= b for a, b in pairwise(edges)):
+            raise InvalidTile(
+                f"The tiles{self._of} must start at 0 and in ascending order, before the end of "
+                f"its {self.columns} columns."
+            )
 
     def _check_shapes(self) -> None:
-        if self.weight.ndim != 3 or 0 in self.weight.shape:
-            raise InvalidOption("The weight must be [groups, rows, columns], none of them zero.")
         groups, rows, columns = self.weight.shape
         expected = {
             "hessian": [(groups, columns, columns)],
@@ -113,9 +157,18 @@ class LayerProblem:
         for name, shapes in expected.items():
             tensor = getattr(self, name)
             if tensor is not None and tuple(tensor.shape) not in shapes:
-                raise InvalidOption(f"{name} has shape {tuple(tensor.shape)}, not {shapes}.")
+                raise InvalidOption(
+                    f"The {name}{self._of} has shape {tuple(tensor.shape)}, not {shapes}."
+                )
+        for name in ("weight_low", "weight_high"):
+            bound = getattr(self, name)
+            if torch.is_tensor(bound) and (bound.is_floating_point() or bound.shape != (columns,)):
+                raise InvalidOption(
+                    f"The {name}{self._of} must be an integer, or one for each of its {columns} "
+                    "columns."
+                )
         if (self.quant_mean is None) != (self.float_mean is None):
-            raise InvalidOption("Give both quant_mean and float_mean, or neither.")
+            raise InvalidOption(f"Give both quant_mean and float_mean{self._of}, or neither.")
 
     def to(self, device: torch.device | str) -> LayerProblem:
         """The same layer on another device."""
@@ -131,19 +184,61 @@ class LayerProblem:
         return self.weight.shape[-1]
 
     @property
-    def tile_length(self) -> int:
-        """Inputs of one full tile; K where one accumulator takes the whole row."""
-        return self.columns if self.tile_size is None else min(self.tile_size, self.columns)
+    def tile_edges(self) -> tuple[int, ...]:
+        """First column of every tile, and K behind the last."""
+        if self.tile_starts is not None:
+            return (*self.tile_starts, self.columns)
+        return (*range(0, self.columns, self.tile_size or self.columns), self.columns)
 
     @property
     def tiles(self) -> int:
         """Accumulators per dot product."""
-        return -(-self.columns // self.tile_length)
+        return len(self.tile_edges) - 1
 
     @property
     def tile_of_column(self) -> Tensor:
         """[K] int64 index of the tile that each input belongs to."""
-        return torch.arange(self.columns, device=self.weight.device) // self.tile_length
+        edges = torch.tensor(self.tile_edges, device=self.weight.device)
+        return torch.arange(self.tiles, device=edges.device).repeat_interleave(edges.diff())
+
+    @property
+    def tile_bit_widths(self) -> tuple[int | None, ...]:
+        """Width of every tile's accumulator, None for no limit."""
+        bits = self.accumulator_bit_width
+        if torch.is_tensor(bits):
+            return tuple(None if width == UNLIMITED else width for width in bits.tolist())
+        return (bits,) * self.tiles
+
+    @property
+    def tile_limits(self) -> Tensor:
+        """[tiles] int64 largest magnitude that each accumulator holds; 0 for no limit."""
+        limits = [0 if bits is None else 2 ** (bits - 1) - 1 for bits in self.tile_bit_widths]
+        return torch.tensor(limits, device=self.weight.device)
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether no accumulator has a limit."""
+        return all(bits is None for bits in self.tile_bit_widths)
+
+    @property
+    def weight_range(self) -> tuple[Tensor, Tensor]:
+        """(low, high), int64 [K], of the integer weights."""
+        low, high = (
+            torch.as_tensor(bound, dtype=torch.int64).to(self.weight.device).expand(self.columns)
+            for bound in (self.weight_low, self.weight_high)
+        )
+        return low, high
+
+    @property
+    def counted_range(self) -> tuple[Tensor, Tensor]:
+        """The input range as budgets count it: zero in tiles without a limit.
+
+        Inputs of zero leave a budget untouched, so that a tile without a limit needs no case of
+        its own.
+        """
+        low, high = self.input_range
+        limited = (self.tile_limits > 0)[self.tile_of_column]
+        return low * limited, high * limited
 
     @property
     def input_range(self) -> tuple[Tensor, Tensor]:
@@ -205,6 +300,15 @@ class LayerSolution:
 def expanded(scale: Tensor, problem: LayerProblem) -> Tensor:
     """[groups, rows] or [groups, rows, tiles] to a scale per weight, broadcast to columns."""
     return scale.unsqueeze(-1) if scale.ndim == 2 else scale[:, :, problem.tile_of_column]
+
+
+def with_bias_shift(problem: LayerProblem, solution: LayerSolution) -> LayerSolution:
+    """The solution with the mean error in the bias, where there is one."""
+    if problem.quant_mean is None or problem.float_mean is None:
+        return solution
+    wanted = (problem.weight.double() * problem.float_mean.double().unsqueeze(1)).sum(-1)
+    given = (solution.value(problem) * problem.quant_mean.double().unsqueeze(1)).sum(-1)
+    return replace(solution, bias_shift=wanted - given)
 
 
 def centred(problem: LayerProblem) -> tuple[Tensor, Tensor]:

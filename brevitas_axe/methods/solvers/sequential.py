@@ -135,20 +135,12 @@ def _run_part(
     target = recursion.target[some_groups, :, some_rows].contiguous()
     coupling = recursion.coupling[some_groups]
     groups, columns, rows = base.shape
-    bits = problem.accumulator_bit_width
-    low, high = (bound[some_groups] for bound in problem.input_range)
-    if bits is None:
-        # Inputs of zero leave every budget untouched.
-        low, high = torch.zeros_like(low), torch.zeros_like(high)
+    low, high = (bound[some_groups] for bound in problem.counted_range)
     order = recursion.order
     if order is None:
         order = torch.arange(columns, device=base.device).expand(recursion.base.shape[0], -1)
     order = order[some_groups]
-    room = torch.full(
-        (groups, problem.tiles, rows),
-        0 if bits is None else 2 ** (bits - 1) - 1,
-        device=base.device,
-    )
+    room = problem.tile_limits.unsqueeze(-1).repeat(groups, 1, rows)
     error = torch.empty_like(base)
     chosen = torch.empty_like(base, dtype=torch.int32)
     lost = torch.zeros_like(base[:, 0], dtype=torch.float64)
@@ -166,10 +158,11 @@ def _run_part(
         threshold.mT,
         low.gather(1, order),
         high.gather(1, order),
+        *(bound[order] for bound in problem.weight_range),
     )
     read = [given(tensor.contiguous()) for tensor in read]
     written = [given(tensor) for tensor in (room, room.clone(), chosen, error, lost)]
-    rest = [*read, problem.weight_low, problem.weight_high, *written]
+    rest = [*read, *written]
     pivot = given(recursion.pivot[some_groups].contiguous())
     starts = range(0, columns, BLOCK)
     for start in reversed(starts) if recursion.backward else starts:

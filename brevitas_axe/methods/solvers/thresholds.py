@@ -26,22 +26,28 @@ def published_threshold(problem: LayerProblem, scale: Tensor) -> Tensor:
         [groups, rows, tiles] in the units of the weight; zero without an accumulator limit.
     """
     threshold = torch.zeros_like(scale, memory_format=torch.contiguous_format)
-    if problem.accumulator_bit_width is None:
+    if problem.unlimited:
         return threshold
     low, high = problem.input_range
     widest = int((high - low).max())
     if widest == 0:
         return threshold
-    radius = (2**problem.accumulator_bit_width - 2) / widest * scale
+    # Without a limit the ball is as large as numbers can be.
+    largest = torch.finfo(scale.dtype).max
+    balls = [
+        largest if bits is None else (2**bits - 2) / widest for bits in problem.tile_bit_widths
+    ]
+    radius = (scale.new_tensor(balls) * scale).clamp_max(largest)
     weight = problem.weight.detach().to(problem.dtype)
     alive = problem.hessian.diagonal(dim1=-2, dim2=-1) != 0
     if not bool(alive.all()):
         weight = weight * alive.unsqueeze(-2)
     weight, radius = weight.contiguous(), radius.contiguous()
+    edges = torch.tensor(problem.tile_edges)
     if weight.device.type != "cpu":
         rows = (tensor.flatten(0, 1) for tensor in (weight, radius, threshold))
         weight, radius, result = rows
-        device_kernels.l1_thresholds(weight, problem.tile_length, radius, result)
+        device_kernels.l1_thresholds(weight, edges, radius, result)
         return threshold
 
     def work(some_groups: slice, some_rows: slice) -> None:
@@ -49,7 +55,7 @@ def published_threshold(problem: LayerProblem, scale: Tensor) -> Tensor:
         result = torch.empty_like(threshold[part], memory_format=torch.contiguous_format)
         l1_thresholds(
             weight[part].flatten(0, 1).contiguous().numpy(),
-            problem.tile_length,
+            edges.numpy(),
             radius[part].flatten(0, 1).contiguous().numpy(),
             result.flatten(0, 1).numpy(),
         )

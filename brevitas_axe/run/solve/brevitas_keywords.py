@@ -140,7 +140,7 @@ def check_parallel(
     Args:
         groups: names of layers that are said to read one tensor.
         layers: all layers to be solved, by name.
-        readers: layer name → the layers that read its input, see `same_input`.
+        readers: layer name → the layers that read its input, see `brevitas_axe.model.running.Flow`.
     """
     for group in groups:
         for name in group:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import UnsupportedLayer
@@ -14,22 +15,25 @@ from brevitas_axe.model.layers import Layer, unroll_weight
 from brevitas_axe.model.moments import Moments, Statistics
 from brevitas_axe.model.running import dequantized
 from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.run.solve.branches import Branches
 from brevitas_axe.run.solve.walk import SuspendedForward, abandon_all
 
 Pair = tuple[SuspendedForward, SuspendedForward | None]
 
 
-def collect(name: str, layer: Layer, forwards: Sequence[Pair], cross: bool, at: str) -> Moments:
+def collect(
+    name: str, layer: Layer | Branches, forwards: Sequence[Pair], cross: bool, at: str
+) -> Moments:
     """Moments from the forwards that sleep in front of a layer.
 
     Args:
         name: of the layer.
-        layer: it.
+        layer: it, or the branches that are solved together.
         forwards: of the quantized and the float model, for every batch.
         cross: collect the products with the float inputs too.
-        at: where the forwards sleep: the layer, or one with the same input.
+        at: where the forwards sleep: the layer, one with the same input, or the first branch.
     """
-    moments = Moments(name, layer, cross=cross)
+    moments = _moments(name, layer, cross)
     for quant, real in forwards:
         if quant.layer != at:
             continue
@@ -39,16 +43,17 @@ def collect(name: str, layer: Layer, forwards: Sequence[Pair], cross: bool, at: 
                 "for the same batch; exclude it, or use quality='fast' and a solver that does not "
                 "look at the float model's inputs."
             )
-        _add(moments, quant.layer_input, None if real is None else real.layer_input)
+        _add(moments, layer, quant, real)
     return moments
 
 
 def collect_all(
     name: str,
-    layer: Layer,
+    layer: Layer | Branches,
     models: Sequence[nn.Module],
     batches: Sequence[tuple[tuple, dict]],
     cross: bool,
+    at: str,
 ) -> Moments:
     """Moments of a layer that one forward calls several times: over all its calls.
 
@@ -56,38 +61,79 @@ def collect_all(
         name, layer, cross: see `collect`.
         models: the quantized one and, with cross, the float one.
         batches: arguments of their forwards.
+        at: the layer, or the first branch.
     """
-    moments = Moments(name, layer, cross=cross)
+    moments = _moments(name, layer, cross)
     for args, kwargs in batches:
         pair = [SuspendedForward(model, args, kwargs) for model in models]
         try:
             while True:
                 for forward in pair:
-                    forward.advance(name.__eq__)
+                    forward.advance(at.__eq__)
                 if any(forward.finished for forward in pair):
                     break
-                _add(moments, *(forward.layer_input for forward in pair))
+                _add(moments, layer, *pair)
         finally:
             abandon_all(pair)
     return moments
 
 
-def _add(moments: Moments, quant_input: object, float_input: object = None) -> None:
-    layer = moments.layer
-    quantized = layer.input_quant(quant_input)
+def _moments(name: str, layer: Layer | Branches, cross: bool) -> Moments:
+    if isinstance(layer, Branches):
+        first = next(iter(layer.layers.values()))
+        return Moments(name, first, cross, sum(layer.columns))
+    return Moments(name, layer, cross)
+
+
+def _add(
+    moments: Moments,
+    layer: Layer | Branches,
+    quant: SuspendedForward,
+    real: SuspendedForward | None = None,
+) -> None:
+    if isinstance(layer, Branches):
+        inputs = layer.inputs(quant.branched_input[layer.name])
+        quantized = torch.cat([_quantized(branch, x) for branch, x in inputs], -1)
+        floats = None
+        if real is not None:
+            pairs = layer.inputs(real.branched_input[layer.name])
+            floats = torch.cat([x for _, x in pairs], -1)
+    else:
+        quantized = _quantized(layer, quant.layer_input)
+        floats = None if real is None else dequantized(real.layer_input)
+    moments.add(quantized, floats)
+
+
+def _quantized(layer: Layer, layer_input: object) -> Tensor:
+    """What a layer multiplies, as a plain tensor."""
+    quantized = layer.input_quant(layer_input)
     if layer.weight_quant.accumulator_bit_width is not None:
         layer.weight_quant.observe(quantized)
-    moments.add(dequantized(quantized), None if float_input is None else dequantized(float_input))
+    return dequantized(quantized)
 
 
-def layer_problem(layer: Layer, precision: LayerPrecision, statistics: Statistics) -> LayerProblem:
-    """What the solver gets: the layer's weights and grids, its budget and its inputs' moments."""
+def layer_problem(
+    name: str,
+    layer: Layer,
+    precision: LayerPrecision,
+    statistics: Statistics,
+    scale: Tensor | None = None,
+) -> LayerProblem:
+    """What the solver gets: the layer's weights and grids, its budget and its inputs' moments.
+
+    Args:
+        name: of the layer, for messages.
+        layer: it.
+        precision: its widths.
+        statistics: of its inputs.
+        scale: start scale, [rows] or [rows, tiles], instead of the quantizer's own.
+    """
     quant = layer.weight_quant.tensor_quant
     bits = quant.msb_clamp_bit_width_impl()
     reach: InputRange | None = layer.weight_quant.input_range
     return LayerProblem(
         weight=unroll_weight(layer, layer.weight.detach()).float(),
-        scale=current_scale(layer).float(),
+        scale=current_scale(layer).float() if scale is None else scale.float().unsqueeze(0),
         weight_low=int(quant.int_quant.min_int(bits)),
         weight_high=int(quant.int_quant.max_int(bits)),
         input_low=reach.low if reach else 0,
@@ -96,5 +142,6 @@ def layer_problem(layer: Layer, precision: LayerPrecision, statistics: Statistic
         tile_size=layer.weight_quant.scale_tile or precision.tile,
         shared_scale=is_shared_scale(layer),
         power_of_two=is_power_of_two(layer),
+        name=name,
         **statistics,
     )

@@ -16,12 +16,13 @@ def describe(problem: LayerProblem, solution: LayerSolution) -> dict[str, float 
         error_rounded: ||(W - round(W)) X~||^2 / ||W X~||^2, what rounding to the nearest integer
             would lose, with no limit on the accumulator.
         error: the same of the solution.
-        budget_used: largest worst-case sum over the largest number the accumulator holds, None
+        budget_used: largest worst-case sum over the largest number its accumulator holds, None
             without a limit.
     """
     weight, hessian = problem.weight.detach().to(problem.dtype), problem.hessian.to(problem.dtype)
     scale = expanded(problem.scale.to(weight), problem)
-    rounded = (weight / scale).round().clamp(problem.weight_low, problem.weight_high) * scale
+    low, high = problem.weight_range
+    rounded = (weight / scale).round().clamp(low, high) * scale
 
     def energy(value: Tensor) -> Tensor:
         return torch.linalg.vecdot(value, value @ hessian).sum(dtype=torch.float64)
@@ -37,12 +38,11 @@ def describe(problem: LayerProblem, solution: LayerSolution) -> dict[str, float 
 
 
 def _budget_used(problem: LayerProblem, integers: Tensor) -> float | None:
-    bits = problem.accumulator_bit_width
-    if bits is None:
+    if problem.unlimited:
         return None
     # max(above, -below) = (sum |q| (high - low) + |sum q (high + low)|) / 2 of each tile.
-    low, high = (bound.double().unsqueeze(-1) for bound in problem.input_range)
+    low, high = (bound.double().unsqueeze(-1) for bound in problem.counted_range)
     members = F.one_hot(problem.tile_of_column).double()
     q = integers.double()
     sums = q.abs() @ ((high - low) * members) + (q @ ((high + low) * members)).abs()
-    return sums.max().item() / (2**bits - 2)
+    return (sums / (2 * problem.tile_limits.clamp_min(1))).max().item()

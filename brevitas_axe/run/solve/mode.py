@@ -13,7 +13,7 @@ the layer where it stopped (walk.py), and may be left out altogether.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
@@ -33,15 +33,17 @@ from brevitas_axe.errors import (
     UnsupportedLayer,
 )
 from brevitas_axe.methods.solvers.compilation import compile_kernels, kernels_are_ready
-from brevitas_axe.methods.solvers.problem import LayerSolution, Quality
+from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
 from brevitas_axe.methods.solvers.tasks import solve_layers
+from brevitas_axe.methods.splits.branches import parts_of_moments, solve_branches
 from brevitas_axe.model.apply.weights import apply_precision, untie, write_solution
 from brevitas_axe.model.fingerprint import Fingerprint
-from brevitas_axe.model.layers import find_layers, find_unquantized, unroll_weight
+from brevitas_axe.model.layers import Layer, find_layers, find_unquantized, unroll_weight
 from brevitas_axe.model.moments import Moments
 from brevitas_axe.model.running import Flow, float_twin, flow, observe_inputs
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.registry import method
+from brevitas_axe.run.solve.branches import Branches, branches_of
 from brevitas_axe.run.solve.brevitas_keywords import Widths, check_parallel, translated
 from brevitas_axe.run.solve.layer_inputs import collect, collect_all, layer_problem
 from brevitas_axe.run.solve.log import describe
@@ -145,6 +147,7 @@ class axe_mode:
                 + "; quantize the model first (brevitas_axe.quantize does), or exclude less."
             )
         self.plan = Plan({n: self._clipped(n, plan is None, wanted[n]) for n in wanted.layers})
+        self._branches = branches_of(model, self.layers)
         self._parallel = widths.parallel
         self.quality = quality
         self._workers = workers
@@ -325,7 +328,8 @@ class axe_mode:
         check_parallel(self._parallel, self.layers, self._flow.same)
         if self._saved is not None:
             self._fingerprint.add(self.root)
-        self._handles = add_hooks(self.layers)
+        groups = {group.name: group.whole for group in self._branches.values()}
+        self._handles = add_hooks(self.layers, groups)
         if self.needs_float:
             self._float_model = float_twin(self.root)
             twins = dict(self._float_model.named_modules())
@@ -338,21 +342,41 @@ class axe_mode:
                 forward.advance(lambda name: name not in self._done)
 
     def _solve(self, name: str) -> dict:
-        layer = self.layers[name]
-        weight = unroll_weight(layer, layer.weight.detach())
+        group = self._branches.get(name)
+        names = (name,) if group is None else tuple(group.layers)
         index = len(self._done)
-        if self._saved is not None:
-            solution = self._saved.load(index, name, self._run, weight.shape)
-            if solution is not None:
-                self._write(name, solution)
-                return {**self._saved.entry(index), "resumed": True}
-        if name not in self._solved:
-            self._solve_together(name)
-        solution, entry = self._solved.pop(name)
-        if self._saved is not None:
-            self._saved.save(index, name, self._run, solution, entry)
+        if name not in self._solved and not self._restored(index, names):
+            if group is None:
+                self._solve_together(name)
+            else:
+                self._solve_branches(group)
+                # The last one first: where the first is saved, all of them are.
+                for offset, each in reversed([*enumerate(names)]):
+                    self._save(index + offset, each)
+        solution, entry = self._solved[name]
+        if group is None and not entry.get("resumed"):
+            self._save(index, name)
+        del self._solved[name]
         self._write(name, solution)
         return {"resumed": False, **entry}
+
+    def _restored(self, index: int, names: Sequence[str]) -> bool:
+        """Whether the state has these layers, which are then as good as solved."""
+        if self._saved is None:
+            return False
+        found = {}
+        for position, name in enumerate(names, index):
+            shape = unroll_weight(self.layers[name], self.layers[name].weight).shape
+            solution = self._saved.load(position, name, self._run, shape)
+            if solution is None:
+                return False
+            found[name] = solution, {**self._saved.entry(position), "resumed": True}
+        self._solved.update(found)
+        return True
+
+    def _save(self, index: int, name: str) -> None:
+        if self._saved is not None:
+            self._saved.save(index, name, self._run, *self._solved[name])
 
     def _solve_together(self, name: str) -> None:
         """Solves a layer, and with workers those that read the same input, in tasks of one pool."""
@@ -361,28 +385,50 @@ class axe_mode:
             names = tuple(n for n in self._flow.same_input(name) if n not in self._done)
         problems, samples = [], []
         for each in names:
-            moments = self._moments(each, name)
+            moments = self._moments(each, self.layers[each], name)
             statistics = moments.finish()
             samples.append(moments.samples)
             del moments  # float64: a quarter of what a wide layer's solve would hold
             if self.layers[each].bias is None or self.quality == "fast":
                 statistics["quant_mean"] = statistics["float_mean"] = None
-            problems.append(layer_problem(self.layers[each], self.plan[each], statistics))
-        options = {"act_order": self.act_order, "quality": self.quality}
-        if self._workers is None:
-            solutions = [self._solver(problems[0], **options)]
-        else:
-            solutions = solve_layers(problems, self._solver, self._workers, **options)
+            problems.append(layer_problem(each, self.layers[each], self.plan[each], statistics))
+        solutions = self._solutions(problems)
         for each, count, problem, solution in zip(names, samples, problems, solutions, strict=True):
             self._solved[each] = solution, {"samples": count, **describe(problem, solution)}
 
-    def _moments(self, name: str, at: str) -> Moments:
+    def _solve_branches(self, group: Branches) -> None:
+        """Solves the branches of a layer as one problem; the log gives the error of their sum."""
+        names = tuple(group.layers)
+        moments = self._moments(group.name or names[0], group, names[0])
+        statistics, samples = moments.finish(), moments.samples
+        del moments
+        problems = []
+        pieces = parts_of_moments(statistics, group.columns)
+        for (name, layer), piece in zip(group.layers.items(), pieces, strict=True):
+            if layer.bias is None or self.quality == "fast":
+                piece["quant_mean"] = piece["float_mean"] = None
+            scale = group.whole.scale_of(name.rpartition(".")[2])
+            problems.append(layer_problem(name, layer, self.plan[name], piece, scale))
+        solutions, whole, found = solve_branches(problems, statistics, self._solutions)
+        entry = describe(whole, found)
+        errors = {key: entry[key] for key in ("error_rounded", "error")}
+        for name, problem, solution in zip(names, problems, solutions, strict=True):
+            own = describe(problem, solution)
+            self._solved[name] = solution, {"samples": samples, **own, **errors}
+
+    def _solutions(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
+        options = {"act_order": self.act_order, "quality": self.quality}
+        if self._workers is None:
+            return [self._solver(problem, **options) for problem in problems]
+        return solve_layers(problems, self._solver, self._workers, **options)
+
+    def _moments(self, name: str, layer: Layer | Branches, at: str) -> Moments:
         """Of the inputs of a layer, from the forwards that sleep there or where its input is."""
-        layer = self.layers[name]
-        if self._calls.get(name, 1) == 1:
+        first = at if isinstance(layer, Branches) else name
+        if self._calls.get(first, 1) == 1:
             return collect(name, layer, self._forwards, self.needs_float, at)
         models = [self.root] if self._float_model is None else [self.root, self._float_model]
-        return collect_all(name, layer, models, self._batches, self.needs_float)
+        return collect_all(name, layer, models, self._batches, self.needs_float, first)
 
     def _write(self, name: str, solution: LayerSolution) -> None:
         layer = self.layers[name]

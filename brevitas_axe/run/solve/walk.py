@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -39,6 +40,7 @@ class SuspendedForward:
     Attributes:
         layer: name of the layer in front of which it is suspended, None once it has finished.
         layer_input: first positional input of that layer.
+        branched_input: input of every layer of branches that is running, by its name.
         finished: True after the forward has returned.
         output: what it has returned then.
     """
@@ -46,6 +48,7 @@ class SuspendedForward:
     def __init__(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         self.layer: str | None = None
         self.layer_input: object = None
+        self.branched_input: dict[str, Any] = {}
         self.output: object = None
         self.finished = False
         self._pauses: Callable[[str], bool] = lambda name: False
@@ -113,8 +116,12 @@ def _set_modes(modes: Modes) -> None:
         torch.set_autocast_dtype(device, dtype)
 
 
-def add_hooks(layers: Mapping[str, nn.Module]) -> list:
-    """Lets forwards stop in front of these layers. Returns handles with `remove()`."""
+def add_hooks(layers: Mapping[str, nn.Module], branched: Mapping[str, nn.Module]) -> list:
+    """Lets forwards stop in front of layers, and keep the inputs of layers that have branches.
+
+    Returns:
+        Handles with `remove()`.
+    """
 
     def stop_at(name: str):
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -124,10 +131,30 @@ def add_hooks(layers: Mapping[str, nn.Module]) -> list:
 
         return hook
 
-    return [
+    def keep(name: str):
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            current = getcurrent()
+            if isinstance(current, _Coroutine):
+                current.forward.branched_input[name] = first_input(args, kwargs)
+
+        return hook
+
+    def forget(name: str):
+        def hook(module: nn.Module, args: tuple, output: object) -> None:
+            current = getcurrent()
+            if isinstance(current, _Coroutine):
+                current.forward.branched_input.pop(name, None)
+
+        return hook
+
+    handles = [
         layer.register_forward_pre_hook(stop_at(name), with_kwargs=True)
         for name, layer in layers.items()
     ]
+    for name, module in branched.items():
+        handles.append(module.register_forward_pre_hook(keep(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(forget(name)))
+    return handles
 
 
 def abandon_all(forwards: Iterable[SuspendedForward | None]) -> None:

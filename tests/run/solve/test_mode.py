@@ -453,7 +453,7 @@ def test_inputs_come_from_solved_predecessors(monkeypatch):
         assert torch.allclose(problem.float_mean, real.mean(-1), rtol=1e-5)
         return solve(problem, **options)
 
-    monkeypatch.setattr(mode_module, "chosen_solver", lambda name: recording)
+    monkeypatch.setattr(mode_module, "method", lambda room, name: recording)
     run(model, batches, solver="gpfq", quality="best")
     assert problems == ["stem", "left", "right", "head"]
 
