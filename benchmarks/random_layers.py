@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,30 +73,59 @@ def random_problem(draw: np.random.Generator) -> tuple[LayerProblem, str]:
     return problem, f"W{weight_bits} A{input_bits} signed={signed} P={bits} tile={tile}"
 
 
+def varied(draw: np.random.Generator, problem: LayerProblem) -> tuple[LayerProblem, str]:
+    """The layer with what branches bring, each in a part of the cases, and a line that says so.
+
+    Tiles of any lengths, an accumulator per tile, some of them without a limit, a range of the
+    integer weights per column, a scale per tile.
+    """
+    columns = problem.columns
+    said = []
+    if draw.random() < 0.5:
+        inner = np.flatnonzero(draw.random(columns) < draw.random()).tolist()
+        problem = replace(problem, tile_size=None, tile_starts=tuple(sorted({0, *inner})))
+        said.append(f"starts={problem.tile_starts}")
+    if draw.random() < 0.5:
+        widths = draw.integers(2, 25, problem.tiles) * (draw.random(problem.tiles) > 0.2)
+        problem = replace(problem, accumulator_bit_width=torch.from_numpy(widths))
+        said.append(f"widths={widths.tolist()}")
+    if draw.random() < 0.5:
+        low, high = torch.from_numpy(draw.integers(0, 2 ** draw.integers(1, 8), (2, columns)))
+        problem = replace(problem, weight_low=-low, weight_high=high)
+        said.append("weight range per column")
+    if draw.random() < 0.3 and not problem.shared_scale:
+        factor = torch.from_numpy(2.0 ** draw.integers(-2, 3, problem.tiles)).to(problem.scale)
+        problem = replace(problem, scale=problem.scale.unsqueeze(-1) * factor)
+        said.append("scale per tile")
+    return problem, " ".join(said)
+
+
 def violations(problem: LayerProblem, integers: torch.Tensor) -> int:
     """Tiles whose worst-case sum leaves ±(2^(P-1) - 1), and weights out of range."""
     values = integers.tolist()
-    bad = sum(
-        not problem.weight_low <= q <= problem.weight_high
-        for group in values
-        for row in group
-        for q in row
-    )
-    if problem.accumulator_bit_width is None:
-        return bad
-    limit = 2 ** (problem.accumulator_bit_width - 1) - 1
     columns = len(values[0][0])
-    low, high = (
+    smallest, largest, low, high = (
         torch.as_tensor(bound).expand(columns).tolist()
-        for bound in (problem.input_low, problem.input_high)
+        for bound in (
+            problem.weight_low,
+            problem.weight_high,
+            problem.input_low,
+            problem.input_high,
+        )
     )
+    rows = [row for group in values for row in group]
+    bad = sum(not smallest[k] <= row[k] <= largest[k] for row in rows for k in range(columns))
     size = problem.tile_size or columns
-    for group in values:
-        for row in group:
-            for start in range(0, columns, size):
-                tile = range(start, min(start + size, columns))
-                bad += sum(max(row[k] * low[k], row[k] * high[k]) for k in tile) > limit
-                bad += sum(min(row[k] * low[k], row[k] * high[k]) for k in tile) < -limit
+    starts = [*(problem.tile_starts or range(0, columns, size)), columns]
+    widths = problem.accumulator_bit_width
+    widths = widths.tolist() if torch.is_tensor(widths) else [widths] * (len(starts) - 1)
+    for row in rows:
+        for (first, last), bits in zip(pairwise(starts), widths, strict=True):
+            if not bits:
+                continue
+            limit = 2 ** (bits - 1) - 1
+            bad += sum(max(row[k] * low[k], row[k] * high[k]) for k in range(first, last)) > limit
+            bad += sum(min(row[k] * low[k], row[k] * high[k]) for k in range(first, last)) < -limit
     return bad
 
 
@@ -115,6 +146,8 @@ def main() -> None:
         what = f"layer {index} {name} {quality} act_order={act_order}"
         try:
             problem, detail = random_problem(draw)
+            problem, more = varied(draw, problem)
+            detail = f"{detail} {more}"
             solution = method("solvers", name)(problem, act_order=act_order, quality=quality)
             broken = violations(problem, solution.integers)
             counts[f"{name} {quality}"] += 1

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.solvers import Solver
-from brevitas_axe.registry import methods
-from tests.methods.solvers.layers import assert_feasible, random_problem, worst_sums
+from brevitas_axe.methods.solvers.problem import UNLIMITED
+from brevitas_axe.registry import method, methods
+from tests.methods.solvers.layers import assert_feasible, largest_sum, random_problem
 
 SOLVERS: dict[str, Solver] = methods("solvers")
 every_solver = pytest.mark.parametrize("name", SOLVERS)
@@ -56,6 +57,68 @@ def test_every_solution_fits_its_accumulator(data: st.DataObject) -> None:
     if problem.power_of_two:
         exponent = (solution.scale / problem.scale).log2()
         assert torch.equal(exponent, exponent.round())
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_tile_and_column_has_limits_of_its_own(data: st.DataObject) -> None:
+    draw = data.draw
+    columns = draw(st.integers(2, 40))
+    starts = (0, *sorted(draw(st.sets(st.integers(1, columns - 1)))))
+    width = st.one_of(st.just(UNLIMITED), st.integers(2, 20))
+    widths = draw(st.lists(width, min_size=len(starts), max_size=len(starts)))
+    bounds = st.lists(st.integers(0, 100), min_size=columns, max_size=columns)
+    problem = random_problem(
+        rows=draw(st.integers(1, 5)),
+        columns=columns,
+        groups=draw(st.integers(1, 2)),
+        signed=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        seed=draw(st.integers(0, 99)),
+        tile_starts=starts,
+        accumulator_bit_width=torch.tensor(widths),
+        weight_low=-torch.tensor(draw(bounds)),
+        weight_high=torch.tensor(draw(bounds)),
+    )
+    if draw(st.booleans()):
+        factor = 2.0 ** torch.randint(-2, 3, (len(starts),))
+        problem = replace(problem, scale=problem.scale.unsqueeze(-1) * factor)
+    solve = SOLVERS[draw(st.sampled_from(sorted(SOLVERS)))]
+    act_order = draw(st.booleans())
+    fast, best = (solve(problem, act_order=act_order, quality=q) for q in ("fast", "best"))
+    assert_feasible(problem, fast)
+    assert_feasible(problem, best)
+    if problem.quant_mean is None:
+        before, after = fast.loss(problem), best.loss(problem)
+        assert bool((after <= before + 1e-6 * before.abs().clamp_min(1)).all())
+
+
+@every_solver
+@qualities
+@pytest.mark.parametrize("bits", [12, None])
+def test_limits_that_are_all_the_same_are_one_limit(name: str, quality: str, bits) -> None:
+    plain = random_problem(6, 24, tile_size=10, accumulator_bit_width=bits)
+    spelled = replace(
+        plain,
+        tile_size=None,
+        tile_starts=(0, 10, 20),
+        accumulator_bit_width=torch.full((3,), bits or UNLIMITED),
+        weight_low=torch.full((24,), -7),
+        weight_high=torch.full((24,), 7),
+    )
+    one, two = (method("solvers", name)(problem, quality=quality) for problem in (plain, spelled))
+    assert torch.equal(one.integers, two.integers)
+    assert torch.equal(one.scale, two.scale)
+
+
+@every_solver
+@qualities
+def test_a_column_keeps_to_its_own_range(name: str, quality: str) -> None:
+    high = torch.tensor([7] * 12 + [1] * 12)
+    problem = random_problem(6, 24, weight_low=-high, weight_high=high)
+    used = method("solvers", name)(problem, quality=quality).integers.abs()
+    assert used[..., :12].max() > 1
+    assert used[..., 12:].max() == 1
 
 
 @every_solver
@@ -173,7 +236,7 @@ def test_wide_integers_are_exact(name: str) -> None:
     )
     solution = SOLVERS[name](problem)
     assert_feasible(problem, solution)
-    assert worst_sums(problem, solution.integers)[0] > 2**59
+    assert largest_sum(problem, solution.integers) > 2**59
 
 
 @every_solver

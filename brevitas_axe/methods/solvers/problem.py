@@ -198,8 +198,9 @@ class LayerProblem:
     @property
     def tile_of_column(self) -> Tensor:
         """[K] int64 index of the tile that each input belongs to."""
-        edges = torch.tensor(self.tile_edges, device=self.weight.device)
-        return torch.arange(self.tiles, device=edges.device).repeat_interleave(edges.diff())
+        lengths = torch.tensor(self.tile_edges).diff()
+        tiles = torch.arange(self.tiles).repeat_interleave(lengths)
+        return tiles.to(self.weight.device)
 
     @property
     def tile_bit_widths(self) -> tuple[int | None, ...]:
@@ -213,7 +214,7 @@ class LayerProblem:
     def tile_limits(self) -> Tensor:
         """[tiles] int64 largest magnitude that each accumulator holds; 0 for no limit."""
         limits = [0 if bits is None else 2 ** (bits - 1) - 1 for bits in self.tile_bit_widths]
-        return torch.tensor(limits, device=self.weight.device)
+        return torch.tensor(limits).to(self.weight.device)
 
     @property
     def unlimited(self) -> bool:

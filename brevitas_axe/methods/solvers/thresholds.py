@@ -37,7 +37,7 @@ def published_threshold(problem: LayerProblem, scale: Tensor) -> Tensor:
     balls = [
         largest if bits is None else (2**bits - 2) / widest for bits in problem.tile_bit_widths
     ]
-    radius = (scale.new_tensor(balls) * scale).clamp_max(largest)
+    radius = (torch.tensor(balls, dtype=scale.dtype).to(scale.device) * scale).clamp_max(largest)
     weight = problem.weight.detach().to(problem.dtype)
     alive = problem.hessian.diagonal(dim1=-2, dim2=-1) != 0
     if not bool(alive.all()):

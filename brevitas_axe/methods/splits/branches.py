@@ -55,7 +55,7 @@ def joint(parts: Sequence[LayerProblem], moments: Statistics) -> LayerProblem:
         quant_mean=moments["quant_mean"] if biased else None,
         float_mean=moments["float_mean"] if biased else None,
         accumulator_bit_width=torch.tensor(
-            [UNLIMITED if bits is None else bits for bits in widths], device=weight_low.device
+            [UNLIMITED if bits is None else bits for bits in widths]
         ),
         tile_starts=tuple(
             edge + start

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -55,29 +57,36 @@ def random_problem(
     return LayerProblem(**(fields | options))
 
 
-def worst_sums(problem: LayerProblem, integers: Tensor) -> tuple[int, int]:
-    """(largest, smallest) sum that any inputs can give any tile, in Python integers."""
+def worst_sums(problem: LayerProblem, integers: Tensor) -> list[tuple[int, int]]:
+    """(smallest, largest) sum of each tile over all rows and inputs, in Python integers."""
     values = integers.numpy().astype(object)
     groups, rows, columns = values.shape
     low = np.broadcast_to(np.asarray(problem.input_low, dtype=object), (groups, columns))
     high = np.broadcast_to(np.asarray(problem.input_high, dtype=object), (groups, columns))
-    length = problem.tile_size or columns
-    largest = smallest = 0
-    for g in range(groups):
-        for row in range(rows):
-            for first in range(0, columns, length):
+    starts = problem.tile_starts or range(0, columns, problem.tile_size or columns)
+    sums = []
+    for first, last in pairwise([*starts, columns]):
+        smallest = largest = 0
+        for g in range(groups):
+            for row in range(rows):
                 ends = [
                     (int(q) * int(a), int(q) * int(b))
                     for q, a, b in zip(
-                        values[g, row, first : first + length],
-                        low[g, first : first + length],
-                        high[g, first : first + length],
+                        values[g, row, first:last],
+                        low[g, first:last],
+                        high[g, first:last],
                         strict=True,
                     )
                 ]
-                largest = max(largest, sum(max(pair) for pair in ends))
                 smallest = min(smallest, sum(min(pair) for pair in ends))
-    return largest, smallest
+                largest = max(largest, sum(max(pair) for pair in ends))
+        sums.append((smallest, largest))
+    return sums
+
+
+def largest_sum(problem: LayerProblem, integers: Tensor) -> int:
+    """Largest magnitude of any tile's sum."""
+    return max(max(-low, high) for low, high in worst_sums(problem, integers))
 
 
 def assert_feasible(problem: LayerProblem, solution: LayerSolution) -> None:
@@ -88,9 +97,12 @@ def assert_feasible(problem: LayerProblem, solution: LayerSolution) -> None:
     assert solution.scale.shape == problem.scale.shape
     assert bool((solution.scale > 0).all())
     assert bool(solution.scale.isfinite().all())
-    assert integers.min() >= problem.weight_low
-    assert integers.max() <= problem.weight_high
-    if problem.accumulator_bit_width is not None:
-        largest, smallest = worst_sums(problem, integers)
-        limit = 2 ** (problem.accumulator_bit_width - 1) - 1
-        assert -limit <= smallest <= largest <= limit
+    assert bool((integers >= torch.as_tensor(problem.weight_low)).all())
+    assert bool((integers <= torch.as_tensor(problem.weight_high)).all())
+    widths = problem.accumulator_bit_width
+    sums = worst_sums(problem, integers)
+    each = widths.tolist() if torch.is_tensor(widths) else [widths] * len(sums)
+    for (smallest, largest), bits in zip(sums, each, strict=True):
+        if bits:
+            limit = 2 ** (bits - 1) - 1
+            assert -limit <= smallest <= largest <= limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace as changed
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +18,7 @@ from brevitas_axe.methods.solvers import (
     kernels,
     thresholds,
 )
-from brevitas_axe.methods.solvers.problem import LayerSolution
+from brevitas_axe.methods.solvers.problem import UNLIMITED, LayerSolution
 from brevitas_axe.registry import method, methods
 from tests.methods.solvers.layers import random_problem
 
@@ -61,6 +62,16 @@ def test_fast_solutions_are_the_same(data: st.DataObject) -> None:
         accumulator_bit_width=draw(st.one_of(st.none(), st.integers(4, 20))),
         tile_size=draw(st.one_of(st.none(), st.integers(1, 50))),
     )
+    if columns > 1 and draw(st.booleans()):
+        high = torch.randint(0, 8, (columns,))
+        problem = changed(
+            problem,
+            tile_size=None,
+            tile_starts=(0, columns // 2),
+            accumulator_bit_width=torch.tensor([draw(st.sampled_from([UNLIMITED, 8, 14])), 10]),
+            weight_low=-high.flip(0),
+            weight_high=high,
+        )
     name, order = draw(st.sampled_from(sorted(methods("solvers")))), draw(st.booleans())
     one, two = both_ways(name, problem, act_order=order)
     assert torch.equal(one.integers, two.integers)
@@ -87,6 +98,7 @@ def test_thresholds_are_the_same(columns: int, tile: int, radius: float, seed: i
     tile = min(tile, columns)
     balls = torch.full((4, -(-columns // tile)), radius, dtype=torch.float64)
     one, two = torch.empty_like(balls), torch.empty_like(balls)
-    kernels.l1_thresholds(weight.numpy(), tile, balls.numpy(), one.numpy())
-    device_kernels.l1_thresholds(weight, tile, balls, two)
+    edges = torch.tensor([*range(0, columns, tile), columns])
+    kernels.l1_thresholds(weight.numpy(), edges.numpy(), balls.numpy(), one.numpy())
+    device_kernels.l1_thresholds(weight, edges, balls, two)
     torch.testing.assert_close(one, two)

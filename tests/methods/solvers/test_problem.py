@@ -9,6 +9,7 @@ import torch
 
 from brevitas_axe.errors import AccumulatorTooNarrow, InvalidOption, InvalidTile, NonFiniteValues
 from brevitas_axe.methods.solvers import LayerSolution
+from brevitas_axe.methods.solvers.problem import UNLIMITED
 from tests.methods.solvers.layers import random_problem
 
 
@@ -36,7 +37,20 @@ def test_large_finite_values_are_accepted() -> None:
         (AccumulatorTooNarrow, {"accumulator_bit_width": 1}),
         (InvalidOption, {"accumulator_bit_width": 63}),
         (InvalidTile, {"tile_size": 0}),
+        (InvalidTile, {"tile_size": 5, "tile_starts": (0, 5)}),
+        (InvalidTile, {"tile_starts": ()}),
+        (InvalidTile, {"tile_starts": (1, 5)}),
+        (InvalidTile, {"tile_starts": (0, 5, 5)}),
+        (InvalidTile, {"tile_starts": (0, 24)}),
+        (AccumulatorTooNarrow, {"accumulator_bit_width": torch.tensor([1])}),
+        (InvalidOption, {"accumulator_bit_width": torch.tensor([63])}),
+        (InvalidOption, {"accumulator_bit_width": torch.tensor([8, 8])}),
+        (InvalidOption, {"accumulator_bit_width": torch.tensor([8.0])}),
         (InvalidOption, {"weight_low": 1}),
+        (InvalidOption, {"weight_high": torch.full((24,), -1)}),
+        (InvalidOption, {"weight_high": torch.ones(23, dtype=torch.int64)}),
+        (InvalidOption, {"weight_high": torch.ones(24)}),
+        (InvalidOption, {"weight_high": torch.full((24,), 2**60)}),
         (InvalidOption, {"input_low": 1}),
         (InvalidOption, {"input_high": -1}),
         (InvalidOption, {"input_high": 2**60}),
@@ -50,6 +64,8 @@ def test_large_finite_values_are_accepted() -> None:
 def test_impossible_problems(error: type[Exception], changes: dict) -> None:
     with pytest.raises(error):
         random_problem(**changes)
+    with pytest.raises(error, match=r"layer 'block\.fc1'"):
+        random_problem(**changes, name="block.fc1")
 
 
 def test_tiles() -> None:
@@ -57,6 +73,20 @@ def test_tiles() -> None:
     assert problem.tiles == 3
     assert problem.tile_of_column.bincount().tolist() == [10, 10, 4]
     assert replace(problem, tile_size=100).tiles == 1
+    uneven = replace(problem, tile_size=None, tile_starts=(0, 1, 20))
+    assert uneven.tile_of_column.bincount().tolist() == [1, 19, 4]
+
+
+def test_a_tile_without_a_limit_counts_no_inputs() -> None:
+    widths = torch.tensor([8, UNLIMITED])
+    problem = random_problem(2, 24, tile_starts=(0, 9), accumulator_bit_width=widths)
+    assert problem.tile_bit_widths == (8, None)
+    assert problem.tile_limits.tolist() == [127, 0]
+    low, high = problem.counted_range
+    assert not low.any()
+    assert high[0].tolist() == [255] * 9 + [0] * 15
+    assert not problem.unlimited
+    assert replace(problem, accumulator_bit_width=torch.tensor([UNLIMITED] * 2)).unlimited
 
 
 def test_loss_is_that_of_the_outputs() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import joblib
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from brevitas_axe.model.layers import Layer, find_layers, integer_weight
 from brevitas_axe.model.running import Flow, flow
 from brevitas_axe.registry import method, methods
 from brevitas_axe.run.solve import axe_mode
-from tests.methods.solvers.layers import random_problem
+from tests.methods.solvers.layers import assert_feasible, random_problem
 
 OPTIONS = {"act_order": True, "quality": "best"}
 
@@ -44,6 +46,19 @@ def test_pieces_make_the_whole(name: str, groups: int) -> None:
     torch.testing.assert_close(pieces.loss(layer), whole.loss(layer), rtol=1e-3, atol=1e-6)
     assert (pieces.integers != whole.integers).float().mean() < 0.02
     assert pieces.scale.shape == whole.scale.shape
+
+
+def test_pieces_keep_the_limits_of_tiles_and_columns() -> None:
+    high = torch.arange(24) % 5
+    layer = replace(
+        problem(),
+        tile_size=None,
+        tile_starts=(0, 7),
+        accumulator_bit_width=torch.tensor([10, 12]),
+        weight_low=-high,
+        weight_high=high,
+    )
+    assert_feasible(layer, here(layer, method("solvers", "qronos"), 1))
 
 
 @pytest.mark.parametrize("backend", ["threading", "loky"])

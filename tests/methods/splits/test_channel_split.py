@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from torch import nn
 
 from brevitas_axe import Int8WeightPerChannelFloatAXE, quantize
 from brevitas_axe.errors import InvalidOption, NonFiniteValues
-from brevitas_axe.methods.splits.channel_split import ChannelSplit, SplitLinear, channel_split
+from brevitas_axe.methods.splits.channel_split import ChannelSplit, channel_split
+from brevitas_axe.methods.splits.layers import split_layers
+from brevitas_axe.model.branches import BranchedLinear
 from brevitas_axe.model.layers import Layer, find_layers
 from brevitas_axe.model.prepare import as_batches, calibrate
 from brevitas_axe.plan import LayerPrecision, Plan
@@ -35,17 +38,21 @@ def planted() -> tuple[nn.Module, torch.Tensor]:
     return nn.Sequential(layer).eval(), x
 
 
+def split_by(split: ChannelSplit, model: nn.Module, data: list, **options: Any) -> Layer:
+    return split_layers(model, data, split, **options)
+
+
 def test_the_function_is_kept_and_the_model_too() -> None:
     model, x = planted()
     model, x = model.double(), x.double()
     with torch.no_grad():
         before = model(x)
-        split = SPLIT(model, [x])
+        split = split_by(SPLIT, model, [x])
         assert (split(x) - before).abs().max() < 1e-10 * before.abs().max()
         assert torch.equal(model(x), before)
     (layer,) = split.children()
-    assert isinstance(layer, SplitLinear)
-    assert layer.outlier_channels.tolist() == OUTLIERS
+    assert isinstance(layer, BranchedLinear)
+    assert layer.outliers_columns.tolist() == OUTLIERS
     assert layer.outliers.bias is None
 
 
@@ -53,13 +60,13 @@ def test_a_model_in_training_mode_is_calibrated_as_it_will_run() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2))
     model[0].requires_grad_(False)
-    split, x = channel_split(model, [torch.randn(16, 8)]), torch.randn(5, 8)
+    split, x = split_by(channel_split, model, [torch.randn(16, 8)]), torch.randn(5, 8)
     assert all(module.training for module in (*model.modules(), *split.modules()))
     assert not any(p.requires_grad for p in split.get_submodule("0").parameters())
     assert all(p.requires_grad for p in split.get_submodule("3").parameters())
     with torch.no_grad():
         assert torch.allclose(split.eval()(x), model.eval()(x), atol=1e-6)
-    assert not any(module.training for module in channel_split(model, [x]).modules())
+    assert not any(module.training for module in split_by(channel_split, model, [x]).modules())
 
 
 class Uncommon(nn.Module):
@@ -77,8 +84,8 @@ class Uncommon(nn.Module):
 
 def test_a_layer_is_split_in_all_of_its_places() -> None:
     model, x = Uncommon(), torch.randn(8)
-    split: Layer = channel_split(model, [x])
-    assert isinstance(split.one, SplitLinear)
+    split: Layer = split_by(channel_split, model, [x])
+    assert isinstance(split.one, BranchedLinear)
     assert split.one is split.other
     assert type(split.idle) is nn.Linear
     assert torch.allclose(split(x), model(x), atol=1e-6)
@@ -86,23 +93,23 @@ def test_a_layer_is_split_in_all_of_its_places() -> None:
 
 def test_a_model_that_is_a_layer_is_split() -> None:
     layer, x = nn.Linear(8, 2), torch.randn(3, 8)
-    split = channel_split(layer, [x])
-    assert isinstance(split, SplitLinear)
+    split = split_by(channel_split, layer, [x])
+    assert isinstance(split, BranchedLinear)
     assert torch.allclose(split(x), layer(x), atol=1e-6)
 
 
 def test_an_excluded_module_keeps_all_of_its_layers() -> None:
     model = nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 2))
-    split: Layer = channel_split(model, [torch.randn(3, 8)], exclude=("0",))
+    split: Layer = split_by(channel_split, model, [torch.randn(3, 8)], exclude=("0",))
     assert type(split[0][0]) is nn.Linear
-    assert isinstance(split[1], SplitLinear)
+    assert isinstance(split[1], BranchedLinear)
     with pytest.raises(InvalidOption, match="no float linear layer"):
-        channel_split(Uncommon(), [torch.randn(8)], exclude=("other",))
+        split_by(channel_split, Uncommon(), [torch.randn(8)], exclude=("other",))
 
 
 def test_the_share_is_rounded_up_exactly() -> None:
-    split: Layer = ChannelSplit(share=0.07)(nn.Linear(100, 2), [torch.randn(3, 100)])
-    assert len(split.outlier_channels) == 7  # 0.07 * 100 is 7.000000000000001
+    split: Layer = split_by(ChannelSplit(share=0.07), nn.Linear(100, 2), [torch.randn(3, 100)])
+    assert len(split.outliers_columns) == 7  # 0.07 * 100 is 7.000000000000001
 
 
 def quantized(model: nn.Module, x: torch.Tensor) -> nn.Module:
@@ -123,7 +130,7 @@ def test_both_branches_get_widths_of_their_own_and_lose_less(tmp_path) -> None:
     with torch.no_grad():
         real = model(x)
         whole = quantize(quantized(model, x), [x], accumulator_bit_width=12, progress=False)
-        split = quantized(SPLIT(model, [x]), x)
+        split = quantized(split_by(SPLIT, model, [x]), x)
         plan = Plan({"0.rest": LayerPrecision(accumulator=12),
                      "0.outliers": LayerPrecision(weight=8, accumulator=14)})  # fmt: skip
         found = quantize(split, [x], plan=plan, progress=False)
@@ -142,7 +149,7 @@ def test_both_branches_get_widths_of_their_own_and_lose_less(tmp_path) -> None:
 
 def test_transformers_are_split_and_solved() -> None:
     data = batches("llama")
-    model = channel_split(tiny("llama").eval(), data, exclude=("lm_head",))
+    model = split_by(channel_split, tiny("llama").eval(), data, exclude=("lm_head",))
     result = quantize_blocks(model, data, accumulator_bit_width=14, quality="fast", progress=False)
     assert result.certificate.ok
     assert {name.rpartition(".")[2] for name in find_layers(result.model)} == {"rest", "outliers"}
@@ -151,17 +158,14 @@ def test_transformers_are_split_and_solved() -> None:
 def test_what_cannot_be_split_is_said() -> None:
     model, x = planted()
     with pytest.raises(InvalidOption, match="'1' is not in the model"):
-        channel_split(model, [x], exclude=("1",))
+        split_by(channel_split, model, [x], exclude=("1",))
     with pytest.raises(InvalidOption, match="before it is quantized"):
-        channel_split(quantized(model, x), [x])
+        split_by(channel_split, quantized(model, x), [x])
     with pytest.raises(InvalidOption, match="between 0 and 1"):
         ChannelSplit(share=1.0)
     with pytest.raises(InvalidOption, match=r"give \['0'\]"):
-        channel_split(model, [x], exclude="0")
+        split_by(channel_split, model, [x], exclude="0")
     layer: Layer = model.get_submodule("0")
-    for channels in ([], [32], [-1], range(32)):
-        with pytest.raises(InvalidOption, match="outliers must be some of the 32 input channels"):
-            SplitLinear(layer, torch.tensor([*channels], dtype=torch.int64))
     layer.weight.data.fill_(torch.nan)
     with pytest.raises(NonFiniteValues, match="input of layer '1' holds NaN"):
-        channel_split(nn.Sequential(layer, nn.Linear(8, 2)), [x])
+        split_by(channel_split, nn.Sequential(layer, nn.Linear(8, 2)), [x])

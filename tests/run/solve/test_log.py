@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from brevitas_axe.methods.solvers.problem import LayerProblem
+from brevitas_axe.methods.solvers.problem import UNLIMITED, LayerProblem
 from brevitas_axe.registry import method
 from brevitas_axe.run.solve.log import describe
 
@@ -51,6 +53,20 @@ def test_errors_and_budget() -> None:
     assert figures["budget_used"] == max(sums) / 127
     assert figures["budget_used"] <= 1
     assert (figures["inputs"], figures["outputs"]) == (K, ROWS)
+
+
+def test_the_budget_is_that_of_the_fullest_tile() -> None:
+    layer, _ = problem(8)
+    widths = torch.tensor([8, UNLIMITED, 9][: layer.tiles])
+    layer = replace(layer, accumulator_bit_width=widths)
+    solution = method("solvers", "gptq")(layer)
+    q = solution.integers[0].numpy()
+    used = [
+        max(np.maximum(-8 * t, 7 * t).sum(), np.maximum(8 * t, -7 * t).sum()) / limit
+        for row in q
+        for t, limit in ((row[:5], 127), (row[10:], 255))
+    ]
+    assert describe(layer, solution)["budget_used"] == pytest.approx(max(used))
 
 
 def test_no_limit_uses_no_budget() -> None:
