@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.solvers import LayerProblem, LayerSolution, solver, solvers
+from brevitas_axe.methods.solvers import LayerProblem, LayerSolution
 from brevitas_axe.methods.solvers.problem import UNLIMITED, with_bias_shift
 from brevitas_axe.methods.splits import Branch
 from brevitas_axe.methods.splits.branches import (
@@ -23,6 +23,7 @@ from brevitas_axe.methods.splits.branches import (
 from brevitas_axe.methods.splits.layers import branched
 from brevitas_axe.model.moments import Statistics
 from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.registry import method, methods
 from tests.methods.solvers.layers import assert_feasible, random_problem
 
 NARROW = LayerPrecision(weight=3, input=6, accumulator=12, tile=4)
@@ -67,7 +68,7 @@ def test_apart_undoes_together() -> None:
     parts, moments = cut(random_problem(3, 20, bias=True), NARROW, WIDE)
     tiled = replace(parts[0], scale=parts[0].scale.unsqueeze(-1) * torch.tensor([1.0, 2, 4]))
     parts = (tiled, parts[1])
-    solutions = [solver("gptq")(part, quality="best") for part in parts]
+    solutions = [method("solvers", "gptq")(part, quality="best") for part in parts]
     whole = joint(parts, moments)
     combined = with_bias_shift(whole, together(solutions, parts))
     back = apart(combined, parts)
@@ -102,7 +103,7 @@ def test_joint_is_feasible_and_never_worse_than_apart(data: st.DataObject) -> No
     if tied.get("shared_scale"):
         parts = [replace(p, scale=p.scale.amax().expand_as(p.scale).clone()) for p in parts]
     parts = [replace(part, **tied) for part in parts]
-    solve = solver(draw(st.sampled_from(sorted(solvers()))))
+    solve = method("solvers", draw(st.sampled_from(sorted(methods("solvers")))))
     quality = draw(st.sampled_from(["fast", "best"]))
 
     def each(problems):
@@ -125,7 +126,7 @@ def test_joint_branches_correct_each_other() -> None:
     parts, moments = cut(problem, replace(NARROW, tile=None, accumulator=None), WIDE)
 
     def each(problems):
-        return [solver("qronos")(p, act_order=True, quality="best") for p in problems]
+        return [method("solvers", "qronos")(p, act_order=True, quality="best") for p in problems]
 
     alone = together(each(parts), parts)
     _, whole, kept = solve_branches(parts, moments, each)
@@ -145,7 +146,7 @@ def test_repeated_columns_are_solved() -> None:
     parts, moments = branch_problems(problem, planes)
 
     def each(problems):
-        return [solver("qronos")(p, quality="best") for p in problems]
+        return [method("solvers", "qronos")(p, quality="best") for p in problems]
 
     solutions, _, _ = solve_branches(parts, moments, each)
     for part, solution in zip(parts, solutions, strict=True):
