@@ -271,7 +271,7 @@ class Bench:
         code = solver_fingerprint((*SOLVERS, "sensitivity"))[:12]
         cache = CACHE / "allocation" / f"scores-{code}"
         return score(
-            self.model, batches, choices, scorer, metric=metric, exclude=IN_FLOAT, cache=cache
+            self.model, batches, choices, scorer, metric=metric, exclude=IN_FLOAT, state=cache
         )
 
     @cached_property

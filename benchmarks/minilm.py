@@ -165,13 +165,13 @@ def whole_runs(judge: Experiment, repeats: int, activations: str, rotate: bool) 
     point = Setting("", 4, 8, 16, 64)
 
     def ours(quality: str) -> None:
-        algorithm = "gptq" if quality == "fast" else "qronos"
+        solver = "gptq" if quality == "fast" else "qronos"
         quantize_blocks(
             deepcopy(judge.model),
             judge.batches,
             accumulator_bit_width=point.accumulator_bits,
             tile_size=point.tile_size,
-            algorithm=algorithm,
+            solver=solver,
             quality=quality,
             activations=activations,
             rotate=rotate,

@@ -27,14 +27,18 @@ if TYPE_CHECKING:
     from brevitas_axe.plan import LayerPrecision, Plan
     from brevitas_axe.proof.certificate import Certificate, certify, certify_file
     from brevitas_axe.proof.emulator import emulate
+    from brevitas_axe.recipe import Recipe, Run
+    from brevitas_axe.run.allocate import AllocateResult, allocate
     from brevitas_axe.run.finetune import FinetuneResult, finetune
-    from brevitas_axe.run.quantize import QuantizeResult, quantize
-    from brevitas_axe.run.quantize_blocks import BlocksResult, quantize_blocks
+    from brevitas_axe.run.quantize import quantize
+    from brevitas_axe.run.quantize_blocks import quantize_blocks
+    from brevitas_axe.run.result import BlocksResult, QuantizeResult
     from brevitas_axe.run.solve import axe_gpfq_mode, axe_gptq_mode, axe_qronos_mode
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AllocateResult",
     "AxeError",
     "BlocksResult",
     "Certificate",
@@ -46,6 +50,9 @@ __all__ = [
     "LayerPrecision",
     "Plan",
     "QuantizeResult",
+    "Recipe",
+    "Run",
+    "allocate",
     "apply_plan",
     "axe_gpfq_mode",
     "axe_gptq_mode",
@@ -79,8 +86,11 @@ _NAMES_OF = {
     "proof.certificate": ("Certificate", "certify", "certify_file"),
     "proof.emulator": ("emulate",),
     "run.finetune": ("FinetuneResult", "finetune"),
-    "run.quantize": ("QuantizeResult", "quantize"),
-    "run.quantize_blocks": ("BlocksResult", "quantize_blocks"),
+    "recipe": ("Recipe", "Run"),
+    "run.allocate": ("AllocateResult", "allocate"),
+    "run.quantize": ("quantize",),
+    "run.quantize_blocks": ("quantize_blocks",),
+    "run.result": ("BlocksResult", "QuantizeResult"),
     "run.solve": ("axe_gpfq_mode", "axe_gptq_mode", "axe_qronos_mode"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}

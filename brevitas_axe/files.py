@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from brevitas_axe.errors import InvalidPlan
+from brevitas_axe.errors import AxeError, InvalidPlan
 
 
 def json_text(content: Any) -> str:
@@ -38,12 +38,12 @@ def write_whole(path: str | Path, data: bytes) -> None:
         raise
 
 
-def read_text(path: str | Path, what: str) -> str:
-    """Text of a JSON file; InvalidPlan where it cannot be read."""
+def read_text(path: str | Path, what: str, refusal: type[AxeError] = InvalidPlan) -> str:
+    """Text of a file; an error of class `refusal` where it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidPlan(f"the {what} {path} cannot be read: {error}.") from None
+        raise refusal(f"the {what} {path} cannot be read: {error}.") from None
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -53,7 +53,9 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return result
 
 
-def parse_object(text: str, what: str, form: str, keys: Iterable[str]) -> dict[str, Any]:
+def parse_object(
+    text: str, what: str, form: str, keys: Iterable[str], older: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """A JSON object with exactly the given keys besides 'format', whose value must be `form`.
 
     Args:
@@ -61,6 +63,7 @@ def parse_object(text: str, what: str, form: str, keys: Iterable[str]) -> dict[s
         what: kind of file, for messages: "plan".
         form: expected value of 'format'.
         keys: the other keys.
+        older: values of 'format' that are read as well.
 
     Raises:
         InvalidPlan: anything else, duplicate keys included.
@@ -73,6 +76,6 @@ def parse_object(text: str, what: str, form: str, keys: Iterable[str]) -> dict[s
     if not isinstance(data, dict) or set(data) != set(keys):
         listed = ", ".join(f"'{key}'" for key in keys)
         raise InvalidPlan(f"a {what} is a JSON object with exactly the keys {listed}.")
-    if data["format"] != form:
+    if data["format"] not in (form, *older):
         raise InvalidPlan(f"the {what}'s format is {data['format']!r}, expected {form!r}.")
     return data

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,30 @@ from brevitas_axe.display import html_table, span
 from brevitas_axe.errors import InvalidPlan
 from brevitas_axe.files import parse_object, read_text, write_whole
 
-_FORMAT = "brevitas_axe.plan.v1"
+_FORMAT = "brevitas_axe.plan.v2"
+_OLDER_FORMATS = ("brevitas_axe.plan.v1",)
 _CHOICES_FORMAT = "brevitas_axe.choices.v1"
+
+
+def name_matches(pattern: str, name: str) -> bool:
+    """Whether a layer's name is one that a pattern stands for.
+
+    Args:
+        pattern: shell-style for the whole name ("encoder.*.fc1"), or a regular expression between
+            slashes, found anywhere in the name ("/fc[12]$/").
+        name: of a layer.
+
+    Raises:
+        InvalidPlan: the regular expression cannot be compiled.
+    """
+    if len(pattern) > 1 and pattern[0] == pattern[-1] == "/":
+        try:
+            return re.search(pattern[1:-1], name) is not None
+        except re.error as error:
+            raise InvalidPlan(
+                f"the pattern '{pattern}' is no regular expression: {error}."
+            ) from None
+    return fnmatchcase(name, pattern)
 
 
 def _layer_objects(data: dict[str, Any], what: str) -> dict[str, Any]:
@@ -67,7 +91,9 @@ def _precision(name: str, entry: object) -> LayerPrecision:
 class Plan:
     """Layer name → LayerPrecision.
 
-    Layer names are those of `model.named_modules()`.
+    Layer names are those of `model.named_modules()`. A part of a layer that was split is a layer
+    with a name of its own ("fc1.low"); what split it is told by the recipe. Files of the format's
+    first version hold the same and are read.
     """
 
     layers: Mapping[str, LayerPrecision] = field(default_factory=dict)
@@ -97,13 +123,28 @@ class Plan:
     def __getitem__(self, name: str) -> LayerPrecision:
         return self.layers[name]
 
+    def within(self, prefix: str) -> Plan:
+        """The layers of one block, by their names inside it: "h.0.fc" is "fc" within "h.0"."""
+        start = f"{prefix}."
+        return Plan(
+            {n.removeprefix(start): p for n, p in self.layers.items() if n.startswith(start)}
+        )
+
+    def missing(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of the names for which nothing is planned, in their order."""
+        return tuple(name for name in names if name not in self.layers)
+
     def check_names(self, names: Iterable[str]) -> None:
         """Raises InvalidPlan when a planned layer is not among names."""
         names = list(names)
         unknown = [name for name in self.layers if name not in names]
         if unknown:
+            unsplit = [name for name in names if any(n.startswith(f"{name}.") for n in unknown)]
+            hint = ""
+            if unsplit:
+                hint = f" ('{unsplit[0]}' is not split; apply the recipe's split first)"
             raise InvalidPlan(
-                f"the plan names layers that the model does not have: {', '.join(unknown)}; "
+                f"the plan names layers that the model does not have: {', '.join(unknown)}{hint}; "
                 f"its layers are: {', '.join(names)}."
             )
 
@@ -118,7 +159,7 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Parses strict JSON; any unknown key or wrong type raises InvalidPlan."""
-        data = parse_object(text, "plan", _FORMAT, ["layers"])
+        data = parse_object(text, "plan", _FORMAT, ["layers"], _OLDER_FORMATS)
         layers = _layer_objects(data, "plan")
         return cls({name: _precision(name, entry) for name, entry in layers.items()})
 
@@ -169,6 +210,44 @@ class Choices:
                     f"layers {', '.join(group)} read the same activation, but no choice of input "
                     "bits is common to all of them; give them one."
                 )
+
+    def restricted(self, rules: Mapping[str, Mapping[str, Sequence[int | None]]]) -> Choices:
+        """Only the choices that the rules allow.
+
+        Args:
+            rules: name pattern (see `name_matches`) → "weight", "input", "accumulator" or "tile" →
+                the values that these layers may get; what no rule names stays as it is.
+
+        Raises:
+            InvalidPlan: an unknown width, a pattern that no layer has, a layer without a choice
+                that is allowed, or layers that read one activation without a width in common.
+        """
+        known = [f.name for f in fields(LayerPrecision)]
+        layers = dict(self.layers)
+        for pattern, allowed in rules.items():
+            unknown = [key for key in allowed if key not in known]
+            if unknown:
+                raise InvalidPlan(
+                    f"the rule '{pattern}' restricts '{unknown[0]}', which is no width; there are: "
+                    f"{', '.join(known)}."
+                )
+            names = [name for name in layers if name_matches(pattern, name)]
+            if not names:
+                raise InvalidPlan(
+                    f"the rule '{pattern}' stands for no layer; there are: {', '.join(layers)}."
+                )
+            for name in names:
+                layers[name] = tuple(
+                    choice
+                    for choice in layers[name]
+                    if all(getattr(choice, key) in values for key, values in allowed.items())
+                )
+                if not layers[name]:
+                    raise InvalidPlan(
+                        f"the rule '{pattern}' leaves no choice for layer '{name}'; offer widths "
+                        "that it allows."
+                    )
+        return replace(self, layers=layers)
 
     def to_json(self) -> str:
         layers = {name: [asdict(c) for c in options] for name, options in self.layers.items()}

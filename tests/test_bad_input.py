@@ -51,6 +51,17 @@ def planned(**layers: LayerPrecision):
     return run(accumulator_bit_width=None, plan=Plan(names))
 
 
+class Twice(nn.Module):
+    """Two layers that read one activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = linear(act=None), linear(act=None)
+
+    def forward(self, x):
+        return self.one(x) + self.two(x)
+
+
 class Bare:
     """Not iterable."""
 
@@ -111,17 +122,29 @@ CASES = {
         "InvalidPlan",
         ["9", "0, 2"],
     ),
-    "bits set at another's quantizer": (
+    "two widths of one quantizer": (
         lambda: run(
             model(
                 qnn.QuantIdentity(Uint8ActPerTensorFloat, return_quant_tensor=True),
-                linear(act=None),
+                Twice(),
             ),
             accumulator_bit_width=None,
-            plan=Plan({"1": LayerPrecision(input=4, accumulator=12)}),
+            plan=Plan(
+                {
+                    "1.one": LayerPrecision(input=4, accumulator=12),
+                    "1.two": LayerPrecision(input=5, accumulator=12),
+                }
+            ),
         ),
         "InvalidPlan",
-        ["'1'", "another layer's quantizer"],
+        ["'1.one'", "'1.two'", "4 and 5"],
+    ),
+    "former keyword": (lambda: run(algorithm="gptq"), "InvalidOption", ["'algorithm'", "solver"]),
+    "unknown keyword": (lambda: run(acumulator=3), "InvalidOption", ["'acumulator'", "tile_size"]),
+    "a recipe for float models": (
+        lambda: run(activations="dynamic"),
+        "InvalidOption",
+        ["'inputs'", "float model"],
     ),
     "unknown excluded layer": (lambda: run(exclude=("head",)), "InvalidOption", ["'head'", "0, 2"]),
     "exclude is one unknown string": (
@@ -144,8 +167,8 @@ CASES = {
         "InvalidOption",
         ["plan", "not both"],
     ),
-    "unknown algorithm": (
-        lambda: run(algorithm="adaround"),
+    "unknown solver": (
+        lambda: run(solver="adaround"),
         "InvalidOption",
         ["'adaround'", "gpfq, gptq, qronos"],
     ),

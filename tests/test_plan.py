@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brevitas_axe.errors import AccumulatorTooNarrow, AxeError, InvalidPlan, InvalidTile
-from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.plan import Choices, LayerPrecision, Plan, name_matches
 
 PRECISIONS = st.builds(
     LayerPrecision,
@@ -55,7 +55,7 @@ def broken(**changes) -> str:
         ("[]", "JSON object"),
         (json.dumps({"format": good()["format"]}), "exactly the keys"),
         (broken(extra=1), "exactly the keys"),
-        (broken(format="brevitas_axe.plan.v2"), "format"),
+        (broken(format="brevitas_axe.plan.v3"), "format"),
         (broken(layers=[]), "layers"),
         (broken().replace('"layers"', '"format": 1, "layers"'), "a key appears twice"),
         (broken().replace('"fc"', '"fc": {}, "fc"'), "a key appears twice"),
@@ -123,3 +123,75 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path) -> None:
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidPlan, match=r"binary\.json"):
         Plan.load(tmp_path / "binary.json")
+
+
+def test_files_of_the_first_version_hold_the_same() -> None:
+    assert good()["format"] == "brevitas_axe.plan.v2"
+    assert Plan.from_json(broken(format="brevitas_axe.plan.v1")) == SMALL
+
+
+def test_within_is_one_block_by_its_own_names() -> None:
+    four, five = LayerPrecision(4), LayerPrecision(5)
+    plan = Plan({"h.1.fc": four, "h.10.fc": five, "h.1.attn.q": five, "head": four})
+    assert plan.within("h.1") == Plan({"fc": four, "attn.q": five})
+    assert not plan.within("h").within("2").layers
+
+
+def test_missing_are_the_names_without_a_plan() -> None:
+    assert SMALL.missing(["fc", "conv2", "conv1", "head"]) == ("conv2", "head")
+
+
+def test_a_part_of_a_whole_layer_points_to_the_split() -> None:
+    plan = Plan({"fc1.low": LayerPrecision(4)})
+    with pytest.raises(InvalidPlan, match=r"'fc1' is not split; apply the recipe's split first"):
+        plan.check_names(["fc1", "fc2"])
+    with pytest.raises(InvalidPlan) as raised:
+        plan.check_names(["fc2"])
+    assert "split" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "yes"),
+    [
+        ("*.fc1", "h.0.fc1", True),
+        ("*.fc1", "h.0.fc10", False),
+        ("fc1", "h.fc1", False),
+        ("/fc[12]$/", "h.0.fc2", True),
+        ("/^fc/", "h.fc", False),
+        ("/", "/", True),
+    ],
+)
+def test_patterns_stand_for_names(pattern: str, name: str, yes: bool) -> None:
+    assert name_matches(pattern, name) == yes
+
+
+def test_a_broken_pattern_is_named() -> None:
+    with pytest.raises(InvalidPlan, match=r"'/\(/' is no regular expression"):
+        name_matches("/(/", "x")
+
+
+OFFERED = tuple(LayerPrecision(w, i) for w in (2, 4, 8) for i in (4, 8))
+CHOICES = Choices({"a.q": OFFERED, "a.k": OFFERED, "b": OFFERED}, (("a.q", "a.k"),))
+
+
+def test_rules_leave_the_choices_that_they_allow() -> None:
+    found = CHOICES.restricted({"a.*": {"input": [8]}, "/q$/": {"weight": [8, 2]}})
+    assert found.layers["a.q"] == (LayerPrecision(2, 8), LayerPrecision(8, 8))
+    assert {choice.input for choice in found.layers["a.k"]} == {8}
+    assert found.layers["b"] == OFFERED
+    assert found.same_input == CHOICES.same_input
+    assert CHOICES.restricted({}) == CHOICES
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ({"c": {"weight": [4]}}, "'c' stands for no layer; there are: a.q, a.k, b"),
+        ({"b": {"weight": [3]}}, "'b' leaves no choice for layer 'b'"),
+        ({"b": {"bits": [3]}}, "restricts 'bits'"),
+        ({"a.q": {"input": [4]}, "a.k": {"input": [8]}}, "read the same activation"),
+    ],
+)
+def test_rules_that_cannot_be_followed_are_named(rules: dict, says: str) -> None:
+    with pytest.raises(InvalidPlan, match=says):
+        CHOICES.restricted(rules)

@@ -83,11 +83,11 @@ def _convolution(
 
 @dataclass(frozen=True)
 class Choice:
-    """A solved model with the widths and the algorithm that led to it."""
+    """A solved model with the widths and the solver that led to it."""
 
     weight: int
     input: int
-    algorithm: str
+    solver: str
     result: QuantizeResult
     validation: float
 
@@ -106,7 +106,7 @@ class Bench:
         self, weight: int, input: int, solver: tuple[str, Quality, bool], accumulator: int | None
     ) -> Choice:
         """Quantizes the trained net; the same request is solved once."""
-        algorithm, quality, act_order = solver
+        name, quality, act_order = solver
         key = (weight, input, solver, accumulator)
         if key not in self.solved:
             calibrated = to_brevitas(
@@ -120,14 +120,14 @@ class Bench:
                 calibrated,
                 self.batches,
                 accumulator_bit_width=accumulator,
-                algorithm=algorithm,
+                solver=name,
                 quality=quality,
                 act_order=act_order,
                 progress=False,
             )
             score = accuracy(result.model, self.validation)
-            name = algorithm.upper() + (", act-order" if act_order else "")
-            self.solved[key] = Choice(weight, input, name, result, score)
+            title = name.upper() + (", act-order" if act_order else "")
+            self.solved[key] = Choice(weight, input, title, result, score)
         return self.solved[key]
 
     def best(
@@ -178,7 +178,7 @@ class Bench:
             "accuracy": accuracy(choice.result.model, self.test),
             "proven_width": proven_width(choice.result.certificate),
             "overflow_free": choice.result.certificate.ok,
-            "note": choice.algorithm,
+            "note": choice.solver,
             **facts,
         }
 
@@ -216,7 +216,7 @@ def quickstart(output: str | Path, accumulator_bit_width: int = 8, seed: int = 0
             "seed": seed,
         },
     }
-    files = write_folder(folder, summary, certificate, ours.result.plan)
+    files = write_folder(folder, summary, certificate, ours.result.plan, ours.result.recipe)
     Console().print(arms_table(summary))
     verdict = "proven" if certificate.ok else "NOT proven"
     print(f"model.onnx: {verdict}, its widest accumulator needs {proven_width(certificate)} bits.")

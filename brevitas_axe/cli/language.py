@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brevitas_axe.cli import options
 from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -21,13 +22,12 @@ _DEFAULTS = {
     "rows": None,
     "context": 128,
     "windows": 128,
-    "activations": "static",
-    "asymmetric": False,
+    "activations": None,
+    "asymmetric": None,
     "smooth": None,
-    "rotate": False,
-    "tile_scales": False,
+    "rotate": None,
+    "tile_scales": None,
     "offload": None,
-    "workers": None,
 }
 
 
@@ -61,8 +61,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--activations",
-        choices=["static", "dynamic", "per_token"],
-        help="scale of the inputs: calibrated (default), or found at run time",
+        metavar="NAME",
+        help="scale of the inputs: static (calibrated, default), or found at run time, dynamic or "
+        "per_token",
     )
     group.add_argument("--asymmetric", action="store_true", help="inputs with a zero point")
     group.add_argument(
@@ -73,12 +74,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--tile-scales", action="store_true", help="a weight scale for every tile, not every output"
     )
     group.add_argument("--offload", metavar="DIR", help="solved blocks move here, out of memory")
-    group.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="solve the rows of a layer in N processes, -1 for one per core",
-    )
 
 
 def given(arguments: argparse.Namespace) -> list[str]:
@@ -97,78 +92,98 @@ def run(arguments: argparse.Namespace) -> int:
     transformers = _transformers()
     from brevitas_axe.cli.screen import console
     from brevitas_axe.files import json_text, write_whole
-    from brevitas_axe.run.quantize_blocks import quantize_blocks
+    from brevitas_axe.recipe import Run
+    from brevitas_axe.run.request import requested
     from brevitas_axe.run.text import perplexity
-    from brevitas_axe.show import open_folder, write_folder
+    from brevitas_axe.show import open_folder
 
+    # Each refuses what it could not use, before anything is loaded.
+    for row in rows:
+        requested(row, arguments.recipe, (), Run(workers=arguments.workers), _keywords(arguments))
     batches, judged = _data(transformers, arguments)
     model = _model(transformers, arguments.hf)
     # Not before everything that may be wrong with the input is known.
     folder = open_folder(arguments.output)
     before = perplexity(model, judged)
     results: list[dict[str, Any]] = [{"row": "float", "perplexity": before}]
-    proven = True
     for index, row in enumerate(rows):
         model = _model(transformers, arguments.hf) if index else model
-        tile, bits = row.tile, row.accumulator
-        name = f"{tile or 'whole'}x{bits or 'any'}"
-        start = time.perf_counter()
-        result = quantize_blocks(
-            model,
-            batches,
-            accumulator_bit_width=bits,
-            tile_size=tile,
-            weight_bit_width=arguments.weight_bits,
-            input_bit_width=arguments.input_bits,
-            activations=arguments.activations,
-            symmetric=not arguments.asymmetric,
-            smooth=arguments.smooth,
-            rotate=arguments.rotate,
-            tile_scales=arguments.tile_scales,
-            algorithm=arguments.algorithm,
-            quality=arguments.quality,
-            act_order=arguments.act_order,
-            exclude=tuple(arguments.exclude),
-            state=None if arguments.state is None else Path(arguments.state) / name,
-            offload=None if arguments.offload is None else Path(arguments.offload) / name,
-            workers=arguments.workers,
-        )
-        seconds = round(time.perf_counter() - start, 1)
-        after = perplexity(result.model, judged)
-        summary = {
-            "title": f"{arguments.hf}, quantized for narrow accumulators",
-            "accumulator": bits,
-            "tile": tile,
-            "arms": [],
-            "layers": result.layers,
-            "seconds": seconds,
-            "environment": {
-                "algorithm": arguments.algorithm,
-                "quality": arguments.quality,
-                "perplexity of the float model": round(before, 4),
-                "perplexity": round(after, 4),
-            },
-        }
-        place = open_folder(folder / name)
-        write_whole(place / "integers.npz", _integers(result.model))
-        write_folder(place, summary, result.certificate, result.plan)
-        proven = proven and result.certificate.ok
-        results.append(
-            {
-                "row": name,
-                "perplexity": after,
-                "tile": tile,
-                "accumulator": bits,
-                "inner": max(entry["inner_bits"] for entry in result.layers),
-                "outer": None if arguments.tile_scales else _outer_bits(result.layers),
-                "proven": result.certificate.ok,
-                "seconds": seconds,
-            }
-        )
+        results.append(_solved(model, batches, judged, row, arguments, before))
     write_whole(folder / "rows.json", json_text(results).encode())
     console().print(_table(arguments.hf, results))
     print(folder / "rows.json")
-    return 0 if proven else 1
+    return 0 if all(row.get("proven", True) for row in results) else 1
+
+
+def _keywords(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the user wrote of the recipe, as keywords of `quantize_blocks`."""
+    names = ("activations", "smooth", "rotate", "tile_scales")
+    written = {name: getattr(arguments, name) for name in names}
+    written["symmetric"] = False if arguments.asymmetric else None
+    own = {name: value for name, value in written.items() if value is not None}
+    return {**own, **options.recipe_keywords(arguments)}
+
+
+def _solved(
+    model: Any,
+    batches: list[Any],
+    judged: Any,
+    row: LayerPrecision,
+    arguments: argparse.Namespace,
+    before: float,
+) -> dict[str, Any]:
+    """Solves and judges one row of the table, and writes its folder."""
+    from brevitas_axe.files import write_whole
+    from brevitas_axe.recipe import Run
+    from brevitas_axe.run.quantize_blocks import quantize_blocks
+    from brevitas_axe.run.text import perplexity
+    from brevitas_axe.show import open_folder, write_folder
+
+    name = f"{row.tile or 'whole'}x{row.accumulator or 'any'}"
+    folders = {
+        key: None if folder is None else Path(folder) / name
+        for key, folder in (("state", arguments.state), ("offload", arguments.offload))
+    }
+    start = time.perf_counter()
+    result = quantize_blocks(
+        model,
+        batches,
+        row,
+        arguments.recipe,
+        exclude=tuple(arguments.exclude),
+        run=Run(workers=arguments.workers, **folders),
+        **_keywords(arguments),
+    )
+    seconds = round(time.perf_counter() - start, 1)
+    after = perplexity(result.model, judged)
+    summary = {
+        "title": f"{arguments.hf}, quantized for narrow accumulators",
+        "accumulator": row.accumulator,
+        "tile": row.tile,
+        "arms": [],
+        "layers": result.layers,
+        "seconds": seconds,
+        "assumptions": list(result.assumptions),
+        "environment": {
+            "solver": str(result.recipe.solver),
+            "quality": result.recipe.quality,
+            "perplexity of the float model": round(before, 4),
+            "perplexity": round(after, 4),
+        },
+    }
+    place = open_folder(Path(arguments.output) / name)
+    write_whole(place / "integers.npz", integers(result.model))
+    write_folder(place, summary, result.certificate, result.plan, result.recipe)
+    return {
+        "row": name,
+        "perplexity": after,
+        "tile": row.tile,
+        "accumulator": row.accumulator,
+        "inner": max(entry["inner_bits"] for entry in result.layers),
+        "outer": None if result.recipe.weights == "tile" else _outer_bits(result.layers),
+        "proven": result.certificate.ok,
+        "seconds": seconds,
+    }
 
 
 def _outer_bits(layers: list[dict[str, Any]]) -> int:
@@ -292,7 +307,7 @@ def _tokens(transformers: Any, arguments: argparse.Namespace, vocabulary: int) -
     return torch.tensor(tokens)
 
 
-def _integers(model: Any) -> bytes:
+def integers(model: Any) -> bytes:
     """A NumPy archive: <layer>.integers [outputs, inputs] and <layer>.scale.
 
     Scales are [outputs], or [outputs, inputs] where every tile has its own.

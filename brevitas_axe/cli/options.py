@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from brevitas_axe.plan import Plan
@@ -51,3 +51,47 @@ def add_exclude(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a layer for which nothing is claimed; may be repeated",
     )
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """How to quantize: a recipe, and options that change it."""
+    parser.add_argument(
+        "--recipe",
+        metavar="FILE",
+        help="a recipe.yaml, or a preset: fpga, transformer, fast",
+    )
+    parser.add_argument(
+        "--solver",
+        metavar="NAME",
+        help="what finds the integers, such as gpfq, gptq or qronos (default); see `methods`",
+    )
+    parser.add_argument(
+        "--quality",
+        choices=["fast", "best"],
+        help="fast: the algorithm as published; best (default): far less loss, same guarantee",
+    )
+    parser.add_argument(
+        "--act-order",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="solve the columns with the largest inputs first",
+    )
+
+
+def recipe_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the user wrote of `add_recipe` besides the recipe, as keywords of `quantize`."""
+    names = ("solver", "quality", "act_order")
+    written = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in written.items() if value is not None}
+
+
+def add_run(parser: argparse.ArgumentParser, state: str, workers: str) -> None:
+    """What changes no integer.
+
+    Args:
+        parser: gets --state and --workers.
+        state: help for the first.
+        workers: help for the second.
+    """
+    parser.add_argument("--state", metavar="DIR", help=state)
+    parser.add_argument("--workers", type=int, metavar="N", help=workers)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import inspect
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from brevitas_axe.cli import language, options
 from brevitas_axe.cli.usercode import batches_of, model_of
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.registry import method
+
+if TYPE_CHECKING:
+    from brevitas_axe.proof.certificate import Certificate
+    from brevitas_axe.run.result import QuantizeResult
 
 _LEAST_WEIGHT_BITS = 2  # symmetric and narrow: from -1 to 1
 
@@ -19,9 +23,9 @@ def add(commands) -> None:
     parser = commands.add_parser(
         "quantize",
         help="quantize, prove and export your own model",
-        description="Writes model.onnx, plan.json, certificate.json, summary.json and report.html; "
-        "for a language model (--hf), rows.json and a folder per row, with integers.npz instead of "
-        "model.onnx.",
+        description="Writes model.onnx, plan.json, recipe.yaml, certificate.json, summary.json "
+        "and report.html. A model that is solved block by block has integers.npz instead of "
+        "model.onnx; for a language model (--hf), there are rows.json and such a folder per row.",
     )
     parser.add_argument(
         "model", nargs="?", metavar="FILE.py:FUNCTION", help="returns the torch model"
@@ -35,44 +39,87 @@ def add(commands) -> None:
     parser.add_argument("--input-bits", type=int, default=8, metavar="N", help="default 8")
     options.add_tile(parser)
     options.add_plan(parser)
-    parser.add_argument(
-        "--algorithm",
-        default="qronos",
-        metavar="NAME",
-        help="solver, see `brevitas-axe methods`; default qronos",
-    )
-    parser.add_argument(
-        "--quality",
-        choices=["fast", "best"],
-        default="best",
-        help="fast: the algorithm as published; best (default): far less loss, same guarantee",
-    )
-    parser.add_argument(
-        "--act-order",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="solve the columns with the largest inputs first",
-    )
+    options.add_recipe(parser)
     options.add_exclude(parser)
-    parser.add_argument(
-        "--state", metavar="DIR", help="progress is kept here; a run that was killed continues"
+    options.add_run(
+        parser,
+        "progress is kept here; a run that was killed continues",
+        "solve the rows of a layer in N processes, -1 for one per core",
     )
     parser.add_argument("--output", default="results", metavar="DIR", help="default: results")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    method("solvers", arguments.algorithm)  # an unknown name is refused before any work
     if arguments.weight_bits < _LEAST_WEIGHT_BITS:
         raise InvalidOption(
             f"--weight-bits {arguments.weight_bits} leaves no weight but zero; give "
             f"{_LEAST_WEIGHT_BITS} or more."
         )
-    from brevitas_axe.methods.solvers import solver
-
-    solver(arguments.algorithm)  # an unknown name is refused before the model is loaded
     if arguments.hf is not None:
         return language.run(arguments)
+    _check(arguments)
+    from brevitas_axe.cli.screen import console
+    from brevitas_axe.recipe import Run
+    from brevitas_axe.run.quantize import quantize
+    from brevitas_axe.run.request import requested
+    from brevitas_axe.show import open_folder, write_folder
+
+    plan = options.plan_of(arguments)
+    exclude = tuple(arguments.exclude)
+    run = Run(state=arguments.state, workers=arguments.workers)
+    keywords = {**_widths(arguments), **options.recipe_keywords(arguments)}
+    requested(plan, arguments.recipe, exclude, run, keywords)  # refuses before anything is loaded
+    folder = open_folder(arguments.output)
+    model = model_of(arguments.model)
+    batches = batches_of(arguments.calibration)
+
+    start = time.perf_counter()
+    result = quantize(model, batches, plan, arguments.recipe, exclude=exclude, run=run, **keywords)
+    path, certificate, resources = _export(result, batches[0], folder, exclude)
+    summary = {
+        "title": f"{arguments.model}, quantized for narrow accumulators",
+        "accumulator": arguments.accumulator_bits,
+        "tile": arguments.tile_size,
+        "arms": [],
+        "layers": result.layers,
+        "resources": resources,
+        "seconds": round(time.perf_counter() - start, 1),
+        "assumptions": list(result.assumptions),
+        "environment": {"solver": str(result.recipe.solver), "quality": result.recipe.quality},
+    }
+    files = write_folder(folder, summary, certificate, result.plan, result.recipe)
+    console().print(certificate.table())
+    for file in [path, *files]:
+        print(file)
+    return 0 if certificate.ok else 1
+
+
+def _export(
+    result: QuantizeResult, batch: Any, folder: Path, exclude: tuple[str, ...]
+) -> tuple[Path, Certificate, list[Any]]:
+    """Writes the model's file; gives its path, its proof and what its layers take."""
+    from brevitas_axe.export import export_qonnx
+    from brevitas_axe.files import write_whole
+    from brevitas_axe.methods.cost import resource_rows
+    from brevitas_axe.proof.certificate import certify_file
+    from brevitas_axe.run.result import BlocksResult
+
+    if isinstance(result, BlocksResult):
+        # Attention products and norms stay in float, which no QONNX file could prove as a whole.
+        path = folder / "integers.npz"
+        write_whole(path, language.integers(result.model))
+        return path, result.certificate, []
+    path = folder / "model.onnx"
+    example = _example(result.model, batch)
+    export_qonnx(result.model, example, path)
+    # The proof that counts is the one that reads the file, as the next tool will.
+    certificate = certify_file(path, plan=result.plan, exclude=exclude)
+    return path, certificate, resource_rows(result.model, example, result.plan, exclude)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses options that do not go together, before anything is loaded."""
     stray = language.given(arguments)
     if stray:
         raise InvalidOption(
@@ -84,52 +131,16 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.accumulator_bits is None and arguments.plan is None:
         raise InvalidOption("give --accumulator-bits, or --plan with a width per layer.")
-    import brevitas_axe
-    from brevitas_axe.cli.screen import console
-    from brevitas_axe.methods.cost import resource_rows
-    from brevitas_axe.proof.certificate import certify_file
-    from brevitas_axe.show import open_folder, write_folder
 
-    plan = options.plan_of(arguments)
-    folder = open_folder(arguments.output)
-    model = model_of(arguments.model)
-    batches = batches_of(arguments.calibration)
 
-    start = time.perf_counter()
-    result = brevitas_axe.quantize(
-        model,
-        batches,
-        accumulator_bit_width=arguments.accumulator_bits,
-        weight_bit_width=arguments.weight_bits,
-        input_bit_width=arguments.input_bits,
-        tile_size=arguments.tile_size,
-        plan=plan,
-        algorithm=arguments.algorithm,
-        quality=arguments.quality,
-        act_order=arguments.act_order,
-        exclude=tuple(arguments.exclude),
-        state=arguments.state,
-    )
-    path = folder / "model.onnx"
-    example = _example(result.model, batches[0])
-    brevitas_axe.export_qonnx(result.model, example, path)
-    # The proof that counts is the one that reads the file, as the next tool will.
-    certificate = certify_file(path, plan=result.plan, exclude=tuple(arguments.exclude))
-    summary = {
-        "title": f"{arguments.model}, quantized for narrow accumulators",
-        "accumulator": arguments.accumulator_bits,
-        "tile": arguments.tile_size,
-        "arms": [],
-        "layers": result.layers,
-        "resources": resource_rows(result.model, example, result.plan, tuple(arguments.exclude)),
-        "seconds": round(time.perf_counter() - start, 1),
-        "environment": {"algorithm": arguments.algorithm, "quality": arguments.quality},
+def _widths(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Widths of all layers, as keywords of `quantize`; a plan has accumulators and tiles."""
+    return {
+        "accumulator_bit_width": arguments.accumulator_bits,
+        "weight_bit_width": arguments.weight_bits,
+        "input_bit_width": arguments.input_bits,
+        "tile_size": arguments.tile_size,
     }
-    files = write_folder(folder, summary, certificate, result.plan)
-    console().print(certificate.table())
-    for file in [path, *files]:
-        print(file)
-    return 0 if certificate.ok else 1
 
 
 def _example(model: Any, batch: Any) -> tuple[Any, ...]:

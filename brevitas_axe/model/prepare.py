@@ -107,6 +107,7 @@ def to_brevitas(
     input_bit_width: int = 8,
     model_input_bit_width: int = 8,
     weight_quant: type = Int8WeightPerChannelFloatAXE,
+    input_quant: type | None = None,
     progress: bool = False,
 ) -> nn.Module:
     """Quantizes a plain PyTorch model with Brevitas and calibrates its activations.
@@ -118,6 +119,8 @@ def to_brevitas(
         input_bit_width: bits of all activations but the model's input.
         model_input_bit_width: bits of the model's input.
         weight_quant: Brevitas weight quantizer.
+        input_quant: Brevitas quantizer in front of every layer; None for calibrated ones that
+            layers share where the model can be traced.
         progress: show a progress bar over calibration batches.
 
     Returns:
@@ -128,6 +131,10 @@ def to_brevitas(
     """
     _check_transposed(model, weight_quant)
     weight = {"weight_quant": weight_quant, "weight_bit_width": weight_bit_width}
+    inputs: dict[str, Any] = {"input_bit_width": input_bit_width}
+    if input_quant is not None:
+        inputs["input_quant"] = input_quant
+        return _layer_by_layer(model, weight, inputs, batches, progress)
     try:
         quantized = _spelled_for_brevitas(_traced(copy.deepcopy(model).eval()))
         quantized = brevitas_quantize(
@@ -140,10 +147,17 @@ def to_brevitas(
         return _calibrated(quantized, batches, progress)
     except Exception:
         # Tracing breaks Python code in many ways, some of which show only when the graph runs.
-        inputs = {"input_bit_width": input_bit_width}
-        layer_map = _with_weights(LAYERWISE_COMPUTE_LAYER_MAP, weight, inputs)
-        quantized = layerwise_quantize(copy.deepcopy(model).eval(), layer_map)
-        return _calibrated(quantized, batches, progress)
+        return _layer_by_layer(model, weight, inputs, batches, progress)
+
+
+def _layer_by_layer(
+    model: nn.Module, weight: dict, inputs: dict, batches: Sequence[Batch], progress: bool
+) -> nn.Module:
+    """A copy with a quantizer in front of every layer, calibrated."""
+    layer_map = _with_weights(LAYERWISE_COMPUTE_LAYER_MAP, weight, inputs)
+    return _calibrated(
+        layerwise_quantize(copy.deepcopy(model).eval(), layer_map), batches, progress
+    )
 
 
 def _check_transposed(model: nn.Module, weight_quant: type) -> None:

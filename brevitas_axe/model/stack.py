@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from brevitas import nn as qnn
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
@@ -59,6 +60,40 @@ def find_blocks(model: nn.Module, stack: str | None = None) -> dict[str, nn.Modu
             "copy it once per block."
         )
     return blocks
+
+
+def blocks_in_turn(model: nn.Module, batch: Batch) -> bool:
+    """Whether a float model is better solved block after block than as a whole.
+
+    It has one stack whose blocks can be fed one after the other, whose dot products are all linear
+    layers, and each of which keeps something in float, a layer norm as a rule. Where nothing stays
+    in float, as in convolutional nets, the model can become integers as a whole.
+
+    Args:
+        model: runs once, to the last block of the stack, where there is a candidate.
+        batch: of its forward.
+    """
+    try:
+        blocks = find_blocks(model)
+        if not all(map(_is_linear_and_norm, blocks.values())):
+            return False
+        with torch.no_grad():
+            record_calls(model, blocks, [batch])
+    except (InvalidOption, UnsupportedLayer):
+        return False
+    return True
+
+
+def _is_linear_and_norm(block: nn.Module) -> bool:
+    """Linear layers and float layers with parameters, and no others."""
+    names = left_in_float(block)
+    layers = [block.get_submodule(name) for name in names]
+    if any(type(layer) is not nn.Linear and not is_conv1d(layer) for layer in layers):
+        return False
+    others = [m for m in block.modules() if m._parameters and m not in layers]
+    return bool(others) and not any(
+        isinstance(m, _BatchNorm | nn.MultiheadAttention) for m in others
+    )
 
 
 def _stacks(name: str, module: nn.Module) -> Iterator[tuple[str, _Stack]]:

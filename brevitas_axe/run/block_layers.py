@@ -1,8 +1,8 @@
-"""How the linear layers of a block become Brevitas layers: transforms, quantizers, calibration."""
+"""How the layers of a float model, or of one block, are rewritten and become Brevitas layers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,76 @@ from brevitas.graph.quantize import layerwise_quantize
 from torch import Tensor, nn
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.inputs.protocol import InputQuantizer, input_quantizer
-from brevitas_axe.methods.inputs.static import static
+from brevitas_axe.methods.inputs.protocol import input_quantizer
+from brevitas_axe.methods.ranges import fit_ranges
 from brevitas_axe.methods.transforms.linears import linears
-from brevitas_axe.methods.transforms.protocol import Transform
-from brevitas_axe.model.quantizers import Int8WeightPerChannelFloatAXE, Int8WeightPerTileFloatAXE
-from brevitas_axe.model.stack import Alone, Call
-from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.model.prepare import Batch
+from brevitas_axe.model.quantizers import (
+    Int8WeightPerChannelFixedPointAXE,
+    Int8WeightPerChannelFloatAXE,
+    Int8WeightPerTensorFixedPointAXE,
+    Int8WeightPerTensorFloatAXE,
+    Int8WeightPerTileFloatAXE,
+)
+from brevitas_axe.model.stack import Alone, Call, left_in_float
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.recipe import Recipe
+
+# (scales of the recipe, powers of two) → weight quantizer.
+_WEIGHTS = {
+    ("channel", False): Int8WeightPerChannelFloatAXE,
+    ("channel", True): Int8WeightPerChannelFixedPointAXE,
+    ("tensor", False): Int8WeightPerTensorFloatAXE,
+    ("tensor", True): Int8WeightPerTensorFixedPointAXE,
+    ("tile", False): Int8WeightPerTileFloatAXE,
+}
+_LEAST_WEIGHT_BITS = 2
+
+
+def weight_quantizer(recipe: Recipe) -> Any:
+    """The Brevitas weight quantizer that a recipe asks for."""
+    return _WEIGHTS[recipe.weights, recipe.power_of_two]
+
+
+def check_weight_bits(widths: Iterable[LayerPrecision]) -> None:
+    """Raises InvalidOption for weights that could only be zero."""
+    if any(p.weight is not None and p.weight < _LEAST_WEIGHT_BITS for p in widths):
+        raise InvalidOption("weights need 2 bits or more; symmetric ones of one bit are all zero.")
+
+
+def transformed(
+    recipe: Recipe,
+    module: nn.Module,
+    calls: Sequence[Batch],
+    widths: LayerPrecision,
+    exclude: tuple[str, ...] = (),
+) -> tuple[str, ...]:
+    """Runs the recipe's transforms over a float module, in place.
+
+    Args:
+        recipe: names them.
+        module: a model, or one block.
+        calls: arguments of its forward, batch by batch.
+        widths: what the layers are to be quantized to.
+        exclude: names of layers to leave alone.
+
+    Returns:
+        What must hold of the data for the module's function to be the same.
+    """
+    assumptions: list[str] = []
+    for found in (linears, *recipe.methods("transforms")):
+        excluding = replace(found, exclude=(*found.exclude, *exclude))
+        assumptions += excluding(module, calls, widths)
+    return tuple(assumptions)
+
+
+def fit_inputs(
+    recipe: Recipe, module: nn.Module, items: Sequence[Any], widths: Iterable[LayerPrecision]
+) -> None:
+    """Fits the ranges of a calibrated module's inputs to their bits, as the recipe says."""
+    bits = {p.input for p in widths if p.input is not None}
+    for fitter in recipe.methods("ranges") if bits else ():
+        fit_ranges(module, items, bits, fitter)
 
 
 @dataclass(frozen=True)
@@ -26,33 +89,28 @@ class BlockLayers:
     """What the layers of a block are to be.
 
     Attributes:
-        weight_bit_width: of every layer.
-        input_bit_width: of every layer.
-        inputs: method of the room `inputs`.
-        symmetric: inputs have no zero point.
-        transforms: methods of the room `transforms`, in this order; `linears` always comes first.
-        exclude: names of layers that stay in float.
-        scale_tile: inputs that share a weight scale; None for all of an output.
+        recipe: resolved.
+        plan: widths of the layers to solve, by their names in the whole model. All have weight and
+            input bits.
+        scale_tile: inputs that share a weight scale, in layers whose plan has no tile; for a recipe
+            with scales per tile.
+        fit: the recipe's ranges apply.
 
     Raises:
         InvalidOption: weights of one bit.
     """
 
-    weight_bit_width: int = 4
-    input_bit_width: int = 8
-    inputs: InputQuantizer = static
-    symmetric: bool = True
-    transforms: tuple[Transform, ...] = ()
-    exclude: tuple[str, ...] = ()
+    recipe: Recipe
+    plan: Plan
     scale_tile: int | None = None
+    fit: bool = False
 
     def __post_init__(self) -> None:
-        if self.weight_bit_width < 2:
-            raise InvalidOption(
-                "weights need 2 bits or more; symmetric ones of one bit are all zero."
-            )
+        check_weight_bits(self.plan.layers.values())
 
-    def apply(self, alone: Alone, calls: Sequence[tuple[Call, Call]]) -> list[Tensor]:
+    def apply(
+        self, alone: Alone, calls: Sequence[tuple[Call, Call]]
+    ) -> tuple[list[Tensor], Plan, tuple[str, ...]]:
         """Quantizes and calibrates one block, in place, without gradients.
 
         Args:
@@ -60,27 +118,71 @@ class BlockLayers:
             calls: what arrives at it, quantized and float, batch by batch; float calls calibrate.
 
         Returns:
-            The float block's outputs, batch by batch.
+            The float block's outputs, batch by batch; the widths of its layers by the names that
+            they have now; and what must hold of the data.
         """
-        widths = LayerPrecision(self.weight_bit_width, self.input_bit_width)
-        for transform in (linears, *self.transforms):
-            method: Any = transform
-            excluding = replace(method, exclude=(*method.exclude, *self.exclude))
-            excluding(alone, [(pair, {}) for pair in calls], widths)
-        layer_map = {nn.Linear: (qnn.QuantLinear, self._options())}
-        layerwise_quantize(alone, layer_map, list(self.exclude))
+        floats = tuple(name for name in left_in_float(alone) if not self._widths(name))
+        batches = [(pair, {}) for pair in calls]
+        assumptions = transformed(self.recipe, alone, batches, self._narrowest(alone), floats)
+        linear = [name for name, module in alone.named_modules() if type(module) is nn.Linear]
+        plan = Plan({name: p for name in linear if (p := self._widths(name))})
+        for options, names in self._groups(plan):
+            others = [name for name in linear if name not in names]
+            layerwise_quantize(alone, {nn.Linear: (qnn.QuantLinear, options)}, others)
         with calibration_mode(alone):
-            return [alone(*pair) for pair in calls]
+            outputs = [alone(*pair) for pair in calls]
+        if self.fit:
+            items = [{"quantized": quantized, "real": real} for quantized, real in calls]
+            fit_inputs(self.recipe, alone, items, plan.layers.values())
+        return outputs, plan, assumptions
 
-    def _options(self) -> dict:
-        options = {
-            "weight_quant": Int8WeightPerChannelFloatAXE,
-            "weight_bit_width": self.weight_bit_width,
+    def _widths(self, name: str) -> LayerPrecision | None:
+        """Of a layer, or of the layer of which it is a part since a transform wrapped it."""
+        while name:
+            if name in self.plan.layers:
+                return self.plan.layers[name]
+            name = name.rpartition(".")[0]
+        return None
+
+    def _narrowest(self, alone: Alone) -> LayerPrecision:
+        """The fewest bits among the block's layers, for transforms that ask."""
+        mine = self.plan.within(alone.name).layers.values()
+        return LayerPrecision(
+            min((p.weight for p in mine if p.weight), default=None),
+            min((p.input for p in mine if p.input), default=None),
+        )
+
+    def _groups(self, plan: Plan) -> list[tuple[dict[str, Any], list[str]]]:
+        """Options of Brevitas layers, and the names of the layers that have them."""
+        groups: dict[tuple, list[str]] = {}
+        for name, widths in plan.layers.items():
+            tile = None
+            if self.recipe.weights == "tile":
+                tile = self.scale_tile or widths.tile
+                if tile is None:
+                    raise InvalidOption(
+                        f"layer '{name}' is to have a weight scale per tile, but no tile is "
+                        "planned for it; plan one, or set the recipe's weights to channel."
+                    )
+            groups.setdefault((widths.weight, widths.input, tile), []).append(name)
+        return [(self._options(*widths), names) for widths, names in groups.items()]
+
+    def _options(self, weight: int, input: int, tile: int | None) -> dict[str, Any]:
+        [inputs] = self.recipe.methods("inputs")
+        return {
+            "weight_quant": weight_quantizer(self.recipe),
+            "weight_bit_width": weight,
             "weight_accumulator_bit_width": None,
-            "input_quant": input_quantizer(self.inputs, self.symmetric),
-            "input_bit_width": self.input_bit_width,
+            "input_quant": input_quantizer(inputs, self.recipe.symmetric),
+            "input_bit_width": input,
+            **({} if tile is None else {"weight_group_size": tile}),
         }
-        if self.scale_tile is not None:
-            options["weight_quant"] = Int8WeightPerTileFloatAXE
-            options["weight_group_size"] = self.scale_tile
-        return options
+
+
+def columns_of(layers: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Inputs of one dot product of each linear layer."""
+    found: dict[str, int] = {}
+    for name, layer in layers.items():
+        kind: Any = layer
+        found[name] = kind.in_features if isinstance(layer, nn.Linear) else kind.weight.shape[0]
+    return found

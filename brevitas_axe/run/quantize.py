@@ -1,189 +1,102 @@
-"""The whole run: prepare, calibrate, solve under the accumulator budget, prove."""
+"""One call for every model: quantized so that no accumulator can overflow, and proven."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from brevitas_axe.accumulator import one_sided_budgets, required_bit_width
-from brevitas_axe.errors import AccumulatorTooNarrow, AxeError, InvalidOption, NotEnoughMemory
-from brevitas_axe.methods.ranges import fit_ranges
-from brevitas_axe.methods.solvers.problem import Quality
-from brevitas_axe.model.apply.activations import set_input_bits
-from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, to_brevitas
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.model.prepare import as_batches, has_quantizers
+from brevitas_axe.model.stack import blocks_in_turn, find_blocks
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.proof.certificate import Certificate, certify
-from brevitas_axe.run.solve import axe_mode
+from brevitas_axe.recipe import Recipe, Run
+from brevitas_axe.run.checks import check_runs
+from brevitas_axe.run.quantize_blocks import solve_blocks
+from brevitas_axe.run.request import Keywords, Request, requested
+from brevitas_axe.run.result import QuantizeResult
+from brevitas_axe.run.whole import quantize_whole
 
-
-@dataclass(frozen=True, repr=False)
-class QuantizeResult:
-    """What `quantize` returns.
-
-    Attributes:
-        model: the solved Brevitas model, in evaluation mode.
-        plan: the widths every layer ended with.
-        certificate: proof from the live model.
-        layers: one log entry per layer, in order of solving.
-    """
-
-    model: nn.Module
-    plan: Plan
-    certificate: Certificate
-    layers: list[dict]
-
-    def __repr__(self) -> str:
-        head = f"{type(self).__name__} of {type(self.model).__name__}"
-        return f"{head}\n  {self.plan!r}\n  {self.certificate!r}"
-
-    def _repr_html_(self) -> str:
-        return f"{self.plan._repr_html_()}\n{self.certificate._repr_html_()}"
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def quantize(
     model: nn.Module,
     calibration: Iterable[Any],
+    plan: Plan | LayerPrecision | None = None,
+    recipe: Recipe | str | Path | None = None,
     *,
-    accumulator_bit_width: int | None = None,
-    weight_bit_width: int = 4,
-    input_bit_width: int = 8,
-    tile_size: int | None = None,
-    plan: Plan | None = None,
-    algorithm: str = "qronos",
-    quality: Quality = "best",
-    act_order: bool | None = None,
-    exclude: tuple[str, ...] = (),
-    state: str | Path | None = None,
-    progress: bool = True,
+    exclude: Iterable[str] = (),
+    stack: str | None = None,
+    run: Run = Run(),
+    **keywords: Unpack[Keywords],
 ) -> QuantizeResult:
     """Quantizes a model so that no accumulator can overflow, and proves it.
 
+    A float model with a stack of blocks, as transformers have, is solved block after block and
+    keeps embeddings, norms, attention products and its head in float; the result is then a
+    `BlocksResult`. Every other model is solved as a whole.
+
     Args:
-        model: a plain PyTorch model, or a Brevitas model with calibrated activations (whose own
-            bit widths are kept). Not modified.
+        model: a float model, or a Brevitas model with calibrated activations (whose own bit widths
+            are kept where no plan names them). Not modified; `quantize_blocks` changes a model too
+            large for a copy.
         calibration: batches, see `brevitas_axe.model.prepare.as_batches`.
-        accumulator_bit_width: P for every layer; None leaves them unconstrained.
-        weight_bit_width: bits of the weights of a plain model.
-        input_bit_width: bits of the activations of a plain model; its own input has 8.
-        tile_size: inputs per inner accumulator, None for whole dot products.
-        plan: per-layer widths instead of one P and tile. A plain model gets its input bits too,
-            with ranges that fit them; for a Brevitas model see `set_input_bits` of
-            `brevitas_axe.model.apply` and `fit_ranges` of `brevitas_axe.methods.ranges`.
-        algorithm: name of a solver: "gpfq", "gptq", "qronos", or one of another package.
-        quality: "fast" (as published) or "best".
-        act_order: column order, see `brevitas_axe.run.solve.axe_mode`.
+        plan: widths by layer name, or one precision for all layers. With a plan, layers that it
+            does not name are not solved.
+        recipe: how it is done; a `Recipe`, a preset ("fpga", "transformer", "fast") or a YAML file.
         exclude: names of layers to leave without a budget, and out of the certificate.
-        state: folder for progress; a killed run continues from it to the same integers.
-        progress: show progress bars.
+        stack: module name of the stack of blocks, where the model has several.
+        run: where progress is kept, and how many tasks run at a time; changes no integer.
+        keywords: the short way to all of these, such as `accumulator_bit_width=16`; see
+            `brevitas_axe.run.request.Keywords`. They change the recipe and the run given.
 
     Returns:
-        Model, plan, certificate and log.
+        Model, plan, recipe, certificate and log.
+
+    Raises:
+        InvalidOption, InvalidPlan, UnsupportedLayer: what cannot be done, by its name.
+        AccumulatorTooNarrow, NonFiniteValues, InvalidState, NotEnoughMemory: each names the layer
+            or the way out.
     """
-    if plan is not None and (accumulator_bit_width, tile_size) != (None, None):
-        raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
+    request = requested(plan, recipe, exclude, run, keywords)
     if not isinstance(model, nn.Module):
         raise InvalidOption(f"quantize takes a torch.nn.Module, not a {type(model).__name__}.")
     batches = as_batches(calibration)
-    quantized = copy.deepcopy(model).eval()
-    check_runs(quantized, batches[0])
-    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    if not has_quantizers(quantized):
-        quantized = to_brevitas(
-            quantized,
-            batches,
-            weight_bit_width=weight_bit_width,
-            input_bit_width=input_bit_width,
-            progress=progress,
-        )
-        if plan is not None:
-            _follow_inputs(quantized, plan, batches, exclude)
-    with (
-        torch.no_grad(),
-        axe_mode(
-            quantized,
-            accumulator_bit_width=accumulator_bit_width,
-            plan=plan,
-            accumulator_tile_size=tile_size,
-            solver=algorithm,
-            act_order=act_order,
-            quality=quality,
-            exclude=exclude,
-            state=state,
-            progress=progress,
-        ) as axe,
-    ):
-        for args, kwargs in batches:
-            axe.model(*args, **kwargs)
-        check_widths(axe)
-        while axe.update():
-            pass
-    final = _final_plan(axe)
-    args, kwargs = batches[0]
-    certificate = certify(quantized, plan=final, exclude=exclude, args=args, kwargs=kwargs)
-    return QuantizeResult(quantized, final, certificate, axe.log)
-
-
-def _follow_inputs(
-    model: nn.Module, plan: Plan, batches: Sequence[Batch], exclude: tuple[str, ...]
-) -> None:
-    """Gives activations their planned bits, and ranges that fit them."""
-    bits = {p.input for p in plan.layers.values() if p.input is not None}
-    if bits:
-        fit_ranges(model, [args[0] if args else kwargs for args, kwargs in batches], bits)
-    set_input_bits(model, plan, *batches[0], exclude)
-
-
-def check_runs(model: nn.Module, batch: Batch) -> None:
-    """One forward, so that what is wrong with model or data is told apart from what is ours."""
-    args, kwargs = batch
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    except AxeError:
-        raise
-    except Exception as error:
-        if ran_out_of_memory(error):
-            raise NotEnoughMemory(
-                "memory ran out in one forward on calibration batch 0; give smaller batches."
-            ) from error
-        reason = next(iter(str(error).splitlines()), "")
-        raise InvalidOption(
-            f"the model fails on calibration batch 0 ({type(error).__name__}: {reason}); give "
-            "batches as its forward takes them."
-        ) from error
-
-
-def ran_out_of_memory(error: Exception) -> bool:
-    """Whether this is what Python, torch or we say where memory ends; torch's CPU has no type."""
-    kinds = MemoryError | torch.OutOfMemoryError | NotEnoughMemory
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
-
-
-def check_widths(axe: axe_mode) -> None:
-    """Refuses, before any work, a width at which all weights of a layer would have to be zero."""
-    for name, precision in axe.plan.layers.items():
-        bits, reach = precision.accumulator, axe.layers[name].weight_quant.input_range
-        if bits and reach and not any(one_sided_budgets(bits, reach.low, reach.high)):
-            raise AccumulatorTooNarrow(
-                f"a {bits}-bit accumulator does not hold one input of layer '{name}', which lies "
-                f"in [{reach.low}, {reach.high}], so all its weights would be zero; give it "
-                f"{required_bit_width(reach.low, reach.high)} bits or more, or its input fewer."
+    if has_quantizers(model):
+        if stack is not None:
+            raise InvalidOption(
+                "a model that has quantizers is solved as a whole; leave out stack."
             )
+        return quantize_whole(model, batches, request)
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        check_runs(model, batches[0])
+        in_turn = stack is not None or blocks_in_turn(model, batches[0])
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    if not in_turn:
+        return quantize_whole(model, batches, request)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InvalidOption(
+            "parts of the model are not in memory, so it cannot be copied; use quantize_blocks, "
+            "which changes the model itself."
+        )
+    return solve_blocks(copy.deepcopy(model), batches, _inside(request, model, stack), stack)
 
 
-def _final_plan(axe: axe_mode) -> Plan:
-    """The plan with the bits that the quantizers really have."""
-    final: dict[str, LayerPrecision] = {}
-    for name, precision in axe.plan.layers.items():
-        proxy = axe.layers[name].weight_quant
-        bits = int(proxy.tensor_quant.msb_clamp_bit_width_impl())
-        reach = proxy.input_range
-        inputs = None if reach is None else reach.bit_width
-        final[name] = replace(precision, weight=bits, input=inputs)
-    return Plan(final)
+def _inside(request: Request, model: nn.Module, stack: str | None) -> Request:
+    """The request without excluded layers outside of the blocks: they stay in float as it is."""
+    outside = {
+        name
+        for name, _ in model.named_modules()
+        if not any(f"{name}.".startswith(f"{block}.") for block in find_blocks(model, stack))
+    }
+    return replace(request, exclude=tuple(n for n in request.exclude if n not in outside))

@@ -7,16 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from brevitas_axe.errors import InvalidOption, NotEnoughMemory
-from brevitas_axe.methods.solvers.problem import Quality
 from brevitas_axe.model.offload import bring_in, check_offload, send_out
-from brevitas_axe.model.prepare import as_batches, has_quantizers
+from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers
 from brevitas_axe.model.stack import (
     Alone,
     Call,
@@ -29,47 +28,28 @@ from brevitas_axe.model.stack import (
 )
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
-from brevitas_axe.registry import method
-from brevitas_axe.run.block_layers import BlockLayers
-from brevitas_axe.run.quantize import QuantizeResult, check_runs, check_widths, ran_out_of_memory
+from brevitas_axe.recipe import Recipe, Run
+from brevitas_axe.run.block_layers import BlockLayers, columns_of
+from brevitas_axe.run.checks import check_runs, check_widths, ran_out_of_memory
+from brevitas_axe.run.request import Keywords, Request, layer_widths, requested
+from brevitas_axe.run.result import BlocksResult
 from brevitas_axe.run.solve import axe_mode
-from brevitas_axe.run.solve.mode import check_quality
 from brevitas_axe.run.solve.state import SavedLayers
 
-
-@dataclass(frozen=True, repr=False)
-class BlocksResult(QuantizeResult):
-    """What `quantize_blocks` returns: `layers` says block, P_I and P_O of every layer as well.
-
-    Attributes:
-        floats: layers and products that stay in float, and out of the certificate's verdict.
-    """
-
-    floats: tuple[str, ...] = ()
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def quantize_blocks(
     model: nn.Module,
     calibration: Iterable[Any],
+    plan: Plan | LayerPrecision | None = None,
+    recipe: Recipe | str | Path | None = None,
     *,
-    accumulator_bit_width: int | None = None,
-    tile_size: int | None = None,
-    weight_bit_width: int = 4,
-    input_bit_width: int = 8,
-    activations: str = "static",
-    symmetric: bool = True,
-    smooth: float | None = None,
-    rotate: bool = False,
-    tile_scales: bool = False,
-    algorithm: str = "qronos",
-    quality: Quality = "best",
-    act_order: bool | None = None,
-    exclude: Sequence[str] = (),
+    exclude: Iterable[str] = (),
     stack: str | None = None,
-    state: str | Path | None = None,
-    offload: str | Path | None = None,
-    workers: int | None = None,
-    progress: bool = True,
+    run: Run = Run(),
+    **keywords: Unpack[Keywords],
 ) -> BlocksResult:
     """Quantizes the linear layers of a transformer's blocks so that no accumulator can overflow.
 
@@ -82,31 +62,16 @@ def quantize_blocks(
             kin) that hands hidden states from block to block as they are. Changed in place, for a
             copy would double the memory; as it was where an option is refused.
         calibration: batches, see `brevitas_axe.model.prepare.as_batches`.
-        accumulator_bit_width: P of every (inner) accumulator; None leaves them unconstrained.
-        tile_size: inputs per inner accumulator, None for whole dot products.
-        weight_bit_width: bits of the weights, which have one scale per output.
-        input_bit_width: bits of the layers' inputs.
-        activations: "static" calibrates one scale per tensor; "dynamic" finds it at run time,
-            "per_token" for every token.
-        symmetric: signed inputs without a zero point; else unsigned ones with.
-        smooth: strength of SmoothQuant (arXiv 2211.10438), 0.5 as published; None for none.
-        rotate: rotate every layer's inputs by a Hadamard matrix, where Brevitas has one.
-        tile_scales: one weight scale per output and tile, instead of per output. The results of
-            the inner accumulators are then scaled before they are added, so there is no outer
-            integer accumulator to prove.
-        algorithm: "gpfq", "gptq" or "qronos".
-        quality: "fast" (as published) or "best".
-        act_order: column order, see `brevitas_axe.run.solve.axe_mode`.
+        plan: widths by layer name, or one precision for all layers of the blocks. Layers that a
+            plan does not name stay in float; bits that it leaves open are those of the keywords.
+        recipe: how it is done; a `Recipe`, a preset ("fpga", "transformer", "fast") or a YAML file.
         exclude: names of layers in the blocks to leave in float; all layers of a block leave the
             whole block.
         stack: module name of the stack, where the model has several.
-        state: folder for progress; a killed run continues from it to the same integers.
-        offload: folder to which solved blocks move, by accelerate; load the model with its
-            `device_map` to keep the others on the disk until their turn. The model still runs.
-            What an earlier run left in the folder is replaced.
-        workers: solve a layer's rows in so many tasks at a time, through the joblib backend that
-            `joblib.parallel_config` chose (processes, Dask, Ray); None for threads of torch.
-        progress: show a progress bar with the time left.
+        run: where progress is kept, to which folder solved blocks move (what an earlier run left
+            there is replaced, and the model still runs), and how many tasks run at a time.
+        keywords: the short way to all of these, such as `accumulator_bit_width=16`; see
+            `brevitas_axe.run.request.Keywords`. They change the recipe and the run given.
 
     Raises:
         InvalidOption, UnsupportedLayer: no stack of blocks, or one of an unknown kind.
@@ -117,73 +82,111 @@ def quantize_blocks(
         raise InvalidOption(f"quantize_blocks takes a torch.nn.Module, not {type(model).__name__}.")
     if has_quantizers(model):
         raise InvalidOption("the model has Brevitas layers already; use brevitas_axe.quantize.")
-    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    if tile_scales and tile_size is None:
-        raise InvalidOption("tile_scales needs the size of the tiles: tile_size=64, say.")
-    # Each refuses what it could not use, while the model is as it was.
-    LayerPrecision(weight_bit_width, input_bit_width, accumulator_bit_width, tile_size)
-    method("solvers", algorithm)
-    check_quality(quality)
-    if state is not None:
-        SavedLayers(state)
-    if offload is not None:
-        check_offload(Path(offload))
-    transforms = [method("transforms", "rotate")] if rotate else []
-    if smooth is not None:
-        transforms.append(method("transforms", f"smooth:strength={smooth}"))
-    layers_of = BlockLayers(
-        weight_bit_width,
-        input_bit_width,
-        method("inputs", activations),
-        symmetric,
-        tuple(transforms),
-        exclude,
-        tile_size if tile_scales else None,
-    )
-    batches = as_batches(calibration)
+    request = requested(plan, recipe, exclude, run, keywords)
+    return solve_blocks(model, as_batches(calibration), request, stack)
+
+
+def solve_blocks(
+    model: nn.Module, batches: Sequence[Batch], request: Request, stack: str | None = None
+) -> BlocksResult:
+    """Solves the blocks of a float model in place, as `quantize_blocks` says."""
+    request = request.settled(plain=True)
+    _check_folders(request.run)
     blocks = find_blocks(model, stack)
-    layers = [n for n in left_in_float(model) if any(n.startswith(f"{b}.") for b in blocks)]
-    unknown = set(exclude) - set(layers)
-    if unknown:
-        raise InvalidOption(
-            f"the excluded layer '{sorted(unknown)[0]}' is not in a block; they hold: "
-            f"{', '.join(layers)}."
-        )
-    solved = [name for name in layers if name not in exclude]
-    if not solved:
-        raise InvalidOption("every layer of the blocks is excluded; exclude fewer of them.")
-    done: list[tuple[Certificate, Plan, list[dict]]] = []
-    bar = tqdm(total=len(solved), desc="layers", disable=not progress)
+    plan = _plan(model, blocks, request)
+    fit = request.recipe.ranges != Recipe.CALIBRATED
+    tile = request.widths.tile if request.plan is None else None
+    layers = BlockLayers(request.recipe, plan, tile, fit)
+    bar = tqdm(total=len(plan.layers), desc="layers", disable=not request.run.progress)
     with torch.no_grad(), _evaluating(model), bar, _without_remarks():
         with _memory_advice("the float model"):
             check_runs(model, batches[0])
             hidden, calls = record_calls(model, blocks, batches)
-        walk = _Walk(hidden, list(hidden))
+        walk = _Walk(hidden, list(hidden), layers, request, bar)
+        done: list[_Solved] = []
         for index, (name, block) in enumerate(blocks.items()):
-            solver = {
-                "accumulator_bit_width": accumulator_bit_width,
-                "accumulator_tile_size": tile_size,
-                "solver": algorithm,
-                "quality": quality,
-                "act_order": act_order,
-                "workers": workers,
-                "state": None if state is None else Path(state) / f"block-{index:04d}",
-            }
             with _memory_advice(f"block '{name}'"):
                 bring_in(block)
                 alone = Alone(name, block)
-                if any(layer.startswith(f"{name}.") for layer in solved):
-                    done.append(walk.through(alone, calls[index], layers_of, solver, bar))
+                if plan.within(name).layers:
+                    done.append(walk.through(alone, calls[index], index))
                 else:
                     done.append(walk.past(alone, calls[index]))
                 calls[index] = []
-                if offload is not None:
-                    send_out(block, Path(offload) / f"block-{index:04d}")
-    certificate = _joined([part for part, _, _ in done], type(model).__name__)
-    log = [{"block": i, **entry} for i, (_, _, log) in enumerate(done) for entry in log]
-    plan = Plan({name: width for _, part, _ in done for name, width in part.layers.items()})
-    floats = dict.fromkeys((*left_in_float(model), *certificate.excluded))
-    return BlocksResult(model, plan, certificate, log, tuple(floats))
+                if request.run.offload is not None:
+                    send_out(block, Path(request.run.offload) / f"block-{index:04d}")
+    certificate = _joined([solved.certificate for solved in done], type(model).__name__)
+    return BlocksResult(
+        model,
+        Plan({name: p for solved in done for name, p in solved.plan.layers.items()}),
+        certificate,
+        [{"block": i, **entry} for i, solved in enumerate(done) for entry in solved.log],
+        request.recipe,
+        tuple(dict.fromkeys(a for solved in done for a in solved.assumptions)),
+        tuple(dict.fromkeys((*left_in_float(model), *certificate.excluded))),
+    )
+
+
+def _check_folders(run: Run) -> None:
+    """Refuses folders that cannot be used, while the model is as it was."""
+    if run.state is not None:
+        SavedLayers(run.state)
+    if run.offload is not None:
+        check_offload(Path(run.offload))
+
+
+def _plan(model: nn.Module, blocks: dict[str, nn.Module], request: Request) -> Plan:
+    """Widths of all layers of the blocks that are to be solved.
+
+    Raises:
+        InvalidOption, InvalidPlan: an excluded or planned layer is not in a block, or none is left.
+    """
+    names = [n for n in left_in_float(model) if any(n.startswith(f"{b}.") for b in blocks)]
+    left = [name for name in names if not _inside(name, request.exclude)]
+    unknown = [e for e in request.exclude if not any(_inside(name, (e,)) for name in names)]
+    if unknown:
+        raise InvalidOption(
+            f"the excluded layer '{sorted(unknown)[0]}' is not in a block; they hold: "
+            f"{', '.join(names)}."
+        )
+    layers = {name: model.get_submodule(name) for name in left}
+    if request.plan is None:
+        plan = layer_widths(layers, columns_of(layers), request.recipe, request.widths)
+    else:
+        plan = _filled(request.plan, layers, request)
+    if not plan.layers:
+        raise InvalidOption("every layer of the blocks is excluded; exclude fewer of them.")
+    return plan
+
+
+def _filled(plan: Plan, layers: dict[str, nn.Module], request: Request) -> Plan:
+    """A plan with weight and input bits for every layer that it names."""
+    excluded = request.recipe.excluded(layers)
+    names = [name for name in layers if name not in excluded]
+    if request.recipe.transforms:
+        # Layers that a transform wrapped are planned by the names that they had afterwards.
+        names += [planned for planned in plan.layers if _inside(planned, tuple(names))]
+    plan.check_names(names)
+    usual = request.widths
+    return Plan(
+        {
+            name: replace(p, weight=p.weight or usual.weight, input=p.input or usual.input)
+            for name, p in plan.layers.items()
+        }
+    )
+
+
+def _inside(name: str, modules: tuple[str, ...]) -> bool:
+    return any(f"{name}.".startswith(f"{module}.") for module in modules)
+
+
+class _Solved(NamedTuple):
+    """One block behind us."""
+
+    certificate: Certificate
+    plan: Plan
+    log: list[dict]
+    assumptions: tuple[str, ...]
 
 
 @dataclass
@@ -193,20 +196,24 @@ class _Walk:
     Attributes:
         quantized: behind the quantized blocks.
         real: behind the same blocks in float.
+        layers: what their layers are to be.
+        request: what is asked for.
+        bar: of progress, one step per layer.
     """
 
     quantized: list[Tensor]
     real: list[Tensor]
+    layers: BlockLayers
+    request: Request
+    bar: tqdm
 
-    def through(
-        self, alone: Alone, calls: Sequence[Call], layers: BlockLayers, solver: dict, bar: tqdm
-    ) -> tuple[Certificate, Plan, list[dict]]:
+    def through(self, alone: Alone, calls: Sequence[Call], index: int) -> _Solved:
         """Quantizes, solves and proves one block, and moves on behind it."""
         pairs = self._pairs(calls)
         with ExitStack() as untouched:
             untouched.enter_context(restored_on_error(alone))
-            outputs = layers.apply(alone, pairs)
-            with axe_mode(alone, **solver) as axe:
+            outputs, plan, assumptions = self.layers.apply(alone, pairs)
+            with self._mode(alone, plan, index) as axe:
                 for pair in pairs:
                     axe.model(*pair)
                 check_widths(axe)
@@ -214,22 +221,35 @@ class _Walk:
                 while more:
                     more = axe.update()
                     untouched.close()  # a solved layer: no option was refused
-                    bar.set_postfix_str(axe.log[-1]["name"] if axe.log else "")
-                    bar.update()
+                    self.bar.set_postfix_str(axe.log[-1]["name"] if axe.log else "")
+                    self.bar.update()
                 self.quantized = list(axe.outputs())
-        widths = {"weight": layers.weight_bit_width, "input": layers.input_bit_width}
-        plan = Plan({name: replace(p, **widths) for name, p in axe.plan.layers.items()})
         certificate = _proof(alone, pairs[0], plan)
         proofs = {entry.name: entry for entry in certificate.entries}
         self.real = outputs
-        return certificate, plan, [{**e, **_widths(proofs, plan, e["name"])} for e in axe.log]
+        log = [{**e, **_widths(proofs, plan, e["name"])} for e in axe.log]
+        return _Solved(certificate, plan, log, assumptions)
 
-    def past(self, alone: Alone, calls: Sequence[Call]) -> tuple[Certificate, Plan, list[dict]]:
+    def _mode(self, alone: Alone, plan: Plan, index: int) -> axe_mode:
+        """What solves one block, whose layers have their weight and input bits already."""
+        recipe, run = self.request.recipe, self.request.run
+        bits: dict[str, None] = {"weight": None, "input": None}
+        return axe_mode(
+            alone,
+            plan=Plan({name: replace(p, **bits) for name, p in plan.layers.items()}),
+            solver=recipe.solver,
+            quality=recipe.quality,
+            act_order=recipe.act_order,
+            workers=run.workers,
+            state=None if run.state is None else Path(run.state) / f"block-{index:04d}",
+        )
+
+    def past(self, alone: Alone, calls: Sequence[Call]) -> _Solved:
         """Moves on behind a block that stays in float."""
         pairs = self._pairs(calls)
         self.quantized = [alone(quantized, quantized) for quantized, _ in pairs]
         self.real = [alone(real, real) for _, real in pairs]
-        return _proof(alone, pairs[0], Plan()), Plan(), []
+        return _Solved(_proof(alone, pairs[0], Plan()), Plan(), [], ())
 
     def _pairs(self, calls: Sequence[Call]) -> list[tuple[Call, Call]]:
         """What reaches the next block, quantized and float, batch by batch."""
@@ -269,7 +289,7 @@ def _joined(parts: Sequence[Certificate], subject: str) -> Certificate:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, whose end brings the mode before back."""
+    """Evaluation mode, whose end brings the mode before back, to layers made meanwhile too."""
     training = model.training
     model.eval()
     try:

@@ -10,6 +10,7 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.files import json_text, write_whole
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate import Certificate
+from brevitas_axe.recipe import Recipe
 from brevitas_axe.show.page import page
 
 
@@ -31,9 +32,13 @@ def open_folder(directory: str | Path) -> Path:
 
 
 def write_folder(
-    directory: Path, summary: Mapping[str, Any], certificate: Certificate, plan: Plan
+    directory: Path,
+    summary: Mapping[str, Any],
+    certificate: Certificate,
+    plan: Plan,
+    recipe: Recipe | None = None,
 ) -> list[Path]:
-    """Writes plan.json, certificate.json, summary.json and report.html.
+    """Writes plan.json, recipe.yaml (of a recipe), certificate.json, summary.json and report.html.
 
     Nothing is written before all is made, and each file appears whole.
 
@@ -46,6 +51,8 @@ def write_folder(
         directory / "plan.json": plan.to_json(),
         directory / "summary.json": json_text(summary),
     }
+    if recipe is not None:
+        files[directory / "recipe.yaml"] = recipe.to_yaml()
     for path, text in files.items():
         write_whole(path, text.encode())
     return list(files)

@@ -82,8 +82,8 @@ def test_a_backend_leaves_only_its_types(user, tmp_path) -> None:
     assert set(plan.layers.values()) == {LayerPrecision(4, 4, 12)}
 
 
-def test_scores_are_kept_and_jobs_change_nothing(user, tmp_path, monkeypatch) -> None:
-    assert main(arguments(user, "--cache", "scores", "--jobs", "2")) == 0
+def test_scores_are_kept_and_workers_change_nothing(user, tmp_path, monkeypatch) -> None:
+    assert main(arguments(user, "--state", "scores", "--workers", "2")) == 0
     (kept,) = (tmp_path / "scores").iterdir()
     lines, plan = kept.read_text(), (tmp_path / "plan.json").read_text()
     assert lines
@@ -92,7 +92,7 @@ def test_scores_are_kept_and_jobs_change_nothing(user, tmp_path, monkeypatch) ->
         raise AssertionError("a kept score is measured again")
 
     monkeypatch.setattr(Trials, "_keep", again)
-    assert main(arguments(user, "--cache", "scores")) == 0
+    assert main(arguments(user, "--state", "scores")) == 0
     assert kept.read_text() == lines
     assert (tmp_path / "plan.json").read_text() == plan
     monkeypatch.undo()
@@ -192,11 +192,11 @@ def test_choices_that_fit_no_layer_are_one_sentence(user, layers, says, backend,
         (("--metric", "luck"), "metric 'luck' is unknown; choose from kl"),
         (("--metric", "kl", "mse"), "'ilp' looks at one metric; give one, or use 'search'"),
         (("--budget", "memory=1"), "no allocation with"),
-        (("--jobs", "0"), "--jobs 0 would run nothing"),
+        (("--workers", "0"), "workers is 0"),
         (("--target", "0.1"), "'ilp' takes no target; leave it out, or use 'bisection'"),
-        (("--allocator", "bisection", "--target", "nan"), "--target is not a number"),
+        (("--allocator", "bisection", "--target", "nan"), "target is not a number"),
         (("--exclude", "0", "--exclude", "2"), "no layer to choose bits for"),
-        (("--max-cycles", "0"), "--max-cycles must be at least 1"),
+        (("--max-cycles", "0"), "max_cycles must be at least 1"),
         (("--max-cycles", "1", "--exclude", "0", "--exclude", "2"), "no layer to choose bits for"),
         (("--budget", "finn_cycles=9"), "--max-cycles N"),
         (("--scorer", "local:content=0"), "'content=0' is no option of 'local'; it has: probes"),

@@ -178,7 +178,6 @@ def test_without_transformers_one_sentence_says_how(folder: Path, capsys, monkey
         ("--rotate",),
         ("--tile-scales",),
         ("--offload", "blocks"),
-        ("--workers", "2"),
     ],
 )
 def test_options_for_language_models_need_one(option: tuple, capsys) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from brevitas_axe.cli import main
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.recipe import Recipe
 
 USER_FILE = """
 import torch
@@ -169,10 +170,18 @@ def test_quantize_leaves_a_folder_that_proves_itself(user_file, tmp_path, capsys
     command = ["quantize", "my_model.py:build", "--calibration", "my_model.py:data"]
     status = main([*command, "--accumulator-bits", "12", "--output", "out", "--quality", "fast"])
     assert status == 0, capsys.readouterr()
-    names = {"model.onnx", "plan.json", "certificate.json", "summary.json", "report.html"}
+    names = {
+        "model.onnx",
+        "plan.json",
+        "recipe.yaml",
+        "certificate.json",
+        "summary.json",
+        "report.html",
+    }
     assert names == {path.name for path in (tmp_path / "out").iterdir()}
     onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"))
     assert Plan.load(tmp_path / "out" / "plan.json").layers
+    assert Recipe.load(tmp_path / "out" / "recipe.yaml").quality == "fast"
     assert main(["certify", "out/model.onnx", "--plan", "out/plan.json"]) == 0
 
 

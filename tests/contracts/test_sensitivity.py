@@ -59,13 +59,13 @@ def test_the_model_is_left_bit_identical(name, model, choices) -> None:
 
 @every
 def test_scores_come_back_from_the_disk(name, model, choices, tmp_path) -> None:
-    first = score(model, BATCHES, choices, SCORERS[name], cache=tmp_path)
+    first = score(model, BATCHES, choices, SCORERS[name], state=tmp_path)
     (path,) = tmp_path.iterdir()
     kept = path.read_bytes()
 
     def again() -> bool:
         """Whether the scores are the first ones, with this file in the cache."""
-        scores = score(model, BATCHES, choices, SCORERS[name], cache=tmp_path, jobs=2)
+        scores = score(model, BATCHES, choices, SCORERS[name], state=tmp_path, workers=2)
         return all(np.array_equal(first.harm[n], scores.harm[n]) for n in choices.layers)
 
     assert again()

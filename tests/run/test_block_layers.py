@@ -4,8 +4,9 @@ import pytest
 import torch
 from brevitas import nn as qnn
 
-from brevitas_axe.model.stack import Alone, find_blocks, record_calls, with_hidden
-from brevitas_axe.registry import method
+from brevitas_axe.model.stack import Alone, find_blocks, left_in_float, record_calls, with_hidden
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.recipe import Recipe
 from brevitas_axe.run.block_layers import BlockLayers
 from tests.run.tiny import LAYERS, batches, tiny
 
@@ -26,8 +27,9 @@ def test_outputs_are_those_of_the_float_block(kind: str, transforms: tuple[str, 
         full = [with_hidden(c, h) for c, h in zip(calls[0], hidden, strict=True)]
         pairs = list(zip(full, full, strict=True))
         wanted = [alone(*pair) for pair in pairs]
-        chosen = tuple(method("transforms", spec) for spec in transforms)
-        given = BlockLayers(transforms=chosen).apply(alone, pairs)
+        plan = Plan.uniform(left_in_float(alone), LayerPrecision(4, 8))
+        given, widths, _ = BlockLayers(Recipe(transforms=transforms), plan).apply(alone, pairs)
+    assert len(widths.layers) == LAYERS[kind]
     for mine, theirs in zip(given, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
     layers = [m for m in alone.modules() if isinstance(m, qnn.QuantLinear)]

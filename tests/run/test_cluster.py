@@ -12,7 +12,7 @@ from tests.run.tiny import batches, tiny
 
 
 def solved(workers: int | None) -> dict[str, torch.Tensor]:
-    options = {"accumulator_bit_width": 14, "algorithm": "gptq", "quality": "fast"}
+    options = {"accumulator_bit_width": 14, "solver": "gptq", "quality": "fast"}
     model = quantize_blocks(
         tiny("gpt2"), batches("gpt2"), **options, workers=workers, progress=False
     ).model

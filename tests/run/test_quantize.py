@@ -52,15 +52,15 @@ def test_plain_models_come_back_proven(build):
     assert (actual - expected).norm() < 0.15 * expected.norm()
 
 
-@pytest.mark.parametrize("algorithm", ["gpfq", "gptq", "qronos"])
+@pytest.mark.parametrize("solver", ["gpfq", "gptq", "qronos"])
 @pytest.mark.parametrize("quality", ["fast", "best"])
 @pytest.mark.parametrize(("bits", "tile"), [(12, None), (14, 8), (None, None)])
-def test_every_level_is_proven(algorithm, quality, bits, tile):
+def test_every_level_is_proven(solver, quality, bits, tile):
     result = run(
         conv_net(),
         accumulator_bit_width=bits,
         tile_size=tile,
-        algorithm=algorithm,
+        solver=solver,
         quality=quality,
     )
     assert result.certificate.ok

@@ -251,7 +251,7 @@ def test_a_refused_option_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     refused = [
         {"quality": "bst"},
-        {"algorithm": "newton"},
+        {"solver": "newton"},
         {"accumulator_bit_width": 1},
         {"accumulator_bit_width": 8, "smooth": 0.5, "rotate": True},
         {"accumulator_bit_width": P + 1, "state": tmp_path},
@@ -272,7 +272,7 @@ def test_a_refused_option_leaves_the_model_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"quality": "bst"}, {"algorithm": "newton"}, {"tile_size": 0}], ids=str
+    "options", [{"quality": "bst"}, {"solver": "newton"}, {"tile_size": 0}], ids=str
 )
 def test_options_are_checked_before_the_model_runs(options: dict, monkeypatch) -> None:
     model = tiny("vit")

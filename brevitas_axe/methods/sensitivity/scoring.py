@@ -25,8 +25,8 @@ def score(
     *,
     metric: str | Metric = "kl",
     exclude: tuple[str, ...] = (),
-    cache: str | Path | None = None,
-    jobs: int = 1,
+    state: str | Path | None = None,
+    workers: int = 1,
     seed: int = 0,
     progress: bool = False,
 ) -> Scores:
@@ -40,11 +40,11 @@ def score(
         scorer: registered name, with options or without ("NAME:key=value"), or a scorer.
         metric: "kl" (to the float model's output), "mse", "cross_entropy" or a `Metric`.
         exclude: names of layers to leave out.
-        cache: folder for results; a killed run continues from it.
-        jobs: how many trials run at once.
+        state: folder for results; a killed run continues from it.
+        workers: how many trials run at once.
         seed: of everything random.
         progress: show a progress bar.
     """
     found = method("sensitivity", scorer)
     case = make_case(model, calibration, choices, metric, seed, exclude)
-    return found(case, Trials(fingerprint(case, found), cache, jobs, progress))
+    return found(case, Trials(fingerprint(case, found), state, workers, progress))

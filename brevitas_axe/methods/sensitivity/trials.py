@@ -27,7 +27,7 @@ class Trials:
     Args:
         fingerprint: of everything that results depend on besides their keys.
         folder: where results are kept; None forgets them. A killed run continues from it.
-        jobs: how many run at once.
+        workers: how many run at once.
         progress: show a progress bar.
     """
 
@@ -35,10 +35,10 @@ class Trials:
         self,
         fingerprint: str = "",
         folder: str | Path | None = None,
-        jobs: int = 1,
+        workers: int = 1,
         progress: bool = False,
     ) -> None:
-        self.jobs, self.progress = jobs, progress
+        self.workers, self.progress = workers, progress
         self._path = None if folder is None else Path(folder) / f"trials-{fingerprint[:32]}.jsonl"
         self._known: dict[str, Value] = {}
         self.run_count = 0
@@ -55,7 +55,7 @@ class Trials:
         """
         missing = [(key, arguments) for key, arguments in work if key not in self._known]
         tasks = (delayed(_keyed)(function, key, arguments) for key, arguments in missing)
-        results: Any = _parallel(self.jobs)(tasks) if missing else ()
+        results: Any = _parallel(self.workers)(tasks) if missing else ()
         for key, value in tqdm(
             results, total=len(missing), desc="trials", disable=not self.progress or not missing
         ):
@@ -64,7 +64,7 @@ class Trials:
 
     def run(self, function: Callable[..., Any], work: Iterable[tuple[Any, ...]]) -> list[Any]:
         """function(*arguments) for all arguments, in order, whatever it gives; nothing is kept."""
-        return list(Parallel(self.jobs, prefer="threads")(delayed(function)(*a) for a in work))
+        return list(Parallel(self.workers, prefer="threads")(delayed(function)(*a) for a in work))
 
     def knows(self, key: str) -> bool:
         """True when a result needs no work."""
@@ -99,12 +99,12 @@ class Trials:
                 file.truncate(len(whole))
 
 
-def _parallel(jobs: int) -> Parallel:
+def _parallel(workers: int) -> Parallel:
     """Gives results as they come, or a list of all where joblib's backend cannot do that."""
     try:
-        return Parallel(jobs, prefer="threads", return_as="generator_unordered")
+        return Parallel(workers, prefer="threads", return_as="generator_unordered")
     except ValueError:
-        return Parallel(jobs, prefer="threads")
+        return Parallel(workers, prefer="threads")
 
 
 def _keyed(

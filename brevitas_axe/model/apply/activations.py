@@ -84,7 +84,7 @@ def input_sources(
         Layer name → quantizer names. Layers that the forward does not call are left out.
     """
     scratch = copy.deepcopy(model)
-    layers = find_layers(scratch, exclude)
+    layers = find_layers(scratch, exclude, tile_scales=True)
     before = observe_inputs(scratch, layers, args, kwargs)
     args, kwargs = _enough(scratch, layers, before, (args, kwargs or {}))
     sources: dict[str, list[str]] = {name: [] for name in before}
@@ -135,8 +135,10 @@ def set_input_bits(
         InvalidPlan: two layers want different bits of one quantizer, or a layer's input does not
             come out as planned.
     """
-    layers = find_layers(model, exclude)
+    layers = find_layers(model, exclude, tile_scales=True)
     plan.check_names(layers)
+    if _arrive(plan, observe_inputs(model, layers, args, kwargs)):
+        return  # without a forward per quantizer
     proxies = activation_quantizers(model)
     wanted: dict[str, tuple[int, str]] = {}
     for name, quantizers in input_sources(model, args, kwargs, exclude).items():
@@ -158,6 +160,14 @@ def set_input_bits(
     for name, reach in _widest(observe_inputs(model, layers, args, kwargs)).items():
         bits = plan.layers[name].input if name in plan.layers else None
         check_arriving(name, bits, reach)
+
+
+def _arrive(plan: Plan, seen: Ranges) -> bool:
+    """Whether every planned layer that a forward calls gets its planned input bits already."""
+    bits = {
+        name: None if reach is None else reach.bit_width for name, reach in _widest(seen).items()
+    }
+    return all(p.input in (None, bits.get(name, p.input)) for name, p in plan.layers.items())
 
 
 def check_arriving(name: str, bits: int | None, arrives: InputRange | None) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidOption, InvalidPlan, InvalidTile, NotProven, UnsupportedLayer
+from brevitas_axe.model.apply.activations import set_input_bits
 from brevitas_axe.model.apply.ranges import write_bits
 from brevitas_axe.model.layers import (
     Layer,
@@ -69,13 +70,15 @@ def apply_plan(
         model: a Brevitas model.
         plan: widths by layer name.
         args: arguments of one forward, from which every layer learns the range of its input;
-            needed where layers have A2Q or A2Q+ quantizers, or get them.
+            needed where layers have A2Q or A2Q+ quantizers, or get them, and where input bits are
+            planned for a layer whose input another layer's quantizer gives.
         exclude: names of layers to leave alone.
         quantizer: "axe" (ours), "a2q" or "a2q+" (Brevitas's).
 
     Raises:
-        InvalidPlan: a planned layer does not exist, its input bits are set elsewhere, or it is to
-            have tiles with A2Q.
+        InvalidPlan: a planned layer does not exist, its input bits are set elsewhere and there are
+            no args, two layers want different bits of one quantizer, or a layer is to have tiles
+            with A2Q.
         InvalidOption: unknown quantizer, or A2Q without args.
     """
     if quantizer not in get_args(Quantizer):
@@ -88,6 +91,8 @@ def apply_plan(
         )
     layers = find_layers(model, exclude)
     plan.check_names(layers)
+    if args is not None and any(precision.input for precision in plan.layers.values()):
+        set_input_bits(model, plan, args, exclude=exclude)
     calls = {} if args is None else observe_inputs(model, layers, args)
     for name, precision in plan.layers.items():
         apply_precision(name, layers[name], precision, calls.get(name, ()), quantizer)
@@ -300,8 +305,8 @@ def _set_input_bits(
         if any(reach and reach.bit_width == bits for reach in known):
             return
         raise InvalidPlan(
-            f"layer '{name}' takes its input from another layer's quantizer; set the input bits "
-            "there and leave them out of this layer's plan."
+            f"layer '{name}' takes its input from another layer's quantizer; give apply_plan the "
+            "arguments of a forward, args=(x,), or leave the input bits out of this layer's plan."
         )
     quant = proxy.fused_activation_quant_proxy.tensor_quant
     if int(quant.msb_clamp_bit_width_impl()) == bits:

@@ -158,7 +158,7 @@ class axe_mode:
         self._fingerprint = Fingerprint(
             {
                 "plan": self.plan.to_json(),
-                "solver": solver,
+                "solver": str(solver),
                 "quality": quality,
                 "act_order": self.act_order,
                 "exclude": list(exclude),

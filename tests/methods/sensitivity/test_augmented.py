@@ -68,7 +68,7 @@ def test_pairs_are_what_two_layers_lose_together(model) -> None:
 def test_an_accumulator_changes_the_pairs_in_one_cache(model, tmp_path) -> None:
     def pairs(bits: int, cache=None) -> list[np.ndarray]:
         choices = make_choices(model, (X[:1],), weight=(4,), input=(3,), accumulator=(bits,))
-        return list(score(model, [X], choices, "augmented", cache=cache).pairs.values())
+        return list(score(model, [X], choices, "augmented", state=cache).pairs.values())
 
     wide, narrow = pairs(14, tmp_path), pairs(7, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
@@ -78,7 +78,7 @@ def test_an_accumulator_changes_the_pairs_in_one_cache(model, tmp_path) -> None:
 
 def test_known_losses_are_not_solved_for_again(model, tmp_path, monkeypatch) -> None:
     choices = make_choices(model, (X[:1],), weight=(2, 4))
-    whole = score(model, [X], choices, "augmented", cache=tmp_path)
+    whole = score(model, [X], choices, "augmented", state=tmp_path)
     (path,) = tmp_path.iterdir()
     lines = path.read_bytes().splitlines(keepends=True)
     solved: list[str] = []
@@ -90,6 +90,6 @@ def test_known_losses_are_not_solved_for_again(model, tmp_path, monkeypatch) -> 
     monkeypatch.setattr(augmented_module, "part", noted)
     for last, names in ((len(lines), []), (len(lines) - 1, ["1", "2"])):
         path.write_bytes(b"".join(lines[:last]))
-        again = score(model, [X], choices, "augmented", cache=tmp_path)
+        again = score(model, [X], choices, "augmented", state=tmp_path)
         assert solved == names
         assert all(np.array_equal(again.pairs[pair], d) for pair, d in whole.pairs.items())

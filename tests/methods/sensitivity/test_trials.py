@@ -28,7 +28,7 @@ def square(n: int) -> list[float]:
 def test_known_work_is_not_done_again(tmp_path) -> None:
     first = Trials("f", tmp_path)
     assert first.map(square, WORK[:3]) == [[0.0], [1.0], [4.0]]
-    second = Trials("f", tmp_path, jobs=2)
+    second = Trials("f", tmp_path, workers=2)
     assert second.map(square, WORK) == [[float(n * n)] for n in range(5)]
     assert second.run_count == 2
     assert Trials("other", tmp_path).map(square, WORK[:1]) == [[0.0]]
@@ -67,14 +67,16 @@ class AllAtOnce(ThreadingBackend):
 def test_a_backend_may_give_all_results_at_once(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(BACKENDS, "all_at_once", AllAtOnce)
     with joblib.parallel_config(backend="all_at_once"):
-        assert Trials("f", tmp_path, jobs=2).map(square, WORK) == [[float(n * n)] for n in range(5)]
-        assert Trials(jobs=2).run(square, [(2,), (3,)]) == [[4.0], [9.0]]
+        assert Trials("f", tmp_path, workers=2).map(square, WORK) == [
+            [float(n * n)] for n in range(5)
+        ]
+        assert Trials(workers=2).run(square, [(2,), (3,)]) == [[4.0], [9.0]]
     assert Trials("f", tmp_path).knows("4")
 
 
 def works_elsewhere() -> None:
     """Every trial runs in another process than this one."""
-    found = Trials(jobs=2).map(os.getpid, [(str(n), ()) for n in range(4)])
+    found = Trials(workers=2).map(os.getpid, [(str(n), ()) for n in range(4)])
     assert os.getpid() not in found
 
 
@@ -94,7 +96,7 @@ def scored_twice(backend: str) -> None:
     choices = make_choices(model, (X[:1],), weight=(2, 4))
     alone = score(model, [X], choices, "measured")
     with joblib.parallel_config(backend=backend):
-        together = score(model, [X], choices, "measured", jobs=2)
+        together = score(model, [X], choices, "measured", workers=2)
     for name in choices.layers:
         assert np.allclose(alone.harm[name], together.harm[name], rtol=1e-5, atol=1e-9)
 
@@ -121,8 +123,8 @@ def test_so_does_a_cluster_with_nothing_changed(cluster) -> None:
 def test_a_changed_weight_is_scored_anew(tmp_path) -> None:
     model = to_brevitas(conv_net().eval(), as_batches([X]))
     choices = make_choices(model, (X[:1],), weight=(2, 4))
-    score(model, [X], choices, "pmpq", cache=tmp_path)
+    score(model, [X], choices, "pmpq", state=tmp_path)
     with torch.no_grad():
         next(model.parameters()).flatten()[0] += 0.5
-    score(model, [X], choices, "pmpq", cache=tmp_path)
+    score(model, [X], choices, "pmpq", state=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,356 @@
+"""How a model is quantized: every choice but the widths, which a plan tells.
+
+A recipe is written by hand in YAML, or made in Python; what a run used comes back with everything
+filled in. Methods are named as everywhere, "NAME:key=value":
+
+    transforms: ["smooth:strength=0.5"]
+    inputs: per_token
+    solver: qronos
+    rules:
+      "*.down_proj": {weight: 8}
+      "type:Conv2d": {exclude: true}
+
+`Run` holds what changes no integer: where progress is kept, and how many tasks run at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import yaml
+
+from brevitas_axe.errors import InvalidOption, InvalidPlan
+from brevitas_axe.files import read_text, write_whole
+from brevitas_axe.plan import LayerPrecision, name_matches
+from brevitas_axe.registry import Facts, method, spec_of
+
+_FORMAT = "brevitas_axe.recipe.v1"
+# "NAME:key=value", or the method itself.
+Spec = Any
+Weights = Literal["channel", "tensor", "tile"]
+Quality = Literal["fast", "best"]
+
+# Field of the recipe → room of its methods.
+_ROOMS = {
+    "transforms": "transforms",
+    "split": "splits",
+    "inputs": "inputs",
+    "ranges": "ranges",
+    "solver": "solvers",
+}
+_OF_TYPE = "type:"
+_EXCLUDE = "exclude"
+_WIDTHS = tuple(f.name for f in fields(LayerPrecision))
+
+_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # What FINN builds: static inputs, one weight scale per channel, ranges that fit few bits.
+    "fpga": {"inputs": "static", "ranges": "mse", "weights": "channel"},
+    # Linear layers between float norms: outliers go to the weights, each token has its own scale.
+    "transformer": {"transforms": ("smooth",), "inputs": "per_token"},
+    # Seconds instead of minutes, for a first look: the published algorithm without a search.
+    "fast": {"solver": "gptq", "quality": "fast"},
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about a run that changes integers, besides the widths of a `Plan`.
+
+    Attributes:
+        transforms: rewrites of the float model that leave its function alone, in this order.
+        split: what divides layers into branches; None for none.
+        inputs: how the inputs of layers are quantized.
+        symmetric: signed inputs without a zero point; else unsigned ones with.
+        ranges: how the range of a static input is fitted to its bits; "calibrated" leaves what
+            calibration found, and None fits those ranges only whose bits a plan or a rule sets.
+        weights: one scale per output channel, per tensor, or per output and tile.
+        power_of_two: weight scales are powers of two.
+        solver: what finds the integers.
+        quality: "fast" (as published) or "best".
+        act_order: columns with the largest inputs first; None for the quality's own choice.
+        rules: name pattern (see `brevitas_axe.plan.name_matches`) or "type:" and a layer's class
+            ("type:Conv2d") → widths ("weight", "input", "accumulator", "tile") or {"exclude":
+            true}. All rules that apply do so in order, a later one over an earlier one. Layers
+            that a plan names keep the plan's widths.
+
+    Raises:
+        InvalidOption, InvalidPlan: a value that cannot be used, by its name.
+    """
+
+    transforms: tuple[Spec, ...] = ()
+    split: Spec | None = None
+    inputs: Spec = "static"
+    symmetric: bool = True
+    ranges: Spec | None = None
+    weights: Weights = "channel"
+    power_of_two: bool = False
+    solver: Spec = "qronos"
+    quality: Quality = "best"
+    act_order: bool | None = None
+    rules: Mapping[str, Mapping[str, int | bool | None]] = field(default_factory=dict)
+
+    # What `ranges` may be besides a method.
+    CALIBRATED: ClassVar[str] = "calibrated"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.transforms, str) or not isinstance(self.transforms, tuple | list):
+            raise InvalidOption("a recipe's transforms are a list of methods; write [NAME, NAME].")
+        object.__setattr__(self, "transforms", tuple(self.transforms))
+        for key, room in _ROOMS.items():
+            for spec in self._specs(key):
+                if not isinstance(spec, str) and not isinstance(
+                    getattr(spec, "facts", None), Facts
+                ):
+                    raise InvalidOption(
+                        f"a recipe's {key} must name a method of the room '{room}', not {spec!r}."
+                    )
+        _one_of("weights", self.weights, get_args(Weights))
+        _one_of("quality", self.quality, get_args(Quality))
+        _one_of("symmetric", self.symmetric, (True, False))
+        _one_of("power_of_two", self.power_of_two, (True, False))
+        _one_of("act_order", self.act_order, (True, False, None))
+        if self.power_of_two and self.weights == "tile":
+            raise InvalidOption(
+                "a recipe cannot have power_of_two scales for every tile; set weights to channel "
+                "or tensor."
+            )
+        if not isinstance(self.rules, Mapping):
+            raise InvalidOption("a recipe's rules are a mapping from patterns to widths.")
+        for pattern, rule in self.rules.items():
+            _check_rule(pattern, rule)
+
+    def _specs(self, key: str) -> tuple[Spec, ...]:
+        value = getattr(self, key)
+        if isinstance(value, tuple):
+            return value
+        if key == "ranges" and value == self.CALIBRATED:
+            return ()
+        return () if value is None and key in ("split", "ranges") else (value,)
+
+    def methods(self, key: str) -> tuple[Any, ...]:
+        """The methods that one field names, with their options; empty where it names none.
+
+        Raises:
+            InvalidOption: there is none of that name, or of that option.
+        """
+        return tuple(method(_ROOMS[key], spec) for spec in self._specs(key))
+
+    def resolved(self) -> Recipe:
+        """The same recipe with every method looked up and written in full.
+
+        Raises:
+            InvalidOption: a method that does not exist, or transforms in an order in which they
+                would undo each other.
+        """
+        transforms = self.methods("transforms")
+        names = [_written("transforms", spec) for spec in transforms]
+        for i in range(1, len(names)):
+            if transforms[i].stage < transforms[i - 1].stage:
+                order = sorted(range(len(names)), key=lambda j: transforms[j].stage)
+                raise InvalidOption(
+                    f"the transform '{names[i]}' comes before '{names[i - 1]}'; write them as "
+                    f"[{', '.join(names[j] for j in order)}]."
+                )
+        single = {
+            key: _written(room, self.methods(key)[0])
+            for key, room in _ROOMS.items()
+            if key != "transforms" and self._specs(key)
+        }
+        return replace(self, transforms=tuple(names), **single)
+
+    def widths(self, name: str, layer: object, widths: LayerPrecision) -> LayerPrecision | None:
+        """What the rules make of the widths of one layer; None where they exclude it.
+
+        Args:
+            name: of the layer.
+            layer: the module itself.
+            widths: where no rule says otherwise.
+        """
+        excluded = False
+        for pattern, rule in self.rules.items():
+            if _applies(pattern, name, layer):
+                excluded = bool(rule.get(_EXCLUDE, excluded))
+                widths = replace(widths, **{k: v for k, v in rule.items() if k != _EXCLUDE})
+        return None if excluded else widths
+
+    def check_rules(self, layers: Mapping[str, object]) -> None:
+        """Raises InvalidOption for a rule that applies to none of the layers."""
+        for pattern in self.rules:
+            if not any(_applies(pattern, name, layer) for name, layer in layers.items()):
+                raise InvalidOption(
+                    f"the rule '{pattern}' applies to no layer; there are: {', '.join(layers)}."
+                )
+
+    def excluded(self, layers: Mapping[str, object]) -> tuple[str, ...]:
+        """Names of the layers that the rules exclude."""
+        anything = LayerPrecision()
+        return tuple(n for n, layer in layers.items() if self.widths(n, layer, anything) is None)
+
+    def to_yaml(self) -> str:
+        """Text that `from_yaml` reads.
+
+        Raises:
+            InvalidOption: a method that is not registered, and so has no name.
+        """
+        content: dict[str, Any] = {"format": _FORMAT}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in _ROOMS and self._specs(f.name):
+                written = [_written(_ROOMS[f.name], spec) for spec in self._specs(f.name)]
+                nameless = next((w for w in written if not isinstance(w, str)), None)
+                if nameless is not None:
+                    spec_of(_ROOMS[f.name], nameless)  # says that it has no name
+                value = written if f.name == "transforms" else written[0]
+            elif f.name == "rules":
+                value = {pattern: dict(rule) for pattern, rule in value.items()}
+            elif f.name == "transforms":
+                value = []
+            content[f.name] = value
+        return yaml.safe_dump(content, sort_keys=False, width=100)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the YAML file, whole or not at all."""
+        write_whole(path, self.to_yaml().encode())
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Recipe:
+        """Parses strict YAML; what is left out has its default.
+
+        Raises:
+            InvalidOption: an unknown key, a key twice, or a value that cannot be used.
+        """
+        try:
+            data = yaml.load(text, Loader=_StrictLoader)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            # Its own message has the place in it, in several lines.
+            reason = " ".join(str(error).split()).rstrip(".") or "it is nested too deeply"
+            raise InvalidOption(f"the recipe is not valid YAML: {reason}.") from None
+        known = [f.name for f in fields(cls)]
+        data = {} if data is None else data
+        if not isinstance(data, dict):
+            raise InvalidOption(f"a recipe is a mapping with keys among {', '.join(known)}.")
+        unknown = [key for key in data if key not in ("format", *known)]
+        if unknown:
+            raise InvalidOption(
+                f"'{unknown[0]}' is no key of a recipe; there are: {', '.join(known)}."
+            )
+        form = data.pop("format", _FORMAT)
+        if form != _FORMAT:
+            raise InvalidOption(f"the recipe's format is {form!r}, expected {_FORMAT!r}.")
+        return cls(**data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Reads a YAML file."""
+        return cls.from_yaml(read_text(path, "recipe", InvalidOption))
+
+    @classmethod
+    def preset(cls, name: str) -> Recipe:
+        """A recipe to start from: "fpga", "transformer" or "fast"."""
+        if name not in _PRESETS:
+            raise InvalidOption(f"there is no recipe '{name}'; choose from {', '.join(_PRESETS)}.")
+        return cls(**_PRESETS[name])
+
+    @classmethod
+    def of(cls, recipe: Recipe | str | Path | None) -> Recipe:
+        """A recipe given itself, by the name of a preset or by the path of a file."""
+        if isinstance(recipe, cls):
+            return recipe
+        if recipe is None:
+            return cls()
+        if isinstance(recipe, str) and recipe in _PRESETS:
+            return cls.preset(recipe)
+        if not isinstance(recipe, str | Path):
+            raise InvalidOption(f"a recipe is a Recipe, not a {type(recipe).__name__}.")
+        if not Path(recipe).exists():
+            raise InvalidOption(
+                f"there is no recipe '{recipe}'; give a YAML file, or one of {', '.join(_PRESETS)}."
+            )
+        return cls.load(recipe)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What changes no integer.
+
+    Attributes:
+        state: folder for progress; a run that was killed continues from it to the same integers.
+        offload: folder to which solved blocks move, by accelerate; load the model with its
+            `device_map` to keep the others on the disk until their turn.
+        workers: tasks at a time, through the joblib backend that `joblib.parallel_config` chose
+            (processes, Dask, Ray), -1 for as many as it has; None for threads of torch.
+        progress: show progress bars.
+
+    Raises:
+        InvalidOption: no workers.
+    """
+
+    state: str | Path | None = None
+    offload: str | Path | None = None
+    workers: int | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.workers == 0:
+            raise InvalidOption("workers is 0; give the number of tasks at a time, or -1 for all.")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's plain types, no key twice."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    if any(not isinstance(key, str) for key in keys):
+        raise ValueError("a key is no text; write it in quotes")
+    if len(set(keys)) < len(keys):
+        raise ValueError("a key appears twice in one mapping")
+    return {k: loader.construct_object(v, deep=True) for k, (_, v) in zip(keys, node.value)}  # noqa: B905
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _one_of(key: str, value: object, choices: Iterable[object]) -> None:
+    choices = list(choices)
+    # 1 equals True, and is not what was asked for.
+    if not any(
+        value is choice or (isinstance(value, str) and value == choice) for choice in choices
+    ):
+        listed = ", ".join("null" if c is None else str(c).lower() for c in choices)
+        raise InvalidOption(f"{key} '{value}' is unknown; choose from {listed}.")
+
+
+def _check_rule(pattern: object, rule: object) -> None:
+    if not isinstance(pattern, str) or not pattern:
+        raise InvalidOption(f"a rule starts with a pattern of names, not {pattern!r}.")
+    known = (*_WIDTHS, _EXCLUDE)
+    if not isinstance(rule, Mapping) or not rule or not set(rule) <= set(known):
+        raise InvalidOption(
+            f"the rule '{pattern}' must be a mapping with keys among {', '.join(known)}."
+        )
+    if not isinstance(rule.get(_EXCLUDE, False), bool):
+        raise InvalidOption(f"the rule '{pattern}': exclude must be true or false.")
+    name_matches(pattern, "")  # refuses a broken expression
+    for key in _WIDTHS:
+        if rule.get(key) is not None and type(rule[key]) is not int:
+            raise InvalidPlan(f"the rule '{pattern}': {key} must be an integer or null.")
+    LayerPrecision(**{key: value for key, value in rule.items() if key != _EXCLUDE})
+
+
+def _applies(pattern: str, name: str, layer: object) -> bool:
+    if pattern.startswith(_OF_TYPE):
+        kind = pattern.removeprefix(_OF_TYPE)
+        return any(ancestor.__name__ == kind for ancestor in type(layer).__mro__)
+    return name_matches(pattern, name)
+
+
+def _written(room: str, found: Any) -> Spec:
+    """A method as text; one that is not registered has none, and stays what it is."""
+    try:
+        return found if isinstance(found, str) else spec_of(room, found)
+    except InvalidOption:
+        return found

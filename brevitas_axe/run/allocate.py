@@ -1,0 +1,262 @@
+"""Bits for every layer under budgets: scores, costs, and an allocator between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.methods.allocate import (
+    Allocation,
+    Allocator,
+    Backend,
+    Problem,
+    allocate_bits,
+    check_budget,
+    check_groups,
+    check_metrics,
+    check_target,
+    cost_table,
+    foldings_within,
+    load_backend,
+    make_problem,
+    output_readers,
+    pareto,
+)
+from brevitas_axe.methods.cost import Folding, layer_shapes
+from brevitas_axe.methods.ranges import fit_ranges
+from brevitas_axe.methods.sensitivity import (
+    Metric,
+    PlanLoss,
+    Scorer,
+    Scores,
+    find_metric,
+    make_case,
+    make_choices,
+    score,
+)
+from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, one_sample, to_brevitas
+from brevitas_axe.plan import Choices
+from brevitas_axe.recipe import Run
+from brevitas_axe.registry import method
+
+# What is offered to a layer where nothing else is said.
+WIDTHS: Mapping[str, Sequence[int | None]] = {"weight": (2, 3, 4, 6, 8), "input": (4, 6, 8)}
+_OFFERED = ("weight", "input", "accumulator", "tile")
+
+Widths = Mapping[str, Sequence[int | None]]
+
+
+@dataclass(frozen=True)
+class AllocateResult(Allocation):
+    """What `allocate` returns: a plan for `quantize`, and what it was chosen by.
+
+    Attributes:
+        scores: harm of every choice of every layer.
+        problem: what the allocator was given.
+        units: cost → unit.
+        allocator: the method.
+        foldings: layer → its folding in hardware, where a pace was wanted; else None.
+    """
+
+    scores: Scores
+    problem: Problem
+    units: Mapping[str, str]
+    allocator: Allocator
+    foldings: Mapping[str, Folding] | None = None
+
+    def front(
+        self, budget: str | None = None, points: int = 16, allocator: str | Allocator | None = None
+    ) -> list[Allocation]:
+        """What more and less of one budget would give.
+
+        Args:
+            budget: the one to sweep; None for the first.
+            points: values of it, evenly from the least possible cost to the most.
+            allocator: another than the one that found the plan.
+        """
+        swept = next(iter(self.problem.budgets)) if budget is None else budget
+        if swept not in self.problem.costs:
+            raise InvalidOption(
+                f"there is no budget '{swept}' to sweep, only: {', '.join(self.problem.costs)}."
+            )
+        cost = self.problem.costs[swept]
+        limits = np.linspace(cost.extreme(np.min), cost.extreme(np.max), points)
+        free = replace(self.problem, target=None, measure=None)
+        return pareto(free, swept, limits, self.allocator if allocator is None else allocator)
+
+
+def allocate(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    budgets: Mapping[str, float],
+    choices: Choices | Widths | None = None,
+    *,
+    scorer: str | Scorer = "local",
+    allocator: str | Allocator = "ilp",
+    metric: str | Metric | Sequence[str | Metric] = "kl",
+    exclude: Iterable[str] = (),
+    target: float | None = None,
+    backend: str | Path | Backend | None = None,
+    max_cycles: int | None = None,
+    run: Run = Run(),
+) -> AllocateResult:
+    """Chooses bits for every layer so that all budgets are met and the model suffers least.
+
+    Args:
+        model: a float model, or a calibrated Brevitas model; not modified.
+        calibration: items as `brevitas_axe.model.prepare.as_batches` takes them; labels are kept
+            for metrics and scorers that use them.
+        budgets: cost → most that it may be, for one sample: {"bops": 1e9}.
+        choices: what each layer may get; or widths by name ("weight", "input", "accumulator",
+            "tile"), from which every combination is offered to every layer; None for `WIDTHS`.
+        scorer: what tells the harm of a choice, "NAME:key=value" or the method itself.
+        allocator: what picks from the choices, likewise.
+        metric: by which harm is measured; several for an allocator that takes them.
+        exclude: names of layers to leave alone.
+        target: largest rise of the metric, for allocators that take one.
+        backend: hardware that takes some types only: a name or the path of its specification.
+        max_cycles: fold every layer to at most so many clock cycles per sample, for costs of
+            hardware; None for one multiplication at a time.
+        run: where scores are kept, and how many trials run at a time.
+
+    Raises:
+        InvalidOption, InvalidPlan: what cannot be done, by its name; so where nothing fits.
+    """
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    if run.offload is not None:
+        raise InvalidOption("allocate does not move anything to an offload folder; leave it out.")
+    # All names are looked up before any work is done.
+    metrics = check_names(budgets, scorer, allocator, metric, target, max_cycles)
+    models = {name: method("cost", name) for name in budgets}
+    judge, chooser = method("sensitivity", scorer), method("allocate", allocator)
+    spec = load_backend(backend) if isinstance(backend, str | Path) else backend
+    items = list(calibration)
+    batches = as_batches(items)
+    model = _calibrated(model, items, batches, run)
+    args, kwargs = one_sample(batches[0])
+    choices = _choices(model, args, kwargs, choices, exclude)
+    check_groups(scorer, allocator, choices.layers)
+    shapes = layer_shapes(model, args, kwargs, exclude)
+    if spec is not None:
+        choices = spec.constrain(choices, shapes, model)
+    foldings = None if max_cycles is None else foldings_within(choices, shapes, max_cycles)
+    scores = _scores(model, items, choices, judge, metrics, exclude, run)
+    readers = output_readers(model, args, kwargs, exclude)
+    costs = {
+        name: cost_table(cost, choices, shapes, readers, foldings) for name, cost in models.items()
+    }
+
+    @cache
+    def plan_loss() -> PlanLoss:
+        return PlanLoss(make_case(model, items, choices, metrics[0], exclude=exclude))
+
+    # Only some allocators measure, and what they need takes time to make.
+    problem = make_problem(scores, costs, budgets, lambda plan: plan_loss()(plan), target)
+    best = allocate_bits(problem, chooser)
+    units = {name: cost.unit for name, cost in models.items()}
+    return AllocateResult(
+        best.plan, best.harm, best.costs, scores, problem, units, chooser, foldings
+    )
+
+
+def check_names(
+    budgets: Mapping[str, float],
+    scorer: str | Scorer,
+    allocator: str | Allocator,
+    metric: str | Metric | Sequence[str | Metric],
+    target: float | None = None,
+    max_cycles: int | None = None,
+) -> list[str | Metric]:
+    """Refuses names that do not exist and values that mean nothing, before any work is done.
+
+    Args:
+        budgets, scorer, allocator, metric, target, max_cycles: as `allocate` takes them.
+
+    Returns:
+        The metrics, once each.
+    """
+    if not budgets:
+        raise InvalidOption("there is no budget; give at least one, such as {'bops': 1e9}.")
+    if target is not None and math.isnan(target):
+        raise InvalidOption("the target is not a number; give the largest rise of the metric.")
+    if max_cycles is not None and max_cycles < 1:
+        raise InvalidOption(f"max_cycles must be at least 1, not {max_cycles}.")
+    for name in budgets:
+        check_budget(name)
+    method("sensitivity", scorer)
+    check_target(target, allocator)
+    metrics: list[Any] = [metric] if isinstance(metric, str | Metric) else list(metric)
+    for each in metrics:
+        if isinstance(each, str):
+            find_metric(each)
+    if not metrics:
+        raise InvalidOption("there is no metric; give one, such as 'kl'.")
+    names = {each if isinstance(each, str) else each.name: each for each in metrics}
+    check_metrics(names, allocator)
+    return list(names.values())
+
+
+def _calibrated(
+    model: nn.Module, items: list[Any], batches: Sequence[Batch], run: Run
+) -> nn.Module:
+    """The model itself, or a float model with quantizers whose ranges fit any bits."""
+    if has_quantizers(model):
+        return model
+    quantized = to_brevitas(model, batches, progress=run.progress)
+    fit_ranges(quantized, items)
+    return quantized
+
+
+def _choices(
+    model: nn.Module,
+    args: tuple,
+    kwargs: dict,
+    given: Choices | Widths | None,
+    exclude: tuple[str, ...],
+) -> Choices:
+    if isinstance(given, Choices):
+        return given
+    widths = dict(WIDTHS if given is None else given)
+    unknown = [key for key in widths if key not in _OFFERED]
+    if unknown:
+        raise InvalidOption(
+            f"'{unknown[0]}' is no width to choose; there are: {', '.join(_OFFERED)}."
+        )
+    return make_choices(model, args, kwargs, **widths, exclude=exclude)
+
+
+def _scores(
+    model: nn.Module,
+    items: list[Any],
+    choices: Choices,
+    scorer: Scorer,
+    metrics: Sequence[str | Metric],
+    exclude: tuple[str, ...],
+    run: Run,
+) -> Scores:
+    """Harm by the first metric, with that by the others beside it."""
+    first, *others = (
+        score(
+            model,
+            items,
+            choices,
+            scorer,
+            metric=metric,
+            exclude=exclude,
+            state=run.state,
+            workers=run.workers or 1,
+            progress=run.progress,
+        )
+        for metric in metrics
+    )
+    names = [metric if isinstance(metric, str) else metric.name for metric in metrics[1:]]
+    harms = {name: other.harm for name, other in zip(names, others, strict=True)}
+    return replace(first, metrics={**first.metrics, **harms})

@@ -1,0 +1,49 @@
+"""What is looked at before the long work, so that each refusal is one sentence."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from brevitas_axe.accumulator import one_sided_budgets, required_bit_width
+from brevitas_axe.errors import AccumulatorTooNarrow, AxeError, InvalidOption, NotEnoughMemory
+from brevitas_axe.model.prepare import Batch
+from brevitas_axe.run.solve import axe_mode
+
+
+def check_runs(model: nn.Module, batch: Batch) -> None:
+    """One forward, so that what is wrong with model or data is told apart from what is ours."""
+    args, kwargs = batch
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except AxeError:
+        raise
+    except Exception as error:
+        if ran_out_of_memory(error):
+            raise NotEnoughMemory(
+                "memory ran out in one forward on calibration batch 0; give smaller batches."
+            ) from error
+        reason = next(iter(str(error).splitlines()), "")
+        raise InvalidOption(
+            f"the model fails on calibration batch 0 ({type(error).__name__}: {reason}); give "
+            "batches as its forward takes them."
+        ) from error
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether this is what Python, torch or we say where memory ends; torch's CPU has no type."""
+    kinds = MemoryError | torch.OutOfMemoryError | NotEnoughMemory
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def check_widths(axe: axe_mode) -> None:
+    """Refuses, before any work, a width at which all weights of a layer would have to be zero."""
+    for name, precision in axe.plan.layers.items():
+        bits, reach = precision.accumulator, axe.layers[name].weight_quant.input_range
+        if bits and reach and not any(one_sided_budgets(bits, reach.low, reach.high)):
+            raise AccumulatorTooNarrow(
+                f"a {bits}-bit accumulator does not hold one input of layer '{name}', which lies "
+                f"in [{reach.low}, {reach.high}], so all its weights would be zero; give it "
+                f"{required_bit_width(reach.low, reach.high)} bits or more, or its input fewer."
+            )

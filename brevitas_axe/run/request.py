@@ -1,0 +1,194 @@
+"""What a call of `quantize` asks for: keywords become widths, a recipe and a run.
+
+A plan and a recipe say everything; the keywords are the short way for the usual parts of both, and
+mean the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+from torch import nn
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.recipe import Quality, Recipe, Run, Spec
+
+
+class Keywords(TypedDict, total=False):
+    """The short way.
+
+    Attributes:
+        accumulator_bit_width: P for every layer; None leaves them unconstrained.
+        tile_size: inputs per inner accumulator, None for whole dot products.
+        weight_bit_width: bits of the weights of a float model, 4 unless given.
+        input_bit_width: bits of the layers' inputs of a float model, 8 unless given.
+        activations: the recipe's `inputs`: "static", "dynamic", "per_token".
+        symmetric, ranges, power_of_two, solver, quality, act_order: those of the recipe.
+        smooth: strength of SmoothQuant (arXiv 2211.10438), 0.5 as published; None for none.
+        rotate: rotate every layer's inputs by a Hadamard matrix.
+        tile_scales: one weight scale per output and tile, instead of per output. The results of
+            the inner accumulators are then scaled before they are added, so there is no outer
+            integer accumulator to prove.
+        state, offload, workers, progress: those of `Run`.
+    """
+
+    accumulator_bit_width: int | None
+    tile_size: int | None
+    weight_bit_width: int
+    input_bit_width: int
+    activations: Spec
+    symmetric: bool
+    ranges: Spec | None
+    power_of_two: bool
+    smooth: float | None
+    rotate: bool
+    tile_scales: bool
+    solver: Spec
+    quality: Quality
+    act_order: bool | None
+    state: str | Path | None
+    offload: str | Path | None
+    workers: int | None
+    progress: bool
+
+
+_WIDTHS = {
+    "accumulator_bit_width": "accumulator",
+    "tile_size": "tile",
+    "weight_bit_width": "weight",
+    "input_bit_width": "input",
+}
+_FIRST_WIDTHS = LayerPrecision(weight=4, input=8)
+# Keyword → field of the recipe, where the names differ.
+_OF_RECIPE = {"activations": "inputs"}
+# Ranges of inputs whose bits are planned, where the recipe leaves them open.
+_FITTED = "mse"
+_FORMER = {"algorithm": "solver", "cache": "state", "jobs": "workers"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be done to a model.
+
+    Attributes:
+        widths: of layers for which no plan and no rule says otherwise.
+        plan: widths by layer name; None gives every layer `widths`.
+        recipe: resolved.
+        exclude: names of layers to leave alone.
+        run: what changes no integer.
+    """
+
+    widths: LayerPrecision
+    plan: Plan | None
+    recipe: Recipe
+    exclude: tuple[str, ...]
+    run: Run
+
+    def settled(self, plain: bool) -> Request:
+        """The request with the recipe's ranges known.
+
+        Args:
+            plain: the model has no quantizers, and so no ranges of its own.
+        """
+        if self.recipe.ranges is not None:
+            return self
+        planned = self.plan is not None and any(p.input for p in self.plan.layers.values())
+        ruled = any("input" in rule for rule in self.recipe.rules.values())
+        ranges = _FITTED if plain and (planned or ruled) else Recipe.CALIBRATED
+        return replace(self, recipe=replace(self.recipe, ranges=ranges))
+
+
+def requested(
+    plan: Plan | LayerPrecision | None,
+    recipe: Recipe | str | Path | None,
+    exclude: Iterable[str],
+    run: Run,
+    keywords: Mapping[str, Any],
+) -> Request:
+    """Reads the arguments of a call, before anything is done.
+
+    Raises:
+        InvalidOption: an unknown keyword, two that say the same, or a method that does not exist.
+        InvalidPlan, AccumulatorTooNarrow, InvalidTile: a width that cannot be.
+    """
+    _check_keywords(keywords)
+    given = {field: keywords[key] for key, field in _WIDTHS.items() if key in keywords}
+    uniform = _FIRST_WIDTHS
+    if isinstance(plan, LayerPrecision):
+        if given:
+            raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
+        told = {f.name: getattr(plan, f.name) for f in fields(plan)}
+        uniform, plan = replace(uniform, **{k: v for k, v in told.items() if v is not None}), None
+    elif plan is not None and not isinstance(plan, Plan):
+        raise InvalidOption(f"a plan is a Plan or a LayerPrecision, not a {type(plan).__name__}.")
+    elif plan is not None and (given.get("accumulator"), given.get("tile")) != (None, None):
+        raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
+    uniform = replace(uniform, **given)
+    changed = {f.name: keywords[f.name] for f in fields(Run) if f.name in keywords}
+    request = Request(
+        uniform,
+        plan,
+        _changed(Recipe.of(recipe), keywords),
+        (exclude,) if isinstance(exclude, str) else tuple(exclude),
+        replace(run, **changed),
+    )
+    chosen = request.recipe.resolved()
+    if chosen.weights == "tile" and plan is None and uniform.tile is None:
+        raise InvalidOption("tile_scales needs the size of the tiles: tile_size=64, say.")
+    if chosen.act_order is None:
+        chosen = replace(chosen, act_order=chosen.quality == "best")
+    return replace(request, recipe=chosen)
+
+
+def _check_keywords(keywords: Mapping[str, Any]) -> None:
+    for key in keywords:
+        if key in _FORMER:
+            raise InvalidOption(f"'{key}' is called '{_FORMER[key]}'; write {_FORMER[key]}=... .")
+        if key not in Keywords.__annotations__:
+            raise InvalidOption(
+                f"'{key}' is no keyword of quantize; there are: plan, recipe, exclude, stack, run, "
+                f"{', '.join(Keywords.__annotations__)}."
+            )
+
+
+def _changed(recipe: Recipe, keywords: Mapping[str, Any]) -> Recipe:
+    """The recipe with what the keywords say instead."""
+    names = [f.name for f in fields(Recipe)]
+    found = {_OF_RECIPE.get(key, key): value for key, value in keywords.items()}
+    changes = {key: value for key, value in found.items() if key in names}
+    if "tile_scales" in keywords:
+        changes["weights"] = "tile" if keywords["tile_scales"] else "channel"
+    transforms = [*recipe.transforms]
+    if keywords.get("rotate"):
+        transforms.append("rotate")
+    if keywords.get("smooth") is not None:
+        transforms.append(f"smooth:strength={keywords['smooth']}")
+    return replace(recipe, transforms=tuple(transforms), **changes)
+
+
+def layer_widths(
+    layers: Mapping[str, nn.Module],
+    columns: Mapping[str, int],
+    recipe: Recipe,
+    widths: LayerPrecision,
+) -> Plan:
+    """The plan that uniform widths and the rules make, for layers that no rule excludes.
+
+    Args:
+        layers: name → layer.
+        columns: name → inputs of one dot product; a layer with no more than a tile takes one.
+        recipe: has the rules.
+        widths: where no rule says otherwise.
+    """
+    recipe.check_rules(layers)
+    found: dict[str, LayerPrecision] = {}
+    for name, layer in layers.items():
+        mine = recipe.widths(name, layer, widths)
+        if mine is not None:
+            whole = mine.tile is not None and mine.tile >= columns[name]
+            found[name] = replace(mine, tile=None) if whole else mine
+    return Plan(found)

@@ -1,0 +1,52 @@
+"""What a run gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from brevitas_axe.plan import Plan
+from brevitas_axe.proof.certificate import Certificate
+from brevitas_axe.recipe import Recipe
+
+
+@dataclass(frozen=True, repr=False)
+class QuantizeResult:
+    """What `quantize` returns.
+
+    Attributes:
+        model: the solved Brevitas model, in evaluation mode.
+        plan: the widths every layer ended with.
+        certificate: proof from the live model.
+        layers: one log entry per layer, in order of solving.
+        recipe: what was done besides, with nothing left open; with the plan it gives the same
+            integers again.
+        assumptions: what must hold of the data for the float model's rewrites to have changed
+            nothing, one sentence each.
+    """
+
+    model: nn.Module
+    plan: Plan
+    certificate: Certificate
+    layers: list[dict]
+    recipe: Recipe
+    assumptions: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        head = f"{type(self).__name__} of {type(self.model).__name__}"
+        return f"{head}\n  {self.plan!r}\n  {self.certificate!r}"
+
+    def _repr_html_(self) -> str:
+        return f"{self.plan._repr_html_()}\n{self.certificate._repr_html_()}"
+
+
+@dataclass(frozen=True, repr=False)
+class BlocksResult(QuantizeResult):
+    """What a run block by block returns: `layers` says block, P_I and P_O of every layer as well.
+
+    Attributes:
+        floats: layers and products that stay in float, and out of the certificate's verdict.
+    """
+
+    floats: tuple[str, ...] = ()

@@ -1,0 +1,160 @@
+"""A whole model at once: prepare, calibrate, solve under the accumulator budget, prove."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import torch
+from torch import nn
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.methods.inputs.protocol import input_quantizer
+from brevitas_axe.model.apply.activations import set_input_bits
+from brevitas_axe.model.layers import Layer, find_layers, unroll_weight
+from brevitas_axe.model.prepare import Batch, has_quantizers, to_brevitas
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.proof.certificate import certify
+from brevitas_axe.recipe import Recipe
+from brevitas_axe.run.block_layers import (
+    check_weight_bits,
+    fit_inputs,
+    transformed,
+    weight_quantizer,
+)
+from brevitas_axe.run.checks import check_runs, check_widths
+from brevitas_axe.run.request import Request, layer_widths
+from brevitas_axe.run.result import QuantizeResult
+from brevitas_axe.run.solve import axe_mode
+
+# What a model that has quantizers cannot be given.
+_OF_FLOAT_MODELS = ("transforms", "split", "inputs", "symmetric", "weights", "power_of_two")
+_AS_IT_IS: dict[str, None] = {"weight": None, "input": None}
+
+
+def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request) -> QuantizeResult:
+    """Quantizes a copy of a model, as `brevitas_axe.quantize` says."""
+    if request.run.offload is not None:
+        raise InvalidOption(
+            "offload moves solved blocks, but this model is solved as a whole; leave it out."
+        )
+    plain = not has_quantizers(model)
+    request = request.settled(plain)
+    recipe, run = request.recipe, request.run
+    if not plain:
+        _check_own_quantizers(recipe)
+    quantized = copy.deepcopy(model).eval()
+    check_runs(quantized, batches[0])
+    assumptions: tuple[str, ...] = ()
+    if plain:
+        quantized, assumptions = _with_quantizers(quantized, batches, request)
+    layers = find_layers(quantized, request.exclude, tile_scales=True)
+    exclude = (*request.exclude, *recipe.excluded(layers))
+    plan = _plan(layers, request)
+    _follow_inputs(quantized, plan, batches, exclude, request)
+    uniform = request.widths if plan is None else LayerPrecision()
+    with (
+        torch.no_grad(),
+        axe_mode(
+            quantized,
+            accumulator_bit_width=uniform.accumulator,
+            plan=plan,
+            accumulator_tile_size=uniform.tile,
+            solver=recipe.solver,
+            act_order=recipe.act_order,
+            quality=recipe.quality,
+            exclude=exclude,
+            state=run.state,
+            workers=run.workers,
+            progress=run.progress,
+        ) as axe,
+    ):
+        for args, kwargs in batches:
+            axe.model(*args, **kwargs)
+        check_widths(axe)
+        while axe.update():
+            pass
+    final = _final_plan(axe)
+    args, kwargs = batches[0]
+    certificate = certify(quantized, plan=final, exclude=exclude, args=args, kwargs=kwargs)
+    return QuantizeResult(quantized, final, certificate, axe.log, recipe, assumptions)
+
+
+def _check_own_quantizers(recipe: Recipe) -> None:
+    """Raises InvalidOption where a recipe asks for what a Brevitas model has its own of."""
+    usual = Recipe()
+    for field in fields(Recipe):
+        if field.name in _OF_FLOAT_MODELS and getattr(recipe, field.name) != getattr(
+            usual, field.name
+        ):
+            raise InvalidOption(
+                f"the model has quantizers of its own, so the recipe's '{field.name}' cannot be "
+                "followed; give the float model, or leave it out."
+            )
+
+
+def _with_quantizers(
+    model: nn.Module, batches: Sequence[Batch], request: Request
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A float model with transforms and calibrated quantizers, and what the transforms assume."""
+    recipe, widths = request.recipe, request.widths
+    if recipe.weights == "tile":
+        raise InvalidOption(
+            "scales per tile are for the linear layers of a stack of blocks, and this model has "
+            "none; set the recipe's weights to channel or tensor."
+        )
+    check_weight_bits([widths])
+    assumptions: tuple[str, ...] = ()
+    if recipe.transforms:
+        with torch.no_grad():
+            assumptions = transformed(recipe, model, batches, widths, request.exclude)
+    [inputs] = recipe.methods("inputs")
+    usual = Recipe()
+    per_layer = (recipe.inputs, recipe.symmetric) != (usual.inputs, usual.symmetric)
+    quantized = to_brevitas(
+        model,
+        batches,
+        weight_bit_width=widths.weight or 4,
+        input_bit_width=widths.input or 8,
+        weight_quant=weight_quantizer(recipe),
+        input_quant=input_quantizer(inputs, recipe.symmetric) if per_layer else None,
+        progress=request.run.progress,
+    )
+    return quantized, assumptions
+
+
+def _plan(layers: dict[str, Layer], request: Request) -> Plan | None:
+    """Widths by layer; None where all layers have the same."""
+    if request.plan is not None or not request.recipe.rules:
+        return request.plan
+    columns = {name: unroll_weight(m, m.weight).shape[2] for name, m in layers.items()}
+    # Bits that no rule sets stay what they are.
+    return layer_widths(layers, columns, request.recipe, replace(request.widths, **_AS_IT_IS))
+
+
+def _follow_inputs(
+    model: nn.Module,
+    plan: Plan | None,
+    batches: Sequence[Batch],
+    exclude: tuple[str, ...],
+    request: Request,
+) -> None:
+    """Ranges of activations as the recipe says, and planned bits."""
+    planned = [] if plan is None else [p for p in plan.layers.values() if p.input is not None]
+    items = [args[0] if args else kwargs for args, kwargs in batches]
+    fit_inputs(request.recipe, model, items, planned or [request.widths])
+    if plan is not None and planned:
+        set_input_bits(model, plan, *batches[0], exclude)
+
+
+def _final_plan(axe: axe_mode) -> Plan:
+    """The plan with the bits that the quantizers really have."""
+    final: dict[str, LayerPrecision] = {}
+    for name, precision in axe.plan.layers.items():
+        proxy = axe.layers[name].weight_quant
+        bits = int(proxy.tensor_quant.msb_clamp_bit_width_impl())
+        reach = proxy.input_range
+        inputs = None if reach is None else reach.bit_width
+        final[name] = replace(precision, weight=bits, input=inputs)
+    return Plan(final)
