@@ -147,7 +147,7 @@ def requested(
 def _check_keywords(keywords: Mapping[str, Any]) -> None:
     for key in keywords:
         if key in _FORMER:
-            raise InvalidOption(f"'{key}' is called '{_FORMER[key]}'; write {_FORMER[key]}=... .")
+            raise InvalidOption(f"'{key}' is called '{_FORMER[key]}'; give it by that name.")
         if key not in Keywords.__annotations__:
             raise InvalidOption(
                 f"'{key}' is no keyword of quantize; there are: plan, recipe, exclude, stack, run, "

@@ -15,9 +15,13 @@ from brevitas_axe.errors import AccumulatorTooNarrow, InvalidOption
 from brevitas_axe.model.apply.activations import set_input_bits
 from brevitas_axe.model.layers import find_layers, integer_weight
 from brevitas_axe.model.prepare import as_batches, to_brevitas
+from brevitas_axe.model.stack import blocks_in_turn
 from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.run.quantize import quantize
+from brevitas_axe.run.result import BlocksResult
 from tests.model.test_prepare import MODELS, Attention, Branches, X, conv_net
+from tests.run.tiny import batches, tiny
 
 BATCHES = [X, X.flip(0)]
 
@@ -145,3 +149,116 @@ def test_a_plan_and_one_width_are_not_mixed():
     for options in ({"accumulator_bit_width": 12}, {"accumulator_bit_width": None, "tile_size": 8}):
         with pytest.raises(InvalidOption, match="either a plan or one"):
             run(conv_net(), plan=Plan(), **options)
+
+
+def test_plan_and_recipe_that_come_back_give_the_same_integers(tmp_path):
+    options = {"input_bit_width": 5, "solver": "gptq", "quality": "fast"}
+    first = run(conv_net(), accumulator_bit_width=12, weight_bit_width=4, **options)
+    assert first.recipe == Recipe.from_yaml(first.recipe.to_yaml())
+    assert (first.recipe.ranges, first.recipe.act_order) == ("calibrated", False)
+    first.recipe.save(tmp_path / "recipe.yaml")
+    quiet = Run(progress=False)
+    again = quantize(conv_net(), BATCHES, first.plan, tmp_path / "recipe.yaml", run=quiet)
+    assert same(integers(first.model), integers(again.model))
+    assert (again.plan, again.recipe) == (first.plan, first.recipe)
+    whole = quantize(
+        conv_net(), BATCHES, LayerPrecision(4, 5, 12), Recipe(solver="gptq", quality="fast"),
+        run=quiet,
+    )  # fmt: skip
+    assert same(integers(first.model), integers(whole.model))
+
+
+def test_rules_give_widths_and_exclude():
+    recipe = Recipe(
+        quality="fast",
+        rules={
+            "type:Conv2d": {"accumulator": 14},
+            "7": {"weight": 3, "input": 4, "tile": 8},
+            "/^4$/": {"exclude": True},
+        },
+    )
+    result = run(conv_net(), recipe=recipe, accumulator_bit_width=16)
+    assert result.plan.layers == {
+        "0": LayerPrecision(8, 8, 14, None),
+        "7": LayerPrecision(3, 4, 16, 8),
+    }
+    assert result.certificate.ok
+    assert result.recipe.ranges == "mse"
+    with pytest.raises(InvalidOption, match="'head' applies to no layer"):
+        run(conv_net(), recipe=Recipe(rules={"head": {"weight": 3}}))
+
+
+@pytest.mark.parametrize(
+    "options", [{"activations": "per_token"}, {"symmetric": False}, {"power_of_two": True}], ids=str
+)
+def test_a_whole_model_follows_the_recipe(options):
+    result = run(conv_net(), quality="fast", **options)
+    assert result.certificate.ok
+    scales = integer_weight("7", find_layers(result.model)["7"])[1]
+    assert bool((scales.log2() == scales.log2().round()).all()) == ("power_of_two" in options)
+    signed = [e.input_range[0] < 0 for e in result.certificate.judged]
+    assert any(signed) == ("activations" in options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"tile_scales": True, "tile_size": 8}, "scales per tile are for"),
+        ({"offload": "blocks"}, "solved as a whole"),
+        ({"stack": "body"}, "no stack of equal blocks"),
+        ({"jobs": 2}, "'jobs' is called 'workers'"),
+        ({"recipe": "slow"}, "there is no recipe 'slow'"),
+        ({"weight_bit_width": 1}, "2 bits or more"),
+        ({"plan": LayerPrecision(4)}, "either a plan or one"),
+        ({"plan": {"0": 4}, "accumulator_bit_width": None}, "a plan is a Plan"),
+    ],
+)
+def test_what_cannot_be_done_is_said(options, says):
+    with pytest.raises(InvalidOption, match=says):
+        run(conv_net(), **options)
+
+
+def test_a_transformer_is_solved_block_by_block_and_not_touched():
+    model = tiny("opt").train()
+    before = copy.deepcopy(model.state_dict())
+    options = {"accumulator_bit_width": 16, "quality": "fast", "progress": False}
+    result = quantize(model, batches("opt"), exclude=("lm_head",), **options)
+    assert isinstance(result, BlocksResult)
+    assert "lm_head" in result.floats
+    result.certificate.require()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.training
+    assert not find_layers(model)
+
+
+def blocks_of(*layers: nn.Module) -> nn.Module:
+    """A residual net whose stack has two blocks of these layers, after a convolution."""
+    torch.manual_seed(0)
+    stack = nn.Sequential(*(nn.Sequential(*copy.deepcopy(layers)) for _ in range(2)))
+    return nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), stack, nn.Linear(4, 5))
+
+
+@pytest.mark.parametrize(
+    ("layers", "in_turn"),
+    [
+        ((nn.LayerNorm(4), nn.Linear(4, 4), nn.ReLU()), True),
+        ((nn.Linear(4, 4), nn.ReLU()), False),
+        ((nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU()), False),
+        ((nn.Unflatten(1, (4, 1)), nn.Conv1d(4, 4, 1), nn.Flatten(), nn.Linear(4, 4)), False),
+    ],
+    ids=["layer norms", "linear layers alone", "batch norms", "convolutions"],
+)
+def test_only_blocks_that_keep_norms_in_float_are_taken_in_turn(layers, in_turn):
+    assert blocks_in_turn(blocks_of(*layers).eval(), ((X,), {})) == in_turn
+
+
+def test_a_stack_that_cannot_be_fed_is_no_reason_to_refuse():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = blocks_of(nn.LayerNorm(4), nn.Linear(4, 4))
+
+        def forward(self, x):
+            return self.body(x) + self.body(x * 2)
+
+    assert not blocks_in_turn(Twice().eval(), ((X,), {}))

@@ -24,6 +24,7 @@ from brevitas_axe.errors import (
     AccumulatorTooNarrow,
     AxeError,
     InvalidOption,
+    InvalidPlan,
     InvalidState,
     InvalidTile,
     NotEnoughMemory,
@@ -33,7 +34,9 @@ from brevitas_axe.export.layers import export_layers
 from brevitas_axe.model.layers import find_layers, integer_weight
 from brevitas_axe.model.offload import bring_in
 from brevitas_axe.model.stack import find_blocks, left_in_float, to_linears
+from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify
+from brevitas_axe.recipe import Recipe
 from brevitas_axe.run.quantize_blocks import quantize_blocks
 from brevitas_axe.run.solve import axe_mode
 from tests.run.tiny import LAYERS, batches, tiny
@@ -396,3 +399,56 @@ def test_the_model_and_its_data_are_left_as_they_were() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, data, strict=True))
     hooks = [n for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
     assert not hooks
+
+
+def test_a_plan_gives_every_layer_its_own_widths() -> None:
+    q, v, up = (
+        f"model.layers.{n}" for n in ("0.self_attn.q_proj", "0.self_attn.v_proj", "1.mlp.up_proj")
+    )
+    plan = Plan(
+        {
+            q: LayerPrecision(3, 6, 14, 16),
+            v: LayerPrecision(5, None, 16),
+            up: LayerPrecision(accumulator=15),
+        }
+    )
+    widths = {"accumulator_bit_width": None, "tile_size": None, "weight_bit_width": 6}
+    result = solve("llama", plan=plan, **widths)
+    result.certificate.require()
+    assert result.plan == Plan(
+        {
+            q: LayerPrecision(3, 6, 14, 16),
+            v: LayerPrecision(5, 8, 16),
+            up: LayerPrecision(6, 8, 15),
+        }
+    )
+    assert set(find_layers(result.model)) == {q, v, up}
+    assert "model.layers.0.self_attn.k_proj" in result.floats
+    for name, weight in integers(result.model).items():
+        assert np.abs(weight).max() <= 2 ** (result.plan[name].weight - 1) - 1
+    ranges = {entry.name: entry.input_range for entry in result.certificate.judged}
+    assert ranges[q] == (-32, 31)
+    assert ranges[up] == (-128, 127)
+
+
+def test_plan_and_recipe_that_come_back_give_the_same_integers() -> None:
+    first = solve("opt", symmetric=False, rotate=True)
+    again = quantize_blocks(tiny("opt"), batches("opt"), first.plan, first.recipe, progress=False)
+    assert (again.plan, again.recipe) == (first.plan, first.recipe)
+    wanted = integers(first.model)
+    assert all(np.array_equal(wanted[n], q) for n, q in integers(again.model).items())
+
+
+def test_rules_give_widths_and_exclude() -> None:
+    rules = {"*.fc1": {"weight": 3, "tile": None}, "/k_proj$/": {"exclude": True}}
+    result = solve("opt", recipe=Recipe(rules=rules))
+    fc1 = "model.decoder.layers.0.fc1"
+    assert result.plan[fc1] == LayerPrecision(3, 8, P, None)
+    assert result.plan[fc1.replace("fc1", "fc2")] == LayerPrecision(4, 8, P, TILE)
+    assert len(result.plan.layers) == 2 * (LAYERS["opt"] - 1)
+
+
+def test_a_planned_layer_outside_of_the_blocks_is_named() -> None:
+    widths = {"accumulator_bit_width": None, "tile_size": None}
+    with pytest.raises(InvalidPlan, match="lm_head"):
+        solve("llama", plan=Plan({"lm_head": LayerPrecision(4)}), **widths)

@@ -139,26 +139,7 @@ def finetune(
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     settings = (epochs, learning_rate, scale_learning_rate, penalty, list(exclude), seed)
     trained = copy.deepcopy(model)
-    with seeded(seed, (loader,)):
-        first = next(on_device(trained, loader), None)
-    if first is None:
-        raise EmptyCalibration("the training data has no batch; give at least one.")
-    modules = dict(trained.named_modules())
-    plan = held_plan(trained, tuple(name for name in exclude if name in modules))
-    args = () if isinstance(first, dict) else (first[0] if type(first) in (tuple, list) else first,)
-    kwargs = first if isinstance(first, dict) else {}
-
-    def prove() -> Certificate:
-        return certify(trained, plan=plan, exclude=exclude, args=args, kwargs=kwargs).require()
-
-    def score() -> float | None:
-        if validation is None:
-            return None
-        with seeded(seed, ()):
-            if callable(validation):
-                return float(validation(trained))
-            return -mean_loss(trained, validation, loss) if loss else accuracy(trained, validation)
-
+    judge = _judge(trained, loader, loss, validation, exclude, seed)
     saved_run = saved = None
     if state is not None:
         fingerprint = Fingerprint({"finetune": settings})
@@ -167,13 +148,12 @@ def finetune(
         saved = saved_run.load()
     if saved is not None:
         load_model_state(trained, saved["model"])  # before the optimizer sees the parameters
-    steps = epochs * _length(loader)
     trained.train()
     stepper = optimizer(parameter_groups(trained, learning_rate, scale_learning_rate))
-    schedule = scheduler(stepper, steps)
+    schedule = scheduler(stepper, epochs * _length(loader))
     if saved is None:
-        certificate = prove()
-        history = [_entry(0, None, None, score(), stepper, certificate, 0.0)]
+        certificate = judge.prove()
+        history = [_entry(0, None, None, judge.score(), stepper, certificate, 0.0)]
         best = {"epoch": 0, **model_state(trained)}
     else:
         stepper.load_state_dict(saved["optimizer"])
@@ -184,12 +164,10 @@ def finetune(
         with seeded(seed * 1_000_003 + epoch, (loader,)):
             means = _epoch(trained, loader, loss or cross_entropy, penalty, stepper, schedule,
                            f"epoch {epoch}/{epochs}", progress)  # fmt: skip
-        entry = _entry(epoch, *means, score(), stepper, prove(), time.perf_counter() - begun)
+        judged = judge.score(), stepper, judge.prove()
+        entry = _entry(epoch, *means, *judged, time.perf_counter() - begun)
+        best = _better(entry, history, best, trained)
         history.append(entry)
-        if entry["score"] is None or entry["score"] > max(
-            (h["score"] for h in history[:-1]), default=-math.inf
-        ):
-            best = {"epoch": epoch, **model_state(trained)}
         if saved_run is not None:
             saved_run.save(
                 {
@@ -202,7 +180,75 @@ def finetune(
             )
     load_model_state(trained, best)
     trained.eval()
-    return FinetuneResult(trained, history, prove(), best["epoch"])
+    return FinetuneResult(trained, history, judge.prove(), best["epoch"])
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Proves and scores the model in training, between two epochs.
+
+    Attributes:
+        model: in training.
+        plan: the widths that it has to hold.
+        exclude: names that stay out of the certificate.
+        call: arguments of one forward.
+        loss, validation, seed: as `finetune` takes them.
+    """
+
+    model: nn.Module
+    plan: Plan
+    exclude: tuple[str, ...]
+    call: tuple[tuple, dict[str, Any]]
+    loss: Loss | None
+    validation: Validation | None
+    seed: int
+
+    def prove(self) -> Certificate:
+        args, kwargs = self.call
+        proof = certify(self.model, plan=self.plan, exclude=self.exclude, args=args, kwargs=kwargs)
+        return proof.require()
+
+    def score(self) -> float | None:
+        """Higher is better; None without validation."""
+        if self.validation is None:
+            return None
+        with seeded(self.seed, ()):
+            if callable(self.validation):
+                return float(self.validation(self.model))
+            if self.loss:
+                return -mean_loss(self.model, self.validation, self.loss)
+            return accuracy(self.model, self.validation)
+
+
+def _judge(
+    trained: nn.Module,
+    loader: Iterable[Any],
+    loss: Loss | None,
+    validation: Validation | None,
+    exclude: tuple[str, ...],
+    seed: int,
+) -> _Judge:
+    """Looks at the first batch, and at the widths that the model holds."""
+    with seeded(seed, (loader,)):
+        first = next(on_device(trained, loader), None)
+    if first is None:
+        raise EmptyCalibration("the training data has no batch; give at least one.")
+    modules = dict(trained.named_modules())
+    plan = held_plan(trained, tuple(name for name in exclude if name in modules))
+    args = () if isinstance(first, dict) else (first[0] if type(first) in (tuple, list) else first,)
+    kwargs = first if isinstance(first, dict) else {}
+    return _Judge(trained, plan, exclude, (args, kwargs), loss, validation, seed)
+
+
+def _better(
+    entry: dict[str, Any], history: list[dict[str, Any]], best: dict[str, Any], trained: nn.Module
+) -> dict[str, Any]:
+    """The best epoch so far: this one, where nothing is scored or its score is the highest."""
+    if entry["score"] is None or entry["score"] > max(
+        (h["score"] for h in history), default=-math.inf
+    ):
+        return {"epoch": entry["epoch"], **model_state(trained)}
+    return best
 
 
 def _epoch(
