@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.allocate import Problem, Quantity, allocate_bits, pareto
+from brevitas_axe.methods.allocate import (
+    Allocator,
+    Problem,
+    Quantity,
+    allocate_bits,
+    check_groups,
+    check_metrics,
+    pareto,
+)
 from brevitas_axe.plan import Choices
 from brevitas_axe.registry import methods
 from tests.methods.allocate.problems import (
@@ -18,7 +26,7 @@ from tests.methods.allocate.problems import (
     with_measure,
 )
 
-ALLOCATORS = methods("allocate")
+ALLOCATORS: dict[str, Allocator] = methods("allocate")
 SHARES = (0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 every = pytest.mark.parametrize("name", ALLOCATORS)
 
@@ -67,10 +75,33 @@ def test_a_target_is_heeded_or_refused(name) -> None:
             allocate_bits(problem, name)
             assert free.measure(ALLOCATORS[name](problem)) <= target
         else:
-            with pytest.raises(
-                InvalidOption, match="takes no target; leave it out, or use 'bisection'"
-            ):
+            with pytest.raises(InvalidOption, match=f"'{name}' takes no target; leave it out"):
                 allocate_bits(problem, name)
+
+
+@every
+def test_other_metrics_count_where_they_are_said_to(name) -> None:
+    problem = with_measure(random_problem(2, 6, bops=0.45), 2)
+    other = Quantity(tuple(values[::-1].copy() for values in problem.harm.single))
+    more = replace(problem, metrics={"other": other})
+    check_metrics(["kl", "kl"], name)
+    if ALLOCATORS[name].several_metrics:
+        check_metrics(["kl", "mse"], name)
+    else:
+        assert ALLOCATORS[name](more) == ALLOCATORS[name](problem)
+        with pytest.raises(InvalidOption, match=f"'{name}' looks at one metric; give one"):
+            check_metrics(["kl", "mse"], name)
+
+
+@every
+def test_groups_are_asked_for_where_they_are_needed(name) -> None:
+    check_groups("decoupled:content=head", name, ["stem", "head"])
+    if ALLOCATORS[name].needs_groups:
+        for scorer in ("local", "decoupled"):  # the second finds none among these names
+            with pytest.raises(InvalidOption, match=f"'{scorer}' judges all of these layers alike"):
+                check_groups(scorer, name, ["stem", "head"])
+    else:
+        check_groups("local", name, ["stem", "head"])
 
 
 def assert_monotone(name: str, problems: list[Problem]) -> None:

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from brevitas_axe.methods.sensitivity import make_choices, score
+from brevitas_axe.methods.sensitivity import GroupingScorer, Scorer, make_choices, score
 from brevitas_axe.methods.sensitivity.tdmpq import Tdmpq
 from brevitas_axe.model.prepare import as_batches, to_brevitas
 from brevitas_axe.registry import methods
 from tests.model.test_prepare import Residual, X
 
-SCORERS = {**methods("sensitivity"), "tdmpq, first order": Tdmpq(first_order=True)}
+SCORERS: dict[str, Scorer] = {
+    **methods("sensitivity"),
+    "tdmpq, first order": Tdmpq(first_order=True),
+}
 BATCHES = [X, X.flip(0), X.roll(1, 0)]
 every = pytest.mark.parametrize("name", SCORERS)
 
@@ -94,3 +97,10 @@ def test_facts_are_of_the_catalogue(name) -> None:
     assert facts.kind in {"MPW", "MPW+UPA", "MPW+MPA", "KV"}
     assert facts.export in {"finn", "qonnx", "none"}
     assert facts.source
+
+
+@every
+def test_groups_that_are_told_beforehand_are_those_of_the_scores(name, model, choices) -> None:
+    found = SCORERS[name]
+    parts = score(model, BATCHES, choices, found).parts
+    assert parts == (found.groups(choices.layers) if isinstance(found, GroupingScorer) else {})

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.sensitivity import (
     make_choices,
     score,
@@ -14,6 +15,19 @@ from brevitas_axe.methods.sensitivity.decoupled import Decoupled, sqnr, ssim
 from brevitas_axe.model.prepare import as_batches, to_brevitas
 from tests.methods.sensitivity.nets import BATCHES
 from tests.model.test_prepare import Residual, X
+
+
+def test_groups_are_what_the_pattern_says() -> None:
+    names = ["body.attn", "body.fc", "head"]
+    usual = Decoupled()
+    assert usual.groups(names) == {"sqnr": ("body.fc", "head"), "ssim": ("body.attn",)}
+    assert usual.groups(["head"]) == {"sqnr": ("head",)}
+    assert Decoupled("^body").groups(names)["ssim"] == ("body.attn", "body.fc")
+    for pattern, found in (("nothing", "none"), (".", "all")):
+        with pytest.raises(InvalidOption, match=f"is found in {found} of the layers' names"):
+            Decoupled(pattern).groups(names)
+    with pytest.raises(InvalidOption, match="no regular expression"):
+        Decoupled("(")
 
 
 def test_measures_of_images() -> None:
