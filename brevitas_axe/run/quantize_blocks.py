@@ -284,6 +284,8 @@ def _joined(parts: Sequence[Certificate], subject: str) -> Certificate:
         entries=tuple(entry for part in parts for entry in part.entries),
         excluded=tuple(name for part in parts for name in part.excluded),
         subject=subject,
+        sums=tuple(entry for part in parts for entry in part.sums),
+        assumptions=tuple(dict.fromkeys(said for part in parts for said in part.assumptions)),
     )
 
 

@@ -157,7 +157,7 @@ def _certificate(certificate: Certificate | None) -> str:
         "proven width", "target", "margin",
     ]  # fmt: skip
     rows = []
-    for entry in certificate.entries:
+    for entry in (*certificate.entries, *certificate.sums):
         facts = (
             *(entry.op, entry.inputs, entry.tile_size, entry.weight_type, entry.input_type),
             *(entry.minimum, entry.maximum, entry.width, entry.target, entry.margin_bits),
@@ -172,6 +172,7 @@ def _certificate(certificate: Certificate | None) -> str:
     parts = [
         "<h2>Overflow certificate</h2>",
         table(headings, rows, numbers=[3, 4, *range(7, 12)]),
+        *(paragraph(f"Assumed: {said}.") for said in certificate.assumptions),
     ]
     if any(entry.width is not None for entry in certificate.entries):
         parts.append(drawing(plots.layer_widths(certificate), "proven and target width per layer"))

@@ -122,6 +122,9 @@ class Certificate:
         sha256: of the ONNX file; None for a live model.
         external: (location, sha256) of every external data file that was read.
         tool_version: of brevitas_axe.
+        sums: one entry per Add that joins results of equal step: the integers and the bits of the
+            sum. They have no target of their own, and no part in the verdict.
+        assumptions: what is taken for granted of the whole, one sentence each.
     """
 
     entries: tuple[DotProduct, ...]
@@ -130,6 +133,8 @@ class Certificate:
     sha256: str | None = None
     external: tuple[tuple[str, str], ...] = ()
     tool_version: str = ""
+    sums: tuple[DotProduct, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         count = f"{len(self.judged)} dot product{'s' * (len(self.judged) != 1)}"
@@ -142,7 +147,9 @@ class Certificate:
         return f"Certificate({', '.join(parts)})"
 
     def _repr_html_(self) -> str:
-        return html_table(repr(self), _HEADINGS, (self._cells(e) for e in self.entries))
+        return html_table(
+            repr(self), _HEADINGS, (self._cells(e) for e in (*self.entries, *self.sums))
+        )
 
     @property
     def _word(self) -> str:
@@ -192,9 +199,11 @@ class Certificate:
         table = Table(title=Text(f"{self.subject}: {self._word}"))
         for heading in _HEADINGS:
             table.add_column(heading, justify="right" if heading in _NUMBERS else "left")
-        for entry in self.entries:
+        for entry in (*self.entries, *self.sums):
             # Text, not str: a name from a file must not be read as rich markup.
             table.add_row(*(Text(cell(value)) for value in self._cells(entry)))
+        if self.assumptions:
+            table.caption = Text("Assumed: " + "; ".join(self.assumptions) + ".")
         return table
 
     def _cells(self, e: DotProduct) -> tuple[object, ...]:

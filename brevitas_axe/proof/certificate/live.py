@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import ref
 
+import numpy as np
 import torch
 from brevitas.core.zero_point import ZeroZeroPoint
 from brevitas.nn import QuantMultiheadAttention
@@ -36,6 +38,7 @@ from brevitas_axe.proof.certificate.certificate import (
     tool_version,
 )
 from brevitas_axe.proof.certificate.proof import Found, prove
+from brevitas_axe.proof.certificate.sums import Join, sums
 from brevitas_axe.proof.certificate.tensors import InputFact, join, layer_integers, read_input
 from brevitas_axe.proof.graph.grid import Unprovable
 
@@ -108,13 +111,17 @@ def certify(
                 f"{type(model).__name__} fails on the given args: {type(error).__name__}: "
                 f"{first_line}"
             ) from error
-    entries: tuple[DotProduct, ...] = tuple(prove(found, targets) for found in watch.found())
+    found = tuple(watch.found())
+    entries: tuple[DotProduct, ...] = tuple(prove(product, targets) for product in found)
+    joined, assumptions = sums(tuple(watch.joins.values()), found)
     targets.check_aliases([entry.aliases for entry in entries])
     return Certificate(
         entries=entries,
         excluded=excluded_names(entries, exclude),
         subject=type(model).__name__,
         tool_version=tool_version(),
+        sums=joined,
+        assumptions=assumptions,
     )
 
 
@@ -144,6 +151,11 @@ class _Watch:
             theirs).
         fixed, moving: zero points from quantizers, kept likewise; those of `moving` were found at
             run time.
+        attention: attention modules, which have products of their own.
+        joins: every Add of results, by its name.
+        results: tensor → names of the layers whose results it adds up; the tensor itself is kept as
+            a weak reference, so that a later tensor of the same id is not taken for it.
+        changing: whether a quantizer finds its scale at run time, so that no step is fixed.
     """
 
     model: nn.Module
@@ -155,6 +167,9 @@ class _Watch:
     fixed: dict[int, Tensor] = field(default_factory=dict)
     moving: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[str, Attention] = field(default_factory=dict)
+    joins: dict[str, Join] = field(default_factory=dict)
+    results: dict[int, tuple[ref[Tensor], tuple[str, ...]]] = field(default_factory=dict)
+    changing: bool = False
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
@@ -198,8 +213,11 @@ class _Watch:
         def leave(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
             if isinstance(_module, ActQuantProxyFromInjectorBase) and _module.is_quant_enabled:
                 self._bless(output, moving=_finds_zero_points(_module))
+                self.changing |= isinstance(_module, DynamicActQuantProxyFromInjector)
             if name in self.layers:
                 self._record(name, _module, args, kwargs)
+                if not getattr(getattr(_module, "output_quant", None), "is_quant_enabled", False):
+                    self._keep_result(output, (name,))
             self.stack.pop()
 
         yield module.register_forward_pre_hook(enter)
@@ -236,13 +254,42 @@ class _Watch:
         except Unprovable as reason:
             calls.append(replace(found, reason=str(reason)))
 
+    def _keep_result(self, output: object, names: tuple[str, ...]) -> None:
+        if isinstance(output, IntQuantTensor):
+            output = output.value
+        if isinstance(output, Tensor):
+            self.results[id(output)] = ref(output), names
+
+    def _summed(self, tensor: object) -> tuple[str, ...]:
+        """The layers whose results a tensor adds up; none where it is something else."""
+        kept, names = self.results.get(id(tensor), (None, ()))
+        return names if kept is not None and kept() is tensor else ()
+
+    def note_sum(self, left: object, right: object, output: object) -> None:
+        """Called after every addition of two tensors."""
+        mine, other = self._summed(left), self._summed(right)
+        self.results.pop(id(output), None)
+        if not (mine and other):
+            return
+        self._keep_result(output, (*mine, *other))
+        inner = self.stack[-1] if self.stack else ""
+        base = f"{inner}.add" if inner else "add"
+        names, count = base, 0
+        while names in self.joins and self.joins[names].terms != (*mine, *other):
+            count += 1
+            names = f"{base}_{count}"
+        self.joins[names] = Join(names, (*mine, *other))
+
     def found(self) -> Iterator[Found]:
         """One dot product per layer (over all its calls), per attention product, per stray."""
         for name, module in self.layers.items():
             if self._kind(module) == "float" and self._part_of_float(name):
                 continue
             unreached = Found(name, type(module).__name__, layer=name, reason=_UNREACHED)
-            yield join(self.calls.get(name) or [unreached])
+            product = join(self.calls.get(name) or [unreached])
+            if self.changing and product.integers is not None:
+                product = replace(product, integers=replace(product.integers, step=np.nan))
+            yield product
         for attention in self.attention.values():
             yield from attention.found()
         for name, operators in self.strays.items():
@@ -282,4 +329,9 @@ class _Strays(TorchDispatchMode):
             inner = watch.stack[-1] if watch.stack else ""
             if not watch.covered and inner not in watch.attention:
                 watch.strays.setdefault(inner, set()).add(name)
-        return func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
+        if name in ("add", "add_") and len(args) == 2 and not kwargs:
+            watch.note_sum(*args, output)
+        elif name.endswith("_") and args:
+            watch.results.pop(id(args[0]), None)  # changed in place: no result any more
+        return output

@@ -17,6 +17,7 @@ from brevitas_axe.proof.certificate.certificate import (
 )
 from brevitas_axe.proof.certificate.dot_products import find
 from brevitas_axe.proof.certificate.proof import prove
+from brevitas_axe.proof.certificate.sums import joins_of, sums
 from brevitas_axe.proof.graph.flow import analyse
 from brevitas_axe.proof.graph.modelfile import read
 
@@ -49,7 +50,9 @@ def certify_file(
     targets = Targets(accumulator_bit_width, tile_size, plan)
     file = read(path_or_model)
     try:
-        found = tuple(find(file, analyse(file, honour_narrow)))
+        facts = analyse(file, honour_narrow)
+        found = tuple(find(file, facts))
+        joined, assumptions = sums(tuple(joins_of(file, facts)), found)
     except AxeError:
         raise
     except Exception as error:  # what a hostile file can still provoke in a library
@@ -64,5 +67,7 @@ def certify_file(
         subject=file.subject,
         sha256=file.sha256,
         external=file.external,
+        sums=joined,
+        assumptions=assumptions,
         tool_version=tool_version(),
     )

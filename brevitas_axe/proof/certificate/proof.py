@@ -25,7 +25,8 @@ class Integers:
         bias: float64 [rows] in units of the accumulator, or None.
         scale_span: inputs of a row that share one weight scale, None for all of them.
         step: float64 [rows] or scalar, the real value of one unit of the accumulator; NaN where it
-            differs between the outputs of one row. No proof depends on it.
+            differs between the outputs of one row, or between runs. Only what is said of an Add of
+            results depends on it.
     """
 
     weights: np.ndarray
@@ -90,7 +91,7 @@ def prove(found: Found, targets: Targets) -> DotProduct:
         if tile
         else (minimum, maximum)
     )
-    with_bias, note = _with_bias(row_low[:, 0], row_high[:, 0], integers.bias)
+    with_bias, note = width_with_bias(row_low[:, 0], row_high[:, 0], integers.bias)
     outer = tile is not None and target is not None and target < width
     # Behind tiles of different scales comes a sum of scaled values, not of integers.
     adds_tiles = tile is not None and span is None
@@ -117,7 +118,7 @@ def prove(found: Found, targets: Targets) -> DotProduct:
     )
 
 
-def _with_bias(
+def width_with_bias(
     minimum: np.ndarray, maximum: np.ndarray, bias: np.ndarray | None
 ) -> tuple[int | None, tuple[str, ...]]:
     """Width of row plus bias, in any order of adding, and what was assumed for it.

@@ -150,7 +150,7 @@ def layer_integers(
     else:
         scales = scales * fact.scale
     bias = _bias(module, arrived, weight, scales)
-    return Integers(rows, fact.low, fact.high, bias), declared
+    return Integers(rows, fact.low, fact.high, bias, step=scales), declared
 
 
 def join(calls: Sequence[Found]) -> Found:
@@ -180,7 +180,13 @@ def join(calls: Sequence[Found]) -> Found:
         wider = (other.low, other.high) == (low, high)
         first = replace(
             first,
-            integers=replace(mine, low=low, high=high, bias=mine.bias if same else None),
+            integers=replace(
+                mine,
+                low=low,
+                high=high,
+                bias=mine.bias if same else None,
+                step=mine.step if np.array_equal(mine.step, other.step) else np.nan,
+            ),
             input_type=call.input_type if wider else first.input_type,
             assumptions=tuple(dict.fromkeys((*first.assumptions, *call.assumptions))),
         )

@@ -1,0 +1,146 @@
+"""What can be said of an Add that joins the results of dot products.
+
+Where all of them count in the same step, weight scale × input scale, their integers are added as
+they are, and the worst sum is the sum of the worst sums. Elsewhere each result is scaled before it
+is added: that is no integer arithmetic, and the certificate says so instead of proving it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from brevitas_axe.accumulator import required_bit_width, worst_case_sums
+from brevitas_axe.proof.certificate.certificate import DotProduct
+from brevitas_axe.proof.certificate.proof import Found, Integers, width_with_bias
+from brevitas_axe.proof.graph.grid import Fact, is_constant
+from brevitas_axe.proof.graph.modelfile import ModelFile
+
+# Operators whose results have one row per output on the same axis, if their weights agree in it.
+_LAYOUTS = (
+    {"MatMul", "Gemm", "QuantLinear"},
+    {"Conv", "QuantConv1d", "QuantConv2d", "QuantConv3d"},
+)
+
+
+@dataclass(frozen=True)
+class Join:
+    """An Add, and the dot products whose results it adds.
+
+    Attributes:
+        name: of the Add, unique in the certificate.
+        terms: names of the dot products, each as often as it is added.
+        shifted: those to which a bias is added, once for every one.
+    """
+
+    name: str
+    terms: tuple[str, ...]
+    shifted: tuple[str, ...] = ()
+
+
+def joins_of(file: ModelFile, facts: Mapping[str, Fact]) -> Iterator[Join]:
+    """Every Add of a graph whose summands are results of dot products, or of such Adds."""
+    results: dict[str, Join] = {}
+    for node in file.nodes:
+        if node.domain or not node.outputs:
+            continue
+        output = node.outputs[0]
+        if node.op in ("MatMul", "Gemm", "Conv") and len(node.inputs) > 1:
+            own = (node.name,) if len(node.inputs) > 2 and node.inputs[2] else ()
+            results[output] = Join(node.name, (node.name,), own)
+        elif node.op == "Add" and len(node.inputs) == 2:
+            left, right = (results.get(tensor) for tensor in node.inputs)
+            if left and right:
+                shifted = (*left.shifted, *right.shifted)
+                results[output] = Join(node.name, (*left.terms, *right.terms), shifted)
+                yield results[output]
+            for given, other in ((left, node.inputs[1]), (right, node.inputs[0])):
+                if given and is_constant(facts[other]):
+                    results[output] = replace(given, shifted=(*given.shifted, *given.terms))
+
+
+def sums(
+    joins: Sequence[Join], found: Sequence[Found]
+) -> tuple[tuple[DotProduct, ...], tuple[str, ...]]:
+    """(one entry per Add of equal steps, one sentence per other Add).
+
+    Nothing is said of an Add of which a dot product has no integers: that one's own entry says why.
+
+    Args:
+        joins: the Adds.
+        found: all dot products.
+    """
+    known = {product.name: product for product in found}
+    entries, assumptions = [], []
+    for join in joins:
+        terms = [known[name] for name in join.terms if name in known]
+        integers = [term.integers for term in terms if term.integers is not None]
+        if len(integers) < len(join.terms):
+            continue
+        entry = _entry(join, terms, integers)
+        if entry is not None:
+            entries.append(entry)
+            continue
+        names = [f"'{term.layer or term.name}'" for term in terms]
+        listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        assumptions.append(f"the results of {listed} are scaled before they are added")
+    return tuple(entries), tuple(dict.fromkeys(assumptions))
+
+
+def _entry(join: Join, terms: Sequence[Found], integers: Sequence[Integers]) -> DotProduct | None:
+    """The sum of results, None where their steps are not known to be equal."""
+    rows, dims = len(integers[0].weights), len(terms[0].shape or ())
+    aligned = any({term.op for term in terms} <= layout for layout in _LAYOUTS) and all(
+        len(part.weights) == rows and len(term.shape or ()) == dims
+        for term, part in zip(terms, integers, strict=True)
+    )
+    # A dot product of more than two dimensions, which is no convolution, has rows on two axes.
+    if not aligned or (dims > 2 and terms[0].op in _LAYOUTS[0]):
+        return None
+    steps = [np.broadcast_to(part.step, rows) for part in integers]
+    # NaN, which stands for a step that varies, is equal to nothing.
+    equal = all(np.array_equal(step, steps[0]) for step in steps)
+    if not equal or np.isnan(steps[0]).any() or any(p.scale_span is not None for p in integers):
+        return None
+    minimum, maximum = np.zeros(rows, object), np.zeros(rows, object)
+    for part in integers:
+        low, high = worst_case_sums(part.weights, part.low, part.high)
+        # Python integers: sums of int64 could wrap.
+        minimum, maximum = minimum + low[:, 0].astype(object), maximum + high[:, 0].astype(object)
+    carried, notes = _with_bias(join, terms, integers, minimum, maximum)
+    low, high = int(min(minimum)), int(max(maximum))
+    return DotProduct(
+        name=join.name,
+        op="Add",
+        inputs=len(terms),
+        minimum=low,
+        maximum=high,
+        width=required_bit_width(low, high),
+        width_with_bias=carried,
+        proven=True,
+        assumptions=tuple(
+            dict.fromkeys((*(n for term in terms for n in term.assumptions), *notes))
+        ),
+    )
+
+
+def _with_bias(
+    join: Join,
+    terms: Sequence[Found],
+    integers: Sequence[Integers],
+    minimum: np.ndarray,
+    maximum: np.ndarray,
+) -> tuple[int | None, tuple[str, ...]]:
+    """Bits of the sum with its bias; None unless exactly one of the results has one.
+
+    Two that are no whole numbers could each be rounded up.
+    """
+    biases = {t.name: p.bias for t, p in zip(terms, integers, strict=True) if p.bias is not None}
+    if len(biases) != 1 or not set(join.shifted) <= set(biases) or len(join.shifted) > 1:
+        return None, ()
+    (name,) = biases
+    if join.terms.count(name) > 1:
+        return None, ()
+    return width_with_bias(minimum, maximum, biases[name])
