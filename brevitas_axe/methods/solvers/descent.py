@@ -169,6 +169,56 @@ def _move(k, step, q, half_gradient, line, size, room, low, high):
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _best_move(
+    starts, least, q, half_gradient, hessian, size, diagonal, gains,
+    room, edges, tile_of, low, high, weight_low, weight_high,
+):  # fmt: skip
+    """(i, its step, j, its step, gain): the best single step, else the first pair that is found.
+
+    j = -1 for a single step, i = -1 if nothing lowers the loss; gains and starts are written.
+    """
+    _gains(half_gradient, 0.0, diagonal, size, diagonal, gains)
+    i, gain = _best_single(
+        q, half_gradient, gains, room, tile_of, low, high, weight_low, weight_high, least, starts
+    )
+    if i >= 0:
+        return i, (-1 if half_gradient[i] > 0 else 1), -1, 0, gain
+    first_gains = gains[starts]
+    for place in range(PAIR_STARTS):
+        i = starts[place]
+        if i < 0:
+            break
+        i_step = -1 if half_gradient[i] > 0 else 1
+        line = hessian[i]
+        _gains(half_gradient, i_step * size[i], line, size, diagonal, gains)
+        j, j_step, gain = _best_partner(
+            i, i_step, first_gains[place], least, q, half_gradient, line, size,
+            gains, room, edges, tile_of, low, high, weight_low, weight_high,
+        )  # fmt: skip
+        if j >= 0:
+            return i, i_step, j, j_step, gain
+    return -1, 0, -1, 0, 0.0
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _begin(
+    q, half_gradient, wanted, hessian, scale, tile_of, limits, low, high, diagonal, size, room
+):
+    """The loss of one row; fills diagonal, size, and the room that its integers leave."""
+    room[:, 0] = limits
+    room[:, 1] = limits
+    loss = 0.0
+    for k in range(len(q)):
+        tile = tile_of[k]
+        diagonal[k] = hessian[k, k]
+        size[k] = scale[tile]
+        room[tile, 0] -= max(q[k] * low[k], q[k] * high[k])
+        room[tile, 1] += min(q[k] * low[k], q[k] * high[k])
+        loss += size[k] * q[k] * (half_gradient[k] - wanted[k])
+    return loss
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 def descend(
     hessian,
     wanted,
@@ -216,18 +266,11 @@ def descend(
         row = task % rows
         q = integers[g, row]
         r = half_gradient[g, row]
-        low = input_low[g]
-        high = input_high[g]
-        room[:, 0] = limits
-        room[:, 1] = limits
-        loss = 0.0
-        for k in range(columns):
-            tile = tile_of[k]
-            diagonal[k] = hessian[g, k, k]
-            size[k] = scale[g, row, tile]
-            room[tile, 0] -= max(q[k] * low[k], q[k] * high[k])
-            room[tile, 1] += min(q[k] * low[k], q[k] * high[k])
-            loss += size[k] * q[k] * (r[k] - wanted[g, row, k])
+        low, high = input_low[g], input_high[g]
+        loss = _begin(
+            q, r, wanted[g, row], hessian[g], scale[g, row], tile_of, limits, low, high,
+            diagonal, size, room,
+        )  # fmt: skip
         factor[g, row] = 1.0
         moves = 0
         settled = not refits
@@ -236,28 +279,10 @@ def descend(
                 ratio, loss = _refit(q, size, r, wanted[g, row])
                 factor[g, row] *= ratio
             least = LEAST_GAIN * abs(loss)
-            _gains(r, 0.0, diagonal, size, diagonal, gains)
-            i, gain = _best_single(
-                q, r, gains, room, tile_of, low, high, weight_low, weight_high, least, starts
-            )
-            i_step = -1 if i >= 0 and r[i] > 0 else 1
-            j, j_step = -1, 0
-            if i < 0:
-                first_gains = gains[starts]
-                for place in range(PAIR_STARTS):
-                    start = starts[place]
-                    if start < 0:
-                        break
-                    step = -1 if r[start] > 0 else 1
-                    line = hessian[g, start]
-                    _gains(r, step * size[start], line, size, diagonal, gains)
-                    partner, partner_step, both = _best_partner(
-                        start, step, first_gains[place], least, q, r, line, size,
-                        gains, room, edges, tile_of, low, high, weight_low, weight_high,
-                    )  # fmt: skip
-                    if partner >= 0:
-                        i, i_step, j, j_step, gain = start, step, partner, partner_step, both
-                        break
+            i, i_step, j, j_step, gain = _best_move(
+                starts, least, q, r, hessian[g], size, diagonal, gains,
+                room, edges, tile_of, low, high, weight_low, weight_high,
+            )  # fmt: skip
             if i < 0:
                 if settled:
                     break

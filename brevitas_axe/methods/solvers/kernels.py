@@ -18,6 +18,84 @@ LARGEST_MAGNITUDE = 2.0**30
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _add(total, factor, values):
+    """Adds factor * values."""
+    for r in range(len(total)):
+        total[r] += factor * values[r]
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _shrink(corrected, wanted, pivot, scale, threshold, magnitudes):
+    """What one column is to be, and its magnitudes in units of the scale less the threshold."""
+    largest = magnitudes.dtype.type(LARGEST_MAGNITUDE)
+    for r in range(len(corrected)):
+        corrected[r] = wanted[r] - corrected[r] / pivot if pivot != 0 else pivot
+        over = max(abs(corrected[r]) - threshold[r], magnitudes.dtype.type(0))
+        magnitudes[r] = min(over / scale[r], largest)
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _choose(magnitudes, corrected, low, high, least, greatest, aboves, belows, chosen, values):
+    """Integers of one column, and the room that they leave.
+
+    Args:
+        magnitudes: [rows] in units of the scale; cut to what the accumulator still takes.
+        corrected: [rows], whose sign the integers get.
+        low, high: int64 magnitudes of the smallest and the largest input.
+        least, greatest: int64 magnitudes of the smallest and the largest integer.
+        aboves, belows: int64 [rows], room of each accumulator; updated.
+        chosen: int32 [rows]; written.
+        values: [rows], the same in the type of the weights; written.
+    """
+    for r in range(len(corrected)):
+        q = 0
+        if magnitudes[r] > 0:
+            negative = corrected[r] < 0
+            grow_above = low if negative else high
+            grow_below = high if negative else low
+            most = np.int64(np.ceil(magnitudes[r]))
+            if most * grow_above > aboves[r] or most * grow_below > belows[r]:
+                most -= 1
+                if most > 0 and grow_above > 0:
+                    most = min(most, aboves[r] // grow_above)
+                if most > 0 and grow_below > 0:
+                    most = min(most, belows[r] // grow_below)
+                magnitudes[r] = min(magnitudes[r], most)
+            q = min(np.int64(np.rint(magnitudes[r])), most)
+            q = min(q, least if negative else greatest)
+            aboves[r] -= q * grow_above
+            belows[r] -= q * grow_below
+            q = -q if negative else q
+        chosen[r] = q
+        values[r] = q
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _pass_on(
+    magnitudes, values, corrected, scale, pivot, target, forgets_shrinkage, residual, error
+):
+    """Writes the error of one column for the columns to come, and adds to the residual.
+
+    Args:
+        magnitudes: [rows], in units of the scale, after threshold and budget.
+        values: [rows], the integers in the type of the weights.
+        corrected, scale, target: [rows].
+        pivot: of the column.
+        forgets_shrinkage: whether the error leaves out what threshold and budget took.
+        residual: float64 [rows]; updated.
+        error: [rows]; written.
+    """
+    for r in range(len(corrected)):
+        value = scale[r] * values[r]
+        miss = pivot * (value - corrected[r])
+        residual[r] += miss * miss
+        error[r] = value - target[r]
+        if forgets_shrinkage:
+            kept = np.copysign(scale[r] * magnitudes[r], corrected[r])
+            error[r] += corrected[r] - kept
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 def quantize_block(
     start,
     stop,
@@ -69,73 +147,30 @@ def quantize_block(
     chunks = (rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
     magnitudes = np.empty(ROWS_AT_ONCE, base.dtype)
     values = np.empty(ROWS_AT_ONCE, base.dtype)
-    largest = magnitudes.dtype.type(LARGEST_MAGNITUDE)
     for task in range(groups * chunks):
         g = task // chunks
         # Loops run over slices: only with those does the compiler use vector instructions.
         some = slice((task % chunks) * ROWS_AT_ONCE, min((task % chunks + 1) * ROWS_AT_ONCE, rows))
-        lost = residual[g, some]
         for step in range(stop - start):
             t = stop - start - 1 - step if backward else step
             corrected = carried[g, t, some]
-            size = len(corrected)
             for before in range(step):
                 j = stop - start - 1 - before if backward else before
-                factor = coupling[g, t, j]
-                past = error[g, start + j, some]
-                for r in range(size):
-                    corrected[r] += factor * past[r]
-
+                _add(corrected, coupling[g, t, j], error[g, start + j, some])
             k = start + t
             tile = tile_of[g, k]
             p = pivot[g, k]
             s = scale[g, tile, some]
-            wanted = base[g, k, some]
-            shrink = threshold[g, tile, some]
-            for r in range(size):
-                corrected[r] = wanted[r] - corrected[r] / p if p != 0 else p
-                over = max(abs(corrected[r]) - shrink[r], magnitudes.dtype.type(0))
-                magnitudes[r] = min(over / s[r], largest)
-
-            chosen = integers[g, k, some]
-            aboves = room_above[g, tile, some]
-            belows = room_below[g, tile, some]
-            low = -input_low[g, k]
-            high = input_high[g, k]
-            least = -weight_low[g, k]
-            greatest = weight_high[g, k]
-            for r in range(size):
-                q = 0
-                if magnitudes[r] > 0:
-                    negative = corrected[r] < 0
-                    grow_above = low if negative else high
-                    grow_below = high if negative else low
-                    most = np.int64(np.ceil(magnitudes[r]))
-                    if most * grow_above > aboves[r] or most * grow_below > belows[r]:
-                        most -= 1
-                        if most > 0 and grow_above > 0:
-                            most = min(most, aboves[r] // grow_above)
-                        if most > 0 and grow_below > 0:
-                            most = min(most, belows[r] // grow_below)
-                        magnitudes[r] = min(magnitudes[r], most)
-                    q = min(np.int64(np.rint(magnitudes[r])), most)
-                    q = min(q, least if negative else greatest)
-                    aboves[r] -= q * grow_above
-                    belows[r] -= q * grow_below
-                    q = -q if negative else q
-                chosen[r] = q
-                values[r] = q
-
-            passed_on = error[g, k, some]
-            aim = target[g, k, some]
-            for r in range(size):
-                value = s[r] * values[r]
-                miss = p * (value - corrected[r])
-                lost[r] += miss * miss
-                passed_on[r] = value - aim[r]
-                if forgets_shrinkage:
-                    kept = np.copysign(s[r] * magnitudes[r], corrected[r])
-                    passed_on[r] += corrected[r] - kept
+            _shrink(corrected, base[g, k, some], p, s, threshold[g, tile, some], magnitudes)
+            _choose(
+                magnitudes, corrected, -input_low[g, k], input_high[g, k], -weight_low[g, k],
+                weight_high[g, k], room_above[g, tile, some], room_below[g, tile, some],
+                integers[g, k, some], values,
+            )  # fmt: skip
+            _pass_on(
+                magnitudes, values, corrected, s, p, target[g, k, some], forgets_shrinkage,
+                residual[g, some], error[g, k, some],
+            )  # fmt: skip
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
