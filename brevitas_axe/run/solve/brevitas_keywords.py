@@ -130,6 +130,24 @@ def translated(mode: str, ours: Widths, given: Mapping[str, Any]) -> Widths:
     return Widths(**widths, parallel=tuple(tuple(group) for group in groups))
 
 
+def own_solver(mode: str, own: str | None, given: Any) -> Any:
+    """The solver of a mode.
+
+    Args:
+        mode: its name, for messages.
+        own: the solver that it is named after, if it is.
+        given: what the caller named, None for nothing.
+
+    Raises:
+        InvalidOption: the caller named another solver than the mode does.
+    """
+    if own is not None and given is not None and str(given).partition(":")[0] != own:
+        raise InvalidOption(
+            f"{mode} solves by {own}, not by {given}; use axe_mode(..., solver={given!r})."
+        )
+    return given or own or "gptq"
+
+
 def check_parallel(
     groups: Sequence[Sequence[str]],
     layers: Mapping[str, Any],

@@ -26,7 +26,6 @@ from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import (
     EmptyCalibration,
     InvalidOption,
-    InvalidTile,
     MissingInputQuantizer,
     NonFiniteValues,
     UnquantizedLayer,
@@ -41,14 +40,20 @@ from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import Layer, find_layers, find_unquantized, unroll_weight
 from brevitas_axe.model.moments import Moments
 from brevitas_axe.model.running import Flow, float_twin, flow, observe_inputs
-from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.plan import Plan
 from brevitas_axe.registry import method
 from brevitas_axe.run.solve.branches import Branches, branches_of
-from brevitas_axe.run.solve.brevitas_keywords import Widths, check_parallel, translated
+from brevitas_axe.run.solve.brevitas_keywords import (
+    Widths,
+    check_parallel,
+    own_solver,
+    translated,
+)
 from brevitas_axe.run.solve.layer_inputs import collect, collect_all, layer_problem
 from brevitas_axe.run.solve.log import describe
 from brevitas_axe.run.solve.memory import release_freed_memory
 from brevitas_axe.run.solve.state import SavedLayers
+from brevitas_axe.run.solve.tiles import fitted_tile
 from brevitas_axe.run.solve.walk import SuspendedForward, abandon_all, add_hooks
 
 if TYPE_CHECKING:
@@ -125,7 +130,7 @@ class axe_mode:
             )
         ours = Widths(accumulator_bit_width, accumulator_tile_size)
         widths = translated(name, ours, brevitas)
-        solver = self._own(solver)
+        solver = own_solver(name, self.own_solver, solver)
         self._solver = method("solvers", solver)
         check_quality(quality)
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
@@ -146,7 +151,9 @@ class axe_mode:
                 + (f": layer '{plain[0]}' has no integer weights" if plain else "")
                 + "; quantize the model first (brevitas_axe.quantize does), or exclude less."
             )
-        self.plan = Plan({n: self._clipped(n, plan is None, wanted[n]) for n in wanted.layers})
+        self.plan = Plan(
+            {n: fitted_tile(n, layers[n], wanted[n], plan is None) for n in wanted.layers}
+        )
         self._branches = branches_of(model, self.layers)
         self._parallel = widths.parallel
         self.quality = quality
@@ -166,31 +173,6 @@ class axe_mode:
         )
         self._progress = progress
         self._entered = False
-
-    def _own(self, solver: str | None) -> str:
-        """The solver's name; one that contradicts the name of the class is refused."""
-        own = self.own_solver
-        if own is not None and solver is not None and solver.partition(":")[0] != own:
-            raise InvalidOption(
-                f"{type(self).__name__} solves by {own}, not by {solver}; use "
-                f"axe_mode(..., solver='{solver}')."
-            )
-        return solver or own or "gptq"
-
-    def _clipped(self, name: str, clip: bool, precision: LayerPrecision) -> LayerPrecision:
-        """One tile size for a whole model: layers with fewer inputs take a single tile."""
-        layer = self.layers[name]
-        columns = unroll_weight(layer, layer.weight).shape[2]
-        shared = getattr(layer.weight_quant, "scale_tile", None) or columns
-        bound = precision.accumulator is not None
-        if bound and shared < columns and precision.tile != shared:
-            raise InvalidTile(
-                f"layer '{name}' has one weight scale per {shared} inputs, and an accumulator adds "
-                f"numbers of one scale only; give it tiles of {shared}."
-            )
-        if clip and precision.tile and precision.tile >= columns:
-            return LayerPrecision(accumulator=precision.accumulator)
-        return precision
 
     @property
     def num_layers(self) -> int:
