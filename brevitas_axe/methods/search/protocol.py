@@ -78,7 +78,7 @@ class Space:
     def numbered(self, number: int) -> Positions:
         """The configuration of a number below `size`; the last decision changes fastest."""
         found: list[int] = []
-        for values in reversed(self.decisions.values()):
+        for values in reversed(list(self.decisions.values())):
             number, position = divmod(number, len(values))
             found.append(position)
         return tuple(reversed(found))

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.search.protocol import (
@@ -61,7 +61,7 @@ class Tpe:
     ) -> dict[str, Any]:
         questions = Questions(space, objective, budget, before)
         unknown = questions.unknown(Random(seed))
-        distributions = {
+        distributions: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(range(len(values)))
             for name, values in space.decisions.items()
         }
