@@ -23,9 +23,10 @@ from brevitas_axe.export.finn import joins, layers, quantizers
 from brevitas_axe.export.finn.finding import Finding
 from brevitas_axe.export.finn.joins import Rule
 from brevitas_axe.export.finn.signal import Graph, Host, forked
-from brevitas_axe.proof.graph.flow import QONNX_DOMAINS, analyse
+from brevitas_axe.proof.graph.flow import analyse
 from brevitas_axe.proof.graph.modelfile import ModelFile, Node, read
 from brevitas_axe.proof.graph.names import Names
+from brevitas_axe.proof.graph.operators import QONNX_DOMAINS
 
 _QUANTIZERS: dict[str, Rule] = {
     "Quant": quantizers.quant,

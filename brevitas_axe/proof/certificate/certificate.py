@@ -161,6 +161,13 @@ class Certificate:
         return tuple(e for e in self.entries if e.name not in self.excluded)
 
     @property
+    def unlimited(self) -> tuple[str, ...]:
+        """Entries that were measured beside others with a width that was asked for."""
+        if all(entry.target is None for entry in self.judged):
+            return ()
+        return tuple(e.layer or e.name for e in self.judged if e.target is None)
+
+    @property
     def ok(self) -> bool:
         """True when there is something to judge, and all of it is proven and within its target."""
         return bool(self.judged) and all(entry.fits for entry in self.judged)

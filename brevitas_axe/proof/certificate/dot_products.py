@@ -12,8 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from brevitas_axe.accumulator import required_bit_width, worst_case_sums
 from brevitas_axe.errors import InvalidModelFile
-from brevitas_axe.proof.certificate.hidden import hidden_products, suspicious_functions
+from brevitas_axe.proof.certificate.hidden import Hidden, hardware
 from brevitas_axe.proof.certificate.proof import Found, Integers
 from brevitas_axe.proof.graph.grid import (
     Constant,
@@ -26,24 +27,38 @@ from brevitas_axe.proof.graph.grid import (
 )
 from brevitas_axe.proof.graph.modelfile import ModelFile, Node
 from brevitas_axe.proof.graph.names import Names
+from brevitas_axe.proof.graph.operators import CHANNELS_LAST, QONNX, fault, operator_set
 from brevitas_axe.proof.graph.quantizers import constant_values
 from brevitas_axe.proof.graph.shapes import Shapes
 
 Facts = dict[str, Fact]
 DOT_PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _MAX_DYNAMIC_INPUTS = 2**24
+# Python integers, which sums beyond int64 take, beside int64.
+_OBJECT_COST = 32
 
 
 def find(file: ModelFile, facts: Facts) -> Iterator[Found]:
     """Every dot product of the main graph, and every node that may hide one."""
-    names, shapes = Names(file), Shapes(file)
-    functions = suspicious_functions(file)
+    names, shapes = Names(file), Shapes(file, facts)
+    hidden = Hidden(file, facts, shapes)
+    finn = hardware(file)
+    if finn is not None:
+        yield finn
     for node in file.nodes:
-        shadowed = (node.domain, node.op) in functions
-        if node.domain == "" and node.op in DOT_PRODUCTS and not shadowed:
-            yield _describe(node, facts, names, shapes)
+        shadowed = (node.domain, node.op) in hidden.functions
+        if is_dot_product(node) and not shadowed:
+            yield _describe(node, facts, names, shapes, file)
         else:
-            yield from hidden_products(node, facts, functions, names)
+            yield from hidden.products(node)
+
+
+def is_dot_product(node: Node) -> bool:
+    """Whether a node is a dot product by its name."""
+    group = operator_set(node)
+    if group == QONNX:
+        return node.op == "XnorPopcountMatMul"
+    return node.op in DOT_PRODUCTS if group == "" else (group, node.op) == (CHANNELS_LAST, "Conv")
 
 
 def operand(tensor: str, facts: Facts) -> Grid:
@@ -51,7 +66,7 @@ def operand(tensor: str, facts: Facts) -> Grid:
     fact = facts[tensor]
     if isinstance(fact, Unknown):
         raise Unprovable(fact.reason)
-    return integer_constant(fact) if isinstance(fact, Constant) else fact
+    return integer_constant(fact) if isinstance(fact, Constant) else fact.widened
 
 
 def weight_side(node: Node, facts: Facts) -> int | None:
@@ -69,6 +84,8 @@ def rows_of(node: Node, side: int, shape: tuple[int, ...]) -> Callable[[np.ndarr
         side: which input the weights are.
         shape: of the weights.
     """
+    if node.op == "Conv" and operator_set(node) == CHANNELS_LAST:
+        return lambda w: np.moveaxis(w, -1, 1).reshape(shape[0], -1)
     if node.op == "Conv":
         return lambda w: w.reshape(shape[0], -1)
     if node.op == "ConvTranspose":
@@ -85,12 +102,14 @@ def rows_of(node: Node, side: int, shape: tuple[int, ...]) -> Callable[[np.ndarr
     return lambda w: np.swapaxes(w, -1, -2).reshape(-1, shape[-2])
 
 
-def _describe(node: Node, facts: Facts, names: Names, shapes: Shapes) -> Found:
+def _describe(node: Node, facts: Facts, names: Names, shapes: Shapes, file: ModelFile) -> Found:
     """A dot product with its integers, or with the reason why it has none."""
     found = Found(node.name, node.op)
     try:
         if len(node.inputs) < 2 or not all(node.inputs[:2]):
             raise Unprovable("it lacks an input")
+        if reason := fault(node, file.opset()):
+            raise Unprovable(reason)
         side = weight_side(node, facts)
         if side is None and isinstance(facts[node.inputs[1]], Unknown):
             side = 1 if names.initializer(node.inputs[1]) else None
@@ -104,12 +123,20 @@ def _describe(node: Node, facts: Facts, names: Names, shapes: Shapes) -> Found:
         found = replace(found, shape=weights.constant.shape, weight_type=weights.type)
         inputs = _labelled("input", node.inputs[1 - side], facts)
         found = replace(found, input_type=inputs.type, assumptions=inputs.assumptions)
+        if node.op == "XnorPopcountMatMul":
+            return replace(found, integers=_popcount(weights, inputs))
         if weights.asymmetric:
             raise Unprovable(
                 "its weights have a zero point, and hardware multiplies the stored integers; use "
                 "symmetric weights"
             )
-        return replace(found, integers=_integers(node, side, weights, inputs, facts, names))
+        wide = max(weights.high, -weights.low) * max(inputs.high, -inputs.low) >= 2**40
+        cost = weights.constant.size * (_OBJECT_COST if wide else 1)
+        file.budget.spend(cost, "the sum of its products")
+        integers = _integers(node, side, weights, inputs, facts, names)
+        note = _moved_shift(integers, inputs)
+        assumptions = (*found.assumptions, *note)
+        return replace(found, integers=integers, assumptions=assumptions)
     except Unprovable as reason:
         return replace(found, reason=str(reason))
     except InvalidModelFile:
@@ -149,19 +176,45 @@ def _integers(
     )
 
 
+def _popcount(weights: Grid, inputs: Grid) -> Integers:
+    """XnorPopcountMatMul counts the places in which its two operands of zeros and ones agree."""
+    for what, grid in (("weights", weights), ("input", inputs)):
+        if grid.low < 0 or grid.high > 1 or not grid.scalar or grid.scale != 1:
+            raise Unprovable(f"its {what} are not zeros and ones")
+    if weights.constant.ndim != 2:
+        raise Unprovable("its weights are no matrix")
+    return Integers(weights=np.ones_like(weights.constant.T), low=0, high=1)
+
+
+def _moved_shift(integers: Integers, inputs: Grid) -> tuple[str, ...]:
+    """What the accumulator needs where the Add before it is moved behind it."""
+    if inputs.unshifted is None:
+        return ()
+    low, high = min(inputs.unshifted[0], 0), max(inputs.unshifted[1], 0)
+    here = worst_case_sums(integers.weights, integers.low, integers.high)
+    there = worst_case_sums(integers.weights, low, high)
+    bits, other = (required_bit_width(int(a.min()), int(b.max())) for a, b in (here, there))
+    if other <= bits:
+        return ()
+    return (
+        f"the Add before it is computed before the product; moved behind it, as FINN may do, the "
+        f"accumulator needs {other} bits",
+    )
+
+
 def _input_scale(node: Node, side: int, shape: tuple[int, ...], inputs: Grid) -> np.ndarray:
     """Input scale per row (or scalar); NaN where it varies between outputs of one row."""
     scale = inputs.scale.astype(np.float64)
     if inputs.scalar:
         return scale.reshape(())
     mixed = Unprovable("its input has a scale per channel, so products of different scales meet")
-    if node.op == "Conv":
+    if node.op == "Conv" and node.domain == "":
         axes = (1,) * (len(shape) - scale.ndim) + scale.shape
         depthwise = shape[1] == 1 and node.attribute("group", 1) == scale.size == axes[1]
         if not depthwise or shape[0] % scale.size:
             raise mixed
         return np.repeat(scale.reshape(-1), shape[0] // scale.size)
-    if node.op != "MatMul" or scale.ndim < 2 - side or scale.shape[side - 2] != 1:
+    if node.op != "MatMul" or len(shape) < 2 or scale.ndim < 2 - side or scale.shape[side - 2] != 1:
         raise mixed
     return np.full((), np.nan)
 

@@ -1,89 +1,182 @@
-"""Nodes that may hide dot products: named in the certificate, and never taken as proven."""
+"""Nodes that may hide dot products: named in the certificate, and never taken as proven.
+
+A dot product can be written without MatMul: as products and, somewhere behind them, a sum over
+what was multiplied by different factors. So every tensor carries a `Trace` of how its elements
+came to be, and a sum is harmless only where the trace shows that it adds numbers of one factor,
+as pooling does. What is on no list of known operators is harmless nowhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import onnx
-
 from brevitas_axe.proof.certificate.proof import Found
-from brevitas_axe.proof.graph.flow import QONNX_DOMAINS, local_functions
-from brevitas_axe.proof.graph.grid import Fact, Grid, is_constant
+from brevitas_axe.proof.certificate.traces import Traces
+from brevitas_axe.proof.graph.flow import local_functions
+from brevitas_axe.proof.graph.grid import Fact, Grid
 from brevitas_axe.proof.graph.modelfile import ModelFile, Node, plain_domain, shown, subgraphs
-from brevitas_axe.proof.graph.names import Names
-from brevitas_axe.proof.graph.quantizers import constant_values
-
-_DOT_LIKE = {
-    *("MatMul", "Gemm", "Conv", "ConvTranspose", "MatMulInteger", "ConvInteger", "QLinearConv"),
-    *("QLinearMatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention", "DeformConv", "DFT", "STFT"),
-    *("LinearAttention", "CausalConvWithState"),
-}
-_QONNX_SAFE = {
-    *("Quant", "IntQuant", "BipolarQuant", "FloatQuant", "Trunc", "MultiThreshold"),
-    *("QuantAvgPool2d", "Im2Col", "MaxPoolNHWC", "DebugMarker"),
-}
-_CHANNELS_LAST_SAFE = {"BatchNormalization", "MaxPool"}
-
+from brevitas_axe.proof.graph.operators import FINN_HARDWARE, Kind, fault, kind_of, operator_set
+from brevitas_axe.proof.graph.shapes import Shapes
 
 Functions = dict[tuple[str, str], str]
+_MOVES = (Kind.MOVE, Kind.STAY, Kind.FRESH, Kind.UNARY)
+_ADDS = ("Add", "Sub", "Sum", "Mean")
+_DOT_LIKE = (
+    *("MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul", "Einsum", "LSTM", "GRU"),
+    *("RNN", "Attention", "DeformConv", "DFT", "STFT"),
+)
 
 
-def suspicious_functions(file: ModelFile) -> Functions:
+class Hidden:
+    """Judges the nodes of one file that are no plain dot products, in execution order."""
+
+    def __init__(self, file: ModelFile, facts: dict[str, Fact], shapes: Shapes) -> None:
+        self._file, self._facts = file, facts
+        self._traces = Traces(file, facts, shapes)
+        self.functions = _judged_functions(file)
+
+    def products(self, node: Node) -> Iterator[Found]:
+        """An entry for a node that may compute dot products; traces its outputs in any case."""
+        reason = self._reason(node)
+        self._trace(node)
+        if reason and not node.domain.startswith(FINN_HARDWARE):
+            yield Found(name=node.name, op=shown(node.op), reason=reason)
+
+    def _trace(self, node: Node) -> None:
+        called = (node.domain, node.op) in self.functions
+        if called or subgraphs(node.proto):
+            inner = _inner_nodes(node.proto, self._file) if called else _within(node.proto)
+            multiplies = any(kind_of(proto) not in _MOVES for proto in inner)
+            self._traces.call(node, multiplies)
+        else:
+            self._traces.follow(node)
+
+    def _reason(self, node: Node) -> str:
+        """Why a node may compute dot products, or ''."""
+        if (node.domain, node.op) in self.functions:
+            return self.functions[node.domain, node.op]
+        if node.op in ("Loop", "Scan", "SequenceMap") and node.domain == "":
+            return f"{node.op} repeats its body, which control flow keeps from a proof; unroll it"
+        if subgraphs(node.proto):
+            return _suspicious(_within(node.proto), "its subgraph", self.functions)
+        kind = kind_of(node)
+        if kind is None:
+            return _unknown(node)
+        if operator_set(node) == "" and (reason := fault(node, self._file.opset())):
+            return reason
+        if node.op in ("Resize", "Upsample"):
+            return _interpolation(node)
+        if kind in (Kind.SUM, Kind.SQUARES):
+            return self._summed(node, squares=kind is Kind.SQUARES)
+        if node.op in _ADDS:
+            return self._added(node)
+        return ""
+
+    def _summed(self, node: Node, squares: bool) -> str:
+        trace = self._traces.of(node.inputs[0])
+        fact = self._facts[node.inputs[0]]
+        if squares:
+            weighted = trace is not None
+        elif isinstance(fact, Grid) and fact.scalar:
+            return ""  # whole steps of one size
+        else:
+            weighted = trace is not None and trace.weighted_along(self._traces.axes(node))
+        if not weighted or self._traces.is_variance(node):
+            return ""
+        return "it sums the products of elements; write it as MatMul"
+
+    def _added(self, node: Node) -> str:
+        """Adding pieces of one tensor is a sum over its elements."""
+        traces = [self._traces.of(t) for t in node.inputs if t]
+        traces = [t for t in traces if t is not None]
+        grids = [self._facts[t] for t in node.inputs if t]
+        scales = [float(g.scale) if isinstance(g, Grid) and g.scalar else None for g in grids]
+        if None not in scales and len(set(scales)) == 1:
+            return ""  # whole steps of one size
+        for index, left in enumerate(traces):
+            for right in traces[index + 1 :]:
+                apart = left.shares(right) and (left.moved or right.moved)
+                if apart and (left.scaled or right.scaled):
+                    return "it adds products of parts of one tensor; write it as MatMul"
+        return ""
+
+
+def hardware(file: ModelFile) -> Found | None:
+    """One entry for all nodes that are FINN's hardware layers already."""
+    nodes = [n for n in file.nodes if n.domain.startswith(FINN_HARDWARE)]
+    if not nodes:
+        return None
+    reason = (
+        f"the file holds {len(nodes)} layers that are already FINN hardware; certify the file "
+        "before that conversion"
+    )
+    return Found(name=nodes[0].name, op=shown(nodes[0].op), reason=reason)
+
+
+def _unknown(node: Node) -> str:
+    domain, op = node.domain, shown(node.op)
+    if domain == "":
+        if node.op in _DOT_LIKE:
+            return f"operator {op} is not supported; export it as MatMul, Gemm or Conv"
+        return f"operator '{op}' is unknown, or not known to be harmless"
+    return f"operator '{op}' of domain '{shown(domain)}' may hide dot products"
+
+
+def _interpolation(node: Node) -> str:
+    if node.attribute("mode", "nearest") == "nearest":
+        return ""
+    return f"it interpolates ({shown(node.attribute('mode', ''))}), which sums products"
+
+
+def _judged_functions(file: ModelFile) -> Functions:
     """(domain, name) of every local function → why its calls may compute dot products, or ''."""
     functions = dict.fromkeys(local_functions(file), "")
+    judged = {}
     for (domain, name), function in local_functions(file).items():
-        for inner in function.node:
+        inner = list(function.node)
+        judged[domain, name] = ""
+        for proto in inner:
             # A call of another function counts too: following it could take forever.
-            called = (plain_domain(inner.domain), inner.op_type) in functions
-            if called or inner.op_type in _DOT_LIKE or _suspicion(inner, functions):
-                functions[domain, name] = (
-                    f"local function '{shown(name)}' contains '{shown(inner.op_type)}'; inline it "
-                    "before certifying"
-                )
-    return functions
+            called = (plain_domain(proto.domain), proto.op_type) in functions
+            if called or subgraphs(proto):
+                judged[domain, name] = _inside(f"local function '{shown(name)}'", proto.op_type)
+        if not judged[domain, name]:
+            where = f"local function '{shown(name)}'"
+            judged[domain, name] = _suspicious(inner, where, {})
+    return judged
 
 
-def hidden_products(
-    node: Node, facts: dict[str, Fact], functions: Functions, names: Names
-) -> Iterator[Found]:
-    """Entries for a node that is no plain dot product but may compute some."""
-    reason = _suspicion(node.proto, functions)
-    if not reason and node.domain == "" and node.op == "ReduceSum":
-        reason = _product_sum(node, facts, names)
-    if reason:
-        yield Found(name=node.name, op=shown(node.op), reason=reason)
+def _inner_nodes(proto, file: ModelFile) -> list:
+    return list(local_functions(file)[plain_domain(proto.domain), proto.op_type].node)
 
 
-def _suspicion(proto: onnx.NodeProto, functions: Functions) -> str:
-    """Why a node may compute dot products, or ''."""
-    domain, op = plain_domain(proto.domain), proto.op_type
-    if (domain, op) in functions:
-        return functions[domain, op]
-    for graph in subgraphs(proto):
-        for inner in graph.node:
-            if inner.op_type in _DOT_LIKE or _suspicion(inner, functions):
-                return (
-                    f"its subgraph contains {shown(inner.op_type)} '{shown(inner.name)}', which "
-                    "control flow keeps from a proof; unroll it"
-                )
-    if domain == "":
-        if op in _DOT_LIKE:
-            return f"operator {op} is not supported; export it as MatMul, Gemm or Conv"
-        return "" if onnx.defs.has(op) else f"operator '{shown(op)}' is unknown"
-    safe = domain in QONNX_DOMAINS and op in _QONNX_SAFE
-    if safe or (domain == "qonnx.custom_op.channels_last" and op in _CHANNELS_LAST_SAFE):
-        return ""
-    return f"operator '{shown(op)}' of domain '{shown(domain)}' may hide dot products"
+def _within(proto) -> list:
+    """All nodes of a node's subgraphs, however deep."""
+    nodes, stack = [], subgraphs(proto)
+    while stack:
+        graph = stack.pop()
+        nodes.extend(graph.node)
+        for node in graph.node:
+            stack.extend(subgraphs(node))
+    return nodes
 
 
-def _product_sum(node: Node, facts: dict[str, Fact], names: Names) -> str:
-    """Mul and ReduceSum together are a dot product."""
-    product = names.producer(node.inputs[0]) if node.inputs else None
-    if product is None or product.op != "Mul" or product.domain != "":
-        return ""
-    operands = [facts[tensor] for tensor in product.inputs]
-    constants = [constant_values(f, "a factor") for f in operands if is_constant(f)]
-    weighted = any(constant.size > 1 for constant in constants)
-    if weighted or all(isinstance(f, Grid) for f in operands):
-        return f"it sums the products of '{product.name}'; write it as MatMul"
+def _suspicious(inner: list, where: str, functions: Functions) -> str:
+    """Why nodes that are not followed one by one may compute a dot product, or ''."""
+    kinds = [(proto, kind_of(proto)) for proto in inner]
+    for proto, kind in kinds:
+        control = proto.op_type == "If" and plain_domain(proto.domain) == ""
+        called = (plain_domain(proto.domain), proto.op_type) in functions
+        harmless = control or kind in (*_MOVES, Kind.BINARY, Kind.PRODUCT)
+        if called or not harmless:
+            return _inside(where, proto.op_type)
+    adds = any(proto.op_type in _ADDS for proto, _ in kinds)
+    moves = any(kind is Kind.MOVE for _, kind in kinds)
+    if adds and moves and any(kind is Kind.PRODUCT for _, kind in kinds):
+        return _inside(where, "Mul' and 'Add")
     return ""
+
+
+def _inside(where: str, op: str) -> str:
+    way = "inline it before certifying" if "function" in where else "unroll it"
+    return f"{where} contains '{shown(op)}', which keeps what it sums from a proof; {way}"

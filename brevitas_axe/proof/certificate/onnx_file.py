@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -19,7 +19,7 @@ from brevitas_axe.proof.certificate.dot_products import find
 from brevitas_axe.proof.certificate.proof import prove
 from brevitas_axe.proof.certificate.sums import joins_of, sums
 from brevitas_axe.proof.graph.flow import analyse
-from brevitas_axe.proof.graph.modelfile import read
+from brevitas_axe.proof.graph.modelfile import read, shown
 
 
 def certify_file(
@@ -29,6 +29,7 @@ def certify_file(
     plan: Plan | None = None,
     exclude: Sequence[str] = (),
     honour_narrow: bool = False,
+    input_types: Mapping[str, str] | None = None,
 ) -> Certificate:
     """Proves, from a QONNX file alone, how wide every accumulator must be.
 
@@ -40,17 +41,19 @@ def certify_file(
         exclude: layers, nodes or weights that do not count.
         honour_narrow: count a narrow input quantizer without its unused integer; only where the
             hardware does so too. FINN does not.
+        input_types: graph input → qonnx integer type, such as {"x": "UINT8"}, of a floating-point
+            input whose values the caller knows to be such integers; the certificate says so.
 
     Raises:
         InvalidModelFile: the file is missing, corrupted, unsafe or broken.
         InvalidPlan: the plan names a layer that the file does not have.
-        InvalidOption: exclude names nothing in the file.
+        InvalidOption: exclude or input_types name nothing in the file.
         AccumulatorTooNarrow, InvalidTile: a width or tile size out of range.
     """
     targets = Targets(accumulator_bit_width, tile_size, plan)
     file = read(path_or_model)
     try:
-        facts = analyse(file, honour_narrow)
+        facts = analyse(file, honour_narrow, input_types)
         found = tuple(find(file, facts))
         joined, assumptions = sums(tuple(joins_of(file, facts)), found)
     except AxeError:
@@ -61,6 +64,10 @@ def certify_file(
         ) from error
     entries = tuple(prove(dot_product, targets) for dot_product in found)
     targets.check_aliases([entry.aliases for entry in entries])
+    declared = (
+        f"graph input '{shown(name)}' holds {kind} integers, as the caller declares"
+        for name, kind in (input_types or {}).items()
+    )
     return Certificate(
         entries=entries,
         excluded=excluded_names(entries, exclude),
@@ -68,6 +75,6 @@ def certify_file(
         sha256=file.sha256,
         external=file.external,
         sums=joined,
-        assumptions=assumptions,
         tool_version=tool_version(),
+        assumptions=(*assumptions, *declared),
     )

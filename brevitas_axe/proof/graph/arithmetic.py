@@ -19,9 +19,10 @@ from brevitas_axe.proof.graph.grid import (
     checked_scale,
     covering_type,
     exact_integers,
+    is_constant,
 )
 from brevitas_axe.proof.graph.modelfile import Node
-from brevitas_axe.proof.graph.moves import MAX_GROWN, Rule, run
+from brevitas_axe.proof.graph.moves import Rule, run
 from brevitas_axe.proof.graph.quantizers import Reading, constant_values
 
 
@@ -35,16 +36,26 @@ def relu(node: Node, facts: list[Fact], reading: Reading) -> Grid:
 def clip(node: Node, facts: list[Fact], reading: Reading) -> Fact:
     """Clip to bounds that lie on the grid, as exporters narrow eight bits to fewer."""
     source = facts[0]
-    bounds = [constant_values(f, f"a bound of Clip '{node.name}'") for f in facts[1:]]
-    if not bounds and reading.opset < 11:
+    if reading.opset < 11:
         bounds = [np.float32(node.attribute(k, d)) for k, d in (("min", -3e38), ("max", 3e38))]
-    if len(bounds) != 2 or any(b.size != 1 for b in bounds):
+    else:
+        given = [*facts[1:], None, None][:2]
+        ends = [np.float64(-np.inf), np.float64(np.inf)]
+        for index, fact in enumerate(given):
+            if fact is not None:
+                ends[index] = constant_values(fact, f"a bound of Clip '{node.name}'")
+        bounds = ends
+    if len(facts) == 1 and reading.opset >= 11:
+        raise Unprovable(f"Clip '{node.name}' has no constant bound")
+    if any(np.size(b) != 1 or np.isnan(b).any() for b in bounds):
         raise Unprovable(f"Clip '{node.name}' has no two constant bounds")
     if isinstance(source, Constant):
-        return replace(source, values=np.clip(source.values, bounds[0], bounds[1]))
+        reading.budget.spend(source.values.size, f"what Clip '{node.name}' bounds")
+        clipped = np.clip(source.values, *(np.reshape(b, ()) for b in bounds))
+        return replace(source, values=clipped.astype(source.values.dtype))
     if not isinstance(source, Grid) or not source.scalar or source.scale < 0:
         raise Unprovable(f"Clip '{node.name}' of this tensor is not followed")
-    low, high = (float(b.reshape(-1)[0]) / float(source.scale) for b in bounds)
+    low, high = (float(np.reshape(b, ())) / float(source.scale) for b in bounds)
     low, high = max(low, float(source.low)), min(high, float(source.high))
     if low != int(low) or high != int(high) or low > high:
         raise Unprovable(f"the bounds of Clip '{node.name}' are no multiples of the scale")
@@ -56,11 +67,11 @@ def clip(node: Node, facts: list[Fact], reading: Reading) -> Fact:
 
 def add(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     left, right = facts
-    if isinstance(left, Constant):
+    if isinstance(left, Constant) or (isinstance(left, Grid) and left.integers is not None):
         left, right = right, left
-    if isinstance(right, Constant):
+    if is_constant(right):
         return _shifted(node, left, right)
-    grids = [_grid(node, left), _grid(node, right)]
+    grids = [_real(node, left), _real(node, right)]
     _same_scale(node, grids)
     if any(grid.asymmetric for grid in grids):
         raise Unprovable(f"Add '{node.name}' adds tensors with zero points")
@@ -69,20 +80,27 @@ def add(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     return replace(united, low=low, high=high, type=covering_type(low, high))
 
 
-def _shifted(node: Node, fact: Fact, constant: Constant, sign: int = 1) -> Grid:
+def _shifted(node: Node, fact: Fact, constant: Fact, sign: int = 1) -> Grid:
     """A grid plus whole steps of it, as FINN writes signed activations."""
-    source = _dynamic(node, fact)
+    source = _dynamic(node, _real(node, fact, widen=False))
     if not source.scalar:
         raise Unprovable(f"{node.op} '{node.name}' shifts a tensor with several scales")
-    steps = exact_integers(sign * constant.values.astype(np.float64) / float(source.scale))
+    added = constant_values(constant, f"what '{node.name}' adds").astype(np.float64)
+    steps = exact_integers(sign * added / float(source.scale))
     if steps is None:
         raise Unprovable(f"{node.op} '{node.name}' shifts by no whole number of steps")
     low, high = source.low + int(steps.min()), source.high + int(steps.max())
-    return replace(source, low=low, high=high)
+    if source.typed == (low, high):
+        # FINN declares the type that a count of thresholds has after its shift.
+        return replace(source, low=low, high=high, typed=None)
+    if source.typed is not None:
+        return _shifted(node, source.widened, constant, sign)
+    before = source.unshifted or (source.low, source.high)
+    return replace(source, low=low, high=high, type=covering_type(low, high), unshifted=before)
 
 
 def sub(node: Node, facts: list[Fact], reading: Reading) -> Grid:
-    if not isinstance(facts[1], Constant):
+    if not is_constant(facts[1]):
         raise Unprovable(f"Sub '{node.name}' of two activations is not followed")
     return _shifted(node, facts[0], facts[1], sign=-1)
 
@@ -95,13 +113,15 @@ def mul(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     if isinstance(left, Grid) and isinstance(right, Grid) and left.integers is None:
         # Of two grids the constant one is the scale, unless the other is constant too.
         left, right = (left, right) if right.integers is not None else (right, left)
-    source, factor = _grid(node, left), constant_values(right, f"a factor of '{node.name}'")
+    source, factor = _real(node, left), constant_values(right, f"a factor of '{node.name}'")
+    reading.budget.spend_on((source.scale.shape, factor.shape), f"the scale of '{node.name}'")
     return _rescaled(node, source, source.scale * factor)
 
 
 def div(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     divisor = constant_values(facts[1], f"the divisor of '{node.name}'")
-    source = _grid(node, facts[0])
+    source = _real(node, facts[0])
+    reading.budget.spend_on((source.scale.shape, divisor.shape), f"the scale of '{node.name}'")
     return _rescaled(node, source, source.scale / divisor)
 
 
@@ -130,6 +150,14 @@ def _grid(node: Node, fact: Fact) -> Grid:
     return fact
 
 
+def _real(node: Node, fact: Fact, widen: bool = True) -> Grid:
+    """A grid of floating-point numbers: in integer element types sums and products wrap around."""
+    grid = _grid(node, fact)
+    if grid.wraps:
+        raise Unprovable(f"{node.op} '{node.name}' computes in an integer type, which wraps around")
+    return grid.widened if widen else grid
+
+
 def _dynamic(node: Node, fact: Fact) -> Grid:
     grid = _grid(node, fact)
     if grid.integers is not None:
@@ -140,8 +168,8 @@ def _dynamic(node: Node, fact: Fact) -> Grid:
 def concat(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     grids = [_grid(node, fact) for fact in facts]
     if all(grid.integers is not None for grid in grids):
-        if sum(grid.constant.size for grid in grids) > MAX_GROWN:
-            raise Unprovable(f"Concat '{node.name}' of constants is too large")
+        size = sum(grid.constant.size for grid in grids)
+        reading.budget.spend(size, f"Concat '{node.name}' of constants")
         integers = run(node, [grid.constant for grid in grids], reading)[0]
         scale = grids[0].scale
         if any(not grid.scalar or grid.scale != scale for grid in grids):
@@ -173,6 +201,7 @@ def _united(node: Node, grids: list[Grid]) -> Grid:
         high=high,
         type=min(types, default=covering_type(low, high)),
         asymmetric=any(grid.asymmetric for grid in grids),
+        wraps=any(grid.wraps for grid in grids),
         assumptions=tuple(dict.fromkeys(a for grid in grids for a in grid.assumptions)),
     )
 

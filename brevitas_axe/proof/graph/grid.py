@@ -57,6 +57,11 @@ class Grid:
         asymmetric: a non-zero zero point was subtracted.
         weight: initializer that holds it, when constant.
         assumptions: what is taken from the file without checking it.
+        stored: TensorProto element type, where the tensor is a constant of the file.
+        wraps: the tensor holds an integer element type, in which sums and products wrap around.
+        typed: range of the declared datatype, where it is not [low, high]; hardware may be sized
+            by either.
+        unshifted: [low, high] before a constant was added, which hardware may move elsewhere.
     """
 
     scale: np.ndarray
@@ -67,6 +72,10 @@ class Grid:
     asymmetric: bool = False
     weight: str | None = None
     assumptions: tuple[str, ...] = ()
+    stored: int = 0
+    wraps: bool = False
+    typed: tuple[int, int] | None = None
+    unshifted: tuple[int, int] | None = None
 
     @property
     def scalar(self) -> bool:
@@ -84,6 +93,14 @@ class Grid:
     def values(self) -> np.ndarray:
         """The real values of a constant grid."""
         return self.constant * self.scale
+
+    @property
+    def widened(self) -> Grid:
+        """The grid over the range that its values or its declared type can take."""
+        if self.typed is None:
+            return self
+        low, high = min(self.low, self.typed[0]), max(self.high, self.typed[1])
+        return replace(self, low=low, high=high, typed=None)
 
     def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> Grid:
         """The constant grid after an operation that only moves or repeats elements."""
@@ -104,8 +121,8 @@ def is_constant(fact: Fact) -> bool:
 def checked_scale(scale: np.ndarray, where: str) -> np.ndarray:
     """The scale, collapsed to a scalar where all its values agree."""
     scale = np.asarray(scale)
-    if scale.size == 0 or scale.dtype.kind != "f":
-        raise Unprovable(f"{where} has no floating-point scale")
+    if scale.size == 0 or scale.dtype.kind not in "fiu":
+        raise Unprovable(f"{where} has no scale that is a number")
     if not np.isfinite(scale).all() or np.any(scale == 0):
         raise Unprovable(f"{where} has a scale that is 0, infinite or NaN")
     return scale.reshape(-1)[0] * np.ones((), scale.dtype) if np.ptp(scale) == 0 else scale
@@ -129,6 +146,21 @@ def quantizer_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
     if signed:
         return -(2 ** (bits - 1)) + narrow, 2 ** (bits - 1) - 1
     return 0, 2**bits - 1 - narrow
+
+
+def held_range(low: int, high: int, kind: np.dtype, where: str) -> tuple[int, int]:
+    """The range as a floating-point type holds its ends, never smaller than it is.
+
+    QONNX clips to the ends of a range in the arrays' own precision: of 25 unsigned bits float32
+    makes 2^25, one more than the range holds.
+    """
+    if kind.kind != "f":
+        return low, high
+    with np.errstate(over="ignore"):
+        ends = kind.type(low), kind.type(high)
+    if not np.isfinite(ends).all():
+        raise Unprovable(f"{where} has a range that its floating-point type cannot hold")
+    return min(low, int(ends[0])), max(high, int(ends[1]))
 
 
 def type_name(bits: int, signed: bool) -> str:
@@ -192,9 +224,27 @@ def quantize(
     if signed and bits == 1:
         return np.where(scaled >= 0, 1, -1).astype(np.int64)
     low, high = quantizer_range(bits, signed, narrow)
-    # Clip in the array's precision, as QONNX does; then exactly, where that rounded the bound.
+    # Clip in the array's precision, as QONNX does; where that rounds a bound, readers differ.
     clipped = np.clip(scaled, scaled.dtype.type(low), scaled.dtype.type(high))
-    return np.clip(rounding(mode)(clipped).astype(np.int64), low, high)
+    rounded = rounding(mode)(clipped).astype(np.int64)
+    if np.any(rounded < low) or np.any(rounded > high):
+        raise Unprovable(f"its values meet a bound of {bits} bits that {scaled.dtype} cannot hold")
+    return rounded
+
+
+def settled(values: np.ndarray, scale: np.ndarray, source_scale: np.ndarray, mode: str) -> bool:
+    """True when no rounding error of float32 can change what values / scale is rounded to.
+
+    Values that were computed, such as those of another quantizer, carry such errors; products and
+    quotients of powers of two do not.
+    """
+    exact = all(bool(np.all(np.abs(np.frexp(s)[0]) == 0.5)) for s in (scale, source_scale))
+    if exact:
+        return True
+    scaled = np.asarray(values, np.float64) / np.asarray(scale, np.float64)
+    middles = mode.upper() in ("ROUND", "HALF_EVEN", "HALF_UP", "HALF_DOWN")
+    edges = np.floor(scaled) + 0.5 if middles else np.rint(scaled)
+    return bool(np.all(np.abs(scaled - edges) > 2.0**-20 * np.maximum(np.abs(scaled), 1.0)))
 
 
 def exact_integers(values: np.ndarray) -> np.ndarray | None:

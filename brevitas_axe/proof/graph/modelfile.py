@@ -19,6 +19,8 @@ from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
 from brevitas_axe.errors import InvalidModelFile
+from brevitas_axe.proof.graph.budget import Budget
+from brevitas_axe.proof.graph.doubts import refuse_doubtful, refuse_doubts
 
 _MAX_ELEMENTS = 2**31
 
@@ -79,6 +81,8 @@ class ModelFile:
         sha256: of the bytes.
         folder: where external data may lie; None for a model in memory.
         external: (location, sha256) of each external file.
+        types: datatype annotations by tensor.
+        budget: what the analysis of this file may still cost.
     """
 
     model: onnx.ModelProto
@@ -88,6 +92,7 @@ class ModelFile:
     folder: Path | None
     external: tuple[tuple[str, str], ...] = ()
     types: dict[str, str] = field(default_factory=dict)
+    budget: Budget = field(default_factory=Budget)
 
     @property
     def graph(self) -> onnx.GraphProto:
@@ -185,6 +190,7 @@ def read(path_or_model: str | os.PathLike | onnx.ModelProto | object) -> ModelFi
             f"a model file is a path or an ONNX model, not {type(path_or_model).__name__}."
         )
     external = []
+    refuse_doubts(model, subject)
     for tensor in _tensors(model, subject):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             external.append(external_path(tensor, folder, subject))
@@ -198,6 +204,7 @@ def read(path_or_model: str | os.PathLike | onnx.ModelProto | object) -> ModelFi
             (p.relative_to(folder).as_posix(), hashlib.sha256(p.read_bytes()).hexdigest())
             for p in dict.fromkeys(external)
         ),
+        budget=Budget(len(data) + sum(p.stat().st_size for p in dict.fromkeys(external))),
         types={
             annotation.tensor_name: pair.value
             for annotation in model.graph.quantization_annotation
@@ -249,11 +256,13 @@ def _parse(data: bytes, subject: str) -> onnx.ModelProto:
 def _tensors(model: onnx.ModelProto, subject: str) -> Iterator[onnx.TensorProto]:
     """Every tensor anywhere in a model: initializers, attributes, subgraphs, functions.
 
-    Raises InvalidModelFile for a name that is no text: protobuf hands those out as bytes.
+    Raises InvalidModelFile for a name that is no text (protobuf hands those out as bytes), and
+    for what is said twice.
     """
     stack: list[Message] = [model]
     while stack:
         message = stack.pop()
+        refuse_doubtful(message, subject)
         if isinstance(message, onnx.TensorProto):
             yield message
         for description, value in message.ListFields():
@@ -297,15 +306,14 @@ def _ordered(graph: onnx.GraphProto, subject: str) -> tuple[Node, ...]:
             )
     waiting, consumers = [], [[] for _ in nodes]
     for index, node in enumerate(nodes):
-        sources = set()
-        for tensor in (*node.proto.input, *captured(node.proto)):
-            if tensor in producer:
-                sources.add(producer[tensor])
-            elif tensor not in given and tensor in node.proto.input:
-                raise InvalidModelFile(
-                    f"{subject}: node '{node.name}' needs tensor '{shown(tensor)}', which nothing "
-                    "defines; export the model again."
-                )
+        own = node.inputs
+        missing = next((t for t in own if t not in producer and t not in given), None)
+        if missing is not None:
+            raise InvalidModelFile(
+                f"{subject}: node '{node.name}' needs tensor '{shown(missing)}', which nothing "
+                "defines; export the model again."
+            )
+        sources = {producer[t] for t in (*own, *captured(node.proto)) if t in producer}
         waiting.append(len(sources))
         for source in sources:
             consumers[source].append(index)

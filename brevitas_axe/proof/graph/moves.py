@@ -13,18 +13,27 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from brevitas_axe.proof.graph.grid import Constant, Fact, Grid, Unknown, Unprovable, is_constant
+from brevitas_axe.proof.graph.grid import (
+    Constant,
+    Fact,
+    Grid,
+    Unknown,
+    Unprovable,
+    held_range,
+    is_constant,
+)
 from brevitas_axe.proof.graph.modelfile import Node
 from brevitas_axe.proof.graph.quantizers import Reading, constant_values
 
-# Elements that joining constants may reach: a small file can ask for any number of them.
-MAX_GROWN = 2**24
+# What one run of the reference implementation costs beside its elements.
+_CALL = 2**12
 
 Rule = Callable[[Node, list[Fact], Reading], Fact]
 
 
 def run(node: Node, arrays: list[np.ndarray], reading: Reading) -> list[np.ndarray]:
     """A standard operator on constants, by onnx's reference implementation."""
+    reading.budget.spend(_CALL, f"what {node.op} '{node.name}' moves")
     names = [i for i in node.inputs if i]
     inputs = [onnx.helper.make_tensor_value_info(n, 0, None) for n in dict.fromkeys(names)]
     outputs = [onnx.helper.make_tensor_value_info(n, 0, None) for n in node.outputs if n]
@@ -35,12 +44,12 @@ def run(node: Node, arrays: list[np.ndarray], reading: Reading) -> list[np.ndarr
     return [np.asarray(result) for result in results]
 
 
-def moves(pads_zero: bool = False, selects: bool = False, folds: bool = True) -> Rule:
+def moves(pads_zero: bool = False, stays: bool = False, folds: bool = True) -> Rule:
     """Rule of an operator that only moves, repeats or drops elements of its first input.
 
     Args:
         pads_zero: it may insert zeros.
-        selects: it keeps channels where they are, so a scale per channel survives.
+        stays: every element stays in its place, so that scales that vary do not matter.
         folds: constants go through it too (an operator that can blow them up does not).
     """
 
@@ -52,8 +61,8 @@ def moves(pads_zero: bool = False, selects: bool = False, folds: bool = True) ->
             if not folds:
                 raise Unprovable(f"{node.op} '{node.name}' of a constant is not followed")
             return _folded(node, source, facts[1:], reading, part=0)
-        if not source.scalar and not selects:
-            raise Unprovable(f"{node.op} '{node.name}' mixes channels of different scales")
+        if not source.scalar and not stays:
+            raise Unprovable(f"{node.op} '{node.name}' mixes elements of different scales")
         if not pads_zero:
             return source
         return replace(source, low=min(source.low, 0), high=max(source.high, 0))
@@ -75,12 +84,15 @@ def _folded(
     node: Node, source: Constant | Grid, others: list[Fact], reading: Reading, part: int
 ) -> Fact:
     """A constant after the operator."""
-    arrays = [constant_values(fact, f"an input of '{node.name}'") for fact in others]
+    kept = [fact for fact in others if fact is not None]
+    arrays = [constant_values(fact, f"an input of '{node.name}'") for fact in kept]
     array = source.values if isinstance(source, Constant) else source.constant
+    size = array.size
     if node.op == "Gather":
         rows = array.shape[node.attribute("axis", 0)]
-        if array.size // max(rows, 1) * arrays[0].size > MAX_GROWN:
-            raise Unprovable(f"Gather '{node.name}' of a constant is too large")
+        size = array.size // max(rows, 1) * arrays[0].size
+
+    reading.budget.spend(size * 2, f"what {node.op} '{node.name}' moves")
 
     def function(array: np.ndarray) -> np.ndarray:
         return run(node, [array, *arrays], reading)[part]
@@ -95,21 +107,49 @@ def gather(node: Node, facts: list[Fact], reading: Reading) -> Fact:
     source, indices = facts
     table = isinstance(source, Grid) and is_constant(source) and source.scalar
     if table and isinstance(indices, Unknown):
-        return replace(source, integers=None, weight=None)
+        return replace(source, integers=None, weight=None, stored=0)
     return moves()(node, facts, reading)
 
 
 def dropout(node: Node, facts: list[Fact], reading: Reading) -> Fact:
-    """Dropout, which is the identity unless its third input turns training on."""
-    if len(facts) == 3 and np.any(constant_values(facts[2], f"an input of '{node.name}'")):
+    """Dropout, which is the identity unless its third input or an old attribute turns it on."""
+    training = facts[2] if len(facts) == 3 else None
+    on = training is not None and np.any(constant_values(training, f"an input of '{node.name}'"))
+    if on or (reading.opset < 7 and not node.attribute("is_test", 0)):
         raise Unprovable(f"Dropout '{node.name}' is in training mode")
-    return moves(selects=True, folds=False)(node, facts[:1], reading)
+    return moves(stays=True, folds=False)(node, facts[:1], reading)
+
+
+def max_pool(node: Node, facts: list[Fact], reading: Reading) -> Fact:
+    """MaxPool whose every window holds an element of the image."""
+    kernel = node.attribute("kernel_shape", [], "INTS")
+    ones, zeros = [1] * len(kernel), [0] * 2 * len(kernel)
+    strides, dilations = (node.attribute(n, ones, "INTS") for n in ("strides", "dilations"))
+    pads = node.attribute("pads", zeros, "INTS")
+    same = node.attribute("auto_pad", "NOTSET").startswith("SAME")
+    up = node.attribute("ceil_mode", 0)
+    begins, ends = pads[: len(kernel)], pads[len(kernel) :]
+    for size, stride, dilation, begin, end in zip(
+        kernel, strides, dilations, begins, ends, strict=True
+    ):
+        padded = begin or end or up or same
+        beyond = end + stride > size if up else end >= size
+        if min(begin, end) < 0 or (padded and (dilation != 1 or beyond or begin >= size)):
+            raise Unprovable(f"a window of MaxPool '{node.name}' may hold nothing but padding")
+    source = facts[0]
+    channels = isinstance(source, Grid) and _varies_only_along(source.scale, -1 - len(kernel))
+    return moves(stays=channels and node.domain == "", folds=False)(node, facts[:1], reading)
+
+
+def _varies_only_along(scale: np.ndarray, axis: int) -> bool:
+    sizes = [size for index, size in enumerate(scale.shape, -scale.ndim) if index != axis]
+    return all(size == 1 for size in sizes)
 
 
 def pad(node: Node, facts: list[Fact], reading: Reading) -> Fact:
     """Pad with zeros or with values of the tensor itself."""
     value = node.attribute("value", 0.0)
-    if len(facts) > 2:
+    if len(facts) > 2 and facts[2] is not None:
         value = constant_values(facts[2], f"the value of Pad '{node.name}'")
     if node.attribute("mode", "constant") == "constant" and np.any(np.asarray(value) != 0):
         raise Unprovable(f"Pad '{node.name}' pads with a value other than 0")
@@ -128,14 +168,29 @@ def resize(node: Node, facts: list[Fact], reading: Reading) -> Fact:
     crop = node.attribute("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
     if node.attribute("mode", "nearest") != "nearest" or crop:
         raise Unprovable(f"{node.op} '{node.name}' interpolates between values")
-    return moves(selects=True, folds=False)(node, facts, reading)
+    return moves(folds=False)(node, facts[:1], reading)
 
 
 def cast(node: Node, facts: list[Fact], reading: Reading) -> Fact:
     """Cast to single or double precision."""
-    if node.attribute("to", 0) not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
+    kind = node.attribute("to", 0)
+    if kind not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
         raise Unprovable(f"Cast '{node.name}' changes values")
-    return moves(selects=True)(node, facts, reading)
+    result = moves(stays=True)(node, facts, reading)
+    if isinstance(result, Constant):
+        return replace(result, onnx_type=kind)
+    if not isinstance(result, Grid):
+        return result
+    held = np.dtype(np.float32 if kind == onnx.TensorProto.FLOAT else np.float64)
+    low, high = held_range(result.low, result.high, held, f"Cast '{node.name}'")
+    if result.integers is not None and np.abs(result.integers).max() > 2**24:
+        raise Unprovable(f"Cast '{node.name}' rounds its values")
+    return replace(result, low=low, high=high, wraps=False, stored=kind)
+
+
+def identity(node: Node, facts: list[Fact], reading: Reading) -> Fact:
+    """Identity, and DebugMarker of Brevitas."""
+    return facts[0]
 
 
 MOVES: dict[str, Rule] = {
@@ -143,8 +198,9 @@ MOVES: dict[str, Rule] = {
     "Slice": moves(),
     **{op: moves(folds=False) for op in ("Expand", "Tile", "DepthToSpace", "SpaceToDepth")},
     **{op: moves(folds=False) for op in ("GatherElements", "GatherND", "ReduceMax", "ReduceMin")},
-    **{op: moves(selects=True, folds=False) for op in ("MaxPool", "GlobalMaxPool")},
-    "Identity": moves(selects=True),
+    "GlobalMaxPool": moves(folds=False),
+    "MaxPool": max_pool,
+    "Identity": identity,
     "Trilu": moves(pads_zero=True, folds=False),
     "Gather": gather,
     "Dropout": dropout,
@@ -153,4 +209,8 @@ MOVES: dict[str, Rule] = {
     "Upsample": resize,
     "Cast": cast,
 }
-QONNX_MOVES: dict[str, Rule] = {"Im2Col": im2col, "MaxPoolNHWC": moves(folds=False)}
+QONNX_MOVES: dict[str, Rule] = {
+    "Im2Col": im2col,
+    "MaxPoolNHWC": max_pool,
+    "DebugMarker": identity,
+}

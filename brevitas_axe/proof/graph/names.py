@@ -21,21 +21,21 @@ class Names:
                 self._consumers.setdefault(tensor, []).append(node)
         self._uses = Counter({tensor: len(nodes) for tensor, nodes in self._consumers.items()})
         self._outputs = {o.name for o in file.graph.output}
-
-    def _way(self, tensor: str) -> tuple[list[Node], str]:
-        """Nodes from tensor back along first inputs, and the tensor where they start."""
-        nodes = []
-        while tensor in self._producer:
-            node = self._producer[tensor]
-            nodes.append(node)
-            if not node.inputs:
-                break
-            tensor = node.inputs[0]
-        return nodes, tensor
+        # Along first inputs: where a tensor starts, and the module that a quantizer on the way
+        # names. In execution order, so that no way is walked twice.
+        self._starts: dict[str, str] = {}
+        self._modules: dict[str, str] = {}
+        for node in file.nodes:
+            before = node.inputs[0] if node.inputs else ""
+            module = self._module(node) or self._modules.get(before, "")
+            for output in filter(None, node.outputs):
+                self._starts[output] = self._starts.get(before, before)
+                if module:
+                    self._modules[output] = module
 
     def initializer(self, tensor: str) -> str | None:
         """The initializer that a weight comes from."""
-        _, start = self._way(tensor)
+        start = self._starts.get(tensor, tensor)
         return shown(start) if start in self._initializers else None
 
     def layer(self, node: Node, tensor: str) -> str | None:
@@ -45,19 +45,24 @@ class Names:
             node: the dot product.
             tensor: its weight input.
         """
-        nodes, start = self._way(tensor)
+        start = self._starts.get(tensor, tensor)
         if start in self._initializers and start.endswith(".weight"):
             return shown(start.removesuffix(".weight"))
-        for quantizer in nodes:
-            if found := re.fullmatch(r"/?(.+)/weight_quant/.*", quantizer.proto.name):
-                return shown(_dotted(found[1]))
-            for parameter in quantizer.inputs[1:2]:
-                # Exporters share equal constants between layers: a shared one tells nothing.
-                found = re.fullmatch(r"(.+)\.weight_quant\..*", parameter)
-                if found and self._uses[parameter] == 1:
-                    return shown(found[1])
+        if module := self._modules.get(tensor):
+            return shown(module)
         found = re.fullmatch(r"/(.+)/(?:MatMul|Gemm|Conv|ConvTranspose)(?:_\d+)?", node.proto.name)
         return shown(_dotted(found[1])) if found else None
+
+    def _module(self, quantizer: Node) -> str:
+        """The module that a weight quantizer names in its own name or in its scale's."""
+        if found := re.fullmatch(r"/?(.+)/weight_quant/.*", quantizer.proto.name):
+            return _dotted(found[1])
+        for parameter in quantizer.inputs[1:2]:
+            # Exporters share equal constants between layers: a shared one tells nothing.
+            found = re.fullmatch(r"(.+)\.weight_quant\..*", parameter)
+            if found and self._uses[parameter] == 1:
+                return found[1]
+        return ""
 
     def added_after(self, node: Node, facts: dict[str, Fact]) -> str:
         """The constant that the one following Add adds, as exporters write a bias; else ''."""

@@ -6,11 +6,12 @@ or raises Unprovable.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 
+from brevitas_axe.proof.graph.budget import Budget
 from brevitas_axe.proof.graph.grid import (
     MAX_INPUT_BITS,
     Constant,
@@ -18,9 +19,11 @@ from brevitas_axe.proof.graph.grid import (
     Grid,
     Unprovable,
     checked_scale,
+    held_range,
     is_constant,
     quantize,
     quantizer_range,
+    settled,
     single_integer,
     type_name,
 )
@@ -34,10 +37,12 @@ class Reading:
     Attributes:
         honour_narrow: count a narrow input quantizer without its unused integer. FINN does not.
         opset: version of the standard operators.
+        budget: what constants may grow to.
     """
 
     honour_narrow: bool = False
     opset: int = 11
+    budget: Budget = field(default_factory=Budget)
 
 
 def constant_values(fact: Fact, what: str) -> np.ndarray:
@@ -68,11 +73,22 @@ def quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     if is_constant(source):
         mode = node.attribute("rounding_mode", "ROUND")
         values = constant_values(source, where)
+        reading.budget.spend(values.size, f"what {where} rounds")
+        if np.broadcast_shapes(scale.shape, values.shape) != values.shape:
+            raise Unprovable(f"the scale of {where} does not fit its weights")
+        if isinstance(source, Grid) and not settled(values, scale, source.scale, mode):
+            raise Unprovable(
+                f"{where} rounds weights that are quantized already, and they lie so near to the "
+                "middle between two integers that readers of the file may round them differently"
+            )
         stored = quantize(values, scale, zero_point, bits, signed, narrow, mode)
         name = source.weight if isinstance(source, Grid) else getattr(source, "name", None)
-        return _constant(stored, zero_point, scale, type_name(bits, signed), name)
+        return _constant(stored, zero_point, _floating(scale), type_name(bits, signed), name)
     low, high = quantizer_range(bits, signed, narrow and reading.honour_narrow)
-    return _dynamic(low, high, zero_point, scale, type_name(bits, signed), where)
+    held = held_range(low, high, scale.dtype, where)
+    if held != (low, high) and zero_point:
+        raise Unprovable(f"{where} has a zero point, and more bits than its float type can hold")
+    return _dynamic(*held, zero_point, _floating(scale), type_name(bits, signed), where)
 
 
 def bipolar_quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:
@@ -83,9 +99,14 @@ def bipolar_quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     if isinstance(source, Constant):
         if not np.isfinite(source.values).all():
             raise Unprovable(f"'{source.name}' holds values that are infinite or NaN")
+        reading.budget.spend(source.values.size, f"what {where} rounds")
+        if np.broadcast_shapes(scale.shape, source.values.shape) != source.values.shape:
+            raise Unprovable(f"the scale of {where} does not fit its weights")
         stored = np.where(source.values >= 0, 1, -1).astype(np.int64)
-        return _constant(stored, 0, scale, "BIPOLAR", source.name)
-    return Grid(scale, -1, 1, "BIPOLAR")
+        return _constant(stored, 0, _floating(scale), "BIPOLAR", source.name)
+    if is_constant(source):
+        raise Unprovable(f"{where} rounds weights that are quantized already")
+    return Grid(_floating(scale), -1, 1, "BIPOLAR")
 
 
 def trunc(node: Node, facts: list[Fact], reading: Reading) -> Grid:
@@ -105,7 +126,8 @@ def trunc(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     signed, narrow = bool(node.attribute("signed", 1)), bool(node.attribute("narrow", 0))
     # QONNX clips one-bit Trunc to [-1, 0], which [-1, 1] contains.
     low, high = quantizer_range(bits, signed, narrow and reading.honour_narrow)
-    return Grid(scale, low, high, type_name(bits, signed))
+    low, high = held_range(low, high, scale.dtype, where)
+    return Grid(_floating(scale), low, high, type_name(bits, signed))
 
 
 def multi_threshold(node: Node, facts: list[Fact], reading: Reading) -> Grid:
@@ -125,7 +147,9 @@ def multi_threshold(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     if any(end != int(end) for end in ends):
         raise Unprovable(f"out_bias of {where} is no multiple of its out_scale")
     # Hardware sizes the accumulator by the declared type, so both count.
-    return Grid(grid_scale, min(low, *map(int, ends)), max(high, *map(int, ends)), declared)
+    counted = min(map(int, ends)), max(map(int, ends))
+    typed = None if counted == (low, high) else (low, high)
+    return Grid(grid_scale, *counted, declared, typed=typed)
 
 
 def quant_avg_pool(node: Node, facts: list[Fact], reading: Reading) -> Grid:
@@ -149,21 +173,30 @@ def quantize_linear(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     where = f"QuantizeLinear '{node.name}'"
     if len(facts) > 2 and not isinstance(facts[2], Constant | Grid):
         raise Unprovable(f"the zero point of {where} is not a constant of the file")
+    if node.attribute("block_size", 0):
+        raise Unprovable(f"{where} is blocked, and a scale per block has no single accumulator")
     zero_point = facts[2] if len(facts) > 2 else None
-    kind = node.attribute("output_dtype", 0) or onnx.TensorProto.UINT8
-    kind = zero_point.onnx_type if isinstance(zero_point, Constant) else kind
-    declared, low, high = _onnx_integers(kind, where)
+    kind = node.attribute("output_dtype", 0)
+    if zero_point is not None:
+        if kind not in (0, stored_type(zero_point)):
+            raise Unprovable(f"{where} and its zero point have different types")
+        kind = stored_type(zero_point)
+    declared, low, high = _onnx_integers(kind or onnx.TensorProto.UINT8, where)
     source = facts[0]
     if isinstance(source, Constant):
         scale = constant_values(facts[1], f"the scale of {where}")
         offset = 0 if zero_point is None else constant_values(zero_point, where).astype(np.int64)
         scale, offset = (_along_axis(node, v, source.values) for v in (scale, offset))
+        reading.budget.spend(source.values.size, f"what {where} rounds")
         scaled = np.round(source.values / checked_scale(scale, where))
         if scaled.shape != source.values.shape or not np.isfinite(scaled).all():
             raise Unprovable(f"'{source.name}' cannot be quantized by {where}")
         stored = (np.clip(scaled, -(2.0**40), 2.0**40).astype(np.int64) + offset).clip(low, high)
-        return _constant(stored, 0, np.ones(()), declared, source.name)
-    return Grid(np.ones(()), low, high, declared)
+        rounded = _constant(stored, 0, np.ones(()), declared, source.name)
+        return replace(rounded, stored=kind, wraps=True)
+    if is_constant(source):
+        raise Unprovable(f"{where} rounds weights that are quantized already")
+    return Grid(np.ones(()), low, high, declared, wraps=True)
 
 
 def dequantize_linear(node: Node, facts: list[Fact], reading: Reading) -> Grid:
@@ -178,6 +211,7 @@ def dequantize_linear(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     source = facts[0]
     if isinstance(source, Constant):
         declared, _, _ = _onnx_integers(source.onnx_type, where)
+        reading.budget.spend(source.values.size, f"what {where} scales")
         source = Grid(
             np.ones(()), 0, 0, declared, source.values.astype(np.int64), weight=source.name
         )
@@ -186,11 +220,21 @@ def dequantize_linear(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     if source.integers is not None:
         scale, offset = (_along_axis(node, v, source.integers) for v in (scale, offset))
         scale = checked_scale(scale, where)
-        return _constant(source.integers, offset, scale, source.type, source.weight)
+        return _constant(source.integers, offset, _floating(scale), source.type, source.weight)
     if scale.size > 1 or offset.size > 1:
         raise Unprovable(f"{where} has a scale per channel")
-    low, high, offset = source.low, source.high, int(offset.reshape(-1)[0])
-    return _dynamic(low, high, offset, checked_scale(scale, where), source.type, where)
+    scale, offset = checked_scale(scale, where), int(offset.reshape(-1)[0])
+    ends = held_range(source.low, source.high, scale.dtype, where)
+    if offset and ends != (source.low, source.high):
+        raise Unprovable(f"{where} has a zero point, and more bits than its float type can hold")
+    return _dynamic(*ends, offset, _floating(scale), source.type, where)
+
+
+def stored_type(fact: Fact) -> int:
+    """TensorProto element type of a constant tensor, 0 where it is not known."""
+    if isinstance(fact, Constant):
+        return fact.onnx_type
+    return fact.stored if isinstance(fact, Grid) else 0
 
 
 def datatype_range(name: str, what: str) -> tuple[int, int]:
@@ -229,6 +273,11 @@ def _along_axis(node: Node, values: np.ndarray | int, tensor: np.ndarray) -> np.
     shape = [1] * tensor.ndim
     shape[axis] = -1
     return values.reshape(shape)
+
+
+def _floating(scale: np.ndarray) -> np.ndarray:
+    """A scale as a floating-point array; exporters write whole scales as integers too."""
+    return scale if scale.dtype.kind == "f" else scale.astype(np.float64)
 
 
 def _constant(

@@ -1,0 +1,235 @@
+"""How the elements of a tensor came to be: moved, multiplied, and by factors that vary where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from brevitas_axe.proof.graph.grid import Constant, Fact, Grid, Unprovable, is_constant
+from brevitas_axe.proof.graph.modelfile import ModelFile, Node
+from brevitas_axe.proof.graph.operators import Kind, kind_of
+from brevitas_axe.proof.graph.quantizers import constant_values
+from brevitas_axe.proof.graph.shapes import Shapes
+
+Axes = frozenset[int]
+# Roots beyond this count as any tensor.
+_MAX_ROOTS = 32
+_ONE_FACTOR: Axes = frozenset()
+# Functions of one element that end in a gate, as SiLU, GELU and Mish do: x·gate(x) is no square.
+_GATES = ("Sigmoid", "Tanh", "Erf", "HardSigmoid", "Clip", "Softplus")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How the elements of a computed tensor came to be.
+
+    Attributes:
+        roots: tensors whose elements these are, functions of, or sums of; None for any.
+        moved: elements may have changed places since.
+        scaled: they were multiplied since.
+        varying: negative axes along which their factors vary; None for any.
+        source: tensor of which each element is a function by itself; "" for none.
+        gated: that function went through a gate.
+    """
+
+    roots: frozenset[str] | None
+    moved: bool = False
+    scaled: bool = False
+    varying: Axes | None = _ONE_FACTOR
+    source: str = ""
+    gated: bool = False
+
+    def weighted_along(self, axes: Axes | None) -> bool:
+        """Whether factors differ between elements along these axes (None: any)."""
+        if self.varying is None:
+            return axes is None or bool(axes)
+        return bool(self.varying if axes is None else self.varying & axes)
+
+    def shares(self, other: Trace) -> bool:
+        """Whether elements of one tensor may stand in both."""
+        if self.roots is None or other.roots is None:
+            return True
+        return bool(self.roots & other.roots)
+
+
+class Traces:
+    """Traces of the computed tensors of a graph, filled in execution order."""
+
+    def __init__(self, file: ModelFile, facts: dict[str, Fact], shapes: Shapes) -> None:
+        self._facts, self._shapes, self._budget = facts, shapes, file.budget
+        self._traces: dict[str, Trace] = {}
+        self._consumers: dict[str, list[Node]] = {}
+        for node in file.nodes:
+            for tensor in dict.fromkeys(node.inputs):
+                self._consumers.setdefault(tensor, []).append(node)
+
+    def of(self, tensor: str) -> Trace | None:
+        """The trace of a computed tensor; None for a constant."""
+        if not tensor or is_constant(self._facts[tensor]):
+            return None
+        return self._traces.get(tensor) or Trace(frozenset({tensor}), source=tensor)
+
+    def follow(self, node: Node) -> None:
+        """Gives a node's outputs their traces."""
+        kind, given = kind_of(node), [self.of(t) for t in node.inputs]
+        traced = [trace for trace in given if trace is not None]
+        if not traced or kind in (None, Kind.FRESH, Kind.SUM, Kind.SQUARES):
+            return  # new numbers are their own root
+        if kind is Kind.NORM:
+            result = replace(self._joined(traced[:1]), scaled=True, varying=self._affine(node))
+        elif kind is Kind.STAY and given[0] is not None:
+            result = given[0]
+        elif kind is Kind.UNARY:
+            result = replace(traced[0], gated=traced[0].gated or node.op in _GATES)
+        elif kind is Kind.MOVE:
+            result = self._moved(node, traced)
+        elif kind is Kind.PRODUCT:
+            result = self._product(node, given, traced)
+        else:
+            result = self._joined(traced)
+            if len(traced) == 1:
+                result = replace(result, source=traced[0].source, gated=traced[0].gated)
+        for output in node.outputs:
+            fact = self._facts.get(output)
+            whole = isinstance(fact, Grid) and fact.scalar
+            self._traces[output] = replace(result, varying=_ONE_FACTOR) if whole else result
+
+    def call(self, node: Node, multiplies: bool) -> None:
+        """The outputs of a local function or of control flow, which are not followed inside."""
+        inputs = [t for t in (self.of(t) for t in node.inputs) if t is not None]
+        joined = self._joined(inputs) if inputs else Trace(None)
+        roots = joined.roots if node.domain else None  # a subgraph captures what it likes
+        varying = None if multiplies or joined.varying != _ONE_FACTOR else _ONE_FACTOR
+        scaled = multiplies or joined.scaled
+        for output in node.outputs:
+            self._traces[output] = Trace(roots, True, scaled, varying)
+
+    def axes(self, node: Node) -> Axes | None:
+        """Axes that a node sums over, negative; None where they are not known."""
+        rank = self._shapes.rank(node.inputs[0])
+        if node.op in ("AveragePool", "GlobalAveragePool", "LpPool", "GlobalLpPool"):
+            return None if rank is None else frozenset(range(2 - rank, 0))
+        axes = node.attribute("axes", [], "INTS")
+        if not axes and len(node.inputs) > 1 and node.inputs[1]:
+            try:
+                axes = constant_values(self._facts[node.inputs[1]], "").reshape(-1).tolist()
+            except Unprovable:
+                return None
+        if not axes or (rank is None and min(axes) >= 0):
+            return None
+        return frozenset(int(a) if a < 0 else int(a) - (rank or 0) for a in axes)
+
+    def is_variance(self, node: Node) -> bool:
+        """Whether a sum of squares only goes into a root or a divisor, as normalizations do."""
+        tensor, divisor = node.outputs[0], node.op in ("ReduceL2", "LpPool")
+        for _ in range(4):
+            readers = self._consumers.get(tensor, [])
+            if len(readers) != 1:
+                return False
+            reader = readers[0]
+            if reader.domain or reader.op not in ("Add", "Clip", "Max", "Sqrt", "Div", "Expand"):
+                return False
+            if reader.op == "Sqrt":
+                return True
+            if reader.op == "Div":
+                return divisor and reader.inputs[1] == tensor
+            others = [t for t in reader.inputs if t and t != tensor]
+            if reader.op != "Expand" and not all(is_constant(self._facts[t]) for t in others):
+                return False
+            tensor = reader.outputs[0]
+        return False
+
+    def _joined(self, traces: list[Trace]) -> Trace:
+        roots: set[str] | None = set()
+        for trace in traces:
+            roots = None if roots is None or trace.roots is None else roots | trace.roots
+        if roots is not None and len(roots) > _MAX_ROOTS:
+            roots = None
+        varying: Axes | None = _ONE_FACTOR
+        for trace in traces:
+            unknown = varying is None or trace.varying is None
+            varying = None if unknown else varying | trace.varying
+        return Trace(
+            None if roots is None else frozenset(roots),
+            any(t.moved for t in traces),
+            any(t.scaled for t in traces),
+            varying,
+        )
+
+    def _moved(self, node: Node, traced: list[Trace]) -> Trace:
+        joined = self._joined(traced)
+        several = node.op == "Concat" and joined.scaled
+        varying = _ONE_FACTOR if joined.varying == _ONE_FACTOR and not several else None
+        return replace(joined, moved=True, varying=varying)
+
+    def _affine(self, node: Node) -> Axes | None:
+        """Axes along which the gain of a normalization varies."""
+        if node.op in ("InstanceNormalization", "GroupNormalization", "BatchNormalization"):
+            rank = self._shapes.rank(node.inputs[0])
+            last = node.domain != ""  # channels-last
+            return None if rank is None else frozenset({-1 if last else 1 - rank})
+        if node.op in ("LayerNormalization", "RMSNormalization"):
+            axis, rank = node.attribute("axis", -1), self._shapes.rank(node.inputs[0])
+            if axis >= 0:
+                if rank is None:
+                    return None
+                axis -= rank
+            return frozenset(range(axis, 0))
+        return _ONE_FACTOR
+
+    def _product(self, node: Node, given: list[Trace | None], traced: list[Trace]) -> Trace:
+        joined = replace(self._joined(traced), scaled=True)
+        if node.op == "BatchNormalization":
+            along = self._affine(node)
+        elif node.op == "Pow":
+            return self._power(node, given, joined)
+        elif len(traced) == 1:
+            constant = next(t for t, trace in zip(node.inputs, given, strict=True) if trace is None)
+            along = self._varying_axes(self._facts[constant])
+        else:
+            sources = {trace.source for trace in traced}
+            if len(sources) == 1 and sources != {""} and any(t.gated for t in traced):
+                return replace(traced[0], scaled=True)  # a function of each element by itself
+            along = self._both_vary(node)
+        if along is None or joined.varying is None:
+            return replace(joined, varying=None)
+        single = len(traced) == 1 and not along
+        return replace(
+            joined,
+            varying=joined.varying | along,
+            source=traced[0].source if single else "",
+            gated=single and traced[0].gated,
+        )
+
+    def _power(self, node: Node, given: list[Trace | None], joined: Trace) -> Trace:
+        exponent = self._facts[node.inputs[1]]
+        if given[1] is None and given[0] is not None:
+            values = exponent.values if isinstance(exponent, Constant | Grid) else np.zeros(2)
+            if values.size == 1 and float(values.reshape(-1)[0]) <= 1:
+                return given[0]
+        return replace(joined, varying=None)
+
+    def _both_vary(self, node: Node) -> Axes | None:
+        """Axes along which two computed factors vary both."""
+        shapes = [self._shapes.of(tensor) for tensor in node.inputs]
+        if len(shapes) != 2 or any(s is None for s in shapes):
+            return None
+        rank = max(len(s or ()) for s in shapes)
+        wide = [(1,) * (rank - len(s or ())) + (s or ()) for s in shapes]
+        return frozenset(
+            axis for axis in range(-rank, 0) if wide[0][axis] != 1 and wide[1][axis] != 1
+        )
+
+    def _varying_axes(self, fact: Fact) -> Axes | None:
+        """Negative axes along which a constant factor varies."""
+        values = fact.values if isinstance(fact, Constant | Grid) else np.ones(1)
+        try:
+            self._budget.spend(values.size * values.ndim, "a factor")
+        except Unprovable:
+            return None
+        return frozenset(
+            axis
+            for axis in range(-values.ndim, 0)
+            if values.shape[axis] > 1 and np.any(values != np.take(values, [0], axis=axis))
+        )

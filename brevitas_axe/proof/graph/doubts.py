@@ -1,0 +1,84 @@
+"""What two readers of one file may understand differently: refused by name.
+
+ONNX Runtime and qonnx agree on a file only if it says every thing once: the one takes the first
+of two initializers of a name, the other the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+from google.protobuf.message import Message
+
+from brevitas_axe.errors import InvalidModelFile
+
+_DATA_FIELDS = (
+    *("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"),
+    "string_data",
+)
+
+
+def refuse_doubts(model: onnx.ModelProto, subject: str) -> None:
+    """Raises InvalidModelFile for a model that says one thing twice."""
+    versions: dict[str, int] = {}
+    for imported in model.opset_import:
+        domain = "" if imported.domain == "ai.onnx" else imported.domain
+        if versions.setdefault(domain, imported.version) != imported.version:
+            raise _twice(subject, "operator set", domain or "ai.onnx")
+    names = [(f.domain, f.name) for f in model.functions]
+    _unique(names, subject, "local function")
+    types: dict[str, set[str]] = {}
+    for annotation in model.graph.quantization_annotation:
+        for pair in annotation.quant_parameter_tensor_names:
+            if pair.key == "finn_datatype":
+                known = types.setdefault(annotation.tensor_name, set())
+                known.add(pair.value)
+                if len(known) > 1:
+                    raise _twice(subject, "datatype of tensor", annotation.tensor_name)
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if any(d.HasField("dim_value") and d.dim_value < 0 for d in dims):
+            raise InvalidModelFile(
+                f"{subject}: graph input '{_shown(value.name)}' has a negative length; export the "
+                "model again."
+            )
+
+
+def refuse_doubtful(message: Message, subject: str) -> None:
+    """Raises InvalidModelFile for a graph, node or tensor that says one thing twice."""
+    if isinstance(message, onnx.GraphProto):
+        _unique([i.name for i in message.input], subject, "graph input")
+        _unique([o.name for o in message.output], subject, "graph output")
+        constants = [i.name for i in message.initializer]
+        constants += [s.values.name for s in message.sparse_initializer]
+        _unique(constants, subject, "initializer")
+    elif isinstance(message, onnx.NodeProto):
+        _unique([a.name for a in message.attribute], subject, "attribute of a node,")
+    elif isinstance(message, onnx.TensorProto):
+        fields = [name for name in _DATA_FIELDS if len(getattr(message, name))]
+        if message.external_data:
+            _unique([entry.key for entry in message.external_data], subject, "external data entry")
+        external = message.data_location == onnx.TensorProto.EXTERNAL
+        if len(fields) + external > 1 or message.HasField("segment"):
+            raise _twice(subject, "data of tensor", message.name)
+
+
+def _unique(names: Iterable, subject: str, what: str) -> None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise _twice(subject, what, name)
+        seen.add(name)
+
+
+def _twice(subject: str, what: str, name: object) -> InvalidModelFile:
+    return InvalidModelFile(
+        f"{subject}: the {what} '{_shown(name)}' is given twice, so that readers of the file may "
+        "take it differently; export the model again."
+    )
+
+
+def _shown(name: object) -> str:
+    text = ".".join(map(str, name)) if isinstance(name, tuple) else str(name)
+    return "".join(c if c.isprintable() else "?" for c in text)[:120]
