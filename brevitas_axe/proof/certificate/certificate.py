@@ -195,6 +195,7 @@ class Certificate:
             {**asdict(e), "fits": e.fits, "excluded": e.name in self.excluded} for e in self.entries
         ]
         data = {**asdict(self), "entries": entries, "ok": self.ok, "format": _FORMAT}
+        data["unlimited"] = self.unlimited
         return json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     def save(self, path: str | Path) -> None:
@@ -209,8 +210,12 @@ class Certificate:
         for entry in (*self.entries, *self.sums):
             # Text, not str: a name from a file must not be read as rich markup.
             table.add_row(*(Text(cell(value)) for value in self._cells(entry)))
+        notes = []
+        if self.unlimited:
+            notes.append(f"No width was asked for: {', '.join(self.unlimited)}.")
         if self.assumptions:
-            table.caption = Text("Assumed: " + "; ".join(self.assumptions) + ".")
+            notes.append(f"Assumed: {'; '.join(self.assumptions)}.")
+        table.caption = Text("\n".join(notes)) if notes else None
         return table
 
     def _cells(self, e: DotProduct) -> tuple[object, ...]:
