@@ -140,12 +140,8 @@ def finetune(
     settings = (epochs, learning_rate, scale_learning_rate, penalty, list(exclude), seed)
     trained = copy.deepcopy(model)
     judge = _judge(trained, loader, loss, validation, exclude, seed)
-    saved_run = saved = None
-    if state is not None:
-        fingerprint = Fingerprint({"finetune": settings})
-        fingerprint.add(trained)
-        saved_run = SavedRun(state, fingerprint.hexdigest())
-        saved = saved_run.load()
+    saved_run = None if state is None else _opened(state, settings, trained)
+    saved = None if saved_run is None else saved_run.load()
     if saved is not None:
         load_model_state(trained, saved["model"])  # before the optimizer sees the parameters
     trained.train()
@@ -169,18 +165,19 @@ def finetune(
         best = _better(entry, history, best, trained)
         history.append(entry)
         if saved_run is not None:
-            saved_run.save(
-                {
-                    "model": model_state(trained),
-                    "optimizer": stepper.state_dict(),
-                    "scheduler": schedule.state_dict(),
-                    "history": history,
-                    "best": best,
-                }
-            )
+            states = {"optimizer": stepper.state_dict(), "scheduler": schedule.state_dict()}
+            progress_made = {"model": model_state(trained), "history": history, "best": best}
+            saved_run.save({**progress_made, **states})
     load_model_state(trained, best)
     trained.eval()
     return FinetuneResult(trained, history, judge.prove(), best["epoch"])
+
+
+def _opened(state: str | Path, settings: tuple, model: nn.Module) -> SavedRun:
+    """The folder of a run with these settings, which starts from this model."""
+    fingerprint = Fingerprint({"finetune": settings})
+    fingerprint.add(model)
+    return SavedRun(state, fingerprint.hexdigest())
 
 
 @dataclass(frozen=True)
