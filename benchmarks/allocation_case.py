@@ -14,7 +14,7 @@ from typing import Any
 import brevitas
 import torch
 import torch.nn.functional as F
-from arms import calibrate, model_fingerprint, solver_fingerprint
+from arms import SOLVER_FILES, calibrate, model_fingerprint, solver_fingerprint
 from conv_quantizers import quantized
 from records import CACHE, recorded
 from resnet32 import experiment, read_images
@@ -41,7 +41,7 @@ from brevitas_axe.run.quantize import QuantizeResult
 IN_FLOAT = ("conv1", "linear")
 MAX_CYCLES = 2**14
 BATCH = 250
-SOLVERS = ("ptq", "accumulator.py")
+SOLVERS = SOLVER_FILES
 # Training images from which calibration and held-out ones are drawn; the others judge on request.
 POOL = 2000
 # Of every row: measures on the judged images; the loss on the held-out ones, by which `search`
@@ -122,7 +122,7 @@ class Bench:
             "model": model_fingerprint(self.model),
             "seed": seed,
             "calibration": size.calibration,
-            "ranges": solver_fingerprint(("sensitivity/ranges.py",)),
+            "ranges": solver_fingerprint(("methods/ranges", "model/apply")),
             "torch": torch.__version__,
             "brevitas": brevitas.__version__,
         }
@@ -168,7 +168,7 @@ class Bench:
         def plan() -> dict:
             return {"plan": allocate_bits(problem(), allocator).plan.to_json()}
 
-        files = ("ptq", "accumulator.py", "sensitivity", "allocate", "cost", "plan.py")
+        files = (*SOLVER_FILES, "methods", "plan.py")
         key = {
             "arm": name,
             "share": share,

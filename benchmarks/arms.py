@@ -262,7 +262,11 @@ def model_fingerprint(model: nn.Module) -> str:
     return hashlib.sha256(state).hexdigest()
 
 
-def solver_fingerprint(files: Iterable[str] = ("ptq", "accumulator.py")) -> str:
+# What decides the integers of a solution, relative to the package.
+SOLVER_FILES = ("methods/solvers", "run/solve", "model/moments.py", "accumulator.py")
+
+
+def solver_fingerprint(files: Iterable[str] = SOLVER_FILES) -> str:
     """Changes when the code of our solvers changes; comments and layout do not count.
 
     Args:

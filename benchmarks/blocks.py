@@ -34,7 +34,7 @@ from brevitas_axe.run.finetune.losses import Loss
 from brevitas_axe.run.quantize_blocks import BlocksResult, quantize_blocks
 
 # What the integers depend on besides the solvers.
-SOURCES = ("ptq", "accumulator.py", "blocks", "quantizers")
+SOURCES = ("methods", "run", "model", "accumulator.py")
 TRAINING_SOURCES = (*SOURCES, "finetune", "proxies")
 ROWS = 16  # windows per training batch of the language model
 

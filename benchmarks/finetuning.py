@@ -43,7 +43,7 @@ NAIVE, UNLIMITED = "fewer bits", "no limit"
 BITS = 4
 RATES = (2e-3, 8e-3)
 IN_FLOAT = ("conv1", "linear")
-CODE = ("ptq", "finetune", "proxies", "quantizers", "accumulator.py", "apply.py", "quantize.py")
+CODE = ("methods/solvers", "run", "model", "accumulator.py")
 
 
 @dataclass(frozen=True)
