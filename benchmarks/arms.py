@@ -273,6 +273,6 @@ def solver_fingerprint(files: Iterable[str] = SOLVER_FILES) -> str:
         files: of the package, with folders as a whole.
     """
     paths = [REPOSITORY / "brevitas_axe" / name for name in files]
-    found = [f for path in paths for f in (sorted(path.glob("*.py")) if path.is_dir() else [path])]
+    found = [f for path in paths for f in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
     code = "".join(ast.dump(ast.parse(file.read_text())) for file in found)
     return hashlib.sha256(code.encode()).hexdigest()
