@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from brevitas_axe.errors import AxeError, InvalidOption
-from brevitas_axe.methods.solvers.protocol import solver
+from brevitas_axe.registry import method
 from brevitas_axe.methods.transforms.smooth import Smooth
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.recipe import Recipe, Run
@@ -87,7 +87,9 @@ def test_yaml_makes_no_objects() -> None:
 
 
 def test_what_is_resolved_is_written_in_full() -> None:
-    found = Recipe(transforms=(Smooth(strength=0.25), "smooth"), solver=solver("gptq")).resolved()
+    found = Recipe(
+        transforms=(Smooth(strength=0.25), "smooth"), solver=method("solvers", "gptq")
+    ).resolved()
     assert found.transforms == ("smooth:strength=0.25", "smooth")
     assert found.solver == "gptq"
     assert Recipe.from_yaml(found.to_yaml()) == found == found.resolved()

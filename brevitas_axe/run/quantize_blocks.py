@@ -35,6 +35,7 @@ from brevitas_axe.run.request import Keywords, Request, layer_widths, requested
 from brevitas_axe.run.result import BlocksResult
 from brevitas_axe.run.solve import axe_mode
 from brevitas_axe.run.solve.state import SavedLayers
+from brevitas_axe.run.splitting import split_model
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -60,7 +61,8 @@ def quantize_blocks(
     Args:
         model: a float model with one stack of blocks (Llama, GPT-2, OPT, BERT, ViT and their
             kin) that hands hidden states from block to block as they are. Changed in place, for a
-            copy would double the memory; as it was where an option is refused.
+            copy would double the memory; as it was where an option is refused. Only a recipe's
+            split makes a copy.
         calibration: batches, see `brevitas_axe.model.prepare.as_batches`.
         plan: widths by layer name, or one precision for all layers of the blocks. Layers that a
             plan does not name stay in float; bits that it leaves open are those of the keywords.
@@ -93,6 +95,10 @@ def solve_blocks(
     request = request.settled(plain=True)
     _check_folders(request.run)
     blocks = find_blocks(model, stack)
+    if request.recipe.split is not None:
+        outside = [n for n in left_in_float(model) if not _inside(n, tuple(blocks))]
+        model, request = split_model(model, batches, request, tuple(outside))
+        blocks = find_blocks(model, stack)
     plan = _plan(model, blocks, request)
     fit = request.recipe.ranges != Recipe.CALIBRATED
     tile = request.widths.tile if request.plan is None else None

@@ -27,6 +27,7 @@ from brevitas_axe.run.checks import check_runs, check_widths
 from brevitas_axe.run.request import Request, layer_widths
 from brevitas_axe.run.result import QuantizeResult
 from brevitas_axe.run.solve import axe_mode
+from brevitas_axe.run.splitting import split_model
 
 # What a model that has quantizers cannot be given.
 _OF_FLOAT_MODELS = ("transforms", "split", "inputs", "symmetric", "weights", "power_of_two")
@@ -48,6 +49,7 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
     check_runs(quantized, batches[0])
     assumptions: tuple[str, ...] = ()
     if plain:
+        quantized, request = split_model(quantized, batches, request)
         quantized, assumptions = _with_quantizers(quantized, batches, request)
     layers = find_layers(quantized, request.exclude, tile_scales=True)
     exclude = (*request.exclude, *recipe.excluded(layers))
@@ -112,6 +114,8 @@ def _with_quantizers(
     [inputs] = recipe.methods("inputs")
     usual = Recipe()
     per_layer = (recipe.inputs, recipe.symmetric) != (usual.inputs, usual.symmetric)
+    # One quantizer in front of a split would see all that its branches share out.
+    per_layer = per_layer or recipe.split is not None
     quantized = to_brevitas(
         model,
         batches,

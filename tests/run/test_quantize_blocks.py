@@ -452,3 +452,17 @@ def test_a_planned_layer_outside_of_the_blocks_is_named() -> None:
     widths = {"accumulator_bit_width": None, "tile_size": None}
     with pytest.raises(InvalidPlan, match="lm_head"):
         solve("llama", plan=Plan({"lm_head": LayerPrecision(4)}), **widths)
+
+
+def test_a_recipe_s_split_makes_branches_that_are_planned_by_name() -> None:
+    recipe = Recipe(split="channel_split:share=0.1")
+    first = solve("opt", recipe=recipe)
+    first.certificate.require()
+    names = list(first.plan.layers)
+    assert len(names) == 2 * 2 * LAYERS["opt"]
+    assert "lm_head" in first.floats
+    again = quantize_blocks(tiny("opt"), batches("opt"), first.plan, first.recipe, progress=False)
+    wanted = integers(first.model)
+    assert all(np.array_equal(wanted[n], q) for n, q in integers(again.model).items())
+    with pytest.raises(InvalidPlan, match="apply the recipe's split first"):
+        quantize_blocks(tiny("opt"), batches("opt"), first.plan, progress=False)
