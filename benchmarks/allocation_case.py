@@ -36,7 +36,7 @@ from brevitas_axe.methods.sensitivity.augmented import Augmented
 from brevitas_axe.model.apply.activations import set_input_bits
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.registry import method
-from brevitas_axe.run.quantize import QuantizeResult
+from brevitas_axe.run.result import QuantizeResult
 
 IN_FLOAT = ("conv1", "linear")
 MAX_CYCLES = 2**14

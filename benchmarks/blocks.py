@@ -31,7 +31,8 @@ from torch import Tensor
 
 from brevitas_axe.run.finetune import distillation, finetune
 from brevitas_axe.run.finetune.losses import Loss
-from brevitas_axe.run.quantize_blocks import BlocksResult, quantize_blocks
+from brevitas_axe.run.quantize_blocks import quantize_blocks
+from brevitas_axe.run.result import BlocksResult
 
 # What the integers depend on besides the solvers.
 SOURCES = ("methods", "run", "model", "accumulator.py")

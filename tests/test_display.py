@@ -13,8 +13,7 @@ from brevitas_axe.methods.allocate import Allocation
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, DotProduct
 from brevitas_axe.run.finetune import FinetuneResult
-from brevitas_axe.run.quantize import QuantizeResult
-from brevitas_axe.run.quantize_blocks import BlocksResult
+from brevitas_axe.run.result import BlocksResult, QuantizeResult
 
 HOSTILE = "<script>alert('1')</script>&amp;\"\n\x1b[31m"
 

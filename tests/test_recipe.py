@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from brevitas_axe.errors import AxeError, InvalidOption
-from brevitas_axe.registry import method
 from brevitas_axe.methods.transforms.smooth import Smooth
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.recipe import Recipe, Run
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, method
 
 WIDTHS = st.fixed_dictionaries(
     {"exclude": st.booleans()},

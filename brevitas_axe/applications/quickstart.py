@@ -29,7 +29,8 @@ from brevitas_axe.methods.solvers.problem import Quality
 from brevitas_axe.model.prepare import as_batches, to_brevitas
 from brevitas_axe.proof.certificate import Certificate, certify_file
 from brevitas_axe.proof.emulator import emulate
-from brevitas_axe.run.quantize import QuantizeResult, quantize
+from brevitas_axe.run.quantize import quantize
+from brevitas_axe.run.result import QuantizeResult
 from brevitas_axe.show import arms_table, open_folder, write_folder
 
 BITS = (4, 4)  # weights and inputs of the arms at equal bits

@@ -21,7 +21,8 @@ from brevitas_axe.errors import ExportRefused, InvalidOption
 from brevitas_axe.export import qonnx
 from brevitas_axe.export.layers import export_layers, on_cpu
 from brevitas_axe.model.layers import find_layers
-from brevitas_axe.run.quantize_blocks import BlocksResult, quantize_blocks
+from brevitas_axe.run.quantize_blocks import quantize_blocks
+from brevitas_axe.run.result import BlocksResult
 from tests.elsewhere import Elsewhere, ElsewhereTensor
 from tests.run.tiny import LAYERS, batches, tiny
 
