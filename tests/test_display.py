@@ -12,6 +12,7 @@ from brevitas_axe.display import MOST_ROWS, html_table, one_line, span
 from brevitas_axe.methods.allocate import Allocation
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, DotProduct
+from brevitas_axe.recipe import Recipe
 from brevitas_axe.run.finetune import FinetuneResult
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
 
@@ -57,8 +58,8 @@ def examples(name: str, count: int = 1) -> dict[str, Any]:
     return {
         "plan": plan,
         "certificate": certificate,
-        "result": QuantizeResult(model, plan, certificate, log),
-        "blocks": BlocksResult(model, plan, certificate, log, (name,)),
+        "result": QuantizeResult(model, plan, certificate, log, Recipe()),
+        "blocks": BlocksResult(model, plan, certificate, log, Recipe(), floats=(name,)),
         "finetuned": FinetuneResult(model, [{"epoch": 0, name: 0.123456}], certificate, 0),
         "allocation": Allocation(plan, 0.123456, {name: 7.0}),
     }
