@@ -137,7 +137,10 @@ class BlockLayers:
         return outputs, plan, assumptions
 
     def _widths(self, name: str) -> LayerPrecision | None:
-        """Of a layer, or of the layer of which it is a part since a transform wrapped it."""
+        """Of a layer, whatever transforms wrap: it may be planned by its name before or after."""
+        for planned, widths in self.plan.layers.items():
+            if planned.startswith(f"{name}."):
+                return widths
         while name:
             if name in self.plan.layers:
                 return self.plan.layers[name]
