@@ -19,10 +19,11 @@ from records import write_json
 from torch import Tensor
 from tqdm import tqdm
 
-from brevitas_axe.methods.solvers import LayerProblem, LayerSolution, solver
+from brevitas_axe.methods.solvers import LayerProblem, LayerSolution
 from brevitas_axe.methods.splits import Branch
 from brevitas_axe.methods.splits.branches import branch_problems, solve_branches, together
 from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.registry import method
 
 WEIGHT_BITS, INPUT_BITS = 3, (6, 8)
 LIMITS = (None, 14, 12)
@@ -66,7 +67,7 @@ def compare(seed: int, rows: int, columns: int, limit: int | None) -> dict[str, 
     given: list[LayerSolution] = []
 
     def solve(problems: Any) -> list[LayerSolution]:
-        found = [solver("qronos")(p, act_order=True, quality="best") for p in problems]
+        found = [method("solvers", "qronos")(p, act_order=True, quality="best") for p in problems]
         given.extend(found)
         return found
 

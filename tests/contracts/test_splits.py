@@ -12,8 +12,6 @@ from torch import nn
 
 from brevitas_axe import Int8WeightPerChannelFloatAXE, export_qonnx, quantize
 from brevitas_axe.errors import ExportRefused
-from brevitas_axe.methods.solvers import solver
-from brevitas_axe.methods.splits import splits
 from brevitas_axe.methods.splits.branches import branch_problems, solve_branches, together
 from brevitas_axe.methods.splits.layers import float_problem, split_layers
 from brevitas_axe.model.branches import BranchedLinear, branch_names, branch_plan, branched_layers
@@ -21,8 +19,9 @@ from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.prepare import as_batches, calibrate
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify_file
+from brevitas_axe.registry import method, methods
 
-SPLITS = splits()
+SPLITS = methods("splits")
 PRECISION = LayerPrecision(weight=4, input=6, accumulator=14, tile=8)
 every = pytest.mark.parametrize("name", SPLITS)
 
@@ -66,7 +65,9 @@ def test_joint_branches_lose_no_more_than_apart(name: str, limit: int | None) ->
     parts, moments = branch_problems(problem, branches)
 
     def solve(problems):
-        return [solver("qronos")(part, act_order=True, quality="best") for part in problems]
+        return [
+            method("solvers", "qronos")(part, act_order=True, quality="best") for part in problems
+        ]
 
     _, whole, kept = solve_branches(parts, moments, solve)
     apart = together(solve(parts), parts)
@@ -104,7 +105,7 @@ def test_branches_are_certified_and_run_as_a_file(name: str, tmp_path) -> None:
         assert len(plan.layers) > 2 or any(said in a for a in result.certificate.assumptions)
 
     path = tmp_path / "split.onnx"
-    export_qonnx(result.model, x[:4], path)
+    export_qonnx(result.model, x[:4], path, target="qonnx")
     file = certify_file(path, plan=plan)
     assert {entry.layer for entry in file.entries} == {*plan.layers, "2"}
     assert file.assumptions == result.certificate.assumptions
@@ -116,5 +117,5 @@ def test_branches_are_certified_and_run_as_a_file(name: str, tmp_path) -> None:
     found = execute_onnx(wrapped, given)[wrapped.graph.output[0].name]
     with torch.no_grad():
         np.testing.assert_allclose(found, result.model(x[:4]).numpy(), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ExportRefused):
+    with pytest.raises(ExportRefused, match="'0'"):
         export_qonnx(result.model, x[:1], tmp_path / "finn.onnx", target="finn")

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from brevitas_axe.methods.solvers.problem import LayerProblem
 from brevitas_axe.plan import LayerPrecision
-from brevitas_axe.registry import Facts, methods
+from brevitas_axe.registry import Facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +80,3 @@ class Split(Protocol):
     def __call__(
         self, problem: LayerProblem, precision: LayerPrecision, sample: Tensor
     ) -> tuple[Branch, ...]: ...
-
-
-def splits() -> dict[str, Split]:
-    """All splits by name: this room's files, and entry points of `brevitas_axe.splits`."""
-    return methods("splits")

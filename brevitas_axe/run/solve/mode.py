@@ -34,7 +34,6 @@ from brevitas_axe.errors import (
 from brevitas_axe.methods.solvers.compilation import compile_kernels, kernels_are_ready
 from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
 from brevitas_axe.methods.solvers.tasks import solve_layers
-from brevitas_axe.methods.splits.branches import parts_of_moments, solve_branches
 from brevitas_axe.model.apply.weights import apply_precision, untie, write_solution
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import Layer, find_layers, find_unquantized, unroll_weight
@@ -49,6 +48,7 @@ from brevitas_axe.run.solve.brevitas_keywords import (
     own_solver,
     translated,
 )
+from brevitas_axe.run.solve.joint import solve_jointly
 from brevitas_axe.run.solve.layer_inputs import collect, collect_all, layer_problem
 from brevitas_axe.run.solve.log import describe
 from brevitas_axe.run.solve.memory import release_freed_memory
@@ -379,24 +379,11 @@ class axe_mode:
             self._solved[each] = solution, {"samples": count, **describe(problem, solution)}
 
     def _solve_branches(self, group: Branches) -> None:
-        """Solves the branches of a layer as one problem; the log gives the error of their sum."""
-        names = tuple(group.layers)
-        moments = self._moments(group.name or names[0], group, names[0])
-        statistics, samples = moments.finish(), moments.samples
-        del moments
-        problems = []
-        pieces = parts_of_moments(statistics, group.columns)
-        for (name, layer), piece in zip(group.layers.items(), pieces, strict=True):
-            if layer.bias is None or self.quality == "fast":
-                piece["quant_mean"] = piece["float_mean"] = None
-            scale = group.whole.scale_of(name.rpartition(".")[2])
-            problems.append(layer_problem(name, layer, self.plan[name], piece, scale))
-        solutions, whole, found = solve_branches(problems, statistics, self._solutions)
-        entry = describe(whole, found)
-        errors = {key: entry[key] for key in ("error_rounded", "error")}
-        for name, problem, solution in zip(names, problems, solutions, strict=True):
-            own = describe(problem, solution)
-            self._solved[name] = solution, {"samples": samples, **own, **errors}
+        """Solves the branches of a layer as one problem."""
+        first = next(iter(group.layers))
+        moments = self._moments(group.name or first, group, first)
+        with_means = self.quality != "fast"
+        self._solved |= solve_jointly(group, self.plan, moments, with_means, self._solutions)
 
     def _solutions(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         options = {"act_order": self.act_order, "quality": self.quality}

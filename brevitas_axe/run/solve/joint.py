@@ -1,0 +1,40 @@
+"""The branches of one layer, solved as one problem and described as one sum."""
+
+from __future__ import annotations
+
+from brevitas_axe.methods.solvers.problem import LayerSolution
+from brevitas_axe.methods.splits.branches import Solve, parts_of_moments, solve_branches
+from brevitas_axe.model.moments import Moments
+from brevitas_axe.plan import Plan
+from brevitas_axe.run.solve.branches import Branches
+from brevitas_axe.run.solve.layer_inputs import layer_problem
+from brevitas_axe.run.solve.log import describe
+
+
+def solve_jointly(
+    group: Branches, plan: Plan, moments: Moments, with_means: bool, solve: Solve
+) -> dict[str, tuple[LayerSolution, dict]]:
+    """One solution per branch, with what the log says of it; the errors are those of the sum.
+
+    Args:
+        group: the branches.
+        plan: their widths.
+        moments: of the inputs of all of them, side by side.
+        with_means: whether the mean error may move to the bias.
+        solve: gives one solution per problem.
+    """
+    statistics = moments.finish()
+    problems = []
+    pieces = parts_of_moments(statistics, group.columns)
+    for (name, layer), piece in zip(group.layers.items(), pieces, strict=True):
+        if layer.bias is None or not with_means:
+            piece["quant_mean"] = piece["float_mean"] = None
+        scale = group.whole.scale_of(name.rpartition(".")[2])
+        problems.append(layer_problem(name, layer, plan[name], piece, scale))
+    solutions, whole, found = solve_branches(problems, statistics, solve)
+    entry = describe(whole, found)
+    errors = {key: entry[key] for key in ("error_rounded", "error")}
+    return {
+        name: (solution, {"samples": moments.samples, **describe(problem, solution), **errors})
+        for name, problem, solution in zip(group.layers, problems, solutions, strict=True)
+    }
