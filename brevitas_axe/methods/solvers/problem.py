@@ -207,7 +207,7 @@ class LayerProblem:
         """Width of every tile's accumulator, None for no limit."""
         bits = self.accumulator_bit_width
         if torch.is_tensor(bits):
-            return tuple(None if width == UNLIMITED else width for width in bits.tolist())
+            return tuple(None if width == UNLIMITED else width for width in bits.cpu().tolist())
         return (bits,) * self.tiles
 
     @property

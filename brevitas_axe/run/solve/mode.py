@@ -331,7 +331,9 @@ class axe_mode:
             if group is None:
                 self._solve_together(name)
             else:
-                self._solve_branches(group)
+                moments = self._moments(group.name or name, group, name)
+                centred = self.quality != "fast"
+                self._solved |= solve_jointly(group, self.plan, moments, centred, self._solutions)
                 # The last one first: where the first is saved, all of them are.
                 for offset, each in reversed([*enumerate(names)]):
                     self._save(index + offset, each)
@@ -377,13 +379,6 @@ class axe_mode:
         solutions = self._solutions(problems)
         for each, count, problem, solution in zip(names, samples, problems, solutions, strict=True):
             self._solved[each] = solution, {"samples": count, **describe(problem, solution)}
-
-    def _solve_branches(self, group: Branches) -> None:
-        """Solves the branches of a layer as one problem."""
-        first = next(iter(group.layers))
-        moments = self._moments(group.name or first, group, first)
-        with_means = self.quality != "fast"
-        self._solved |= solve_jointly(group, self.plan, moments, with_means, self._solutions)
 
     def _solutions(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         options = {"act_order": self.act_order, "quality": self.quality}

@@ -5,12 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from brevitas_axe.methods.solvers.problem import UNLIMITED
 from brevitas_axe.registry import method, methods
 from tests.elsewhere import DEVICE, Elsewhere
 from tests.methods.solvers.layers import random_problem
 
 CASES = {
     "tiles": {"tile_size": 10, "accumulator_bit_width": 14, "dead": 2},
+    "uneven tiles": {
+        "tile_starts": (0, 3, 17),
+        "accumulator_bit_width": torch.tensor([10, UNLIMITED, 13]),
+    },
     "whole rows": {"accumulator_bit_width": 12, "signed": True, "mean": 0.3},
     "no limit": {"groups": 2},
     "bias": {"accumulator_bit_width": 13, "bias": True},
