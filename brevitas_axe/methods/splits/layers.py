@@ -17,7 +17,7 @@ from brevitas_axe.methods.splits.protocol import Branch, Split
 from brevitas_axe.model.branches import BranchedLinear, Part
 from brevitas_axe.model.layers import find_unquantized
 from brevitas_axe.model.prepare import Batch, as_batches
-from brevitas_axe.model.running import evaluating, first_input
+from brevitas_axe.model.running import evaluating, first_input, hooked
 from brevitas_axe.plan import LayerPrecision, Plan
 
 _ROOT = "model"
@@ -156,30 +156,20 @@ def _samples(
     """Layer → inputs [n, K], with the largest of each channel; layers not called are left out."""
     found: dict[str, Tensor] = {}
 
-    def watch(name: str):
-        def hook(layer: nn.Linear, args: tuple, kwargs: dict) -> None:
-            x = first_input(args, kwargs).detach().reshape(-1, layer.in_features)
-            if len(x) == 0:  # an expert without tokens
-                return
-            if not bool(x.isfinite().all()):
-                raise NonFiniteValues(
-                    f"the input of layer '{name}' holds NaN or infinity, so it cannot be split; "
-                    "mend the model or its calibration data, or exclude the layer."
-                )
-            found[name] = _thinned(torch.cat([found[name], x]) if name in found else x)
+    def watch(name: str, layer: nn.Linear, args: tuple, kwargs: dict) -> None:
+        x = first_input(args, kwargs).detach().reshape(-1, layer.in_features)
+        if len(x) == 0:  # an expert without tokens
+            return
+        if not bool(x.isfinite().all()):
+            raise NonFiniteValues(
+                f"the input of layer '{name}' holds NaN or infinity, so it cannot be split; "
+                "mend the model or its calibration data, or exclude the layer."
+            )
+        found[name] = _thinned(torch.cat([found[name], x]) if name in found else x)
 
-        return hook
-
-    handles = [
-        m.register_forward_pre_hook(watch(name), with_kwargs=True) for name, m in linears.items()
-    ]
-    try:
-        with evaluating(model):
-            for args, kwargs in batches:
-                model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(linears, before=watch), evaluating(model):
+        for args, kwargs in batches:
+            model(*args, **kwargs)
     return found
 
 
