@@ -144,8 +144,7 @@ def finetune(
     saved = None if saved_run is None else saved_run.load()
     if saved is not None:
         load_model_state(trained, saved["model"])  # before the optimizer sees the parameters
-    trained.train()
-    stepper = optimizer(parameter_groups(trained, learning_rate, scale_learning_rate))
+    stepper = optimizer(parameter_groups(trained.train(), learning_rate, scale_learning_rate))
     schedule = scheduler(stepper, epochs * _length(loader))
     if saved is None:
         certificate = judge.prove()
@@ -166,11 +165,10 @@ def finetune(
         history.append(entry)
         if saved_run is not None:
             states = {"optimizer": stepper.state_dict(), "scheduler": schedule.state_dict()}
-            progress_made = {"model": model_state(trained), "history": history, "best": best}
-            saved_run.save({**progress_made, **states})
+            states |= {"model": model_state(trained), "history": history, "best": best}
+            saved_run.save(states)
     load_model_state(trained, best)
-    trained.eval()
-    return FinetuneResult(trained, history, judge.prove(), best["epoch"])
+    return FinetuneResult(trained.eval(), history, judge.prove(), best["epoch"])
 
 
 def _opened(state: str | Path, settings: tuple, model: nn.Module) -> SavedRun:
