@@ -15,7 +15,7 @@ from brevitas_axe.errors import InvalidOption, NonFiniteValues
 from brevitas_axe.methods.solvers.problem import LayerProblem
 from brevitas_axe.methods.splits.protocol import Branch, Split
 from brevitas_axe.model.branches import BranchedLinear, Part
-from brevitas_axe.model.layers import find_unquantized
+from brevitas_axe.model.layers import Layer, find_unquantized
 from brevitas_axe.model.prepare import Batch, as_batches
 from brevitas_axe.model.running import evaluating, first_input, hooked
 from brevitas_axe.plan import LayerPrecision, Plan
@@ -156,7 +156,7 @@ def _samples(
     """Layer → inputs [n, K], with the largest of each channel; layers not called are left out."""
     found: dict[str, Tensor] = {}
 
-    def watch(name: str, layer: nn.Linear, args: tuple, kwargs: dict) -> None:
+    def watch(name: str, layer: Layer, args: tuple, kwargs: dict) -> None:
         x = first_input(args, kwargs).detach().reshape(-1, layer.in_features)
         if len(x) == 0:  # an expert without tokens
             return

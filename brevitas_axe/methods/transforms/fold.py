@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -71,7 +73,7 @@ def layer_of(module: nn.Module, name: str) -> Layer:
     layer = module.get_submodule(name)
     while isinstance(layer, Fronted):
         layer = layer.layer
-    return layer
+    return cast(Layer, layer)
 
 
 def vectors(site: Site, change: Change) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,8 @@ def find_sites(
     Raises:
         UnsupportedLayer: the module does not run in float64.
     """
-    layers: dict[str, Layer] = {
-        name: part
+    layers = {
+        name: cast(Layer, part)
         for name, part in module.named_modules()
         if name and name not in exclude and is_reader(part)
     }
@@ -179,7 +179,7 @@ class _Probe:
     def __init__(self, module: nn.Module, layers: Sequence[str], call: Batch) -> None:
         self._twin = float64_copy(module)
         self._call = in_float64(call)
-        modules: dict[str, Layer] = dict(self._twin.named_modules())
+        modules = {name: cast(Layer, part) for name, part in self._twin.named_modules()}
         self._layers = {name: modules[name] for name in layers}
         self._norms = {name: part for name, part in modules.items() if name and _is_norm(part)}
         self.inputs: dict[str, list[Tensor]] = {}
