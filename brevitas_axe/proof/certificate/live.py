@@ -1,7 +1,7 @@
 """The overflow certificate of a Brevitas model in memory, from what really flows through it.
 
 The model runs once in eval mode. Hooks read the IntQuantTensor that arrives at each layer after
-its input quantizer; a dispatch mode sees every matrix product that happens outside such a layer.
+its input quantizer; a dispatch mode sees what happens to numbers outside such layers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from brevitas.core.zero_point import ZeroZeroPoint
 from brevitas.nn import QuantMultiheadAttention
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from brevitas.nn.quant_rnn import QuantRecurrentStackBase
+from brevitas.proxy.quant_proxy import QuantProxyFromInjector
 from brevitas.proxy.runtime_quant import (
-    ActQuantProxyFromInjectorBase,
+    ActQuantProxyFromInjector,
     DynamicActQuantProxyFromInjector,
+    TruncQuantProxyFromInjector,
 )
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
@@ -37,20 +39,12 @@ from brevitas_axe.proof.certificate.certificate import (
     excluded_names,
     tool_version,
 )
+from brevitas_axe.proof.certificate.outside import Outside
 from brevitas_axe.proof.certificate.proof import Found, prove
 from brevitas_axe.proof.certificate.sums import Join, sums
 from brevitas_axe.proof.certificate.tensors import InputFact, join, layer_integers, read_input
 from brevitas_axe.proof.graph.grid import Unprovable
 
-_PRODUCTS = {
-    *("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "matmul", "linear"),
-    *("einsum", "convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable"),
-    *("_int_mm", "_trilinear"),
-}
-_PRODUCT_FAMILIES = (
-    *("_scaled_dot_product", "lstm", "gru", "rnn", "quantized"),
-    *("_native_multi_head", "_transformer_encoder"),
-)
 _RECURRENT = (QuantRecurrentStackBase, nn.RNNBase, nn.RNNCellBase)
 _FLOAT = (nn.Linear, _ConvNd, nn.Bilinear, nn.MultiheadAttention, *_RECURRENT)
 _GATES = "the gates of recurrent layers are not supported; unroll them into linear layers"
@@ -100,7 +94,7 @@ def certify(
     args = args if type(args) is tuple or type(args) is list else (args,)
     kwargs = kwargs or {}
     watch = _Watch(model, (*args, *kwargs.values()))
-    with _evaluating(model), torch.no_grad(), watch.hooks(), _Strays(watch):
+    with _evaluating(model), torch.no_grad(), watch.hooks(), watch.outside, _Sums(watch):
         try:
             model(*args, **kwargs)
         except AxeError:
@@ -145,7 +139,7 @@ class _Watch:
         model: watched.
         args: of the run; quantized ones are what the caller declares them to be.
         calls: layer name → what arrived and was multiplied, call by call.
-        strays: module name → products seen outside any watched layer.
+        strays: module name → what multiplies and adds up numbers outside any watched layer.
         stack: names of the modules that are running, innermost last.
         exact: bit-width tensors that came straight from a quantizer (kept, so that their id stays
             theirs).
@@ -177,6 +171,13 @@ class _Watch:
         for name, module in self.modules.items():
             if isinstance(module, QuantMultiheadAttention):
                 self.attention[name] = Attention(name, module)
+        self.quantizers = {
+            name
+            for name, module in self.modules.items()
+            if isinstance(module, QuantProxyFromInjector) and module.is_quant_enabled
+        }
+        self.outside = Outside(self._inside, self._stray)
+        self.outside.born(self.args)
         for arg in self.args:
             self._bless(arg)
 
@@ -192,10 +193,14 @@ class _Watch:
             points = self.moving if moving else self.fixed
             points[id(value.zero_point)] = value.zero_point
 
-    @property
-    def covered(self) -> bool:
-        """True while a layer runs that has an entry of its own."""
-        return any(name in self.layers for name in self.stack)
+    def _inside(self) -> bool:
+        """True while a quantizer runs, or what has an entry of its own."""
+        if self.stack and self.stack[-1] in self.attention:
+            return True
+        return any(name in self.layers or name in self.quantizers for name in self.stack)
+
+    def _stray(self, operation: str) -> None:
+        self.strays.setdefault(self.stack[-1] if self.stack else "", set()).add(operation)
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -211,13 +216,18 @@ class _Watch:
             self.stack.append(name)
 
         def leave(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-            if isinstance(_module, ActQuantProxyFromInjectorBase) and _module.is_quant_enabled:
+            if isinstance(_module, ActQuantProxyFromInjector) and _module.is_quant_enabled:
                 self._bless(output, moving=_finds_zero_points(_module))
                 self.changing |= isinstance(_module, DynamicActQuantProxyFromInjector)
+            if isinstance(_module, TruncQuantProxyFromInjector) and _module.is_quant_enabled:
+                # It clips to its own bit width, and scales the zero point that it is given.
+                self._bless(output, moving=bool(self.moving))
             if name in self.layers:
                 self._record(name, _module, args, kwargs)
                 if not getattr(getattr(_module, "output_quant", None), "is_quant_enabled", False):
                     self._keep_result(output, (name,))
+            if name in self.layers or name in self.quantizers or name in self.attention:
+                self.outside.born(output)
             self.stack.pop()
 
         yield module.register_forward_pre_hook(enter)
@@ -296,7 +306,8 @@ class _Watch:
             yield Found(
                 name=f"{name or type(self.model).__name__}.forward",
                 op=", ".join(sorted(operators)),
-                reason="it multiplies outside a Brevitas layer; use a quantized layer for it",
+                reason="it multiplies or adds up numbers outside a Brevitas layer; use a quantized "
+                "layer for it",
             )
 
     def _part_of_float(self, name: str) -> bool:
@@ -313,8 +324,8 @@ def _finds_zero_points(proxy: Any) -> bool:
     return not isinstance(fused.tensor_quant.zero_point_impl, ZeroZeroPoint)
 
 
-class _Strays(TorchDispatchMode):
-    """Notes every matrix product that no watched layer accounts for."""
+class _Sums(TorchDispatchMode):
+    """Notes every addition of results of layers."""
 
     def __init__(self, watch: _Watch) -> None:
         super().__init__()
@@ -324,14 +335,9 @@ class _Strays(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         name = func.overloadpacket.__name__
-        watch = self._watch
-        if name in _PRODUCTS or name.startswith(_PRODUCT_FAMILIES):
-            inner = watch.stack[-1] if watch.stack else ""
-            if not watch.covered and inner not in watch.attention:
-                watch.strays.setdefault(inner, set()).add(name)
         output = func(*args, **(kwargs or {}))
         if name in ("add", "add_") and len(args) == 2 and not kwargs:
-            watch.note_sum(*args, output)
+            self._watch.note_sum(*args, output)
         elif name.endswith("_") and args:
-            watch.results.pop(id(args[0]), None)  # changed in place: no result any more
+            self._watch.results.pop(id(args[0]), None)  # changed in place: no result any more
         return output

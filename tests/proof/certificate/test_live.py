@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import brevitas.nn as qnn
@@ -16,6 +17,7 @@ from brevitas.quant import (
     Int8WeightPerTensorFloat,
     ShiftedUint8ActPerTensorFloat,
     ShiftedUint8WeightPerTensorFloat,
+    TruncTo8bit,
     Uint8ActPerTensorFloat,
 )
 from brevitas.quant_tensor import IntQuantTensor
@@ -375,3 +377,31 @@ def test_bad_arguments(net) -> None:
         certify(model, 16)
     with pytest.raises(InvalidOption, match="certify_file"):
         certify("model.onnx", 16)
+
+
+def test_what_no_width_was_asked_for_is_visible(net) -> None:
+    model, x = net
+    planned = certify(model, plan=Plan({"conv": LayerPrecision(accumulator=30)}), args=x)
+    others = [e.name for e in planned.entries if e.name != "conv"]
+    assert [e.name for e in planned.unlimited] == others
+    assert json.loads(planned.to_json())["unlimited"] == others
+    assert "4 of 5 without a width asked for" in str(planned.table().title)
+    assert certify(model, 30, args=x).unlimited == ()
+    assert certify(model, args=x).unlimited == ()
+
+
+def test_a_truncating_pool_has_the_type_that_the_file_has(tmp_path) -> None:
+    torch.manual_seed(7)
+    pool = qnn.TruncAvgPool2d(8, trunc_quant=TruncTo8bit, float_to_int_impl_type="FLOOR")
+    relu = qnn.QuantReLU(bit_width=4, return_quant_tensor=True)
+    model = nn.Sequential(
+        identity(), conv(qnn.QuantConv2d, 3, 16, 1), relu, pool, nn.Flatten(), fc(16, 10, bias=True)
+    )
+    x = torch.rand(4, 3, 8, 8)
+    calibrated(model, x)
+    with warnings.catch_warnings(action="ignore"):
+        export_qonnx(model, args=x, export_path=str(tmp_path / "pool.onnx"), dynamo=False)
+    live, file = certify(model, args=x).entries, certify_file(tmp_path / "pool.onnx").entries
+    assert live[-1].input_type == file[-1].input_type == "UINT8"
+    for name in ("minimum", "maximum", "width", "input_range"):
+        assert [getattr(e, name) for e in live] == [getattr(e, name) for e in file]

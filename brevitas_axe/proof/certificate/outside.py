@@ -1,0 +1,361 @@
+"""What happens to numbers between the layers: who moves them, who scales them, who adds them up.
+
+What is not known to be harmless is not proven. Every operation on a number that came from a
+quantizer or a layer is either in one of the lists below, or an entry of the certificate by name.
+
+A number has a *source*, the quantizer or layer that gave it, and a *place*, which changes when
+elements are moved. Elementwise work at one place keeps source and place, so that x·sigmoid(x) is
+known as a function of each x alone and may be averaged, where (x·w).mean() is a dot product: a sum
+over axes along which two factors vary.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from brevitas.quant_tensor import QuantTensor
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_PRODUCTS = {
+    *("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "matmul", "linear"),
+    *("einsum", "convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable"),
+    *("_int_mm", "_trilinear", "addr", "_grouped_mm", "_sparse_mm", "_scaled_mm"),
+}
+_PRODUCT_FAMILIES = (
+    *("_scaled_dot_product", "lstm", "gru", "rnn", "quantized"),
+    *("_native_multi_head", "_transformer_encoder"),
+)
+# Elements stay what they are; where they stand may change.
+_KEEPS = {
+    *("alias", "clone", "contiguous", "detach", "_to_copy", "lift_fresh", "lift", "to", "copy"),
+    *("positive", "dropout", "native_dropout", "neg", "resolve_conj", "resolve_neg", "fill"),
+}
+_AXES = {"permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "view", "_unsafe_view"}
+_MOVES = {
+    *("reshape", "flatten", "select", "slice", "split", "split_with_sizes", "chunk", "unbind"),
+    *("_reshape_alias", "as_strided", "diagonal", "unfold", "narrow", "unsafe_split", "flip"),
+    *("roll", "repeat", "index", "index_select", "gather", "take", "constant_pad_nd", "pad"),
+    *("reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "im2col"),
+    *("replication_pad2d", "replication_pad3d", "pixel_shuffle", "pixel_unshuffle", "rot90"),
+    *("channel_shuffle", "native_channel_shuffle", "max_pool1d", "max_pool2d_with_indices"),
+    *("max_pool3d_with_indices", "max_pool2d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
+    *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "view_copy", "cummax"),
+    *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "topk", "masked_select", "cummin"),
+    *("sort", "max", "min", "amax", "amin", "aminmax", "median", "repeat_interleave", "tril"),
+    *("triu", "mode"),
+}
+_JOINS = {
+    *("cat", "stack", "where", "masked_fill", "masked_scatter", "scatter", "index_copy", "maximum"),
+    *("minimum", "copy_", "slice_scatter", "select_scatter", "index_fill", "lerp_", "hstack"),
+}
+# Functions of each element alone that are no polynomial.
+_CURVES = {
+    *("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "sigmoid"),
+    *("tanh", "hardtanh", "hardsigmoid", "hardswish", "softplus", "clamp", "clamp_min", "log"),
+    *("clamp_max", "exp", "exp2", "expm1", "log1p", "log2", "log10", "sqrt", "rsqrt", "abs"),
+    *("reciprocal", "round", "floor", "ceil", "trunc", "frac", "sign", "sin", "cos", "tan", "erf"),
+    *("erfc", "atan", "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "nan_to_num"),
+    *("log_sigmoid_forward", "threshold", "hardshrink", "softshrink", "_prelu_kernel", "prelu"),
+    *("logit", "sgn", "remainder", "fmod", "floor_divide", "atan2", "rrelu_with_noise"),
+}
+# Units of their own that compute in float and hold no integer accumulator.
+_FLOAT_UNITS = {
+    *("native_layer_norm", "native_group_norm", "native_batch_norm", "cudnn_batch_norm"),
+    *("_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "batch_norm"),
+    *("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "logsumexp"),
+    *("layer_norm", "group_norm", "native_batch_norm_backward", "_batch_norm_impl_index"),
+    *("batch_norm_elemt", "upsample_linear1d"),
+    *("upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+}
+_ADDS = {"add", "sub", "rsub", "__iadd__", "__isub__"}
+_TIMES = {"mul", "div", "true_divide", "divide", "multiply"}
+# Means over axes: pooling, unless their elements were weighted apart. Axes counted from the end,
+# None where the call names them.
+_MEANS: dict[str, tuple[int, ...] | None] = {
+    **dict.fromkeys(("mean", "sum", "nansum", "nanmean")),
+    **dict.fromkeys(("avg_pool1d", "adaptive_avg_pool1d", "_adaptive_avg_pool1d"), (-1,)),
+    **dict.fromkeys(("avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d"), (-1, -2)),
+    **dict.fromkeys(("avg_pool3d", "adaptive_avg_pool3d", "_adaptive_avg_pool3d"), (-1, -2, -3)),
+}
+# No number comes out: truth values, positions, shapes.
+_ANSWERS = {
+    *("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "logical_not", "argmax"),
+    *("argmin", "argsort", "nonzero", "any", "all", "logical_and", "logical_or", "equal", "size"),
+    *("sym_size", "sym_stride", "stride", "is_same_size", "allclose", "isclose", "logical_xor"),
+    *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "numel"),
+    *("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided", "searchsorted"),
+    *("bernoulli", "bucketize", "_assert_async", "_assert_tensor_metadata", "is_nonzero", "zero"),
+    *("set_", "resize_", "multinomial", "record_stream", "prim_layout", "dim", "is_contiguous"),
+}
+_VALUE, _SCALED, _POWER, _CURVE, _PRODUCT = range(5)
+
+
+@dataclass(frozen=True)
+class _Number:
+    """What is known of a tensor.
+
+    Attributes:
+        source: of its elements.
+        place: changes when elements are moved.
+        kind: the value itself, times a constant, a power of it, another function of it, or a
+            product with something else.
+        axes: along which both factors of a product vary.
+    """
+
+    source: int
+    place: int
+    kind: int = _VALUE
+    axes: frozenset[int] = frozenset()
+
+
+class Outside(TorchDispatchMode):
+    """Follows numbers from quantizers and layers, and tells of everything that adds them up.
+
+    Args:
+        inside: whether something runs that has an entry of its own, or is a quantizer.
+        tell: called with the name of an operation that multiplies and adds, or is unknown.
+    """
+
+    def __init__(self, inside: Callable[[], bool], tell: Callable[[str], None]) -> None:
+        super().__init__()
+        self._inside, self._tell = inside, tell
+        self._numbers = WeakTensorKeyDictionary()
+        self._count = itertools.count()
+
+    def born(self, value: Any) -> None:
+        """New numbers: what a quantizer or a layer gave, or what the model was called with."""
+        for leaf in tree_leaves(value, is_leaf=lambda part: isinstance(part, QuantTensor)):
+            tensor = getattr(leaf, "value", leaf)
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                self._numbers[tensor] = self._fresh()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self._inside():
+            return result
+        name = func.overloadpacket.__name__
+        shown = name if func.namespace == "aten" else f"{func.namespace}.{name}"
+        if name in _PRODUCTS or name.startswith(_PRODUCT_FAMILIES):
+            self._tell(shown)
+            self._note(result, self._fresh())
+            return result
+        given = [(t, self._numbers[t]) for t in _tensors((args, kwargs)) if t in self._numbers]
+        if not given:
+            if name.startswith("embedding"):
+                self.born(result)
+            return result
+        plain = name if name in _JOINS or name in _ANSWERS else name.rstrip("_")
+        if func.namespace not in ("aten", "prims") or plain in ("_local_scalar_dense", "item"):
+            self._tell(shown)
+            self._note(result, self._fresh())
+        elif plain not in _ANSWERS:
+            self._note(result, self._after(plain, shown, given, args, kwargs, result))
+            self._in_place(func, args, result)
+        return result
+
+    def _fresh(self) -> _Number:
+        return _Number(next(self._count), next(self._count))
+
+    def _note(self, result: Any, number: _Number) -> None:
+        several = not isinstance(result, Tensor)
+        for tensor in _tensors(result):
+            # Of a maximum and its position, only the first is a number.
+            if tensor.is_floating_point() or not (several or tensor.dtype == torch.bool):
+                self._numbers[tensor] = number
+
+    def _in_place(self, func: Any, args: tuple, result: Any) -> None:
+        """What was written into a view stands in its base, too."""
+        written = args[0] if func._schema.is_mutable and args else None
+        number = self._numbers.get(result) if isinstance(result, Tensor) else None
+        if isinstance(written, Tensor) and number is not None:
+            self._numbers[written] = number
+            base = written._base
+            if base is not None:
+                axes = frozenset(range(base.ndim)) if number.kind == _PRODUCT else frozenset()
+                self._numbers[base] = replace(number, place=next(self._count), axes=axes)
+
+    def _after(
+        self,
+        name: str,
+        shown: str,
+        given: Sequence[tuple[Tensor, _Number]],
+        args: tuple,
+        kwargs: dict,
+        result: Any,
+    ) -> _Number:
+        """What the result of one operation is."""
+        tensor, first = given[0]
+        ranks = [t.ndim for t in _tensors(result)]
+        every = frozenset(range(max(ranks, default=0)))
+        if name in _KEEPS and len(given) == 1:
+            return first
+        if name in _AXES and len(given) == 1:
+            axes = _carried(name, first.axes, tensor, args, result) if first.axes else first.axes
+            return replace(first, place=next(self._count), axes=axes)
+        if name in _MOVES:
+            kept = every if first.axes else first.axes
+            return replace(first, place=next(self._count), axes=kept)
+        if name in _JOINS or (name == "index_put" and not any(args[3:])):
+            return self._joined(given, every)
+        if name in _CURVES:
+            return self._curve(given, every)
+        if name in _ADDS:
+            return self._sum(shown, given, args, result)
+        if name in _TIMES:
+            return self._product(given, args, result)
+        if name in ("addcmul", "addcdiv", "lerp"):
+            return replace(self._fresh(), kind=_PRODUCT, axes=every)
+        if name in ("pow", "square"):
+            exponent = args[1] if name == "pow" else 2
+            whole = isinstance(exponent, int | float) and exponent > 1 and exponent == int(exponent)
+            if first.kind in (_VALUE, _SCALED, _POWER) and whole and len(given) == 1:
+                return replace(first, kind=_POWER, axes=every)
+            return self._curve(given, every)
+        if name in _FLOAT_UNITS:
+            return self._fresh()
+        if name in _MEANS:
+            over = _axes_of(_MEANS[name], tensor, args, kwargs)
+            if first.axes & over:
+                self._tell(shown)
+            return self._fresh()
+        self._tell(shown)
+        return self._fresh()
+
+    def _joined(self, given: Sequence[tuple[Tensor, _Number]], every: frozenset[int]) -> _Number:
+        numbers = [number for _, number in given]
+        one = len({number.source for number in numbers}) == 1
+        number = replace(numbers[0], place=next(self._count)) if one else self._fresh()
+        products = any(n.axes for n in numbers)
+        kind = max(n.kind for n in numbers) if one or products else _VALUE
+        return replace(number, kind=kind, axes=every if products else frozenset())
+
+    def _curve(self, given: Sequence[tuple[Tensor, _Number]], every: frozenset[int]) -> _Number:
+        """A function of each element; of a product it remains one, as relu(x·w) is relu(x)·w."""
+        if any(number.kind == _PRODUCT for _, number in given):
+            return self._joined(given, every)
+        if len({(n.source, n.place) for _, n in given}) == 1:
+            return replace(given[0][1], kind=_CURVE, axes=frozenset())
+        return replace(self._fresh(), kind=_CURVE)
+
+    def _sum(
+        self, shown: str, given: Sequence[tuple[Tensor, _Number]], args: tuple, result: Tensor
+    ) -> _Number:
+        numbers = [number for _, number in given]
+        if len(numbers) == 1:  # plus a constant
+            return replace(numbers[0], axes=_aligned(given[0][0], numbers[0].axes, result))
+        left, right = numbers[:2]
+        axes = frozenset(axis for t, number in given for axis in _aligned(t, number.axes, result))
+        if left.source != right.source:
+            products = any(n.kind == _PRODUCT for n in numbers)
+            return replace(self._fresh(), kind=_PRODUCT if products else _VALUE, axes=axes)
+        if left.place == right.place:
+            return replace(left, kind=max(left.kind, right.kind), axes=axes)
+        # Elements of one tensor, weighted apart and added: a dot product by hand.
+        if {left.kind, right.kind} & {_SCALED, _POWER, _PRODUCT}:
+            self._tell(shown)
+        return self._fresh()
+
+    def _product(
+        self, given: Sequence[tuple[Tensor, _Number]], args: tuple, result: Tensor
+    ) -> _Number:
+        factors = [arg for arg in args[:2] if isinstance(arg, Tensor) and arg.numel() != 1]
+        numbers = [number for _, number in given]
+        first = numbers[0]
+        if len(factors) < 2 and len(numbers) == 1:
+            kind = max(first.kind, _SCALED)
+            return replace(first, kind=kind, axes=_aligned(given[0][0], first.axes, result))
+        both = _varying(args[0], result) & _varying(args[1], result)
+        for tensor, number in given:
+            both |= _aligned(tensor, number.axes, result)
+        alone = len(numbers) == 2 and len({(n.source, n.place) for n in numbers}) == 1
+        kinds = {n.kind for n in numbers}
+        if alone and _PRODUCT not in kinds:
+            if _CURVE in kinds:
+                return replace(first, kind=_CURVE, axes=frozenset())
+            return replace(first, kind=_POWER, axes=both)
+        return replace(first, kind=_PRODUCT, axes=both) if both else self._fresh()
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _varying(factor: Any, result: Tensor) -> frozenset[int]:
+    """Axes of the result along which a factor differs from element to element."""
+    if not isinstance(factor, Tensor):
+        return frozenset()
+    ahead = result.ndim - factor.ndim
+    return frozenset(ahead + axis for axis, size in enumerate(factor.shape) if size > 1)
+
+
+def _aligned(operand: Tensor, axes: frozenset[int], result: Tensor) -> frozenset[int]:
+    """Axes of an operand as axes of a broadcast result."""
+    return frozenset(axis + result.ndim - operand.ndim for axis in axes)
+
+
+def _axes_of(
+    fixed: tuple[int, ...] | None, tensor: Tensor, args: tuple, kwargs: dict
+) -> frozenset[int]:
+    """Axes that a mean goes over."""
+    named: Any = fixed
+    if fixed is None:
+        named = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    if named is None or named == []:
+        named = range(tensor.ndim)
+    axes = [named] if isinstance(named, int) else list(named)
+    return frozenset(axis % max(tensor.ndim, 1) for axis in axes)
+
+
+def _carried(
+    name: str, axes: frozenset[int], tensor: Tensor, args: tuple, result: Tensor
+) -> frozenset[int]:
+    """Where axes are after they were permuted, added, dropped or joined."""
+    rank = tensor.ndim
+    if name == "permute":
+        order = [axis % rank for axis in args[1]]
+        return frozenset(order.index(axis) for axis in axes)
+    if name in ("transpose", "t"):
+        left, right = (axis % rank for axis in (args[1:3] if name == "transpose" else (0, 1)))
+        swap = {left: right, right: left}
+        return frozenset(swap.get(axis, axis) for axis in axes)
+    if name == "unsqueeze":
+        at = args[1] % (rank + 1)
+        return frozenset(axis + (axis >= at) for axis in axes)
+    if name == "expand":
+        return _aligned(tensor, axes, result)
+    return _carried_by_view(axes, tuple(tensor.shape), tuple(result.shape))
+
+
+def _carried_by_view(
+    axes: frozenset[int], before: tuple[int, ...], after: tuple[int, ...]
+) -> frozenset[int]:
+    """Axes of one shape in another of the same elements: those that begin and end alike stay."""
+    spans = [_spans(shape) for shape in (before, after)]
+    found = set()
+    for axis in axes:
+        first, last = spans[0][axis]
+        # An axis of the result is touched where the two spans of strides overlap.
+        for index, (start, end) in enumerate(spans[1]):
+            if after[index] > 1 and start < last and first < end:
+                found.add(index)
+    return frozenset(found)
+
+
+def _spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(stride, stride × size) of every axis of a contiguous tensor."""
+    spans, stride = [], 1
+    for size in reversed(shape):
+        spans.append((stride, stride * size))
+        stride *= size
+    return spans[::-1]
