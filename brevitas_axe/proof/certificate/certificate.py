@@ -194,7 +194,6 @@ class Certificate:
         entries = [
             {**asdict(e), "fits": e.fits, "excluded": e.name in self.excluded} for e in self.entries
         ]
-        unlimited = [entry.name for entry in self.unlimited]
         data = {**asdict(self), "entries": entries, "ok": self.ok, "format": _FORMAT}
         data["unlimited"] = self.unlimited
         return json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n"

@@ -383,7 +383,7 @@ def test_what_no_width_was_asked_for_is_visible(net) -> None:
     model, x = net
     planned = certify(model, plan=Plan({"conv": LayerPrecision(accumulator=30)}), args=x)
     others = [e.name for e in planned.entries if e.name != "conv"]
-    assert [e.name for e in planned.unlimited] == others
+    assert list(planned.unlimited) == others
     assert json.loads(planned.to_json())["unlimited"] == others
     assert "4 of 5 without a width asked for" in str(planned.table().title)
     assert certify(model, 30, args=x).unlimited == ()
