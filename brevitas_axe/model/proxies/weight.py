@@ -121,11 +121,11 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
             return value
         parts: Any = value, scale, zero_point, bit_width  # Brevitas says a tuple of one
         out = self.create_quant_tensor(parts)
-        if self.cache_inference_quant_weight and not self.training:
+        # A cache of the scale alone would save nothing: the budget needs the integers.
+        scale_alone = self.cache_inference_quant_weight_metadata_only
+        if self.cache_inference_quant_weight and not scale_alone and not self.training:
             self._cached_budget = budget
-            self._cached_weight = self.cache_class(
-                out.detach(), metadata_only=self.cache_inference_quant_weight_metadata_only
-            )
+            self._cached_weight = self.cache_class(out.detach(), metadata_only=False)
         return out
 
     def _projected(self, x: Tensor, budget: Budget) -> tuple[Tensor, Tensor, Tensor, Tensor]:

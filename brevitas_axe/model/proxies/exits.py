@@ -1,0 +1,104 @@
+"""Brevitas's own exits for models with our quantizers: its exports, and its inference mode.
+
+Brevitas looks for a handler by the exact type of a proxy, and its handlers round the float weights
+anew. Those here hand it the held integers × scale instead, which rounding leaves as they are.
+Importing this module registers them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from brevitas.export.inference.handler import IntWeightInferencetHandler
+from brevitas.export.inference.manager import InferenceManager
+from brevitas.export.onnx.qonnx.handler import BrevitasWeightQuantProxyHandler
+from brevitas.export.onnx.qonnx.manager import QONNXManager
+from brevitas.export.onnx.standard.qcdq.handler import StdQCDQCastONNXWeightQuantProxyHandler
+from brevitas.export.onnx.standard.qcdq.manager import StdQCDQONNXManager
+from brevitas.export.torch.qcdq.handler import TorchQCDQCastWeightQuantProxyHandler
+from brevitas.export.torch.qcdq.manager import TorchQCDQManager
+from torch import Tensor
+
+from brevitas_axe.model.layers import Layer
+from brevitas_axe.model.proxies.weight import (
+    AccumulatorAwareWeightQuantProxy,
+    TileScaledWeightQuantProxy,
+)
+
+
+class _Held:
+    """Mix-in for a handler of weights: what it is given to round are held integers × scale."""
+
+    handled_layer = AccumulatorAwareWeightQuantProxy
+
+    def prepare_for_export(self, module: Layer) -> None:
+        held = [layer.quant_weight() for layer in module.tracked_module_list]
+        super().prepare_for_export(module)  # type: ignore[misc]
+        addresses = (layer.weight.data_ptr() for layer in module.tracked_module_list)
+        values = [weight.value.detach() for weight in held] if module.is_quant_enabled else []
+        # Not a buffer: some handlers are modules, and none of this belongs to a state.
+        self.__dict__["held"] = dict(zip(addresses, values, strict=False))
+
+    def of(self, x: Tensor) -> Tensor:
+        """The held values of one weight."""
+        held = self.__dict__["held"]
+        return next(iter(held.values())) if len(held) == 1 else held[x.data_ptr()]
+
+
+class _HeldQonnx(_Held, BrevitasWeightQuantProxyHandler):
+    def symbolic_execution(self, x: Tensor) -> Any:
+        return super().symbolic_execution(self.of(x))
+
+
+class _HeldQcdq(_Held):
+    def quantize_from_floating_point(self, x: Tensor) -> Tensor:
+        return super().quantize_from_floating_point(self.of(x))  # type: ignore[misc]
+
+
+class _HeldOnnxQcdq(_HeldQcdq, StdQCDQCastONNXWeightQuantProxyHandler):
+    """Stores the integers themselves, unless quantize nodes are asked for."""
+
+
+class _HeldTorchQcdq(_HeldQcdq, TorchQCDQCastWeightQuantProxyHandler):
+    """The same for TorchScript."""
+
+
+class _HeldInference(_Held, IntWeightInferencetHandler):
+    def forward(self, x: Tensor, unused_scale: Tensor | None = None) -> Any:
+        return self.of(x), self.scale, self.zero_point, self.bit_width
+
+
+class _TileScaled(_Held):
+    """Mix-in: no format has scales per tile, so the weights are written as numbers."""
+
+    handled_layer = TileScaledWeightQuantProxy
+
+    def prepare_for_export(self, module: Layer) -> None:
+        weight = module.tracked_module_list[0].quant_weight()
+        value = weight.value.detach()
+        self.__dict__["held"] = {0: value}
+        self.__dict__["parts"] = (weight.scale, weight.zero_point, weight.bit_width)
+
+    def symbolic_execution(self, x: Tensor) -> Any:
+        return self.of(x), *self.__dict__["parts"]
+
+    def forward(self, x: Tensor, unused_scale: Tensor | None = None) -> Any:
+        return self.symbolic_execution(x)
+
+
+class _TiledQonnx(_TileScaled, BrevitasWeightQuantProxyHandler): ...
+
+
+class _TiledOnnxQcdq(_TileScaled, StdQCDQCastONNXWeightQuantProxyHandler): ...
+
+
+class _TiledTorchQcdq(_TileScaled, TorchQCDQCastWeightQuantProxyHandler): ...
+
+
+class _TiledInference(_TileScaled, IntWeightInferencetHandler): ...
+
+
+QONNXManager.handlers += [_HeldQonnx, _TiledQonnx]
+StdQCDQONNXManager.handlers += [_HeldOnnxQcdq, _TiledOnnxQcdq]
+TorchQCDQManager.handlers += [_HeldTorchQcdq, _TiledTorchQcdq]
+InferenceManager.handlers += [_HeldInference, _TiledInference]
