@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from brevitas import config
 from brevitas.graph.calibrate import QuantizationStatusManager
 from brevitas.quant_tensor import IntQuantTensor, QuantTensor
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from brevitas_axe.accumulator import InputRange
+from brevitas_axe.errors import UnsupportedLayer
 from brevitas_axe.model.layers import Layer, input_range, is_accumulator_aware
 from brevitas_axe.model.prepare import Batch
 
@@ -67,6 +69,39 @@ def _bound(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         return function(name, *call)
 
     return hook
+
+
+@contextmanager
+def loading_in_place() -> Iterator[None]:
+    """Loading a state leaves every part of a quantizer the object that it is.
+
+    Brevitas builds quantizers anew otherwise, and those that residual branches share would each
+    get scales of their own.
+    """
+    before = config.REINIT_ON_STATE_DICT_LOAD
+    config.REINIT_ON_STATE_DICT_LOAD = False
+    try:
+        yield
+    finally:
+        config.REINIT_ON_STATE_DICT_LOAD = before
+
+
+def shares_on_load(model: nn.Module) -> nn.Module:
+    """The model, whose own load_state_dict leaves shared quantizers shared from now on."""
+    model.register_load_state_dict_pre_hook(_before_load)
+    model.register_load_state_dict_post_hook(_after_load)
+    return model
+
+
+def _before_load(model: Any, state: dict, *_: Any) -> None:
+    """Suspends Brevitas's building anew."""
+    model.builds_anew = config.REINIT_ON_STATE_DICT_LOAD
+    config.REINIT_ON_STATE_DICT_LOAD = False
+
+
+def _after_load(model: Any, keys: Any) -> None:
+    """Ends that."""
+    config.REINIT_ON_STATE_DICT_LOAD = model.builds_anew
 
 
 def first_input(args: tuple, kwargs: dict) -> Any:
@@ -127,6 +162,26 @@ def observe_inputs(
     with hooked(layers, before=note), evaluating(model), torch.no_grad():
         model(*args, **(kwargs or {}))
     return calls
+
+
+def check_reached(
+    model: nn.Module, layers: dict[str, Layer], batches: Sequence[tuple[tuple, dict]]
+) -> None:
+    """Refuses, before any work, layers that no calibration batch meets.
+
+    Raises:
+        UnsupportedLayer: names the first of them.
+    """
+    met: set[str] = set()
+    for args, kwargs in batches:
+        met |= set(observe_inputs(model, layers, args, kwargs))
+        if len(met) == len(layers):
+            return
+    name = next(name for name in layers if name not in met)
+    raise UnsupportedLayer(
+        f"no calibration batch meets layer '{name}'; give batches that use it, or exclude it by "
+        f"name, exclude=('{name}',)."
+    )
 
 
 @dataclass(frozen=True)
@@ -202,6 +257,14 @@ def flow(model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch) -> Fl
             groups.setdefault(keys[0], []).append(name)
     same = {name: tuple(names) for names in groups.values() for name in names}
     return Flow({name: tuple(found) for name, found in givers.items()}, same)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of the same class name, which certificates write; torch.fx forgets it."""
+    twin = copy.deepcopy(model)
+    if hasattr(model, "recompile"):
+        type(twin).__name__ = type(model).__name__
+    return twin
 
 
 def float_twin(model: nn.Module) -> nn.Module:

@@ -46,6 +46,8 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         self.register_buffer("input_low", torch.zeros((), dtype=torch.int64))
         self.register_buffer("input_high", torch.zeros((), dtype=torch.int64))
         self._cached_budget: Budget | None = None
+        self._anew: str | None = None
+        self.register_load_state_dict_post_hook(_starts_anew)
 
     @property
     def scale_tile(self) -> int | None:
@@ -89,7 +91,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
             raise MissingInputQuantizer(
                 f"the input of {_describe(self.tracked_module_list[0])} is not quantized to "
                 "integers, so its accumulator cannot be bounded; give the layer an input_quant, "
-                "or feed it a QuantTensor."
+                "or feed it a QuantTensor (return_quant_tensor=True of the activation before it)."
             )
         return known
 
@@ -154,9 +156,16 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         self._cached_weight = None
+        self._anew = None if any(key.startswith(prefix) for key in state_dict) else prefix
         for key in ("input_low", "input_high"):
-            if config.IGNORE_MISSING_KEYS and prefix + key in missing_keys:
+            if (config.IGNORE_MISSING_KEYS or self._anew) and prefix + key in missing_keys:
                 missing_keys.remove(prefix + key)
+
+
+def _starts_anew(proxy: AccumulatorAwareWeightQuantProxy, keys: Any) -> None:
+    """A checkpoint of another quantizer has no scale: ours starts from the loaded weights."""
+    if proxy._anew is not None:
+        keys.missing_keys[:] = [k for k in keys.missing_keys if not k.startswith(proxy._anew)]
 
 
 class TileScaledWeightQuantProxy(AccumulatorAwareWeightQuantProxy):

@@ -16,6 +16,7 @@ from torch import nn
 
 from brevitas_axe.errors import InvalidState
 from brevitas_axe.files import write_whole
+from brevitas_axe.model.running import loading_in_place
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -69,8 +70,9 @@ def model_state(model: nn.Module) -> dict[str, Any]:
 
 
 def load_model_state(model: nn.Module, saved: dict[str, Any]) -> None:
-    """Puts a `model_state` back. Parameters of quantizers become new objects: Brevitas's way."""
-    model.load_state_dict(saved["state"])
+    """Puts a `model_state` back, in place: quantizers that layers share stay shared."""
+    with loading_in_place():
+        model.load_state_dict(saved["state"])
     for name, module in _counting(model):
         module.counter = saved["counters"][name]
 

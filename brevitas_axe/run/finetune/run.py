@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.quantizers.a2q import a2q_kind
+from brevitas_axe.model.running import copied
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
 from brevitas_axe.run.finetune.balls import accumulator_penalty
@@ -138,7 +138,7 @@ def finetune(
         raise InvalidOption(f"finetune takes a whole number of epochs from 1, not {epochs!r}.")
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     settings = (epochs, learning_rate, scale_learning_rate, penalty, list(exclude), seed)
-    trained = copy.deepcopy(model)
+    trained = copied(model)
     judge = _judge(trained, loader, loss, validation, exclude, seed)
     saved_run = None if state is None else _opened(state, settings, trained)
     saved = None if saved_run is None else saved_run.load()

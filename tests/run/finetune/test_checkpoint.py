@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import torch
 from brevitas import nn as qnn
-from brevitas.quant import Uint8ActPerTensorFloat
+from brevitas.graph.calibrate import calibration_mode
+from brevitas.quant import Int8WeightPerChannelFloat, Uint8ActPerTensorFloat
 from torch import nn
 
 from brevitas_axe.errors import InvalidState
+from brevitas_axe.model.quantizers import Int8WeightPerChannelFloatAXE
+from brevitas_axe.proof.certificate import certify
+from brevitas_axe.run.finetune import finetune
 from brevitas_axe.run.finetune.checkpoint import SavedRun, load_model_state, model_state, seeded
+from brevitas_axe.run.quantize import quantize
 
 
 def test_the_last_save_comes_back(tmp_path: Path):
@@ -72,3 +77,58 @@ def test_generators_are_seeded_and_given_back():
     assert drawn() == expected != first
     with seeded(5, (Loader(),)):
         assert drawn() == first
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        return self.o(torch.relu(self.b(x) + x) + x)
+
+
+def shared(model: nn.Module) -> list[tuple[str, ...]]:
+    """Names of scales that are one object under several names."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name.endswith("scaling_impl"):
+            names.setdefault(id(module), []).append(name)
+    return sorted(tuple(found) for found in names.values() if len(found) > 1)
+
+
+def test_a_residual_net_trains_and_its_shared_quantizers_stay_shared(tmp_path):
+    torch.manual_seed(0)
+    x, labels = torch.rand(32, 6), torch.randint(3, (32,))
+    result = quantize(Residual(), [x], accumulator_bit_width=14, progress=False)
+    before = shared(result.model)
+    assert before
+    options = {"epochs": 2, "progress": False, "state": tmp_path / "run"}
+    tuned = finetune(result.model, [(x, labels)], **options)
+    assert tuned.certificate.ok
+    assert shared(tuned.model) == before
+    again = finetune(result.model, [(x, labels)], **options)  # all from the saved state
+    assert torch.equal(tuned.model(x), again.model(x))
+    again.model.load_state_dict(tuned.model.state_dict())
+    assert shared(again.model) == before
+
+
+def test_a_checkpoint_of_another_quantizer_loads():
+    torch.manual_seed(0)
+    x = torch.rand(16, 6)
+
+    def net(quantizer: type) -> nn.Sequential:
+        act = qnn.QuantIdentity(act_quant=Uint8ActPerTensorFloat, return_quant_tensor=True)
+        return nn.Sequential(act, qnn.QuantLinear(6, 4, bias=True, weight_quant=quantizer))
+
+    trained, ours = net(Int8WeightPerChannelFloat), net(Int8WeightPerChannelFloatAXE)
+    for model in (trained, ours):
+        with torch.no_grad(), calibration_mode(model.eval()):
+            model(x)
+    ours.load_state_dict(trained.state_dict())
+    assert torch.allclose(ours(x), trained(x), atol=1e-6)
+    assert certify(ours, 32, args=x).ok
+    broken = {k: v for k, v in ours.state_dict().items() if not k.endswith("input_low")}
+    with pytest.raises(RuntimeError, match="input_low"):
+        ours.load_state_dict(broken)
