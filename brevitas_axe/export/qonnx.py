@@ -44,6 +44,7 @@ from brevitas_axe.export.finn import check_finn
 from brevitas_axe.files import write_whole
 from brevitas_axe.model.layers import Layer, Proxy, find_layers, integer_weight
 from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
+from brevitas_axe.model.rewrites import tensors_in
 from brevitas_axe.model.running import evaluating, observe_inputs
 from brevitas_axe.proof.certificate import Certificate, certify_file
 
@@ -126,7 +127,8 @@ def export_qonnx(
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "model.onnx"
         with torch.no_grad(), _integer_exact_weights(layers, solved):
-            _trace(model, args, raw, dynamo, kwargs)
+            with _explicit_padding(layers):
+                _trace(model, args, raw, dynamo, kwargs)
             weights = {name: layer.weight.detach().cpu().numpy() for name, layer in layers.items()}
         proto = _streamlined(_with_weight_names(onnx.load(raw), weights))
     certificate = certify_file(proto)
@@ -202,13 +204,29 @@ def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict
 
 
 @contextmanager
+def _explicit_padding(layers: dict[str, Layer]) -> Iterator[None]:
+    """Numbers for padding="same", whose ONNX form ONNX Runtime does not take with dilation."""
+    saved = {}
+    for name, layer in layers.items():
+        if getattr(layer, "padding", None) == "same":
+            reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+            if all(total % 2 == 0 for total in reach):
+                saved[name] = layer.padding
+                layer.padding = tuple(total // 2 for total in reach)
+    try:
+        yield
+    finally:
+        for name, padding in saved.items():
+            layers[name].padding = padding
+
+
+@contextmanager
 def _plain_outputs(model: nn.Module) -> Iterator[None]:
     """A model that ends in a quantizer gives its values, not every part of a QuantTensor."""
 
     def values(module: nn.Module, args: tuple, outputs: Any) -> Any:
-        if type(outputs) in (tuple, list):
-            return tuple(getattr(output, "value", output) for output in outputs)
-        return getattr(outputs, "value", outputs)
+        found = tensors_in(outputs)
+        return found[0] if len(found) == 1 else tuple(found)
 
     handle = model.register_forward_hook(values)
     try:
@@ -318,7 +336,6 @@ def _output_error(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> floa
     """Largest difference between file and model, relative to outputs larger than 1."""
     with evaluating(model), torch.no_grad():
         outputs = model(*args)
-    outputs = outputs if type(outputs) in (tuple, list) else (outputs,)
     wrapped = ModelWrapper(proto)
     names = [i.name for i in proto.graph.input if wrapped.get_initializer(i.name) is None]
     feed = {name: arg.cpu().numpy() for name, arg in zip(names, args, strict=True)}
@@ -326,8 +343,8 @@ def _output_error(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> floa
         warnings.simplefilter("ignore")
         found = execute_onnx(wrapped, feed)
     errors = []
-    for output, item in zip(outputs, proto.graph.output, strict=True):
-        expected = getattr(output, "value", output).cpu().numpy()
+    for output, item in zip(tensors_in(outputs), proto.graph.output, strict=True):
+        expected = output.cpu().numpy()
         scale = max(1.0, float(np.abs(expected).max()))
         errors.append(float(np.abs(found[item.name] - expected).max()) / scale)
     return float(np.max(errors))  # NaN stays NaN

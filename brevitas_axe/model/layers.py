@@ -60,7 +60,7 @@ _CONVOLUTIONS = (qnn.QuantConv1d, qnn.QuantConv2d, qnn.QuantConv3d)
 _TRANSPOSED = (qnn.QuantConvTranspose1d, qnn.QuantConvTranspose2d, qnn.QuantConvTranspose3d)
 DOT_PRODUCTS = (qnn.QuantLinear, *_CONVOLUTIONS, *_TRANSPOSED)
 _RECURRENT = (qnn.QuantLSTM, qnn.QuantRNN)
-_PLAIN = (
+PLAIN_LAYERS = (
     nn.Linear,
     nn.Conv1d,
     nn.Conv2d,
@@ -88,7 +88,7 @@ def find_layers(
     """
     modules = dict(model.named_modules())
     for name in exclude:
-        if name not in modules:
+        if name not in modules and not _is_product(name, model, modules):
             raise InvalidOption(
                 f"the excluded layer '{name}' is not in the model; it has: "
                 f"{', '.join(n for n, m in modules.items() if isinstance(m, DOT_PRODUCTS))}."
@@ -119,10 +119,20 @@ def find_unquantized(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[st
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, _PLAIN)
+        if isinstance(module, PLAIN_LAYERS)
         and not _is_inside(name, exclude)
         and _weight_quantizer(module) is None
     ]
+
+
+def _is_product(name: str, model: nn.Module, modules: dict[str, nn.Module]) -> bool:
+    """Whether a name is one that certificates give to products outside layers."""
+    parent, _, product = name.rpartition(".")
+    if product == "forward":
+        return parent in modules or parent == type(model).__name__
+    return product in ("scores", "context") and isinstance(
+        modules.get(parent), qnn.QuantMultiheadAttention
+    )
 
 
 def _is_inside(name: str, modules: tuple[str, ...]) -> bool:

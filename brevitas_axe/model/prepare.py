@@ -7,12 +7,19 @@ quantizers, calibration. Models that cannot be traced are quantized layer by lay
 from __future__ import annotations
 
 import copy
-import operator
+import inspect
+import io
+import math
+import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any
 
+import numpy as np
 import torch
+from brevitas import config
 from brevitas import nn as qnn
 from brevitas.graph.calibrate import calibration_mode
 from brevitas.graph.quantize import (
@@ -21,33 +28,40 @@ from brevitas.graph.quantize import (
     QUANT_ACT_MAP,
     QUANT_IDENTITY_MAP,
     layerwise_quantize,
-    preprocess_for_quantize,
 )
 from brevitas.graph.quantize import quantize as brevitas_quantize
 from brevitas.graph.standardize import DisableLastReturnQuantTensor
-from brevitas.inject.enum import ScalingPerOutputType
+from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from brevitas.quant import Uint8ActPerTensorFloat
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 from tqdm.auto import tqdm
 
 from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues, UnsupportedLayer
-from brevitas_axe.model.layers import DOT_PRODUCTS
+from brevitas_axe.model.layers import DOT_PRODUCTS, find_unquantized
+from brevitas_axe.model.plain import check_plainly_written, check_transposed, plain_classes
 from brevitas_axe.model.quantizers import Int8WeightPerChannelFloatAXE
+from brevitas_axe.model.quantizers.relu6 import QuantReLU6
+from brevitas_axe.model.rewrites import Batch, Graph, differ, rewritten, tensors_in
+from brevitas_axe.model.running import copied, first_input, float_twin, shares_on_load, tensor_of
 
-Batch = tuple[tuple, dict]
-# A GraphModule or Node, of torch.fx or of Brevitas's copy of it; arguments of nodes are anything.
-Graph = Any
-_RELUS = ("relu", "relu_", torch.relu, torch.relu_)
 _RECURRENT = (nn.LSTM, nn.RNN)
+# With quantizers off, outputs may differ from the model's by so much of the largest: rounding.
+_FLOAT_CHANGE = 1e-2
+_ACTIVATIONS = {
+    **QUANT_ACT_MAP,
+    # Brevitas makes a ReLU of it, or fixes its range at 6 whatever arrives.
+    nn.ReLU6: (QuantReLU6, {"act_quant": Uint8ActPerTensorFloat, "return_quant_tensor": True}),
+}
 
 
-def as_batches(calibration: Iterable[Any]) -> list[Batch]:
+def as_batches(calibration: Iterable[Any], model: nn.Module | None = None) -> list[Batch]:
     """Calibration data as (args, kwargs) of forwards.
 
     Args:
         calibration: iterable of tensors, of (input, label, ...) tuples as data loaders give
-            them (only the input is used), or of dictionaries of keyword arguments.
+            them, or of dictionaries of keyword arguments.
+        model: tells how many inputs its forward demands, which are then taken from the front of
+            each tuple; without it, or where one is enough, only the first is used.
 
     Raises:
         EmptyCalibration: there is no batch.
@@ -62,16 +76,22 @@ def as_batches(calibration: Iterable[Any]) -> list[Batch]:
         raise InvalidOption(
             "calibration data must be an iterable of batches, such as a DataLoader or a list."
         ) from None
+    inputs = _demanded(model)
     for index, item in enumerate(items):
         if isinstance(item, dict):
             batch: Batch = ((), item)
         elif isinstance(item, (tuple, list)):
-            batch = (tuple(item[:1]), {})
+            batch = (tuple(item[:inputs]), {})
         else:
             batch = ((item,), {})
         if batch == ((), {}):
             raise EmptyCalibration(f"calibration batch {index} is empty; leave it out.")
         for value in (*batch[0], *batch[1].values()):
+            if isinstance(value, np.ndarray):
+                raise InvalidOption(
+                    f"calibration batch {index} holds a numpy array; give tensors, as by "
+                    "torch.from_numpy(batch).float()."
+                )
             if not isinstance(value, Tensor):
                 continue
             if value.numel() == 0:
@@ -82,6 +102,18 @@ def as_batches(calibration: Iterable[Any]) -> list[Batch]:
     if not batches:
         raise EmptyCalibration("the calibration data has no batch; give at least one.")
     return batches
+
+
+def _demanded(model: nn.Module | None) -> int:
+    """How many inputs a model's forward cannot do without, at least 1."""
+    if model is None:
+        return 1
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(p.kind in positional and p.default is p.empty for p in parameters))
 
 
 def one_sample(batch: Batch) -> Batch:
@@ -129,113 +161,135 @@ def to_brevitas(
     Raises:
         UnsupportedLayer: a layer that Brevitas cannot give this weight quantizer.
     """
-    _check_transposed(model, weight_quant)
+    if weight_bit_width < 2:
+        raise InvalidOption(
+            f"weights need 2 bits or more, not {weight_bit_width}, to be integers of both signs."
+        )
+    check_plainly_written(model)
+    check_transposed(model, weight_quant)
     weight = {"weight_quant": weight_quant, "weight_bit_width": weight_bit_width}
+    plain = plain_classes(copy.deepcopy(model)).eval()
     inputs: dict[str, Any] = {"input_bit_width": input_bit_width}
+    graph, terminal = None, sys.stderr
     if input_quant is not None:
         inputs["input_quant"] = input_quant
-        return _layer_by_layer(model, weight, inputs, batches, progress)
+        return _layer_by_layer(plain, weight, inputs, batches, progress, terminal)
+    # torch.fx prints its own traceback where a graph does not run.
+    with redirect_stderr(io.StringIO()), _settings_kept():
+        try:
+            graph = rewritten(plain, batches[0])
+            quantized = _on_graph(
+                copied(graph), batches, weight, input_bit_width, model_input_bit_width
+            )
+            return _calibrated(quantized, batches, progress, terminal)
+        except Exception as error:
+            # Tracing breaks Python code in many ways, some of which show only when the graph runs.
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    warnings.warn(
+        f"{type(model).__name__} is quantized layer by layer, with plain numbers between its "
+        f"layers, because its graph cannot be quantized as a whole: {reason}",
+        stacklevel=2,
+    )
+    if graph is not None:
+        with redirect_stderr(io.StringIO()), _settings_kept(), suppress(Exception):
+            return _layer_by_layer(graph, weight, inputs, batches, progress, terminal)
+    return _layer_by_layer(plain, weight, inputs, batches, progress, terminal)
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Brevitas leaves a setting changed where its quantization fails."""
+    before = config.IGNORE_MISSING_KEYS
     try:
-        quantized = _spelled_for_brevitas(_traced(copy.deepcopy(model).eval()))
-        quantized = brevitas_quantize(
-            quantized,
-            quant_identity_map=_with_bits(QUANT_IDENTITY_MAP, input_bit_width),
-            compute_layer_map=_with_weights(COMPUTE_LAYER_MAP, weight, {}),
-            quant_act_map=_with_bits(QUANT_ACT_MAP, input_bit_width),
-        )
-        _fit_ends(quantized, batches, model_input_bit_width)
-        return _calibrated(quantized, batches, progress)
-    except Exception:
-        # Tracing breaks Python code in many ways, some of which show only when the graph runs.
-        return _layer_by_layer(model, weight, inputs, batches, progress)
+        yield
+    finally:
+        config.IGNORE_MISSING_KEYS = before
+
+
+def _on_graph(
+    graph: Graph, batches: Sequence[Batch], weight: dict, input_bits: int, model_input_bits: int
+) -> nn.Module:
+    """Brevitas's graph quantization, which computes what the graph did while quantizers are off."""
+    sample = batches[0]
+    with torch.no_grad():
+        expected = tensors_in(graph(*sample[0], **sample[1]))
+    quantized = brevitas_quantize(
+        graph,
+        quant_identity_map=_with_bits(QUANT_IDENTITY_MAP, input_bits),
+        compute_layer_map=_with_weights(COMPUTE_LAYER_MAP, weight, {}),
+        quant_act_map=_with_bits(_ACTIVATIONS, input_bits),
+    )
+    lowest = _lowest_inputs(quantized, batches)
+    _fit_ends(quantized, lowest, model_input_bits)
+    _fit_signs(quantized, lowest, input_bits)
+    with torch.no_grad():
+        outputs = tensors_in(float_twin(quantized)(*sample[0], **sample[1]))
+    left = find_unquantized(quantized)
+    if left:
+        raise UnsupportedLayer(f"layer '{left[0]}' is inside a module that tracing takes as one")
+    hard = any(isinstance(m, qnn.QuantHardTanh) for m in quantized.modules())  # clips by quantizing
+    if not hard and differ(expected, outputs) > _FLOAT_CHANGE:
+        raise UnsupportedLayer("Brevitas's quantized graph computes another function")
+    return quantized
 
 
 def _layer_by_layer(
-    model: nn.Module, weight: dict, inputs: dict, batches: Sequence[Batch], progress: bool
+    model: nn.Module,
+    weight: dict,
+    inputs: dict,
+    batches: Sequence[Batch],
+    progress: bool,
+    terminal: Any,
 ) -> nn.Module:
-    """A copy with a quantizer in front of every layer, calibrated."""
+    """A copy with a quantizer in front of every layer, unsigned where nothing negative arrives."""
     layer_map = _with_weights(LAYERWISE_COMPUTE_LAYER_MAP, weight, inputs)
-    return _calibrated(
-        layerwise_quantize(copy.deepcopy(model).eval(), layer_map), batches, progress
-    )
+    quantized = layerwise_quantize(copied(model).eval(), layer_map)
+    # A quantizer that was asked for by name keeps its signs.
+    lowest = {} if "input_quant" in inputs else _lowest_inputs(quantized, batches)
+    quantizer: Any = Uint8ActPerTensorFloat
+    for name, module in quantized.named_modules():
+        part: Any = module
+        proxy: Any = getattr(module, "input_quant", None)
+        if isinstance(module, DOT_PRODUCTS) and lowest.get(name, -1.0) >= 0 and proxy.is_signed:
+            unsigned = quantizer.let(bit_width=inputs["input_bit_width"])
+            part.input_quant = ActQuantProxyFromInjector(module, unsigned)
+    return _calibrated(quantized, batches, progress, terminal)
 
 
-def _check_transposed(model: nn.Module, weight_quant: type) -> None:
-    """Brevitas 0.12 takes the groups of a transposed convolution for one when it shapes scales."""
-    kind: Any = weight_quant
-    per_tensor = getattr(kind, "scaling_per_output_type", None) == ScalingPerOutputType.TENSOR
-    for name, module in model.named_modules():
-        if isinstance(module, _ConvTransposeNd) and module.groups > 1 and not per_tensor:
-            raise UnsupportedLayer(
-                f"layer '{name}' is a transposed convolution in {module.groups} groups, which "
-                "Brevitas cannot give a weight scale per channel; make it a Brevitas layer with "
-                "Int8WeightPerTensorFloatAXE, or write it as one group."
-            )
-
-
-def _calibrated(model: nn.Module, batches: Sequence[Batch], progress: bool) -> nn.Module:
+def _calibrated(
+    model: nn.Module, batches: Sequence[Batch], progress: bool, terminal: Any = None
+) -> nn.Module:
     """Evaluation mode, calibrated, and seen to run."""
     model.eval()
-    calibrate(model, batches, progress)
+    calibrate(model, batches, progress, terminal)
     args, kwargs = batches[0]
     with torch.no_grad():
         model(*args, **kwargs)
-    return model
+    return shares_on_load(model)
 
 
-def calibrate(model: nn.Module, batches: Sequence[Batch], progress: bool = False) -> None:
-    """Collects activation ranges with Brevitas's calibration mode."""
-    bar = tqdm(batches, desc="calibration", disable=not progress)
-    with torch.no_grad(), calibration_mode(model):
-        for args, kwargs in bar:
-            model(*args, **kwargs)
+def calibrate(
+    model: nn.Module, batches: Sequence[Batch], progress: bool = False, terminal: Any = None
+) -> None:
+    """Collects activation ranges with Brevitas's calibration mode.
 
-
-def _traced(model: nn.Module) -> Graph:
-    """The graph of a model, cleaned by Brevitas, batch norms folded."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.fx's own deprecations inside Brevitas
-        return preprocess_for_quantize(model)
-
-
-def _spelled_for_brevitas(model: Graph) -> Graph:
-    """Rewrites what Brevitas does not read, x.relu() and torch.relu(x), or reads amiss.
-
-    It would quantize again after a Flatten, signed, and so lose a bit of what a ReLU gave.
+    Args:
+        model: with Brevitas's quantizers.
+        batches: see `as_batches`.
+        progress: show a progress bar.
+        terminal: where; None for the standard error stream.
     """
-    for node in list(model.graph.nodes):
-        module = model.get_submodule(node.target) if node.op == "call_module" else None
-        with model.graph.inserting_before(node):
-            if node.op != "call_module" and node.target in _RELUS:
-                model.add_submodule(f"{node.name}_module", nn.ReLU())
-                new = model.graph.call_module(f"{node.name}_module", node.args[:1])
-            elif isinstance(module, nn.Flatten):
-                dims = (module.start_dim, module.end_dim)
-                new = model.graph.call_function(torch.flatten, (node.args[0], *dims))
-            elif _flattens(node):
-                new = model.graph.call_function(torch.flatten, (node.args[0], 1))
-            else:
-                continue
-        node.replace_all_uses_with(new)
-        model.graph.erase_node(node)
-    model.graph.eliminate_dead_code()
-    model.recompile()
-    return model
-
-
-def _flattens(node: Graph) -> bool:
-    """True for x.view(x.shape[0], -1), x.reshape(x.size(0), -1) and the like."""
-    if node.op != "call_method" or node.target not in ("view", "reshape") or len(node.args) != 3:
-        return False
-    x, size, rest = node.args
-    kind = getattr(size, "op", None)  # a number has none
-    if rest != -1 or kind is None:
-        return False
-    if kind == "call_method":
-        return size.target == "size" and size.args == (x, 0)
-    if size.target is not operator.getitem or size.args[1] != 0:
-        return False
-    return size.args[0].target in (getattr, "size") and size.args[0].args in ((x, "shape"), (x,))
+    # Brevitas restores a quantizer that two activations share to what it saw at the second.
+    parts: list[Any] = [m for m in model.modules() if hasattr(m, "observer_only")]
+    observing = [part.observer_only for part in parts]
+    bar = tqdm(batches, desc="calibration", disable=not progress, file=terminal)
+    try:
+        with torch.no_grad(), calibration_mode(model):
+            for args, kwargs in bar:
+                model(*args, **kwargs)
+    finally:
+        for part, before in zip(parts, observing, strict=True):
+            part.observer_only = before
 
 
 def _with_bits(layer_map: dict, bits: int) -> dict:
@@ -265,25 +319,73 @@ def _with_weights(layer_map: dict, weight: dict, inputs: dict) -> dict:
     return result
 
 
-def _fit_ends(model: Graph, batches: Sequence[Batch], input_bits: int) -> None:
-    """Unsigned model inputs where no sample is negative; no quantizer behind the last layer."""
+def _lowest_inputs(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
+    """The lowest number that arrives at each module while every quantizer is off."""
+    twin = float_twin(model)
+    lowest: dict[str, float] = {}
+
+    def note(name: str):
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            x = tensor_of(first_input(args, kwargs)) if args or kwargs else None
+            if isinstance(x, Tensor) and x.numel():
+                lowest[name] = min(lowest.get(name, math.inf), float(x.min()))
+
+        return hook
+
+    for name, module in twin.named_modules():
+        if hasattr(module, "input_quant") or hasattr(module, "act_quant"):
+            module.register_forward_pre_hook(note(name), with_kwargs=True)
+    with torch.no_grad():
+        for args, kwargs in batches:
+            twin(*args, **kwargs)
+    return lowest
+
+
+def _fit_ends(model: Graph, lowest: dict[str, float], input_bits: int) -> None:
+    """Unsigned model inputs where no sample is negative; plain outputs, however nested."""
     for node in list(model.graph.nodes):
         if node.op != "call_module" or not isinstance(
             model.get_submodule(node.target), qnn.QuantIdentity
         ):
             continue
         if node.args[0].op == "placeholder":
-            position = [n.name for n in model.graph.nodes if n.op == "placeholder"].index(
-                node.args[0].name
-            )
-            values = [(*a, *k.values())[position] for a, k in batches]
             kind = {"bit_width": input_bits, "return_quant_tensor": True}
-            if all(bool((value >= 0).all()) for value in values):
+            if lowest.get(node.target, -1.0) >= 0:
                 kind["act_quant"] = Uint8ActPerTensorFloat
             model.set_submodule(node.target, qnn.QuantIdentity(**kind))
         elif all(user.op == "output" for user in node.users):
             node.replace_all_uses_with(node.args[0])
             model.graph.erase_node(node)
+    (end,) = (node for node in model.graph.nodes if node.op == "output")
+    if not hasattr(end.args[0], "op"):
+        for node in list(end.all_input_nodes):
+            with model.graph.inserting_before(end):
+                end.replace_input_with(node, model.graph.call_function(tensor_of, (node,)))
     model.recompile()
     model.delete_all_unused_submodules()
     DisableLastReturnQuantTensor().apply(model)
+
+
+def _fit_signs(model: Graph, lowest: dict[str, float], bits: int) -> None:
+    """Unsigned quantizers in front of layers, where no number that arrives is negative.
+
+    Brevitas's are signed behind pooling, whatever was pooled. What residual branches share, and so
+    aligns their scales, stays as it is.
+    """
+    shared = Counter(id(part) for module in model.modules() for part in _scaling_parts(module))
+    for node in model.graph.nodes:
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        if not isinstance(module, qnn.QuantIdentity) or node.args[0].op == "placeholder":
+            continue
+        alone = all(shared[id(part)] == 1 for part in _scaling_parts(module))
+        if alone and module.act_quant.is_signed and lowest.get(node.target, -1.0) >= 0:
+            kind = {"act_quant": Uint8ActPerTensorFloat, "bit_width": bits}
+            unsigned = qnn.QuantIdentity(**kind, return_quant_tensor=module.return_quant_tensor)
+            model.set_submodule(node.target, unsigned)
+
+
+def _scaling_parts(module: nn.Module) -> tuple[Any, ...]:
+    """What an activation quantizer may share with others."""
+    proxy: Any = getattr(module, "act_quant", None)
+    quant = getattr(getattr(proxy, "fused_activation_quant_proxy", None), "tensor_quant", None)
+    return () if quant is None else (quant, quant.scaling_impl)

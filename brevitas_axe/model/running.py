@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import UnsupportedLayer
 from brevitas_axe.model.layers import Layer, input_range, is_accumulator_aware
-from brevitas_axe.model.prepare import Batch
 
+Batch = tuple[tuple, dict]  # arguments of one forward, positional and by name
 # Name, module and arguments of a call; may return other arguments.
 Before = Callable[[str, Layer, tuple, dict], Any]
 # The same with the output at the end; may return another output.

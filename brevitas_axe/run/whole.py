@@ -14,6 +14,7 @@ from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.model.apply.activations import set_input_bits
 from brevitas_axe.model.layers import Layer, find_layers, unroll_weight
 from brevitas_axe.model.prepare import Batch, has_quantizers, to_brevitas
+from brevitas_axe.model.running import check_reached
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify
 from brevitas_axe.recipe import Recipe
@@ -53,6 +54,7 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
         quantized, assumptions = _with_quantizers(quantized, batches, request)
     layers = find_layers(quantized, request.exclude, tile_scales=True)
     exclude = (*request.exclude, *recipe.excluded(layers))
+    check_reached(quantized, {n: m for n, m in layers.items() if n not in exclude}, batches)
     plan = _plan(layers, request)
     _follow_inputs(quantized, plan, batches, exclude, request)
     uniform = request.widths if plan is None else LayerPrecision()

@@ -35,10 +35,12 @@ from brevitas_axe.errors import ExportRefused
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.export import qonnx as room
 from brevitas_axe.model.layers import find_layers, integer_weight
+from brevitas_axe.model.prepare import as_batches, to_brevitas
 from brevitas_axe.model.quantizers import (
     Int8WeightPerChannelFloatAXE,
     Int8WeightPerTensorFixedPointAXE,
 )
+from brevitas_axe.model.rewrites import tensors_in
 from brevitas_axe.model.running import observe_inputs
 from brevitas_axe.proof.certificate import certify_file
 
@@ -348,3 +350,30 @@ def test_binary_weights(tmp_path):
     calibrated(model, x)
     proto = export_qonnx(model, x, tmp_path / "m.onnx", target="qonnx")
     assert np.array_equal(file_integers(proto)[0], integers(model, x)["1"])
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.p = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return {"cls": self.o(h), "box": [self.p(h)]}
+
+
+def test_nested_outputs_and_dilated_same_padding_are_exported(tmp_path):
+    torch.manual_seed(0)
+    same = nn.Conv1d(4, 8, 3, padding="same", dilation=2)
+    for model, x in (
+        (Heads(), torch.randn(64, 4)),
+        (nn.Sequential(same, nn.ReLU(), nn.Conv1d(8, 2, 1)), torch.rand(8, 4, 20)),
+    ):
+        quantized = to_brevitas(model.eval(), as_batches([x]))
+        proto = export_qonnx(quantized, x[:1], tmp_path / "m.onnx", target="qonnx")
+        expected = tensors_in(quantized(x[:1]))
+        wrapped = ModelWrapper(proto)
+        found = execute_onnx(wrapped, {wrapped.graph.input[0].name: x[:1].numpy()})
+        for tensor, array in zip(expected, found.values(), strict=True):
+            assert np.allclose(tensor.detach().numpy(), array, atol=1e-5)
+    assert quantized.get_submodule("0").padding == "same"

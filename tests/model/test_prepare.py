@@ -76,6 +76,7 @@ class Attention(nn.Module):
 MODELS = [conv_net, Residual, Branches, Attention]
 
 
+@pytest.mark.filterwarnings("ignore:.* is quantized layer by layer:UserWarning")
 @pytest.mark.parametrize("build", MODELS)
 def test_every_dot_product_gets_integer_weights_and_inputs(build):
     model = build().eval()

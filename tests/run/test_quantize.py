@@ -11,13 +11,15 @@ from brevitas.graph.calibrate import calibration_mode
 from brevitas.quant import Int8ActPerTensorFloat
 from torch import nn
 
-from brevitas_axe.errors import AccumulatorTooNarrow, InvalidOption
+from brevitas_axe.errors import AccumulatorTooNarrow, InvalidOption, UnsupportedLayer
 from brevitas_axe.model.apply.activations import set_input_bits
 from brevitas_axe.model.layers import find_layers, integer_weight
 from brevitas_axe.model.prepare import as_batches, to_brevitas
+from brevitas_axe.model.running import tensor_of
 from brevitas_axe.model.stack import blocks_in_turn
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import Recipe, Run
+from brevitas_axe.run.finetune import finetune
 from brevitas_axe.run.quantize import quantize
 from brevitas_axe.run.result import BlocksResult
 from tests.model.test_prepare import MODELS, Attention, Branches, X, conv_net
@@ -262,3 +264,53 @@ def test_a_stack_that_cannot_be_fed_is_no_reason_to_refuse():
             return self.body(x) + self.body(x * 2)
 
     assert not blocks_in_turn(Twice().eval(), ((X,), {}))
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.aux, self.o = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return self.o(h) + (self.aux(h).sum() if x.shape[0] > 999 else 0)
+
+
+@pytest.mark.filterwarnings("ignore:.* is quantized layer by layer:UserWarning")
+def test_a_layer_that_no_batch_meets_is_refused_before_the_solve(tmp_path):
+    x = torch.rand(8, 4)
+    with pytest.raises(UnsupportedLayer, match="no calibration batch meets layer 'aux'"):
+        quantize(Unused(), [x], progress=False, state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+    assert quantize(Unused(), [x], exclude=("aux",), progress=False).certificate.ok
+
+
+class Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.q(x) @ self.k(x).transpose(1, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.* is quantized layer by layer:UserWarning")
+def test_a_product_has_one_name_everywhere():
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 16)
+    result = quantize(Product(), [x], accumulator_bit_width=16, progress=False)
+    (name,) = [e.name for e in result.certificate.failures]
+    assert name == "Product.forward"
+    again = quantize(Product(), [x], accumulator_bit_width=16, exclude=(name,), progress=False)
+    assert again.certificate.ok
+    tuned = finetune(
+        result.model,
+        [(x, torch.randn(4, 6, 6))],
+        epochs=1,
+        exclude=(name,),
+        loss=lambda output, batch: (tensor_of(output) - batch[1]).square().mean(),
+        progress=False,
+    )
+    assert tuned.certificate.ok
+    with pytest.raises(InvalidOption, match="is not in the model"):
+        quantize(Product(), [x], exclude=("Another.forward",), progress=False)

@@ -293,7 +293,8 @@ class axe_mode:
                 raise MissingInputQuantizer(
                     f"the input of layer '{name}' is not quantized to integers, so its "
                     "accumulator cannot be bounded; give it an input_quant, feed it a "
-                    f"QuantTensor, or exclude it by name, exclude=('{name}',)."
+                    "QuantTensor (return_quant_tensor=True of the activation before it), or "
+                    f"exclude it by name, exclude=('{name}',)."
                 )
         for name, layer in self.layers.items():
             apply_precision(name, layer, self.plan[name], calls.get(name, ()))

@@ -1,0 +1,76 @@
+"""What a plain model must be so that its layers can be given quantizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from brevitas.inject.enum import ScalingPerOutputType
+from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
+
+from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.model.layers import PLAIN_LAYERS
+
+
+def plain_classes(model: nn.Module) -> nn.Module:
+    """Layers of a user's subclass that computes what its base class computes become that class."""
+    for module in model.modules():
+        for kind in PLAIN_LAYERS:
+            own = type(module)
+            methods = ("forward", "_conv_forward", "_output_padding")
+            same = all(getattr(own, m, None) is getattr(kind, m, None) for m in methods)
+            if (
+                isinstance(module, kind)
+                and own is not kind
+                and same
+                and not is_parametrized(module)
+            ):
+                part: Any = module
+                part.__class__ = kind
+    return model
+
+
+def check_plainly_written(model: nn.Module) -> None:
+    """Refuses layers whose weights are computed elsewhere, which no quantizer can stand in for.
+
+    Raises:
+        UnsupportedLayer: pruned, weight- or spectral-normalized layers, or torch's own
+            transformer layers.
+    """
+    for name, module in model.named_modules():
+        hooks = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
+        if is_parametrized(module):
+            tensor = next(iter(vars(module.parametrizations)["_modules"]))
+            way = f"torch.nn.utils.parametrize.remove_parametrizations(layer, '{tensor}')"
+        elif any(key.endswith("_mask") and f"{key[:-5]}_orig" in module._parameters
+                 for key in module._buffers):  # fmt: skip
+            way = "torch.nn.utils.prune.remove(layer, 'weight')"
+        elif "WeightNorm" in hooks or "SpectralNorm" in hooks:
+            kind = "weight" if "WeightNorm" in hooks else "spectral"
+            way = f"torch.nn.utils.remove_{kind}_norm(layer)"
+        elif isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+            raise UnsupportedLayer(
+                f"layer '{name}' is torch's own {type(module).__name__}, which reads the weights "
+                "of its parts past any quantizer; write it with nn.MultiheadAttention and "
+                "nn.Linear, or use a model of transformers and quantize_blocks."
+            )
+        else:
+            continue
+        raise UnsupportedLayer(
+            f"the weights of layer '{name}' are computed from others in every forward; make them "
+            f"plain first, by {way}."
+        )
+
+
+def check_transposed(model: nn.Module, weight_quant: type) -> None:
+    """Brevitas 0.12 takes the groups of a transposed convolution for one when it shapes scales."""
+    kind: Any = weight_quant
+    per_tensor = getattr(kind, "scaling_per_output_type", None) == ScalingPerOutputType.TENSOR
+    for name, module in model.named_modules():
+        if isinstance(module, _ConvTransposeNd) and module.groups > 1 and not per_tensor:
+            raise UnsupportedLayer(
+                f"layer '{name}' is a transposed convolution in {module.groups} groups, which "
+                "Brevitas cannot give a weight scale per channel; make it a Brevitas layer with "
+                "Int8WeightPerTensorFloatAXE, or write it as one group."
+            )

@@ -1,0 +1,199 @@
+"""From a plain model to a clean graph: every rewrite is compared with the model, or left out."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from brevitas.fx.brevitas_tracer import symbolic_trace
+from brevitas.graph.fixed_point import (
+    CollapseConsecutiveConcats,
+    MergeBatchNorm,
+    MoveSplitBatchNormBeforeCat,
+)
+from brevitas.graph.standardize import (
+    DuplicateSharedStatelessModule,
+    MeanMethodToAdaptiveAvgPool2d,
+    RemoveStochasticModules,
+    TorchFunctionalToModule,
+)
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.model.running import Batch, copied
+
+# A GraphModule or Node, of torch.fx or of Brevitas's copy of it; arguments of nodes are anything.
+Graph = Any
+_RELUS = ("relu", "relu_", torch.relu, torch.relu_)
+_SAMPLES = 4
+# Largest difference between outputs, relative to the largest output, that rounding explains.
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+def rewritten(model: nn.Module, batch: Batch) -> Graph:
+    """The graph of a model as Brevitas quantizes it best, and computing what the model computes.
+
+    Args:
+        model: in evaluation mode; not modified.
+        batch: on which graph and model are compared, in float64 where the model runs so.
+
+    Warns:
+        UserWarning: a rewrite would change what the model computes, and is left out.
+
+    Raises:
+        UnsupportedLayer: the graph that tracing gives computes something else.
+        Exception: whatever tracing meets.
+    """
+    compare = _Comparison(model, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.fx's own deprecations inside Brevitas
+        graph = symbolic_trace(copy.deepcopy(model))
+        whole = copied(graph)
+        for step in _STEPS.values():
+            whole = step(whole)
+        if compare.agrees(whole):
+            return whole
+        if not compare.agrees(graph):
+            raise UnsupportedLayer("its graph computes something else; its path may be data's")
+        left_out = []
+        for name, step in _STEPS.items():
+            candidate = step(copied(graph))
+            if compare.agrees(candidate):
+                graph = candidate
+            else:
+                left_out.append(name)
+    for name in left_out:
+        warnings.warn(
+            f"{name} would change what the model computes, so it was left out; the model is "
+            "quantized without it.",
+            stacklevel=2,
+        )
+    return graph
+
+
+class _Comparison:
+    """What the float model gives on a few samples, and whether others give the same."""
+
+    def __init__(self, model: nn.Module, batch: Batch) -> None:
+        self._batch, self._type = _few(batch), torch.float64
+        try:
+            self._expected = self._outputs(model)
+        except Exception:  # casts inside, or fewer samples than it can do with
+            self._batch, self._type = batch, torch.float32
+            self._expected = self._outputs(model)
+
+    def agrees(self, model: nn.Module) -> bool:
+        """Whether a model computes the same but for rounding."""
+        try:
+            outputs = self._outputs(model)
+        except Exception:
+            return False
+        return differ(self._expected, outputs) <= _ROUNDING[self._type]
+
+    def _outputs(self, model: nn.Module) -> list[Tensor]:
+        args, kwargs = self._batch
+        if self._type == torch.float64:
+            model = copy.deepcopy(model).double()
+            args, kwargs = tree_map(_double, (args, kwargs))
+        with torch.no_grad():
+            return tensors_in(model(*args, **kwargs))
+
+
+def differ(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+    """Largest difference, relative to the largest expected output; infinite where shapes differ."""
+    if [t.shape for t in expected] != [t.shape for t in outputs]:
+        return float("inf")
+    worst = 0.0
+    for left, right in zip(expected, outputs, strict=True):
+        if left.numel() == 0:
+            continue
+        left, right = left.double().nan_to_num(), right.double().nan_to_num()
+        size = max(float(left.abs().max()), 1e-12)
+        worst = max(worst, float((left - right).abs().max()) / size)
+    return worst
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """Every tensor of an output, however it is nested; values of QuantTensors."""
+    if isinstance(output, Mapping):
+        return [tensor for value in output.values() for tensor in tensors_in(value)]
+    if hasattr(output, "value") and not isinstance(output, Tensor):
+        return [output.value]
+    if isinstance(output, (tuple, list)):
+        return [tensor for value in output for tensor in tensors_in(value)]
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _few(batch: Batch) -> Batch:
+    """The first samples, where every tensor has as many."""
+    sizes = {leaf.shape[:1] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)}
+    if len(sizes) != 1 or not next(iter(sizes)):
+        return batch
+    return tree_map(lambda v: v[:_SAMPLES] if isinstance(v, Tensor) else v, batch)
+
+
+def _spell_for_brevitas(model: Graph) -> Graph:
+    """Rewrites what Brevitas does not read, x.relu() and torch.relu(x), or reads amiss.
+
+    It would quantize again after a Flatten, signed, and so lose a bit of what a ReLU gave.
+    """
+    for node in list(model.graph.nodes):
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        with model.graph.inserting_before(node):
+            if node.op != "call_module" and node.target in _RELUS:
+                model.add_submodule(f"{node.name}_module", nn.ReLU())
+                new = model.graph.call_module(f"{node.name}_module", node.args[:1])
+            elif isinstance(module, nn.Flatten):
+                dims = (module.start_dim, module.end_dim)
+                new = model.graph.call_function(torch.flatten, (node.args[0], *dims))
+            elif _flattens(node):
+                new = model.graph.call_function(torch.flatten, (node.args[0], 1))
+            else:
+                continue
+        node.replace_all_uses_with(new)
+        model.graph.erase_node(node)
+    model.graph.eliminate_dead_code()
+    model.recompile()
+    return model
+
+
+def _flattens(node: Graph) -> bool:
+    """True for x.view(x.shape[0], -1), x.reshape(x.size(0), -1) and the like."""
+    if node.op != "call_method" or node.target not in ("view", "reshape"):
+        return False
+    sizes = node.args[1:]
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = tuple(sizes[0])
+    if len(sizes) != 2:
+        return False
+    x, (size, rest) = node.args[0], sizes
+    kind = getattr(size, "op", None)  # a number has none
+    if rest != -1 or kind is None:
+        return False
+    if kind == "call_method":
+        return size.target == "size" and size.args == (x, 0)
+    if size.target is not operator.getitem or size.args[1] != 0:
+        return False
+    owner = size.args[0]
+    return owner.target in (getattr, "size") and owner.args in ((x, "shape"), (x,))
+
+
+_STEPS: dict[str, Callable[[Graph], Graph]] = {
+    "replacing functions by modules": TorchFunctionalToModule().apply,
+    "copying modules that are called twice": DuplicateSharedStatelessModule().apply,
+    "replacing means by pooling": MeanMethodToAdaptiveAvgPool2d().apply,
+    "joining concatenations": CollapseConsecutiveConcats().apply,
+    "moving batch norms in front of concatenations": MoveSplitBatchNormBeforeCat().apply,
+    "folding batch norms into layers": MergeBatchNorm().apply,
+    "removing dropout": RemoveStochasticModules().apply,
+    "replacing methods by modules": _spell_for_brevitas,
+}

@@ -1,0 +1,40 @@
+"""Layers whose weights are not their own are refused in one sentence with the way out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.model.plain import check_plainly_written
+from brevitas_axe.run.quantize import quantize
+
+
+def model() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+
+WAYS = {
+    "prune.remove": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "remove_parametrizations.layer, 'weight'": parametrizations.weight_norm,
+    "remove_parametrizations": parametrizations.spectral_norm,
+    "remove_spectral_norm": torch.nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("way", WAYS)
+def test_weights_computed_from_others_are_refused(way) -> None:
+    net = model()
+    WAYS[way](net[2])
+    with pytest.raises(UnsupportedLayer, match=f"layer '2'.*{way}"):
+        quantize(net, [torch.rand(8, 1, 8, 8)], progress=False)
+    check_plainly_written(model())
+
+
+def test_torch_s_own_transformer_layers_are_refused() -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    with pytest.raises(UnsupportedLayer, match=r"torch's own TransformerEncoderLayer"):
+        quantize(nn.Sequential(layer), [torch.randn(8, 6, 16)], progress=False)

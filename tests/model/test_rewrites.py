@@ -1,0 +1,213 @@
+"""Models of strangers: quantized on their graph without a change of function, or told why not."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from brevitas import nn as qnn
+from brevitas.quant_tensor import QuantTensor
+from torch import Tensor, nn
+
+from brevitas_axe.accumulator import InputRange
+from brevitas_axe.model import rewrites
+from brevitas_axe.model.layers import find_layers, find_unquantized
+from brevitas_axe.model.prepare import as_batches, to_brevitas
+from brevitas_axe.model.rewrites import differ, rewritten, tensors_in
+from brevitas_axe.model.running import float_twin, observe_inputs
+
+X = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def error(quantized: nn.Module, model: nn.Module, *args: Tensor) -> float:
+    with torch.no_grad():
+        return float((quantized(*args) - model(*args)).norm() / model(*args).norm())
+
+
+def test_relu6_stays_what_it_is() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU6(), nn.Conv2d(6, 6, 3), nn.ReLU6()).eval()
+    x = 100 * X
+    quantized = to_brevitas(model, as_batches([x]), weight_bit_width=8)
+    with torch.no_grad():
+        assert float(quantized(x).max()) <= 6 * (1 + 1e-5)
+    assert error(quantized, model, x) < 0.05
+    assert differ(tensors_in(model(x)), tensors_in(float_twin(quantized)(x))) < 1e-4
+
+
+def test_a_rewrite_that_changes_the_function_is_left_out_and_named(monkeypatch) -> None:
+    def wrong(graph):
+        graph.get_parameter("0.weight").data.mul_(2)
+        return graph
+
+    monkeypatch.setitem(rewrites._STEPS, "doubling weights", wrong)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    with pytest.warns(UserWarning, match="doubling weights would change what the model computes"):
+        graph = rewritten(model, ((X,), {}))
+    assert differ(tensors_in(model(X)), tensors_in(graph(X))) < 1e-4
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in graph.modules())
+
+
+class Cat(nn.Module):
+    """Concatenated ReLUs, as in a UNet or DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.c = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        a = F.relu(self.a(x))
+        return self.c(torch.cat([a, F.relu(self.b(a))], 1))
+
+
+class PooledReLU(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.c(F.relu(self.a(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("build", [Cat, PooledReLU])
+def test_what_relus_give_is_unsigned(build) -> None:
+    torch.manual_seed(0)
+    quantized = to_brevitas(build().eval(), as_batches([X]))
+    ranges = observe_inputs(quantized, find_layers(quantized), (X,))
+    assert list(ranges.values()) == [[InputRange(0, 255)]] * len(ranges)
+    assert not any(getattr(m, "observer_only", False) for m in quantized.modules())
+
+
+class Sliced(nn.Module):
+    """The option-A shortcut of CIFAR ResNets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
+        self.b, self.c = nn.Conv2d(4, 8, 3, padding=1, stride=2), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        x = F.relu(self.b(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)))
+        return self.c(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class Chunked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        left, right = F.relu(self.a(x)).chunk(2, 1)
+        return torch.cat([left, F.relu(self.b(right))], 1)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.b(F.relu(self.b(F.relu(self.a(x)))))
+
+
+class PlusItself(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.a(x)
+
+
+class DataDecides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        return self.b(x) if x.sum() > 0 else x
+
+
+class Optional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x, mask=None):
+        x = F.relu(self.a(x))
+        return self.b(x if mask is None else x * mask)
+
+
+@pytest.mark.parametrize("build", [Sliced, Chunked, Twice, PlusItself, DataDecides, Optional])
+def test_what_brevitas_does_not_know_is_quantized_or_told(build, capfd) -> None:
+    torch.manual_seed(0)
+    model = build().eval()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        quantized = to_brevitas(model, as_batches([X]), weight_bit_width=8)
+    told = [w for w in told if "is quantized layer by layer" in str(w.message)]
+    assert len(told) <= 1
+    assert "Traceback" not in capfd.readouterr().err
+    assert not find_unquantized(quantized)
+    ranges = observe_inputs(quantized, find_layers(quantized), (X,))
+    # A sum has one scale for both sides, and the sign of both.
+    low, high = (-128, 127) if build is PlusItself else (0, 255)
+    assert all(reach == InputRange(low, high) for calls in ranges.values() for reach in calls)
+    assert error(quantized, model, X) < 0.02
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(16, 3)
+
+    def forward(self, p, q):
+        return self.o(torch.relu(torch.cat([self.a(p), self.b(q)], 1)))
+
+
+def test_inputs_go_by_name_whatever_their_order() -> None:
+    torch.manual_seed(0)
+    model, p, q = Two().eval(), torch.randn(256, 4), torch.rand(256, 4)
+    for batch in ({"p": p, "q": q}, {"q": q, "p": p}, (p, q), (p, q, torch.zeros(256))):
+        batches = as_batches([batch], model)
+        quantized = to_brevitas(model, batches, weight_bit_width=8)
+        ranges = observe_inputs(quantized, find_layers(quantized), (p, q))
+        assert ranges["a"] == [InputRange(-128, 127)]
+        assert ranges["b"] == [InputRange(0, 255)]
+        assert error(quantized, model, p, q) < 0.03
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.p = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return {"cls": self.o(h), "rest": [self.p(h), (h,)]}
+
+
+def test_nested_outputs_are_plain_tensors() -> None:
+    torch.manual_seed(0)
+    model, x = Heads().eval(), torch.randn(64, 4)
+    output = to_brevitas(model, as_batches([x]), weight_bit_width=8)(x)
+    assert list(output) == ["cls", "rest"]
+    leaves = (output["cls"], output["rest"][0], output["rest"][1][0])
+    assert all(type(leaf) is Tensor and not isinstance(leaf, QuantTensor) for leaf in leaves)
+    assert differ(tensors_in(model(x)), tensors_in(output)) < 0.05
+
+
+def test_a_subclass_that_changes_nothing_is_quantized() -> None:
+    class MyLinear(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), MyLinear(8, 3)).eval()
+    quantized = to_brevitas(model, as_batches([torch.rand(8, 4)]))
+    assert isinstance(quantized.get_submodule("2"), qnn.QuantLinear)
+    assert type(model[2]) is MyLinear
