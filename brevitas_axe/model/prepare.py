@@ -41,8 +41,15 @@ from brevitas_axe.model.layers import DOT_PRODUCTS, find_unquantized
 from brevitas_axe.model.plain import check_plainly_written, check_transposed, plain_classes
 from brevitas_axe.model.quantizers import Int8WeightPerChannelFloatAXE
 from brevitas_axe.model.quantizers.relu6 import QuantReLU6
-from brevitas_axe.model.rewrites import Batch, Graph, differ, rewritten, tensors_in
-from brevitas_axe.model.running import copied, first_input, float_twin, shares_on_load, tensor_of
+from brevitas_axe.model.rewrites import Graph, differ, rewritten, tensors_in
+from brevitas_axe.model.running import (
+    Batch,
+    copied,
+    first_input,
+    float_twin,
+    shares_on_load,
+    tensor_of,
+)
 
 _RECURRENT = (nn.LSTM, nn.RNN)
 # With quantizers off, outputs may differ from the model's by so much of the largest: rounding.
@@ -169,8 +176,8 @@ def to_brevitas(
     check_transposed(model, weight_quant)
     weight = {"weight_quant": weight_quant, "weight_bit_width": weight_bit_width}
     plain = plain_classes(copy.deepcopy(model)).eval()
-    inputs: dict[str, Any] = {"input_bit_width": input_bit_width}
     graph, terminal = None, sys.stderr
+    inputs: dict[str, Any] = {"input_bit_width": input_bit_width}
     if input_quant is not None:
         inputs["input_quant"] = input_quant
         return _layer_by_layer(plain, weight, inputs, batches, progress, terminal)
@@ -241,10 +248,12 @@ def _layer_by_layer(
     progress: bool,
     terminal: Any,
 ) -> nn.Module:
-    """A copy with a quantizer in front of every layer, unsigned where nothing negative arrives."""
+    """A copy with a quantizer in front of every layer, calibrated.
+
+    Where none was chosen, it is unsigned at layers at which nothing negative arrives.
+    """
     layer_map = _with_weights(LAYERWISE_COMPUTE_LAYER_MAP, weight, inputs)
     quantized = layerwise_quantize(copied(model).eval(), layer_map)
-    # A quantizer that was asked for by name keeps its signs.
     lowest = {} if "input_quant" in inputs else _lowest_inputs(quantized, batches)
     quantizer: Any = Uint8ActPerTensorFloat
     for name, module in quantized.named_modules():

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from brevitas.fx.brevitas_tracer import symbolic_trace
 from brevitas.graph.fixed_point import (
     CollapseConsecutiveConcats,
     MergeBatchNorm,
     MoveSplitBatchNormBeforeCat,
 )
+from brevitas.graph.quantize import symbolic_trace
 from brevitas.graph.standardize import (
     DuplicateSharedStatelessModule,
     MeanMethodToAdaptiveAvgPool2d,
@@ -112,7 +112,7 @@ def differ(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
     for left, right in zip(expected, outputs, strict=True):
         if left.numel() == 0:
             continue
-        left, right = left.double().nan_to_num(), right.double().nan_to_num()
+        left, right = (t.detach().double().nan_to_num() for t in (left, right))
         size = max(float(left.abs().max()), 1e-12)
         worst = max(worst, float((left - right).abs().max()) / size)
     return worst

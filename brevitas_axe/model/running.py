@@ -19,7 +19,8 @@ from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import UnsupportedLayer
 from brevitas_axe.model.layers import Layer, input_range, is_accumulator_aware
 
-Batch = tuple[tuple, dict]  # arguments of one forward, positional and by name
+# Positional and keyword arguments of a forward.
+Batch = tuple[tuple, dict]
 # Name, module and arguments of a call; may return other arguments.
 Before = Callable[[str, Layer, tuple, dict], Any]
 # The same with the output at the end; may return another output.
@@ -36,39 +37,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training.items():
             module.training = mode
-
-
-@contextmanager
-def hooked(
-    modules: Mapping[str, nn.Module], before: Before | None = None, after: After | None = None
-) -> Iterator[None]:
-    """Calls functions around every call of some modules inside, whatever happens only there.
-
-    Args:
-        modules: by name; one that stands there under two names is watched under both.
-        before: function(name, module, args, kwargs), in front of a call. Where it returns
-            (args, kwargs), the module gets these instead.
-        after: function(name, module, args, kwargs, output), behind it. What it returns takes the
-            output's place, unless it is None.
-    """
-    with ExitStack() as stack:
-        for name, module in modules.items():
-            if before is not None:
-                hook = _bound(before, name)
-                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-                stack.callback(handle.remove)
-            if after is not None:
-                handle = module.register_forward_hook(_bound(after, name), with_kwargs=True)
-                stack.callback(handle.remove)
-        yield
-
-
-def _bound(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    # Not `functools.partial`: a copy of the module would copy what the function belongs to.
-    def hook(*call: Any) -> Any:
-        return function(name, *call)
-
-    return hook
 
 
 @contextmanager
@@ -102,6 +70,39 @@ def _before_load(model: Any, state: dict, *_: Any) -> None:
 def _after_load(model: Any, keys: Any) -> None:
     """Ends that."""
     config.REINIT_ON_STATE_DICT_LOAD = model.builds_anew
+
+
+@contextmanager
+def hooked(
+    modules: Mapping[str, nn.Module], before: Before | None = None, after: After | None = None
+) -> Iterator[None]:
+    """Calls functions around every call of some modules inside, whatever happens only there.
+
+    Args:
+        modules: by name; one that stands there under two names is watched under both.
+        before: function(name, module, args, kwargs), in front of a call. Where it returns
+            (args, kwargs), the module gets these instead.
+        after: function(name, module, args, kwargs, output), behind it. What it returns takes the
+            output's place, unless it is None.
+    """
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            if before is not None:
+                hook = _bound(before, name)
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+            if after is not None:
+                handle = module.register_forward_hook(_bound(after, name), with_kwargs=True)
+                stack.callback(handle.remove)
+        yield
+
+
+def _bound(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    # Not `functools.partial`: a copy of the module would copy what the function belongs to.
+    def hook(*call: Any) -> Any:
+        return function(name, *call)
+
+    return hook
 
 
 def first_input(args: tuple, kwargs: dict) -> Any:
@@ -164,9 +165,7 @@ def observe_inputs(
     return calls
 
 
-def check_reached(
-    model: nn.Module, layers: dict[str, Layer], batches: Sequence[tuple[tuple, dict]]
-) -> None:
+def check_reached(model: nn.Module, layers: dict[str, Layer], batches: Sequence[Batch]) -> None:
     """Refuses, before any work, layers that no calibration batch meets.
 
     Raises:

@@ -54,9 +54,9 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
         quantized, assumptions = _with_quantizers(quantized, batches, request)
     layers = find_layers(quantized, request.exclude, tile_scales=True)
     exclude = (*request.exclude, *recipe.excluded(layers))
-    check_reached(quantized, {n: m for n, m in layers.items() if n not in exclude}, batches)
     plan = _plan(layers, request)
     _follow_inputs(quantized, plan, batches, exclude, request)
+    check_reached(quantized, find_layers(quantized, exclude, tile_scales=True), batches)
     uniform = request.widths if plan is None else LayerPrecision()
     with (
         torch.no_grad(),

@@ -20,14 +20,13 @@ from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from brevitas.nn.quant_rnn import QuantRecurrentStackBase
 from brevitas.proxy.quant_proxy import QuantProxyFromInjector
 from brevitas.proxy.runtime_quant import (
-    ActQuantProxyFromInjector,
+    ActQuantProxyFromInjectorBase,
     DynamicActQuantProxyFromInjector,
     TruncQuantProxyFromInjector,
 )
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from brevitas_axe.errors import AxeError, InvalidOption
 from brevitas_axe.plan import Plan
@@ -94,7 +93,7 @@ def certify(
     args = args if type(args) is tuple or type(args) is list else (args,)
     kwargs = kwargs or {}
     watch = _Watch(model, (*args, *kwargs.values()))
-    with _evaluating(model), torch.no_grad(), watch.hooks(), watch.outside, _Sums(watch):
+    with _evaluating(model), torch.no_grad(), watch.hooks(), watch.outside:
         try:
             model(*args, **kwargs)
         except AxeError:
@@ -176,7 +175,7 @@ class _Watch:
             for name, module in self.modules.items()
             if isinstance(module, QuantProxyFromInjector) and module.is_quant_enabled
         }
-        self.outside = Outside(self._inside, self._stray)
+        self.outside = Outside(self._inside, self._stray, self._follow_sums)
         self.outside.born(self.args)
         for arg in self.args:
             self._bless(arg)
@@ -199,6 +198,13 @@ class _Watch:
             return True
         return any(name in self.layers or name in self.quantizers for name in self.stack)
 
+    def _follow_sums(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
+        """Results of layers that are added, or changed in place."""
+        if name in ("add", "add_") and len(args) == 2 and not kwargs:
+            self.note_sum(*args, output)
+        elif name.endswith("_") and args:
+            self.results.pop(id(args[0]), None)  # changed in place: no result any more
+
     def _stray(self, operation: str) -> None:
         self.strays.setdefault(self.stack[-1] if self.stack else "", set()).add(operation)
 
@@ -216,7 +222,7 @@ class _Watch:
             self.stack.append(name)
 
         def leave(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-            if isinstance(_module, ActQuantProxyFromInjector) and _module.is_quant_enabled:
+            if isinstance(_module, ActQuantProxyFromInjectorBase) and _module.is_quant_enabled:
                 self._bless(output, moving=_finds_zero_points(_module))
                 self.changing |= isinstance(_module, DynamicActQuantProxyFromInjector)
             if isinstance(_module, TruncQuantProxyFromInjector) and _module.is_quant_enabled:
@@ -322,22 +328,3 @@ def _finds_zero_points(proxy: Any) -> bool:
         return False
     fused: Any = proxy.fused_activation_quant_proxy
     return not isinstance(fused.tensor_quant.zero_point_impl, ZeroZeroPoint)
-
-
-class _Sums(TorchDispatchMode):
-    """Notes every addition of results of layers."""
-
-    def __init__(self, watch: _Watch) -> None:
-        super().__init__()
-        self._watch = watch
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        output = func(*args, **(kwargs or {}))
-        if name in ("add", "add_") and len(args) == 2 and not kwargs:
-            self._watch.note_sum(*args, output)
-        elif name.endswith("_") and args:
-            self._watch.results.pop(id(args[0]), None)  # changed in place: no result any more
-        return output

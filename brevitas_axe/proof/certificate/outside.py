@@ -122,11 +122,17 @@ class Outside(TorchDispatchMode):
     Args:
         inside: whether something runs that has an entry of its own, or is a quantizer.
         tell: called with the name of an operation that multiplies and adds, or is unknown.
+        seen: called with the name, arguments and result of every operation.
     """
 
-    def __init__(self, inside: Callable[[], bool], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        inside: Callable[[], bool],
+        tell: Callable[[str], None],
+        seen: Callable[[str, tuple, dict, Any], None],
+    ) -> None:
         super().__init__()
-        self._inside, self._tell = inside, tell
+        self._inside, self._tell, self._seen = inside, tell, seen
         self._numbers = WeakTensorKeyDictionary()
         self._count = itertools.count()
 
@@ -142,9 +148,10 @@ class Outside(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        self._seen(name, args, kwargs, result)
         if self._inside():
             return result
-        name = func.overloadpacket.__name__
         shown = name if func.namespace == "aten" else f"{func.namespace}.{name}"
         if name in _PRODUCTS or name.startswith(_PRODUCT_FAMILIES):
             self._tell(shown)

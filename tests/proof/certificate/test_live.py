@@ -385,7 +385,7 @@ def test_what_no_width_was_asked_for_is_visible(net) -> None:
     others = [e.name for e in planned.entries if e.name != "conv"]
     assert list(planned.unlimited) == others
     assert json.loads(planned.to_json())["unlimited"] == others
-    assert "4 of 5 without a width asked for" in str(planned.table().title)
+    assert "No width was asked for: depthwise" in str(planned.table().caption)
     assert certify(model, 30, args=x).unlimited == ()
     assert certify(model, args=x).unlimited == ()
 
