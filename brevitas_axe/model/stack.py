@@ -79,9 +79,20 @@ def blocks_in_turn(model: nn.Module, batch: Batch) -> bool:
             return False
         with torch.no_grad():
             record_calls(model, blocks, [batch])
+            return _called_once(model, next(iter(blocks.values())), batch)
     except (InvalidOption, UnsupportedLayer):
         return False
-    return True
+
+
+def _called_once(model: nn.Module, block: nn.Module, batch: Batch) -> bool:
+    """Whether a whole forward calls a block once; `record_calls` ends at the last block."""
+    calls: list[int] = []
+    handle = block.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        model(*batch[0], **batch[1])
+    finally:
+        handle.remove()
+    return len(calls) == 1
 
 
 def _is_linear_and_norm(block: nn.Module) -> bool:
