@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from brevitas_axe.cli import options
+from brevitas_axe.errors import InvalidOption
 
 
 def add(commands) -> None:
@@ -18,6 +20,18 @@ def add(commands) -> None:
     options.add_tile(parser)
     options.add_plan(parser)
     options.add_exclude(parser)
+    parser.add_argument(
+        "--input-type",
+        action="append",
+        default=[],
+        metavar="NAME=TYPE",
+        help="integer type of a floating-point input, such as x=UINT8; may be repeated",
+    )
+    parser.add_argument(
+        "--fixed-initializers",
+        action="store_true",
+        help="nobody replaces weights that are graph inputs too, as Brevitas's own export has them",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
@@ -32,9 +46,22 @@ def run(arguments: argparse.Namespace) -> int:
         tile_size=arguments.tile_size,
         plan=options.plan_of(arguments),
         exclude=tuple(arguments.exclude),
+        input_types=_input_types(arguments.input_type),
+        fixed_initializers=arguments.fixed_initializers,
     )
     if arguments.json:
         print(certificate.to_json())
     else:
         console().print(certificate.table())
     return 0 if certificate.ok else 1
+
+
+def _input_types(given: Sequence[str]) -> dict[str, str]:
+    """NAME=TYPE of every --input-type."""
+    types = {}
+    for pair in given:
+        name, separator, kind = pair.rpartition("=")
+        if not separator or not name or not kind:
+            raise InvalidOption(f"--input-type is NAME=TYPE, such as x=UINT8, not '{pair}'.")
+        types[name] = kind
+    return types

@@ -78,9 +78,19 @@ def export_layers(
                 "quantize with activations='static'."
             )
         example = torch.randn(1, layer.in_features, generator=torch.Generator().manual_seed(0))
-        written[name] = Path(folder) / f"{name}.onnx"
+        written[name] = _inside(Path(folder), name)
         export_qonnx(_Single(name, layer), example.to(layer.weight), written[name], target=target)
     return written
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file of a layer; raises ExportRefused for a name that leads out of the folder."""
+    path = folder / f"{name}.onnx"
+    if path.resolve().parent != folder.resolve():
+        raise ExportRefused(
+            f"layer '{name}' has a name that leads outside the folder {folder}; rename the module."
+        )
+    return path
 
 
 def on_cpu(layer: Layer) -> Layer:

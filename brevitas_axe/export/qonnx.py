@@ -35,7 +35,7 @@ from qonnx.core.onnx_exec import execute_node, execute_onnx
 from qonnx.transformation.extract_conv_bias import ExtractBiasFromConv
 from qonnx.transformation.fold_constants import FoldConstants
 from qonnx.transformation.gemm_to_matmul import GemmToMatMul
-from qonnx.transformation.general import GiveUniqueNodeNames
+from qonnx.transformation.general import GiveUniqueNodeNames, RemoveStaticGraphInputs
 from qonnx.transformation.infer_shapes import InferShapes
 from torch import Tensor, nn
 
@@ -256,7 +256,8 @@ def _streamlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     known = {name for node in proto.graph.node for name in (*node.input, *node.output)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # qonnx warns about opsets newer than its table
-        for step in (InferShapes(), FoldConstants()):
+        # A caller could replace the weights of a file that lists them among its inputs.
+        for step in (RemoveStaticGraphInputs(), InferShapes(), FoldConstants()):
             wrapped = wrapped.transform(step)
         _fold_biases(wrapped)
         for step in (

@@ -7,6 +7,7 @@ results over all at once, so that there they reach the disk only when the last o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -80,14 +81,16 @@ class Trials:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([key, value]) + "\n")
+                file.write(json.dumps([key, value, _digest(key, value)]) + "\n")
 
     def _read(self, path: Path) -> None:
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         try:
             for line in whole.decode().splitlines():
-                key, value = json.loads(line)
+                key, value, digest = json.loads(line)
+                if digest != _digest(key, value):
+                    raise ValueError(f"the record of '{key}' has another checksum")
                 self._known[str(key)] = value
         except (ValueError, TypeError) as error:
             raise InvalidState(
@@ -105,6 +108,11 @@ def _parallel(workers: int) -> Parallel:
         return Parallel(workers, prefer="threads", return_as="generator_unordered")
     except ValueError:
         return Parallel(workers, prefer="threads")
+
+
+def _digest(key: str, value: Value) -> str:
+    """Checksum of a record, so that a changed figure is not believed."""
+    return hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()[:32]
 
 
 def _keyed(

@@ -19,7 +19,7 @@ from brevitas_axe.proof.certificate.dot_products import find
 from brevitas_axe.proof.certificate.proof import prove
 from brevitas_axe.proof.certificate.sums import joins_of, sums
 from brevitas_axe.proof.graph.flow import analyse
-from brevitas_axe.proof.graph.modelfile import read, shown
+from brevitas_axe.proof.graph.modelfile import ModelFile, read, shown
 
 
 def certify_file(
@@ -30,6 +30,7 @@ def certify_file(
     exclude: Sequence[str] = (),
     honour_narrow: bool = False,
     input_types: Mapping[str, str] | None = None,
+    fixed_initializers: bool = False,
 ) -> Certificate:
     """Proves, from a QONNX file alone, how wide every accumulator must be.
 
@@ -43,6 +44,9 @@ def certify_file(
             hardware does so too. FINN does not.
         input_types: graph input → qonnx integer type, such as {"x": "UINT8"}, of a floating-point
             input whose values the caller knows to be such integers; the certificate says so.
+        fixed_initializers: take it that nobody replaces an initializer that is a graph input too,
+            as Brevitas's own export writes weights; FINN and `emulate` never do. The certificate
+            says so.
 
     Raises:
         InvalidModelFile: the file is missing, corrupted, unsafe or broken.
@@ -53,9 +57,9 @@ def certify_file(
     targets = Targets(accumulator_bit_width, tile_size, plan)
     file = read(path_or_model)
     try:
-        facts = analyse(file, honour_narrow, input_types)
+        facts = analyse(file, honour_narrow, input_types, fixed_initializers)
         found = tuple(find(file, facts))
-        joined, assumptions = sums(tuple(joins_of(file, facts)), found)
+        joined, joins = sums(tuple(joins_of(file, facts)), found)
     except AxeError:
         raise
     except Exception as error:  # what a hostile file can still provoke in a library
@@ -64,10 +68,6 @@ def certify_file(
         ) from error
     entries = tuple(prove(dot_product, targets) for dot_product in found)
     targets.check_aliases([entry.aliases for entry in entries])
-    declared = (
-        f"graph input '{shown(name)}' holds {kind} integers, as the caller declares"
-        for name, kind in (input_types or {}).items()
-    )
     return Certificate(
         entries=entries,
         excluded=excluded_names(entries, exclude),
@@ -76,5 +76,20 @@ def certify_file(
         external=file.external,
         sums=joined,
         tool_version=tool_version(),
-        assumptions=(*assumptions, *declared),
+        assumptions=(*joins, *_assumptions(file, input_types or {}, fixed_initializers)),
     )
+
+
+def _assumptions(
+    file: ModelFile, input_types: Mapping[str, str], fixed_initializers: bool
+) -> tuple[str, ...]:
+    """What the caller declares of the whole file, one sentence each."""
+    said = [
+        f"graph input '{shown(name)}' holds {kind} integers, as the caller declares"
+        for name, kind in input_types.items()
+    ]
+    inputs = {value.name for value in file.graph.input}
+    shared = sum(tensor.name in inputs for tensor in file.graph.initializer)
+    if fixed_initializers and shared:
+        said.append(f"nobody replaces the {shared} initializers that are graph inputs too")
+    return tuple(said)

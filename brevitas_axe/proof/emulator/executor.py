@@ -19,11 +19,13 @@ from brevitas_axe.errors import InvalidModelFile, InvalidOption
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate.certificate import Targets
 from brevitas_axe.proof.certificate.dot_products import find, operand
+from brevitas_axe.proof.emulator.allowance import Allowance
 from brevitas_axe.proof.emulator.convolution import Product, convolve
 from brevitas_axe.proof.emulator.overflow import Accumulated, Overflow, accumulate
 from brevitas_axe.proof.graph.flow import analyse
-from brevitas_axe.proof.graph.grid import Fact, Grid
+from brevitas_axe.proof.graph.grid import Fact, Grid, Unprovable
 from brevitas_axe.proof.graph.modelfile import ModelFile, Node, captured, read, shown
+from brevitas_axe.proof.graph.operators import CHANNELS_LAST, QONNX, operator_set
 
 # Newest IR that ONNX Runtime 1.31 reads.
 _IR_VERSION = 10
@@ -174,6 +176,8 @@ class _Run:
             aliases.append([n for n in (found.layer, found.name, found.weight) if n])
             if found.integers is None:
                 self.result.float_nodes[found.name] = found.reason
+            elif found.op == "XnorPopcountMatMul":
+                self.result.float_nodes[found.name] = "it counts bits, which qonnx executes"
             else:
                 self._steps[found.name] = found.integers.step
                 width, tile = targets.of(aliases[-1])
@@ -182,11 +186,14 @@ class _Run:
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         context: dict[str, Any] = {**self._constants, **inputs}
+        self._allowance = Allowance(self.file, inputs)
         for node in self.file.nodes:
             try:
                 self._execute(node, context)
             except InvalidModelFile:
                 raise
+            except Unprovable as reason:
+                raise InvalidModelFile(f"{self.file.subject}: {reason}.") from None
             except Exception as error:  # a library's way of refusing a node
                 first_line = next(iter(str(error).splitlines()), "")
                 raise InvalidModelFile(
@@ -196,19 +203,53 @@ class _Run:
         return {output.name: context[output.name] for output in self.file.graph.output}
 
     def _execute(self, node: Node, context: dict[str, Any]) -> None:
+        group = operator_set(node)
+        if group == CHANNELS_LAST or node.op == "MaxPoolNHWC":
+            self._channels_last(node, context)
+            return
         if node.name in self._steps:
+            self._allowance.check(node.proto, {i: context[i] for i in node.inputs if i})
             context[node.outputs[0]] = self._product(node, context)
             return
-        if is_custom_op(node.proto.domain, node.op):
-            version = self.file.opset(node.proto.domain)
-            execute_custom_node(node.proto, context, self.file.graph, version)
+        if group == QONNX or is_custom_op(node.proto.domain, node.op):
+            proto, version = onnx.NodeProto(), self.file.opset(node.proto.domain)
+            proto.CopyFrom(node.proto)
+            proto.domain = group
+            self._allowance.check_custom(node, context)
+            execute_custom_node(proto, context, self.file.graph, version)
             return
         feeds = {i: context[i] for i in _needed(node.proto) if i in context}
-        if node.name not in self._sessions:
-            self._sessions[node.name] = _session(node.proto, feeds, self.file)
-        outputs = [o for o in node.outputs if o]
-        results = self._sessions[node.name].run(outputs, feeds)
-        context.update(zip(outputs, results, strict=True))
+        context.update(self._run_standard(node.name, node.proto, feeds))
+
+    def _run_standard(
+        self, name: str, proto: onnx.NodeProto, feeds: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Outputs of a node of ONNX, by ONNX Runtime."""
+        self._allowance.check(proto, feeds)
+        if name not in self._sessions:
+            self._sessions[name] = _session(proto, feeds, self.file)
+        outputs = [o for o in proto.output if o]
+        return dict(zip(outputs, self._sessions[name].run(outputs, feeds), strict=True))
+
+    def _channels_last(self, node: Node, context: dict[str, Any]) -> None:
+        """Runs a node whose channels are its last axis as the one of ONNX."""
+        proto = onnx.NodeProto()
+        proto.CopyFrom(node.proto)
+        proto.domain, proto.op_type = "", node.op.removesuffix("NHWC")
+        moved = 2 if node.op == "Conv" else 1
+        feeds = {
+            name: np.ascontiguousarray(np.moveaxis(context[name], -1, 1))
+            if i < moved
+            else context[name]
+            for i, name in enumerate(node.inputs)
+            if name
+        }
+        if node.name in self._steps:
+            self._allowance.check(proto, feeds)
+            result = self._product(node, context)
+        else:
+            result = self._run_standard(node.name, proto, feeds)[node.outputs[0]]
+        context[node.outputs[0]] = np.ascontiguousarray(np.moveaxis(result, 1, -1))
 
     def _product(self, node: Node, context: dict[str, Any]) -> np.ndarray:
         """A dot product's output from its integer accumulators."""
@@ -221,6 +262,8 @@ class _Run:
         third = node.inputs[2] if len(node.inputs) > 2 else ""
         bias = np.asarray(context[third], np.float64) if third else 0.0
         if node.op in ("Conv", "ConvTranspose"):
+            if operator_set(node) == CHANNELS_LAST:
+                left, right = (np.moveaxis(array, -1, 1) for array in (left, right))
             channels = (-1, *(1,) * (left.ndim - 2))
             sums = convolve(left, right, node, multiply)
             step = np.asarray(self._steps[node.name]).reshape(channels)

@@ -39,7 +39,10 @@ _MAX_ASSUMPTIONS = 64
 
 
 def analyse(
-    file: ModelFile, honour_narrow: bool = False, input_types: Mapping[str, str] | None = None
+    file: ModelFile,
+    honour_narrow: bool = False,
+    input_types: Mapping[str, str] | None = None,
+    fixed_initializers: bool = True,
 ) -> dict[str, Fact]:
     """Facts of every tensor of the main graph.
 
@@ -47,6 +50,7 @@ def analyse(
         file: the checked model.
         honour_narrow: see Reading.
         input_types: graph input → qonnx integer DataType that its values are known to have.
+        fixed_initializers: no caller replaces an initializer that is a graph input too.
 
     Returns:
         tensor name → Grid, Constant or Unknown.
@@ -54,7 +58,7 @@ def analyse(
     Raises:
         InvalidOption: input_types names no graph input, or no integer type.
     """
-    facts = _given(file, input_types or {})
+    facts = _given(file, input_types or {}, fixed_initializers)
     reading = Reading(honour_narrow, file.opset(), file.budget)
     functions = local_functions(file)
     with np.errstate(all="ignore"):
@@ -74,7 +78,7 @@ def local_functions(file: ModelFile) -> dict[tuple[str, str], onnx.FunctionProto
     return {(plain_domain(f.domain), f.name): f for f in file.model.functions}
 
 
-def _given(file: ModelFile, input_types: Mapping[str, str]) -> dict[str, Fact]:
+def _given(file: ModelFile, input_types: Mapping[str, str], fixed: bool) -> dict[str, Fact]:
     """Facts of initializers and graph inputs."""
     facts: dict[str, Fact] = {}
     for value in file.graph.input:
@@ -90,10 +94,10 @@ def _given(file: ModelFile, input_types: Mapping[str, str]) -> dict[str, Fact]:
     for tensor in file.graph.initializer:
         constant = Constant(file.array(tensor), shown(tensor.name), tensor.data_type)
         # Since IR version 4 whoever runs a file may give an input, and replaces its initializer.
-        if tensor.name in facts and file.model.ir_version >= 4:
+        if tensor.name in facts and file.model.ir_version >= 4 and not fixed:
             facts[tensor.name] = Unknown(
                 f"'{shown(tensor.name)}' is a graph input too, so that a caller may replace its "
-                "values; take it off the graph's inputs"
+                "values; take it off the graph's inputs, or say fixed_initializers"
             )
         else:
             facts[tensor.name] = _annotated(constant, file.types.get(tensor.name, ""))

@@ -26,7 +26,7 @@ from brevitas_axe.proof.graph.modelfile import Node
 from brevitas_axe.proof.graph.quantizers import Reading, constant_values
 
 # What one run of the reference implementation costs beside its elements.
-_CALL = 2**12
+_CALL = 2**14
 
 Rule = Callable[[Node, list[Fact], Reading], Fact]
 

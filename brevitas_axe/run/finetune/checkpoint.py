@@ -54,8 +54,15 @@ class SavedRun:
             raise InvalidState(
                 f"the state file {self._path} is corrupted; delete it to start anew."
             )
-        content = torch.load(io.BytesIO(data[_DIGEST:]), map_location="cpu", weights_only=True)
-        if content["run"] != self._run:
+        try:
+            content = torch.load(io.BytesIO(data[_DIGEST:]), map_location="cpu", weights_only=True)
+            run = content["run"]
+        except Exception as error:  # whatever torch makes of bytes that it did not write
+            raise InvalidState(
+                f"the state file {self._path} is corrupted ({type(error).__name__}); delete it to "
+                "start anew."
+            ) from None
+        if run != self._run:
             raise InvalidState(
                 f"the state {self._path} belongs to another model or setting; choose an empty "
                 "folder, or delete it to start afresh."

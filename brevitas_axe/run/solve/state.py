@@ -82,16 +82,26 @@ class SavedLayers:
             return LayerSolution(
                 integers, scale, None if shift is None else torch.from_numpy(shift)
             )
-        except (OSError, ValueError, KeyError) as error:
+        except InvalidState:
+            raise
+        except Exception as error:  # whatever NumPy and zipfile make of bytes that are no archive
             raise InvalidState(
                 f"the state file {path} is corrupted ({error}); delete it to solve its layer again."
             ) from None
 
     def entry(self, index: int) -> dict:
         """The log entry of a layer that `load` gave; empty in states of older versions."""
-        content = self._path(index).read_bytes()[_DIGEST:]
-        with np.load(io.BytesIO(content), allow_pickle=False) as data:
-            return json.loads(str(data["entry"])) if "entry" in data else {}
+        path = self._path(index)
+        try:
+            with np.load(io.BytesIO(path.read_bytes()[_DIGEST:]), allow_pickle=False) as data:
+                entry = json.loads(str(data["entry"])) if "entry" in data else {}
+        except Exception as error:  # as above
+            raise InvalidState(
+                f"the state file {path} is corrupted ({error}); delete it to solve its layer again."
+            ) from None
+        if not isinstance(entry, dict):
+            raise InvalidState(f"the state file {path} holds no log entry; delete it.")
+        return entry
 
     def _path(self, index: int) -> Path:
         return self.folder / f"layer-{index:04d}.solved"

@@ -52,6 +52,16 @@ def test_a_broken_file_is_named(tmp_path) -> None:
         Trials("f", tmp_path)
 
 
+@pytest.mark.parametrize(("old", "new"), [("4.0", "9.0"), ('"2"', '"3"'), (']", ', '", ')])
+def test_a_changed_record_is_noticed(tmp_path, old, new) -> None:
+    Trials("f", tmp_path).map(square, WORK)
+    (path,) = tmp_path.iterdir()
+    text = path.read_text()
+    path.write_text(text.replace(old, new, 1) if old in text else text[:5] + "x" + text[5:])
+    with pytest.raises(InvalidState, match="delete it"):
+        Trials("f", tmp_path)
+
+
 def test_nan_is_not_kept(tmp_path) -> None:
     with pytest.raises(NonFiniteValues, match="trial '0'"):
         Trials("f", tmp_path).map(lambda n: float("nan"), WORK[:1])

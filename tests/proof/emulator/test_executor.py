@@ -218,21 +218,23 @@ def test_wide_accumulators_are_the_plain_execution(digits) -> None:
 @pytest.mark.parametrize("overflow", ["wrap", "saturate"])
 def test_a_certified_width_changes_nothing_and_fewer_bits_do(digits, overflow, tile_size) -> None:
     path, x, _ = digits
-    need = max(e.width for e in certify_file(path, tile_size=tile_size).entries)
-    assert certify_file(path, need, tile_size).ok
+    need = max(
+        e.width for e in certify_file(path, tile_size=tile_size, fixed_initializers=True).entries
+    )
+    assert certify_file(path, need, tile_size, fixed_initializers=True).ok
     wide = emulate(path, x, 64)
     proven = emulate(path, x, need, tile_size, overflow)
     assert np.array_equal(proven.output, wide.output)
     assert proven.overflows == 0
     narrow = emulate(path, x, need - 4, tile_size, overflow)
-    assert not certify_file(path, need - 4, tile_size).ok
+    assert not certify_file(path, need - 4, tile_size, fixed_initializers=True).ok
     assert narrow.overflows > 0
     assert not np.array_equal(narrow.output, wide.output)
 
 
 def test_no_sum_passes_the_proof(digits) -> None:
     path, x, _ = digits
-    certificate = certify_file(path, tile_size=4)
+    certificate = certify_file(path, tile_size=4, fixed_initializers=True)
     largest = emulate(path, x, 64, tile_size=4).largest_sums
     assert set(largest) == {e.name for e in certificate.entries}
     for entry in certificate.entries:
@@ -264,7 +266,7 @@ def test_a_model_overflows_on_some_input_if_and_only_if_it_is_not_certified(
 
 def test_a_plan_narrows_one_layer(digits) -> None:
     path, x, _ = digits
-    layer = certify_file(path).entries[0].layer
+    layer = certify_file(path, fixed_initializers=True).entries[0].layer
     result = emulate(path, x[:20], 64, plan=Plan({layer: LayerPrecision(accumulator=8)}))
     counts = list(result.overflow_counts.values())
     assert counts[0] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -132,3 +133,11 @@ def test_a_checkpoint_of_another_quantizer_loads():
     broken = {k: v for k, v in ours.state_dict().items() if not k.endswith("input_low")}
     with pytest.raises(RuntimeError, match="input_low"):
         ours.load_state_dict(broken)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04", b"\x80\x02N.", b"\x80\x02]."])
+def test_a_valid_digest_around_garbage(tmp_path: Path, content: bytes):
+    data = hashlib.sha256(content).digest() + content
+    (tmp_path / "training.saved").write_bytes(data)
+    with pytest.raises(InvalidState, match="delete it"):
+        SavedRun(tmp_path, "run").load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import signal
 import subprocess
 import sys
@@ -207,3 +208,13 @@ def test_fingerprints_see_values_types_shapes_and_names():
         digests.add(fingerprint.hexdigest())
     assert len(digests) == len(values)
     assert Fingerprint({"a": 1}).hexdigest() != Fingerprint({"a": 2}).hexdigest()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04", b"\x93NUMPY", b"\x80."])
+def test_a_valid_digest_around_garbage(tmp_path, content):
+    (tmp_path / "layer-0000.solved").write_bytes(hashlib.sha256(content).digest() + content)
+    saved = SavedLayers(tmp_path)
+    with pytest.raises(InvalidState, match="delete it"):
+        saved.load(0, "name", "run", torch.Size([1]))
+    with pytest.raises(InvalidState, match="delete it"):
+        saved.entry(0)

@@ -1,0 +1,56 @@
+"""How large the outputs of one node will be, known before it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+import onnx
+
+from brevitas_axe.proof.graph.modelfile import ModelFile
+
+# Arrays of at most so many elements may be shapes, which decide how large an output is.
+_SHAPE_LIKE = 64
+
+
+def output_shapes(
+    proto: onnx.NodeProto, inputs: Mapping[str, np.ndarray], file: ModelFile
+) -> list[tuple[int, ...]] | None:
+    """Shapes of a standard node's outputs, without running it; None where they are not known.
+
+    Args:
+        proto: the node.
+        inputs: its inputs; of large ones the shape alone is looked at.
+        file: for the versions of the operator sets.
+    """
+    given, constants = [], []
+    for name, array in inputs.items():
+        array = np.asarray(array)
+        if array.dtype.kind not in "fiub":
+            return None
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        given.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
+        if array.size <= _SHAPE_LIKE:
+            constants.append(onnx.numpy_helper.from_array(array, name))
+    outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
+    graph = onnx.helper.make_graph([proto], "one", given, outputs, constants)
+    standard = onnx.helper.make_opsetid("", file.opset())
+    model = onnx.helper.make_model(graph, opset_imports=[standard])
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model).graph.output
+    except Exception:  # whatever onnx makes of a malformed node
+        return None
+    shapes = []
+    for value in inferred:
+        dims = value.type.tensor_type.shape.dim
+        known = value.type.tensor_type.HasField("shape")
+        if not known or not all(d.HasField("dim_value") for d in dims):
+            return None
+        shapes.append(tuple(d.dim_value for d in dims))
+    return shapes
+
+
+def elements(shapes: list[tuple[int, ...]]) -> int:
+    """Elements of all of them."""
+    return sum(prod(shape) for shape in shapes)
