@@ -17,6 +17,7 @@ from brevitas_axe.proof.graph.grid import (
     Constant,
     Fact,
     Grid,
+    Unknown,
     Unprovable,
     checked_scale,
     held_range,
@@ -51,7 +52,8 @@ def constant_values(fact: Fact, what: str) -> np.ndarray:
         return fact.values
     if isinstance(fact, Grid) and fact.integers is not None:
         return fact.values
-    raise Unprovable(f"{what} is not a constant of the file")
+    why = f": {fact.reason}" if isinstance(fact, Unknown) and fact.reason else ""
+    raise Unprovable(f"{what} is not a constant of the file{why}")
 
 
 def quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:

@@ -182,8 +182,9 @@ def test_model_and_file_say_the_same(tmp_path, same: bool) -> None:
     live = certify(nn.Sequential(model), args=x)
     with warnings.catch_warnings(action="ignore"):
         export_qonnx(nn.Sequential(model), args=x, export_path=str(tmp_path / "m.onnx"))
-    file = certify_file(tmp_path / "m.onnx")
-    assert live.assumptions == file.assumptions
+    file = certify_file(tmp_path / "m.onnx", fixed_initializers=True)
+    said = "nobody replaces the"
+    assert live.assumptions == tuple(a for a in file.assumptions if said not in a)
     assert bool(live.assumptions) != same
     assert len(live.sums) == len(file.sums) == same
     for mine, other in zip(live.sums, file.sums, strict=True):
