@@ -130,7 +130,7 @@ def export_qonnx(
             with _explicit_padding(layers):
                 _trace(model, args, raw, dynamo, kwargs)
             weights = {name: layer.weight.detach().cpu().numpy() for name, layer in layers.items()}
-        proto = _streamlined(_with_weight_names(onnx.load(raw), weights))
+        proto = streamlined(_with_weight_names(onnx.load(raw), weights))
     certificate = certify_file(proto)
     _check_integers(proto, {name: integers.cpu().numpy() for name, (integers, _) in solved.items()})
     if target == "finn":
@@ -250,7 +250,7 @@ def _with_weight_names(proto: onnx.ModelProto, weights: dict[str, np.ndarray]) -
     return wrapped.model
 
 
-def _streamlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+def streamlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Makes every accumulator a tensor of its own: no bias inside Conv or Gemm."""
     wrapped = ModelWrapper(proto)
     known = {name for node in proto.graph.node for name in (*node.input, *node.output)}

@@ -195,7 +195,7 @@ def fail(*args, **kwargs):
     raise RuntimeError("disk full")
 
 
-@pytest.mark.parametrize("step", ["_streamlined", "check_finn", "_check_output", "_trace"])
+@pytest.mark.parametrize("step", ["streamlined", "check_finn", "_check_output", "_trace"])
 @pytest.mark.parametrize("dynamo", [False])
 def test_a_failing_export_leaves_no_file_and_a_working_model(step, dynamo, tmp_path, monkeypatch):
     model = build()
@@ -229,7 +229,7 @@ def test_an_existing_file_survives_a_refusal(tmp_path):
 
 @pytest.mark.parametrize("wrong", ["weights", "output"])
 def test_a_wrong_file_is_noticed_before_it_appears(wrong, tmp_path, monkeypatch):
-    streamlined = room._streamlined
+    streamlined = room.streamlined
 
     def spoiled(proto):
         proto = streamlined(proto)
@@ -246,7 +246,7 @@ def test_a_wrong_file_is_noticed_before_it_appears(wrong, tmp_path, monkeypatch)
         wrapped.set_initializer(name, value)
         return wrapped.model
 
-    monkeypatch.setattr(room, "_streamlined", spoiled)
+    monkeypatch.setattr(room, "streamlined", spoiled)
     match = "weights of layer '3'" if wrong == "weights" else "computes something else"
     with pytest.raises(ExportRefused, match=match):
         export_qonnx(build(), X[:1], tmp_path / "m.onnx")

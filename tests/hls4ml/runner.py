@@ -1,0 +1,79 @@
+"""Calls flow.py in hls4ml's environment, and reads what it wrote."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.hls4ml.environment import NoHls4ml, python
+
+_FLOW = Path(__file__).with_name("flow.py")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What hls4ml made of a project under one job's changes.
+
+    Attributes:
+        error: what ended the job early, empty if nothing did.
+        types: precisions of every layer that hls4ml builds, by name.
+        outputs: float64 [samples, size], one per output.
+        log: the end of what hls4ml said.
+    """
+
+    error: str
+    types: dict[str, dict[str, str]]
+    outputs: list[np.ndarray]
+    log: str = ""
+
+    def accumulators(self, nodes: list[str]) -> dict[str, int]:
+        """Bits of the accumulators by node, as hls4ml has them at the end."""
+        found = {}
+        for node in nodes:
+            name = next(n for n in self.types if n == node or n.endswith(f"_{node}"))
+            found[node] = int(self.types[name]["accum_t"].split("<")[1].split(",")[0])
+        return found
+
+
+def run_hls4ml(
+    folder: Path, samples: list[np.ndarray], jobs: list[dict[str, Any]] | None = None
+) -> list[Result]:
+    """Converts, compiles and executes a project; raises NoHls4ml where that is impossible.
+
+    Args:
+        folder: with model.onnx and hls4ml.yml.
+        samples: for each input one array [samples, ...].
+        jobs: see flow.py; one without changes by default.
+    """
+    interpreter = python()
+    jobs = jobs or [{}]
+    names = [f"input_{index:03}" for index in range(len(samples))]
+    np.savez(folder / "samples.npz", **dict(zip(names, samples, strict=True)))
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    command = [interpreter, _FLOW, folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"flow.py failed:\n{done.stderr}")
+    results = []
+    for index in range(len(jobs)):
+        report = json.loads((folder / f"job_{index}.json").read_text())
+        arrays = np.load(folder / f"job_{index}.npz")
+        outputs = [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
+        results.append(Result(report["error"], report["types"], outputs, report["log"]))
+    return results
+
+
+def through_hls4ml(
+    folder: Path, samples: list[np.ndarray], jobs: list[dict[str, Any]] | None = None
+) -> list[Result]:
+    """As `run_hls4ml`; skips the test where hls4ml cannot be run."""
+    try:
+        return run_hls4ml(folder, samples, jobs)
+    except NoHls4ml as reason:
+        pytest.skip(str(reason))
