@@ -11,8 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-# What a type says that rounds to even and saturates, as a QONNX quantizer does.
-_QUANTIZING = ",RND_CONV,SAT"
+_ROUNDING = {"ROUND": "RND_CONV", "FLOOR": "TRN"}
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,10 @@ class Fixed:
         return f"{'' if self.signed else 'u'}fixed<{self.width},{self.integer}{self.modes}>"
 
 
-def quantizing(width: int, exponent: int, signed: bool, narrow: bool) -> Fixed:
-    """The type of a quantizer: it rounds half to even and saturates."""
-    return Fixed(width, exponent, signed, _QUANTIZING + ("_SYM" if narrow else ""))
+def quantizing(width: int, exponent: int, signed: bool, narrow: bool, mode: str) -> Fixed:
+    """The type of a QONNX quantizer, which rounds and saturates; narrow ones to ±(2^(W-1) - 1)."""
+    modes = f",{_ROUNDING[mode]},SAT{'_SYM' if narrow else ''}"
+    return Fixed(width, exponent, signed, modes)
 
 
 def power_of_two(scale: np.ndarray) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import yaml
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
@@ -33,6 +34,7 @@ CONFIGURATION = "hls4ml.yml"
 CERTIFICATE = "certificate.json"
 # What hls4ml asks for where nothing says otherwise; no value of a graph gets it.
 _DEFAULT = "fixed<16,6>"
+_WARNINGS, _ERRORS = 2, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +194,7 @@ def channels_last(proto: onnx.ModelProto, channels_last_input: bool) -> onnx.Mod
             while f"move_{moves}" in taken:
                 moves += 1
             node.name = f"move_{moves}"
+    _outputs_last(model.graph)
     ends = {value.name for value in (*model.graph.input, *model.graph.output)}
     for node in model.graph.node:
         # qonnx gives new tensors random names; the same model must give the same file.
@@ -201,6 +204,16 @@ def channels_last(proto: onnx.ModelProto, channels_last_input: bool) -> onnx.Mod
         if node.output[0] not in ends:
             model.rename_tensor(node.output[0], f"{node.name}_out")
     return model.model
+
+
+def _outputs_last(graph: onnx.GraphProto) -> None:
+    """The nodes that give the outputs, in their order: hls4ml numbers its outputs as nodes come."""
+    read = {tensor for node in graph.node for tensor in node.input}
+    for value in graph.output:
+        node = next((n for n in graph.node if value.name in n.output), None)
+        if node is not None and not read & set(node.output):
+            graph.node.remove(node)
+            graph.node.append(node)
 
 
 def _layers(proto: onnx.ModelProto, types: dict[str, dict[str, str]]) -> dict[str, Any]:
@@ -223,12 +236,17 @@ def _check_same(before: onnx.ModelProto, after: onnx.ModelProto, channels_last: 
         feeds[0][first] = values
         moved = channels_last and len(shape) > 2
         feeds[1][second.name] = np.moveaxis(values, 1, -1).copy() if moved else values
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        outputs = [
-            list(execute_onnx(model, feed).values())
-            for model, feed in zip((old, new), feeds, strict=True)
-        ]
+    # onnxruntime warns of every single node in qonnx's channels-last domain.
+    onnxruntime.set_default_logger_severity(_ERRORS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outputs = [
+                list(execute_onnx(model, feed).values())
+                for model, feed in zip((old, new), feeds, strict=True)
+            ]
+    finally:
+        onnxruntime.set_default_logger_severity(_WARNINGS)
     for a, b in zip(*outputs, strict=True):
         if np.abs(a - b).max() > 1e-4 * max(1.0, float(np.abs(a).max())):
             raise ExportRefused(

@@ -94,7 +94,9 @@ def _quantizer(node: Node, walk: Walk) -> tuple[Fixed, Span] | None:
     bits = int(walk.constant(node.inputs[3]).reshape(-1)[0])
     signed, narrow = bool(node.attribute("signed", 1)), bool(node.attribute("narrow", 0))
     low, high = quantizer_range(bits, signed, narrow and signed)
-    return quantizing(bits, exponent, signed, narrow and signed), Span(low, high, exponent)
+    mode = node.attribute("rounding_mode", "ROUND")
+    kind = quantizing(bits, exponent, signed, narrow and signed, mode)
+    return kind, Span(low, high, exponent)
 
 
 def _input_type(name: str, nodes: tuple[Node, ...], walk: Walk) -> str:
