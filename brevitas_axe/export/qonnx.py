@@ -279,7 +279,7 @@ def streamlined(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _fold_biases(wrapped: ModelWrapper) -> None:
     """Writes quantized biases as the constants they are: FINN adds them to its thresholds."""
-    for node in wrapped.graph.node:
+    for node in list(wrapped.graph.node):  # the loop takes nodes away
         bias = node.input[2] if len(node.input) > 2 else ""
         quantizer = wrapped.find_producer(bias)
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or quantizer is None:
