@@ -16,7 +16,16 @@ import warnings
 from collections.abc import Sequence
 
 from brevitas_axe import __version__
-from brevitas_axe.cli import allocate, certify, check, emulate, methods, quantize, quickstart
+from brevitas_axe.cli import (
+    allocate,
+    certify,
+    check,
+    emulate,
+    export,
+    methods,
+    quantize,
+    quickstart,
+)
 from brevitas_axe.errors import AxeError
 
 _UNUSABLE = 2
@@ -59,6 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (quickstart, quantize, allocate, methods, certify, check, emulate):
+    for command in (quickstart, quantize, allocate, methods, certify, check, export, emulate):
         command.add(commands)
     return parser

@@ -1,20 +1,22 @@
-"""`brevitas-axe check`: what FINN would refuse or get wrong, from a QONNX file alone."""
+"""`brevitas-axe check`: what FINN or hls4ml would refuse or get wrong, from a QONNX file alone."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
+_NAMES = {"finn": "FINN", "hls4ml": "hls4ml"}
+
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "check",
-        help="find what FINN would refuse or get wrong in a QONNX file",
+        help="find what FINN or hls4ml would refuse or get wrong in a QONNX file",
         description="Exit status 0: accepted, with notes at most. 1: findings. 2: the input cannot "
         "be used.",
     )
     parser.add_argument("model", help="a QONNX file, ours or not")
-    parser.add_argument("--target", choices=["finn"], default="finn", help="who shall build it")
+    parser.add_argument("--target", choices=[*_NAMES], default="finn", help="who shall build it")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
@@ -26,9 +28,11 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.text import Text
 
     from brevitas_axe.cli.screen import console
-    from brevitas_axe.export import check_finn
+    from brevitas_axe.export import check_finn, check_hls4ml
 
-    findings = check_finn(arguments.model, notes=True)
+    check = {"finn": check_finn, "hls4ml": check_hls4ml}[arguments.target]
+    target = _NAMES[arguments.target]
+    findings = check(arguments.model, notes=True)
     status = int(any(finding.severity != "note" for finding in findings))
     if arguments.json:
         content = {"target": arguments.target, "findings": [f.to_dict() for f in findings]}
@@ -36,10 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
         return status
     name = Path(arguments.model).name
     if not findings:
-        print(f"{name}: FINN builds it as it is.")
+        print(f"{name}: {target} builds it as it is.")
         return 0
     count = f"{len(findings)} {'finding' if status else 'note'}{'s' * (len(findings) > 1)}"
-    table = Table(title=Text(f"{name}: {count} for FINN"))
+    table = Table(title=Text(f"{name}: {count} for {target}"))
     for column in ("layer", "severity", "rule", "problem", "way out"):
         table.add_column(column, overflow="fold")
     for finding in findings:

@@ -1,15 +1,27 @@
-"""QONNX files that carry the integers that were proven, and what FINN makes of them."""
+"""QONNX files that carry the integers that were proven, and what FINN and hls4ml make of them."""
 
 from brevitas_axe.export.finn import Finding, check_finn
 from brevitas_axe.export.finn.mend import Change, mend_for_finn
 from brevitas_axe.export.finn.prepare import prepare_for_finn
+from brevitas_axe.export.hls4ml import (
+    Hls4mlProject,
+    check_hls4ml,
+    export_hls4ml,
+    export_layers_alone,
+    prepare_for_hls4ml,
+)
 from brevitas_axe.export.qonnx import export_qonnx
 
 __all__ = [
     "Change",
     "Finding",
+    "Hls4mlProject",
     "check_finn",
+    "check_hls4ml",
+    "export_hls4ml",
+    "export_layers_alone",
     "export_qonnx",
     "mend_for_finn",
     "prepare_for_finn",
+    "prepare_for_hls4ml",
 ]

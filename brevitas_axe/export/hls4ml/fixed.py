@@ -83,7 +83,7 @@ class Span:
     def type(self) -> Fixed:
         """The narrowest type that holds them all."""
         signed = self.low < 0
-        bits = max(self.high.bit_length(), (-self.low - 1).bit_length() if signed else 0)
+        bits = max(max(self.high, 0).bit_length(), (-self.low - 1).bit_length() if signed else 0)
         return Fixed(max(bits + signed, 1 + signed), self.exponent, signed)
 
 

@@ -1,0 +1,98 @@
+"""`brevitas-axe export`: the files that a hardware flow reads, with proven accumulators."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write what hls4ml or FINN needs, with proven accumulators",
+        description="Exit status 0: written. 2: the target would refuse the model or compute "
+        "something else, said in one sentence.",
+    )
+    parser.add_argument(
+        "model",
+        help="a QONNX file, ours or not; or a function my_model.py:function that returns a "
+        "calibrated Brevitas model",
+    )
+    parser.add_argument("output", help="folder for hls4ml, otherwise a file")
+    parser.add_argument(
+        "--target", choices=["hls4ml", "finn", "qonnx"], default="finn", help="who shall read it"
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE.py:FUNCTION",
+        help="a function that gives input batches; the first is traced (for a function as model)",
+    )
+    parser.add_argument("--backend", default="Vitis", help="hls4ml: who builds it (default Vitis)")
+    parser.add_argument(
+        "--io-type",
+        choices=["io_parallel", "io_stream"],
+        default="io_parallel",
+        help="hls4ml: all values at once, or one after the other (default io_parallel)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.target == "hls4ml":
+        return _hls4ml(arguments)
+    from brevitas_axe.errors import InvalidOption
+    from brevitas_axe.export import export_qonnx
+
+    model, args = _model_and_args(arguments)
+    if args is None:
+        raise InvalidOption(
+            f"--target {arguments.target} writes a model, and {arguments.model} is a file already; "
+            "give my_model.py:function and --calibration."
+        )
+    export_qonnx(model, args, arguments.output, target=arguments.target)
+    print(json.dumps({"file": arguments.output}) if arguments.json else arguments.output)
+    return 0
+
+
+def _model_and_args(arguments: argparse.Namespace):
+    """The model with example inputs; a file has none."""
+    from brevitas_axe.cli.usercode import batches_of, model_of
+    from brevitas_axe.errors import InvalidOption
+    from brevitas_axe.model.prepare import as_batches, one_sample
+
+    if ".py:" not in arguments.model:
+        return arguments.model, None
+    if arguments.calibration is None:
+        raise InvalidOption(f"{arguments.model} is traced: give --calibration for an input batch.")
+    model = model_of(arguments.model).eval()
+    args, kwargs = one_sample(as_batches(batches_of(arguments.calibration))[0])
+    return model, (*args, *kwargs.values())
+
+
+def _hls4ml(arguments: argparse.Namespace) -> int:
+    from rich.table import Table
+    from rich.text import Text
+
+    from brevitas_axe.cli.screen import console
+    from brevitas_axe.export.hls4ml import export_hls4ml
+
+    model, args = _model_and_args(arguments)
+    project = export_hls4ml(
+        model, arguments.output, args, backend=arguments.backend, io_type=arguments.io_type
+    )
+    rows = [
+        {"layer": a.layer, "accum_t": a.type, "bits": a.width, "bias_inside": a.bias_inside}
+        for a in project.accumulators
+    ]
+    if arguments.json:
+        print(json.dumps({"folder": str(project.folder), "accumulators": rows}, indent=2))
+        return 0
+    table = Table(title=Text(f"{project.folder}: {len(rows)} proven accumulators"))
+    for heading in ("layer", "accum_t", "bits", "bias"):
+        table.add_column(heading, overflow="fold")
+    for a in project.accumulators:
+        cells = (a.layer, a.type, str(a.width), "inside" if a.bias_inside else "behind")
+        table.add_row(*map(Text, cells))  # names of a file are no markup
+    console().print(table)
+    return 0
