@@ -48,7 +48,7 @@ def layers(draw) -> tuple[LayerShape, LayerPrecision, Folding]:
 
 
 def test_all_are_there() -> None:
-    ours = {"bops", "finn_bram", "finn_cycles", "finn_dsp", "finn_lut", "macs_accumulator"}
+    ours = {"bops", "ebops", "finn_bram", "finn_cycles", "finn_dsp", "finn_lut", "macs_accumulator"}
     assert {*ours, "memory"} <= MODELS.keys()
 
 

@@ -69,7 +69,7 @@ def _configuration(folder: Path, index: int, job: dict) -> dict:
 
 
 def _execute(model, samples: list[np.ndarray]) -> list[np.ndarray]:
-    """As hls4ml's own build_lib.sh, but in one run of the compiler, whose time is most of a test."""
+    """As hls4ml's build_lib.sh, in one run of the compiler, whose time is most of a test."""
     model.write()
     folder = Path(model.config.get_output_dir())
     name, library = model.config.get_project_name(), folder / "firmware" / "network.so"

@@ -205,9 +205,7 @@ def finished(
 def _plain(origin: str) -> type:
     """Brevitas's ordinary quantizer of the same scales."""
     per_tensor = origin == "fine-tuned"
-    return (
-        Int8WeightPerTensorFixedPointAXE if per_tensor else Int8WeightPerChannelFixedPointAXE
-    )
+    return Int8WeightPerTensorFixedPointAXE if per_tensor else Int8WeightPerChannelFixedPointAXE
 
 
 def samples(name: str, count: int = 32) -> Tensor:

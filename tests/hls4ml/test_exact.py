@@ -67,7 +67,8 @@ def test_a_layer_whose_bound_is_met_wraps_with_one_bit_less(name: str, tmp_path:
     enough, short = through_hls4ml(
         tmp_path, [case.inputs for case in cases], [{}, {"changes": less}]
     )
-    assert not enough.error and not short.error
+    assert not enough.error
+    assert not short.error
     tight = 0
     for index, (accumulator, case) in enumerate(zip(project.accumulators, cases, strict=True)):
         exact = np.ldexp(case.sums.astype(float), case.exponent)

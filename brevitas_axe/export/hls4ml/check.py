@@ -163,9 +163,13 @@ def _rounded(node: Node, state: Rewriting) -> Iterator[Complaint]:
     units = offset / (2.0**finest * float(np.max(source)))
     if exact_scale and bool(np.all(units == np.rint(units))):
         return
-    problem = "has a scale, batch norm or bias that is no multiple of its accumulator's unit; it is "
+    problem = (
+        "has a scale, batch norm or bias that is no multiple of its accumulator's unit; it is "
+    )
     problem += "added behind the accumulator, exactly, where torch rounds"
-    way_out = "use fixed-point weights and a bias quantizer (Int16Bias) for equality to the last bit"
+    way_out = (
+        "use fixed-point weights and a bias quantizer (Int16Bias) for equality to the last bit"
+    )
     yield "rounded", problem, way_out
 
 

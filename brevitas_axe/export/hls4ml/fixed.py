@@ -99,7 +99,9 @@ def span_of(values: np.ndarray) -> Span:
     return Span(min(units), max(units), exponent)
 
 
-def scaled(low: list[int], high: list[int], exponent: int, gain: np.ndarray, offset: np.ndarray) -> Span:
+def scaled(
+    low: list[int], high: list[int], exponent: int, gain: np.ndarray, offset: np.ndarray
+) -> Span:
     """Numbers gain × x + offset, channel by channel.
 
     Args:

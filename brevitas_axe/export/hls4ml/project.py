@@ -157,7 +157,9 @@ def write_project(
     text = yaml.safe_dump(configuration, sort_keys=False)
     write_whole(folder / CONFIGURATION, text.encode())
     certificate.save(folder / CERTIFICATE)
-    return Hls4mlProject(folder, configuration, _accumulators(dots, types, certificate), certificate)
+    return Hls4mlProject(
+        folder, configuration, _accumulators(dots, types, certificate), certificate
+    )
 
 
 def qonnx_of(model: Any, args: Tensor | tuple | None) -> onnx.ModelProto:
@@ -219,10 +221,7 @@ def _outputs_last(graph: onnx.GraphProto) -> None:
 def _layers(proto: onnx.ModelProto, types: dict[str, dict[str, str]]) -> dict[str, Any]:
     """hls4ml's `LayerName`: every node and input, with the types that are known of it."""
     names = [*(value.name for value in proto.graph.input), *(n.name for n in proto.graph.node)]
-    return {
-        name: {"Precision": {"default": AUTO, **types.get(name, {})}}
-        for name in names
-    }
+    return {name: {"Precision": {"default": AUTO, **types.get(name, {})}} for name in names}
 
 
 def _check_same(before: onnx.ModelProto, after: onnx.ModelProto, channels_last: bool) -> None:

@@ -139,7 +139,8 @@ def _dot_product(node: Node, dot: Dot, width: int, walk: Walk) -> None:
 def _affine(node: Node, dot: Dot, walk: Walk) -> None:
     integers = dot.integers
     low, high = worst_case_sums(integers.weights, integers.low, integers.high)
-    assert dot.gain is not None and dot.offset is not None
+    assert dot.gain is not None
+    assert dot.offset is not None
     span = scaled(
         [int(value) for value in low[:, 0]],
         [int(value) for value in high[:, 0]],

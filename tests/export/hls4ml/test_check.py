@@ -1,4 +1,4 @@
-"""Every rule names the layer and the way out; tests/hls4ml holds the rules against hls4ml itself."""
+"""Every rule names layer and way out; tests/hls4ml holds the rules against hls4ml itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.export.hls4ml.cases import CASES, samples, write
 @pytest.mark.parametrize("name", CASES)
 def test_a_case_breaks_its_rule_and_no_file_is_written(name: str, tmp_path: Path) -> None:
     case = CASES[name]
-    model, proto = write(case, tmp_path / "model.onnx")
+    model, _proto = write(case, tmp_path / "model.onnx")
     findings = check_hls4ml(tmp_path / "model.onnx")
     if not case.rule:
         assert findings == []
