@@ -26,10 +26,10 @@ from brevitas_axe.model.quantizers import (
 from brevitas_axe.run.finetune import finetune
 from tests.finn.nets import Maker, Style, Widths, train
 
-MIXED = (Widths(6, 3, 14), Widths(3, 4, 10), Widths(4, 2, 12), Widths(3, 5, 11))
+MIXED = (Widths(6, 3, 12), Widths(3, 4, 9), Widths(4, 2, 10), Widths(3, 5, 9))
 _PLUS: Any = Int8AccumulatorAwareZeroCenterWeightQuant
 STYLES = {
-    "solved": Style(Int8WeightPerChannelFixedPointAXE, True, (Widths(accumulator=12),)),
+    "solved": Style(Int8WeightPerChannelFixedPointAXE, True, (Widths(accumulator=10),)),
     "fine-tuned": Style(Int8WeightPerTensorFixedPointAXE, True, MIXED, bounded=True),
     "A2Q+": Style(
         _PLUS.let(

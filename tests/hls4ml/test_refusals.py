@@ -46,6 +46,7 @@ def write_plain(proto: onnx.ModelProto, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.hls4ml
+@pytest.mark.filterwarnings("ignore:Computing zero point of output accumulator:UserWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_the_check_agrees_with_hls4ml(name: str, tmp_path: Path) -> None:
     case = CASES[name]

@@ -196,6 +196,7 @@ def channels_last(proto: onnx.ModelProto, channels_last_input: bool) -> onnx.Mod
             while f"move_{moves}" in taken:
                 moves += 1
             node.name = f"move_{moves}"
+    _share_transposes(model.graph)
     _outputs_last(model.graph)
     ends = {value.name for value in (*model.graph.input, *model.graph.output)}
     for node in model.graph.node:
@@ -206,6 +207,26 @@ def channels_last(proto: onnx.ModelProto, channels_last_input: bool) -> onnx.Mod
         if node.output[0] not in ends:
             model.rename_tensor(node.output[0], f"{node.name}_out")
     return model.model
+
+
+def _share_transposes(graph: onnx.GraphProto) -> None:
+    """One transposition where several readers of a tensor each got their own.
+
+    hls4ml removes that of a single-channel input by giving the input another shape, which breaks a
+    second one without a word.
+    """
+    first: dict[tuple, str] = {}
+    for node in list(graph.node):
+        if node.op_type != "Transpose":
+            continue
+        perm = tuple(i for attribute in node.attribute for i in attribute.ints)
+        kept = first.setdefault((node.input[0], perm), node.output[0])
+        if kept != node.output[0]:
+            for reader in graph.node:
+                for index, tensor in enumerate(reader.input):
+                    if tensor == node.output[0]:
+                        reader.input[index] = kept
+            graph.node.remove(node)
 
 
 def _outputs_last(graph: onnx.GraphProto) -> None:

@@ -1,7 +1,12 @@
-"""One small model per rule of `check_hls4ml`, and one that hls4ml builds as it is."""
+"""One small model per rule of `check_hls4ml`, and one that hls4ml builds as it is.
+
+They have no biases: hls4ml by itself gives these its default type, and refuses them behind a
+convolution. `export_hls4ml` writes them so that it takes them.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +21,6 @@ from brevitas.quant import (
     Int8ActPerTensorFixedPoint,
     Int8ActPerTensorFloat,
     Int8WeightPerTensorFixedPoint,
-    Int16Bias,
     ShiftedUint8ActPerTensorFloat,
     Uint8ActPerTensorFixedPoint,
 )
@@ -55,10 +59,14 @@ class Three(nn.Module):
 
 
 class Shift(nn.Module):
-    """Adds a constant that no fixed-point type of a few bits holds."""
+    """Adds a constant."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
 
     def forward(self, x: Any) -> Tensor:
-        return getattr(x, "value", x) + 0.0123
+        return getattr(x, "value", x) + self.value
 
 
 def linear_of_floats() -> nn.Module:
@@ -76,11 +84,11 @@ def _weights() -> dict[str, Any]:
 
 
 def conv(inputs: int, outputs: int, kernel: int, kind: type = qnn.QuantConv2d, **options: Any):
-    return kind(inputs, outputs, kernel, bias=True, bias_quant=Int16Bias, **_weights(), **options)
+    return kind(inputs, outputs, kernel, bias=False, **_weights(), **options)
 
 
 def linear(inputs: int, outputs: int) -> nn.Module:
-    return qnn.QuantLinear(inputs, outputs, True, bias_quant=Int16Bias, **_weights())
+    return qnn.QuantLinear(inputs, outputs, False, **_weights())
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,9 @@ CASES: dict[str, Case] = {
             act(), nn.AvgPool2d(2, padding=1, count_include_pad=False), act(), conv(2, 2, 3)
         ),
     ),
-    "constant": Case("constant", lambda: nn.Sequential(act(), Shift(), act(), linear(8, 4)), (8,)),
+    "constant": Case(
+        "constant", lambda: nn.Sequential(act(), Shift(0.0630), act(), linear(8, 4)), (8,)
+    ),
     "product": Case("join", lambda: Behind(lambda a, b: a * b)),
     "broadcast": Case("broadcast", lambda: Behind(lambda a, b: a + b, pooled=True)),
     "three": Case("concat", Three),
@@ -174,7 +184,8 @@ def samples(case: Case, count: int = 8) -> Tensor:
 
 def write(case: Case, path: Path) -> tuple[nn.Module, onnx.ModelProto]:
     """The calibrated model, and its QONNX file."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Brevitas warns of zero points
         torch.manual_seed(0)
         model = case.build()
         x = samples(case, 32)
@@ -182,5 +193,5 @@ def write(case: Case, path: Path) -> tuple[nn.Module, onnx.ModelProto]:
         x = x * torch.linspace(0.31, 0.93, x.shape[1]).reshape(-1, *[1] * (x.ndim - 2))
         with torch.no_grad(), calibration_mode(model):
             model(x)
-    model.eval()
-    return model, export_qonnx(model, x[:1], path, target="qonnx")
+        model.eval()
+        return model, export_qonnx(model, x[:1], path, target="qonnx")

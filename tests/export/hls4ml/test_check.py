@@ -11,6 +11,7 @@ from brevitas_axe.export import check_hls4ml, export_hls4ml
 from tests.export.hls4ml.cases import CASES, samples, write
 
 
+@pytest.mark.filterwarnings("ignore:Computing zero point of output accumulator:UserWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_a_case_breaks_its_rule_and_no_file_is_written(name: str, tmp_path: Path) -> None:
     case = CASES[name]
