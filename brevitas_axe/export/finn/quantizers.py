@@ -40,7 +40,8 @@ def quant(node: Node, inputs: list[Value], graph: Graph) -> Value:
         problem = f"{_what(name)} is signed or narrow behind a ReLU, which FINN refuses"
         graph.report(name, "relu_quantizer", problem, "use QuantReLU, or Uint8ActPerTensorFloat")
     _check_rounding(node, name, graph)
-    low, high = quantizer_range(bits, signed, narrow)
+    # Wider ones are refused above; 2 to an absurd power would take all memory.
+    low, high = quantizer_range(min(bits, 32), signed, narrow)
     if isinstance(source, Host) and np.any(source.scale < 0):
         problem = f"the input of {_what(name)} has a negative scale, which FINN leaves in float"
         graph.report(
