@@ -124,6 +124,18 @@ class PlusItself(nn.Module):
         return x + self.a(x)
 
 
+class SumOfSums(nn.Module):
+    """Brevitas aligns its scales without an end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        return self.b(F.relu(self.b(x) + x) + x)
+
+
 class DataDecides(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +156,9 @@ class Optional(nn.Module):
         return self.b(x if mask is None else x * mask)
 
 
-@pytest.mark.parametrize("build", [Sliced, Chunked, Twice, PlusItself, DataDecides, Optional])
+@pytest.mark.parametrize(
+    "build", [Sliced, Chunked, Twice, PlusItself, SumOfSums, DataDecides, Optional]
+)
 def test_what_brevitas_does_not_know_is_quantized_or_told(build, capfd) -> None:
     torch.manual_seed(0)
     model = build().eval()

@@ -87,7 +87,7 @@ class Residual(nn.Module):
 
     def forward(self, x):
         x = torch.relu(self.a(x))
-        return self.o(torch.relu(self.b(x) + x) + x)
+        return self.o(torch.relu(self.b(x) + x))
 
 
 def shared(model: nn.Module) -> list[tuple[str, ...]]:
