@@ -134,7 +134,7 @@ def _outputs(model: torch.nn.Module, x: torch.Tensor) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--origins", nargs="+", choices=STYLES, default=list(STYLES))
     parser.add_argument("--all", action="store_true", help="every net with every origin")

@@ -19,9 +19,9 @@ import sys
 import traceback
 from pathlib import Path
 
-import hls4ml
 import numpy as np
 import yaml
+from hls4ml import converters  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def main(folder: Path) -> None:
@@ -41,7 +41,7 @@ def _run(
     outputs: list[np.ndarray] = []
     try:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            model = hls4ml.converters.convert_from_config(_configuration(folder, index, job))
+            model = converters.convert_from_config(_configuration(folder, index, job))
             report["types"] = {
                 layer.name: {
                     "class": layer.class_name,

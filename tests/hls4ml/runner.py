@@ -53,8 +53,8 @@ def run_hls4ml(
     """
     interpreter = python()
     jobs = jobs or [{}]
-    names = [f"input_{index:03}" for index in range(len(samples))]
-    np.savez(folder / "samples.npz", **dict(zip(names, samples, strict=True)))
+    named: dict[str, Any] = {f"input_{index:03}": array for index, array in enumerate(samples)}
+    np.savez(folder / "samples.npz", **named)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     command = [interpreter, _FLOW, folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-# refused: FINN raises, never ends, or leaves the layer in float.
-# wrong: FINN builds it without a word, and it computes something else.
+# refused: the target (FINN, hls4ml) raises, never ends, or leaves the layer in float.
+# wrong: it builds it without a word, and it computes something else.
 # tie: equal but for values halfway between two levels, up to float rounding.
 # note: the same, where only a coincidence of scale and offset puts a sum there.
 Severity = Literal["refused", "wrong", "tie", "note"]
@@ -14,12 +14,12 @@ Severity = Literal["refused", "wrong", "tie", "note"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason why FINN would not build a file, or would build something else.
+    """One reason why a target would not build a file, or would build something else.
 
     Attributes:
         layer: module it concerns, or the node where the file names no module.
         rule: short name of the rule, the same in every version.
-        severity: how FINN fails.
+        severity: how the target fails.
         problem: what is wrong, layer named, without a full stop.
         way_out: what to do about it, without a full stop.
     """

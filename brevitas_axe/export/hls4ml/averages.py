@@ -68,7 +68,7 @@ def _replace(node: onnx.NodeProto, model: ModelWrapper) -> None:
     nodes = [quantizer, convolution]
     if not power:
         model.set_initializer(f"{name}_share", np.asarray(1 / count, np.float32))
-        model.set_tensor_shape(summed, model.get_tensor_shape(node.output[0]))
+        model.set_tensor_shape(summed, model.get_tensor_shape(node.output[0]) or [])
         share = [summed, f"{name}_share"]
         nodes.append(helper.make_node("Mul", share, [node.output[0]], name=f"{name}_mean"))
     place = list(model.graph.node).index(node)

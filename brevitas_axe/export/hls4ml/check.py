@@ -175,16 +175,15 @@ def _rounded(node: Node, state: Rewriting) -> Iterator[Complaint]:
 
 def _convolution(node: Node, graph: Graph) -> Iterator[Complaint]:
     shape = graph.shape(node.inputs[0])
-    weights = graph.shape(node.inputs[1])
     group = node.attribute("group", 1)
     if len(shape) not in (3, 4):
         yield "dimensions", "is no 1-D or 2-D convolution", "hls4ml builds only these"
         return
     if any(d != 1 for d in node.attribute("dilations", [1], "INTS")):
         yield "dilation", "is dilated, and hls4ml counts its outputs wrongly", "use dilation 1"
-    if group not in (1, shape[1]) or (group != 1 and weights[0] != group):
-        problem = f"has {group} groups for {shape[1]} inputs and {weights[0]} outputs, and hls4ml "
-        yield "groups", problem + "builds one group or as many as both", "split it into layers"
+    if group not in (1, shape[1]):
+        problem = f"has {group} groups for {shape[1]} channels, and hls4ml builds one group or as "
+        yield "groups", problem + "many as there are channels", "split it into layers"
 
 
 def _max_pool(node: Node, graph: Graph) -> Iterator[Complaint]:

@@ -60,15 +60,17 @@ def prepare_for_hls4ml(
         model_input_bit_width=model_input_bit_width,
         weight_quant=weight_quant,
     )
+    bias_quant: Any = Int16Bias
     proxies = [m for m in prepared.modules() if isinstance(m, ActQuantProxyFromInjectorBase)]
     for proxy in proxies:
         if proxy.is_quant_enabled:
             power = RestrictValueType.POWER_OF_TWO
-            proxy.quant_injector = proxy.quant_injector.let(restrict_scaling_type=power)
+            injector: Any = proxy.quant_injector
+            proxy.quant_injector = injector.let(restrict_scaling_type=power)
             proxy.init_tensor_quant()
     for layer in find_layers(prepared).values():
         if layer.bias is not None:
-            layer.bias_quant = BiasQuantProxyFromInjector(layer, Int16Bias)
+            layer.bias_quant = BiasQuantProxyFromInjector(layer, bias_quant)
     calibrate(prepared.train(), batches)
     prepared.eval()
     for module in prepared.modules():

@@ -295,7 +295,7 @@ def _affine_behind(
     end = chain[-1].outputs[0] if chain else accumulated
     if not chain:
         accumulated = f"{name}_accumulated"
-        shape = state.model.get_tensor_shape(end)
+        shape = state.model.get_tensor_shape(end) or []
         node.proto.output[0] = accumulated
         state.model.set_tensor_shape(accumulated, shape)
     inputs = [

@@ -1,4 +1,4 @@
-"""One small model per rule of `check_hls4ml`, and one that hls4ml builds as it is.
+"""One small model per rule of `check_hls4ml`, and some that hls4ml builds as they are.
 
 They have no biases: hls4ml by itself gives these its default type, and refuses them behind a
 convolution. `export_hls4ml` writes them so that it takes them.
@@ -145,7 +145,7 @@ CASES: dict[str, Case] = {
     "sigmoid": Case("operator", lambda: nn.Sequential(act(), linear(8, 4), nn.Sigmoid()), (8,)),
     "sequence": Case("sequence", lambda: nn.Sequential(act(), linear(8, 4), act()), (3, 8)),
     "groups": Case("groups", lambda: nn.Sequential(act(), conv(4, 4, 3, groups=2)), (4, 6, 6)),
-    "multiplier": Case("groups", lambda: nn.Sequential(act(), conv(2, 4, 3, groups=2))),
+    "multiplier": Case("", lambda: nn.Sequential(act(), conv(2, 4, 3, groups=2))),
     "dilation": Case("dilation", lambda: nn.Sequential(act(), conv(2, 2, 3, dilation=2))),
     "pooled sequence": Case(
         "pool_1d",
