@@ -58,6 +58,8 @@ def run_hls4ml(
     (folder / "jobs.json").write_text(json.dumps(jobs))
     command = [interpreter, _FLOW, folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode < 0:  # an assertion or a wrong address in the C++ takes Python with it
+        return [Result(f"C++ ended by signal {-done.returncode}", {}, []) for _ in jobs]
     if done.returncode:
         raise RuntimeError(f"flow.py failed:\n{done.stderr}")
     results = []

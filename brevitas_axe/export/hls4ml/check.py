@@ -28,6 +28,7 @@ from brevitas_axe.proof.graph.names import Names
 
 Complaint = tuple[str, str, str]  # rule, problem behind the layer's name, way out
 _QUANTIZERS = ("Quant", "IntQuant")
+_JOINS = ("Add", "Sub", "Mul")
 _AFFINE = ("Mul", "Sub", "Div", "BatchNormalization")
 _MOVES = ("Flatten", "Reshape", "Transpose", "Identity", "Dropout")
 _KNOWN = (*_QUANTIZERS, *_MOVES, "Relu", "Add", "Concat", "MaxPool", "Constant", "Conv", "MatMul")
@@ -175,15 +176,16 @@ def _rounded(node: Node, state: Rewriting) -> Iterator[Complaint]:
 
 def _convolution(node: Node, graph: Graph) -> Iterator[Complaint]:
     shape = graph.shape(node.inputs[0])
+    weights = graph.shape(node.inputs[1])
     group = node.attribute("group", 1)
     if len(shape) not in (3, 4):
         yield "dimensions", "is no 1-D or 2-D convolution", "hls4ml builds only these"
         return
     if any(d != 1 for d in node.attribute("dilations", [1], "INTS")):
         yield "dilation", "is dilated, and hls4ml counts its outputs wrongly", "use dilation 1"
-    if group not in (1, shape[1]):
-        problem = f"has {group} groups for {shape[1]} channels, and hls4ml builds one group or as "
-        yield "groups", problem + "many as there are channels", "split it into layers"
+    if group not in (1, shape[1]) or (group != 1 and weights[0] != group):
+        problem = f"has {group} groups for {shape[1]} inputs and {weights[0]} outputs, and hls4ml "
+        yield "groups", problem + "builds one group or as many as both", "split it into layers"
 
 
 def _max_pool(node: Node, graph: Graph) -> Iterator[Complaint]:
@@ -212,10 +214,16 @@ def _arithmetic(node: Node, graph: Graph) -> Iterator[Complaint]:
     if any(constants):
         problem = f"is a {node.op} with a constant that no layer precedes, for which hls4ml rounds"
         yield "constant", problem, "fold it into a layer, or put a layer before it"
-    elif node.op != "Add":
-        yield "join", f"is a {node.op} of two activations", "only sums are exact here"
-    elif graph.shape(node.inputs[0]) != graph.shape(node.inputs[1]):
-        yield "broadcast", "adds tensors of different shapes", "give both the same shape"
+    elif node.op not in _JOINS:
+        yield "join", f"is a {node.op} of two activations", "leave it to the host"
+    else:
+        shapes = [graph.shape(tensor) for tensor in node.inputs]
+        plain = len({*shapes}) == 1
+        channels = {shape[1] for shape in shapes if len(shape) > 2}
+        pixel = any(all(d == 1 for d in shape[2:]) for shape in shapes)
+        if not plain and (len(channels) != 1 or not pixel):
+            problem = "joins tensors of different shapes, and hls4ml repeats the smaller one only "
+            yield "broadcast", problem + "over the image", "give both the same shape"
 
 
 def _concat(node: Node, graph: Graph) -> Iterator[Complaint]:

@@ -79,6 +79,15 @@ class Span:
         a, b = self.at(fine), other.at(fine)
         return Span(a.low + b.low, a.high + b.high, fine)
 
+    def minus(self, other: Span) -> Span:
+        """Differences of one number of each."""
+        return self.plus(Span(-other.high, -other.low, other.exponent))
+
+    def times(self, other: Span) -> Span:
+        """Products of one number of each."""
+        ends = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
+        return Span(min(ends), max(ends), self.exponent + other.exponent)
+
     @property
     def type(self) -> Fixed:
         """The narrowest type that holds them all."""

@@ -29,6 +29,7 @@ from brevitas_axe.proof.graph.modelfile import Node, read
 from brevitas_axe.proof.graph.quantizers import constant_values
 
 AUTO = "auto"
+_JOINS = {"Add": Span.plus, "Sub": Span.minus, "Mul": Span.times}
 _MOVES = ("Flatten", "Reshape", "Transpose", "Identity", "Dropout", "Pad")
 
 
@@ -173,12 +174,13 @@ def _other(node: Node, walk: Walk) -> None:
         span = Span(max(span.low, 0), max(span.high, 0), span.exponent)
         # Without a type it takes that of the quantizer behind it, and rounds as this one does.
         types["result"] = AUTO if walk.only_quantized(output) else str(span.type)
-    elif node.op == "Add":
-        if len(spans) == 1 and is_constant(walk.facts[node.inputs[1]]):
-            span = span.plus(span_of(walk.constant(node.inputs[1])))
-        else:
-            span = spans[0].plus(spans[-1])
-            types["result"] = str(span.type)
+    elif node.op == "Add" and len(spans) == 1:
+        # A bias, which hls4ml takes into the product before it.
+        constant = next(t for t in node.inputs if t not in walk.spans)
+        span = span.plus(span_of(walk.constant(constant)))
+    elif node.op in _JOINS:
+        span = _JOINS[node.op](spans[0], spans[-1])
+        types["result"] = str(span.type)
     elif node.op == "Concat":
         for other in spans[1:]:
             span = span.joined(other)

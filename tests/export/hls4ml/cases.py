@@ -32,10 +32,12 @@ from brevitas_axe import export_qonnx
 class Behind(nn.Module):
     """Any function of two quantized tensors between two layers."""
 
-    def __init__(self, function: Callable[[Any, Any], Any], *, pooled: bool = False) -> None:
+    def __init__(
+        self, function: Callable[[Any, Any], Any], *, pooled: bool = False, channels: int = 4
+    ) -> None:
         super().__init__()
         self.input = act()
-        self.left, self.right = conv(2, 4, 3, padding=1), conv(2, 4, 3, padding=1)
+        self.left, self.right = conv(2, 4, 3, padding=1), conv(2, channels, 3, padding=1)
         self.relu, self.pool = act(unsigned=True), nn.MaxPool2d(6) if pooled else nn.Identity()
         self.function, self.after, self.last = function, act(), conv(4, 2, 3)
 
@@ -145,7 +147,7 @@ CASES: dict[str, Case] = {
     "sigmoid": Case("operator", lambda: nn.Sequential(act(), linear(8, 4), nn.Sigmoid()), (8,)),
     "sequence": Case("sequence", lambda: nn.Sequential(act(), linear(8, 4), act()), (3, 8)),
     "groups": Case("groups", lambda: nn.Sequential(act(), conv(4, 4, 3, groups=2)), (4, 6, 6)),
-    "multiplier": Case("", lambda: nn.Sequential(act(), conv(2, 4, 3, groups=2))),
+    "multiplier": Case("groups", lambda: nn.Sequential(act(), conv(2, 4, 3, groups=2))),
     "dilation": Case("dilation", lambda: nn.Sequential(act(), conv(2, 2, 3, dilation=2))),
     "pooled sequence": Case(
         "pool_1d",
@@ -169,8 +171,10 @@ CASES: dict[str, Case] = {
     "constant": Case(
         "constant", lambda: nn.Sequential(act(), Shift(0.0630), act(), linear(8, 4)), (8,)
     ),
-    "product": Case("join", lambda: Behind(lambda a, b: a * b)),
-    "broadcast": Case("broadcast", lambda: Behind(lambda a, b: a + b, pooled=True)),
+    "product": Case("", lambda: Behind(lambda a, b: a * b)),
+    "quotient": Case("join", lambda: Behind(lambda a, b: a / (b + 1.0))),
+    "per channel": Case("", lambda: Behind(lambda a, b: a + b, pooled=True)),
+    "broadcast": Case("broadcast", lambda: Behind(lambda a, b: a + b, channels=1)),
     "three": Case("concat", Three),
     "twice": Case("twice", lambda: Behind(lambda a, b: (a + a) + b)),
 }

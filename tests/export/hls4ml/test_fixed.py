@@ -56,6 +56,8 @@ def test_a_gain_and_an_offset_are_exact(low: int, high: int, exponent: int, gain
 def test_sums_and_unions_use_the_finer_unit() -> None:
     coarse, fine = Span(-1, 3, 0), Span(0, 5, -2)
     assert coarse.plus(fine) == Span(-4, 17, -2)
+    assert coarse.minus(fine) == Span(-9, 12, -2)
+    assert coarse.times(fine) == Span(-5, 15, -2)
     assert coarse.joined(fine) == Span(-4, 12, -2)
 
 
