@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from brevitas_axe.errors import AxeError
-    from brevitas_axe.export import check_finn, export_qonnx, mend_for_finn, prepare_for_finn
+    from brevitas_axe.export import (
+        check_finn,
+        check_hls4ml,
+        export_hls4ml,
+        export_qonnx,
+        mend_for_finn,
+        prepare_for_finn,
+        prepare_for_hls4ml,
+    )
     from brevitas_axe.export.layers import export_layers
     from brevitas_axe.model.apply.weights import apply_plan
     from brevitas_axe.model.quantizers import (
@@ -60,12 +68,15 @@ __all__ = [
     "certify",
     "certify_file",
     "check_finn",
+    "check_hls4ml",
     "emulate",
+    "export_hls4ml",
     "export_layers",
     "export_qonnx",
     "finetune",
     "mend_for_finn",
     "prepare_for_finn",
+    "prepare_for_hls4ml",
     "quantize",
     "quantize_blocks",
 ]
@@ -73,7 +84,15 @@ __all__ = [
 # Where each name is found; a new one also goes into the two lists above (a test compares them).
 _NAMES_OF = {
     "errors": ("AxeError",),
-    "export": ("check_finn", "export_qonnx", "mend_for_finn", "prepare_for_finn"),
+    "export": (
+        "check_finn",
+        "check_hls4ml",
+        "export_hls4ml",
+        "export_qonnx",
+        "mend_for_finn",
+        "prepare_for_finn",
+        "prepare_for_hls4ml",
+    ),
     "export.layers": ("export_layers",),
     "model.apply.weights": ("apply_plan",),
     "model.quantizers": (
