@@ -16,7 +16,16 @@ import pytest
 import brevitas_axe
 
 HEAVY = ("torch", "brevitas", "numpy", "scipy", "numba", "onnx", "qonnx", "rich", "matplotlib")
-COMMANDS = ("quickstart", "quantize", "allocate", "methods", "certify", "check", "emulate")
+COMMANDS = (
+    "quickstart",
+    "quantize",
+    "allocate",
+    "methods",
+    "certify",
+    "check",
+    "export",
+    "emulate",
+)
 
 
 def in_new_process(code: str) -> list[str]:

@@ -47,6 +47,10 @@ class Behind(nn.Module):
         return self.last(self.after(self.function(left, right)))
 
 
+def _quotient(a: Any, b: Any) -> Tensor:
+    return getattr(a, "value", a) / (getattr(b, "value", b) + 1.0)
+
+
 class Three(nn.Module):
     """Three tensors joined at once."""
 
@@ -172,7 +176,7 @@ CASES: dict[str, Case] = {
         "constant", lambda: nn.Sequential(act(), Shift(0.0630), act(), linear(8, 4)), (8,)
     ),
     "product": Case("", lambda: Behind(lambda a, b: a * b)),
-    "quotient": Case("join", lambda: Behind(lambda a, b: a / (b + 1.0))),
+    "quotient": Case("join", lambda: Behind(_quotient)),
     "per channel": Case("", lambda: Behind(lambda a, b: a + b, pooled=True)),
     "broadcast": Case("broadcast", lambda: Behind(lambda a, b: a + b, channels=1)),
     "three": Case("concat", Three),
