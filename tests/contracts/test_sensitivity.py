@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from brevitas_axe.errors import InvalidState
 from brevitas_axe.methods.sensitivity import GroupingScorer, Scorer, make_choices, score
 from brevitas_axe.methods.sensitivity.tdmpq import Tdmpq
 from brevitas_axe.model.prepare import as_batches, to_brevitas
@@ -78,17 +79,18 @@ def test_scores_come_back_from_the_disk(name, model, choices, tmp_path) -> None:
     path.write_bytes(b"".join(lines[: len(lines) // 2]))
     assert again()
     assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
-    # What the file says counts, even if it is wrong: nothing is computed beside it.
+    # Other numbers under the old checksums are not believed: all of it is computed again.
     path.write_bytes(b"".join(map(falsified, lines)))
-    assert not again()
+    with pytest.raises(InvalidState, match="checksum"):
+        again()
 
 
 def falsified(line: bytes) -> bytes:
     """A line of the cache with other numbers."""
-    key, value = json.loads(line)
+    key, value, checksum = json.loads(line)
     several = isinstance(value, list)
     wrong = [(n + 2) * x + 1 for n, x in enumerate(value if several else [value])]
-    return json.dumps([key, wrong if several else wrong[0]]).encode() + b"\n"
+    return json.dumps([key, wrong if several else wrong[0], checksum]).encode() + b"\n"
 
 
 @every

@@ -95,7 +95,7 @@ def certify(
     watch = _Watch(model, (*args, *kwargs.values()))
     with _evaluating(model), torch.no_grad(), watch.hooks(), watch.outside:
         try:
-            model(*args, **kwargs)
+            watch.outside.check(model(*args, **kwargs))
         except AxeError:
             raise
         except Exception as error:

@@ -95,7 +95,8 @@ _ANSWERS = {
     *("bernoulli", "bucketize", "_assert_async", "_assert_tensor_metadata", "is_nonzero", "zero"),
     *("set_", "resize_", "multinomial", "record_stream", "prim_layout", "dim", "is_contiguous"),
 }
-_VALUE, _SCALED, _POWER, _CURVE, _PRODUCT = range(5)
+_VALUE, _SCALED, _POWER, _CURVE, _PRODUCT, _MEAN_SQUARE = range(6)
+_ROOTS = {"sqrt", "rsqrt"}
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class _Number:
     Attributes:
         source: of its elements.
         place: changes when elements are moved.
-        kind: the value itself, times a constant, a power of it, another function of it, or a
-            product with something else.
+        kind: the value itself, times a constant, a power of it, another function of it, a product
+            with something else, or a mean of squares that has not come to its root yet.
         axes: along which both factors of a product vary.
     """
 
@@ -151,6 +152,7 @@ class Outside(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self._seen(name, args, kwargs, result)
         if self._inside():
+            self.check(args, kwargs)
             return result
         shown = name if func.namespace == "aten" else f"{func.namespace}.{name}"
         if name in _PRODUCTS or name.startswith(_PRODUCT_FAMILIES):
@@ -170,6 +172,12 @@ class Outside(TorchDispatchMode):
             self._note(result, self._after(plain, shown, given, args, kwargs, result))
             self._in_place(func, args, result)
         return result
+
+    def check(self, *values: Any) -> None:
+        """Tells of means of squares that go somewhere else than under the root of a norm."""
+        for tensor in _tensors(values):
+            if tensor in self._numbers and self._numbers[tensor].kind == _MEAN_SQUARE:
+                self._tell("mean of squares")
 
     def _fresh(self) -> _Number:
         return _Number(next(self._count), next(self._count))
@@ -205,6 +213,8 @@ class Outside(TorchDispatchMode):
         tensor, first = given[0]
         ranks = [t.ndim for t in _tensors(result)]
         every = frozenset(range(max(ranks, default=0)))
+        if any(number.kind == _MEAN_SQUARE for _, number in given):
+            return self._towards_root(name, given, args)
         if name in _KEEPS and len(given) == 1:
             return first
         if name in _AXES and len(given) == 1:
@@ -233,11 +243,31 @@ class Outside(TorchDispatchMode):
             return self._fresh()
         if name in _MEANS:
             over = _axes_of(_MEANS[name], tensor, args, kwargs)
+            if first.axes & over and first.kind == _POWER and name == "mean":
+                return replace(self._fresh(), kind=_MEAN_SQUARE)
             if first.axes & over:
                 self._tell(shown)
             return self._fresh()
         self._tell(shown)
         return self._fresh()
+
+    def _towards_root(
+        self, name: str, given: Sequence[tuple[Tensor, _Number]], args: tuple
+    ) -> _Number:
+        """What becomes of a mean of squares: a root makes a norm of it, a unit that is in float.
+
+        On the way, constants may be added and single numbers multiplied, as RMS norms do.
+        """
+        alone = len(given) == 1
+        half = name == "pow" and args[1] in (0.5, -0.5)
+        if alone and (name in _ROOTS or half):
+            return self._fresh()
+        constant = all(not isinstance(arg, Tensor) or arg.numel() == 1 for arg in args[1:])
+        kept = name in _KEEPS or name in _AXES or ((name in _ADDS or name in _TIMES) and constant)
+        if not (alone and kept):
+            self._tell("mean of squares")
+            return self._fresh()
+        return replace(given[0][1], place=next(self._count))
 
     def _joined(self, given: Sequence[tuple[Tensor, _Number]], every: frozenset[int]) -> _Number:
         numbers = [number for _, number in given]

@@ -80,7 +80,11 @@ def test_a_whole_model_gets_brevitas_s_integers(algorithm, bits, tile, act_order
             running.update()
 
     ours = {"gpfq": axe_gpfq_mode, "gptq": axe_gptq_mode}[algorithm](
-        model, bits, accumulator_tile_size=tile, quality="fast", act_order=act_order
+        model,
+        accumulator_bit_width=bits,
+        accumulator_tile_size=tile,
+        quality="fast",
+        act_order=act_order,
     )
     with torch.no_grad(), ours as axe:
         for x in batches:

@@ -143,13 +143,21 @@ def test_a_fresh_module_loads_the_same_integers(strict):
     assert torch.equal(integers(fresh), integers(layer))
 
 
-def test_a_state_dict_without_our_buffers_loads_where_brevitas_ignores_missing_keys():
+def test_a_state_dict_of_another_quantizer_loads():
     plain = qnn.QuantLinear(64, 8, bias=False).state_dict()
+    layer = linear(input_quant=None)
+    layer.load_state_dict(plain, strict=True)
+    assert torch.equal(layer.weight, plain["weight"])
+
+
+def test_our_state_dict_without_a_buffer_loads_where_brevitas_ignores_missing_keys():
+    state = linear().state_dict()
+    del state["weight_quant.input_low"]
     with pytest.raises(RuntimeError, match="input_low"):
-        linear().load_state_dict(plain, strict=True)
+        linear().load_state_dict(state, strict=True)
     config.IGNORE_MISSING_KEYS, before = True, config.IGNORE_MISSING_KEYS
     try:
-        linear(input_quant=None).load_state_dict(plain)
+        linear().load_state_dict(state)
     finally:
         config.IGNORE_MISSING_KEYS = before
 

@@ -73,6 +73,7 @@ def in_place(x: Tensor) -> Tensor:
         lambda x: x.cumsum(-1),
         lambda x: x.square().sum(-1),
         lambda x: (x * x).mean(-1),
+        lambda x: x * x.pow(2).mean(-1, keepdim=True),
         lambda x: torch.linalg.vector_norm(x, dim=-1),
         lambda x: torch.cdist(x, x),
         lambda x: torch.zeros(2, 6).index_add(0, torch.tensor([0, 1] * 4), x),
@@ -112,6 +113,8 @@ def test_what_adds_up_is_an_entry(then) -> None:
         lambda x: x.reshape(8, 2, 3, 16).transpose(1, 2).reshape(8, 6, 4, 4),
         lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.04 * torch.pow(x, 3)))),
         lambda x: x.softmax(1).argmax(1),
+        lambda x: x * (x.pow(2).mean(1, keepdim=True) + 1e-6).rsqrt(),
+        lambda x: x / (x * x).mean(1, keepdim=True).sqrt(),
     ],
 )
 def test_what_adds_nothing_up_is_none(then) -> None:
