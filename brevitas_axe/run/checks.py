@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -47,3 +51,15 @@ def check_widths(axe: axe_mode) -> None:
                 f"in [{reach.low}, {reach.high}], so all its weights would be zero; give it "
                 f"{required_bit_width(reach.low, reach.high)} bits or more, or its input fewer."
             )
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Silences what Brevitas says of outputs with zero points or scales per token.
+
+    It concerns quantized outputs, which the layers here do not have.
+    """
+    with warnings.catch_warnings():
+        for message in ("Could not compute output scale", "Computing zero point of output"):
+            warnings.filterwarnings("ignore", message, UserWarning)
+        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
 from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.run.block_layers import BlockLayers, columns_of
-from brevitas_axe.run.checks import check_runs, check_widths, ran_out_of_memory
+from brevitas_axe.run.checks import check_runs, check_widths, ran_out_of_memory, without_remarks
 from brevitas_axe.run.request import Keywords, Request, layer_widths, requested
 from brevitas_axe.run.result import BlocksResult
 from brevitas_axe.run.solve import axe_mode
@@ -104,7 +103,7 @@ def solve_blocks(
     tile = request.widths.tile if request.plan is None else None
     layers = BlockLayers(request.recipe, plan, tile, fit)
     bar = tqdm(total=len(plan.layers), desc="layers", disable=not request.run.progress)
-    with torch.no_grad(), _evaluating(model), bar, _without_remarks():
+    with torch.no_grad(), _evaluating(model), bar, without_remarks():
         with _memory_advice("the float model"):
             check_runs(model, batches[0])
             hidden, calls = record_calls(model, blocks, batches)
@@ -304,18 +303,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-@contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Silences what Brevitas says of outputs with zero points or scales per token.
-
-    It concerns quantized outputs, which no layer of a block has.
-    """
-    with warnings.catch_warnings():
-        for message in ("Could not compute output scale", "Computing zero point of output"):
-            warnings.filterwarnings("ignore", message, UserWarning)
-        yield
 
 
 @contextmanager

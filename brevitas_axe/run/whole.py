@@ -24,7 +24,7 @@ from brevitas_axe.run.block_layers import (
     transformed,
     weight_quantizer,
 )
-from brevitas_axe.run.checks import check_runs, check_widths
+from brevitas_axe.run.checks import check_runs, check_widths, without_remarks
 from brevitas_axe.run.request import Request, layer_widths
 from brevitas_axe.run.result import QuantizeResult
 from brevitas_axe.run.solve import axe_mode
@@ -35,6 +35,7 @@ _OF_FLOAT_MODELS = ("transforms", "split", "inputs", "symmetric", "weights", "po
 _AS_IT_IS: dict[str, None] = {"weight": None, "input": None}
 
 
+@without_remarks()
 def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request) -> QuantizeResult:
     """Quantizes a copy of a model, as `brevitas_axe.quantize` says."""
     if request.run.offload is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -116,7 +117,9 @@ def _set_modes(modes: Modes) -> None:
         torch.set_autocast_dtype(device, dtype)
 
 
-def add_hooks(layers: Mapping[str, nn.Module], branched: Mapping[str, nn.Module]) -> list:
+def add_hooks(
+    layers: Mapping[str, nn.Module], branched: Mapping[str, nn.Module] = MappingProxyType({})
+) -> list:
     """Lets forwards stop in front of layers, and keep the inputs of layers that have branches.
 
     Returns:
