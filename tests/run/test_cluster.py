@@ -23,7 +23,7 @@ def solved(workers: int | None) -> dict[str, torch.Tensor]:
 def test_two_workers_of_dask_give_the_integers_of_one_process() -> None:
     distributed = pytest.importorskip("distributed", reason="pip install distributed")
     alone = solved(None)
-    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
     with (
         distributed.LocalCluster(**settings) as cluster,
         distributed.Client(cluster),

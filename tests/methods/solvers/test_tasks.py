@@ -80,7 +80,7 @@ def test_two_workers_of_dask_give_the_same_integers() -> None:
     distributed = pytest.importorskip("distributed", reason="pip install distributed")
     layer = problem()
     alone = here(layer, method("solvers", "gptq"), 1)
-    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
     with (
         distributed.LocalCluster(**settings) as cluster,
         distributed.Client(cluster),
