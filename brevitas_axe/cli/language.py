@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +152,7 @@ def _solved(
         row,
         arguments.recipe,
         exclude=tuple(arguments.exclude),
-        run=Run(workers=arguments.workers, **folders),
+        run=replace(Run(workers=arguments.workers), **folders),
         **_keywords(arguments),
     )
     seconds = round(time.perf_counter() - start, 1)

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from brevitas.quant_tensor import IntQuantTensor
@@ -141,7 +141,7 @@ def input_grids(
 @contextmanager
 def substituted(twin: nn.Module, parts: Mapping[str, Part]) -> Iterator[None]:
     """Some layers quantized inside, and float again afterwards."""
-    modules: dict[str, Layer] = dict(twin.named_modules())
+    modules: Any = dict(twin.named_modules())
     grids = {name: part.grid for name, part in parts.items() if part.grid is not None}
 
     def round_input(name: str, _: Layer, inputs: tuple, named: dict) -> Batch:

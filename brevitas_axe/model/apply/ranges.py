@@ -10,7 +10,7 @@ from brevitas.core.bit_width import BitWidthConst
 from brevitas.core.restrict_val import LogFloatRestrictValue, PowerOfTwoRestrictValue
 from torch import Tensor, nn
 
-from brevitas_axe.model.layers import Layer
+from brevitas_axe.model.layers import Layer, Proxy
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.model.running import dequantized, evaluating, first_input, hooked
 
@@ -42,7 +42,7 @@ class FittedBitWidth(nn.Module):
         return self.ranges[min(self.ranges, key=lambda width: abs(width - bits))]
 
 
-def range_parameter(proxy: Layer) -> Tensor | None:
+def range_parameter(proxy: Proxy) -> Tensor | None:
     """The parameter that holds a quantizer's range, None where it has no static one."""
     scaling = getattr(proxy.fused_activation_quant_proxy.tensor_quant, "scaling_impl", None)
     return None if scaling is None else scaling._parameters.get("value")
@@ -54,7 +54,7 @@ def is_logarithmic(scaling: nn.Module) -> bool:
     return any(isinstance(part, kinds) for part in scaling.modules())
 
 
-def write_bits(proxy: Layer, bits: int, fitted: FittedBitWidth | None = None) -> None:
+def write_bits(proxy: Proxy, bits: int, fitted: FittedBitWidth | None = None) -> None:
     """Bits of one activation quantizer, and the range of these bits where one was fitted.
 
     Args:
@@ -84,7 +84,7 @@ class AdjustableRange:
         value: their range parameter.
     """
 
-    def __init__(self, proxies: Sequence[Layer], value: Tensor) -> None:
+    def __init__(self, proxies: Sequence[Proxy], value: Tensor) -> None:
         self._proxies, self._value = proxies, value
         tensor_quant = proxies[0].fused_activation_quant_proxy.tensor_quant
         self._logarithmic = is_logarithmic(tensor_quant.scaling_impl)
@@ -138,7 +138,7 @@ class AdjustableRange:
 
 @torch.no_grad()
 def sample_inputs(
-    model: nn.Module, quantizers: Mapping[str, Sequence[Layer]], batches: Iterable[Batch]
+    model: nn.Module, quantizers: Mapping[str, Sequence[Proxy]], batches: Iterable[Batch]
 ) -> dict[str, Tensor]:
     """Numbers that arrive at each quantizer, [n]; quantizers that no batch gets to are left out."""
     seen: dict[str, list[Tensor]] = {}

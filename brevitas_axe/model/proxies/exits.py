@@ -19,7 +19,7 @@ from brevitas.export.torch.qcdq.handler import TorchQCDQCastWeightQuantProxyHand
 from brevitas.export.torch.qcdq.manager import TorchQCDQManager
 from torch import Tensor
 
-from brevitas_axe.model.layers import Layer
+from brevitas_axe.model.layers import Proxy
 from brevitas_axe.model.proxies.weight import (
     AccumulatorAwareWeightQuantProxy,
     TileScaledWeightQuantProxy,
@@ -31,7 +31,7 @@ class _Held:
 
     handled_layer = AccumulatorAwareWeightQuantProxy
 
-    def prepare_for_export(self, module: Layer) -> None:
+    def prepare_for_export(self, module: Proxy) -> None:
         held = [layer.quant_weight() for layer in module.tracked_module_list]
         super().prepare_for_export(module)  # type: ignore[misc]
         addresses = (layer.weight.data_ptr() for layer in module.tracked_module_list)
@@ -73,7 +73,7 @@ class _TileScaled(_Held):
 
     handled_layer = TileScaledWeightQuantProxy
 
-    def prepare_for_export(self, module: Layer) -> None:
+    def prepare_for_export(self, module: Proxy) -> None:
         weight = module.tracked_module_list[0].quant_weight()
         value = weight.value.detach()
         self.__dict__["held"] = {0: value}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from brevitas import nn as qnn
 
-from brevitas_axe.model.layers import Layer
+from brevitas_axe.model.layers import Proxy
 
 _END = 6.0
 
@@ -30,7 +30,7 @@ class QuantReLU6(qnn.QuantReLU):
 
     def _judge(self) -> bool:
         """Whether the quantizer's own range ends at 6 or before."""
-        proxy: Layer = self.act_quant
+        proxy: Proxy = self.act_quant
         if not proxy.is_quant_enabled:
             return False
         largest = 2 ** int(proxy.bit_width()) - 1

@@ -148,8 +148,10 @@ class Traces:
             roots = None
         varying: Axes | None = _ONE_FACTOR
         for trace in traces:
-            unknown = varying is None or trace.varying is None
-            varying = None if unknown else varying | trace.varying
+            if varying is None or trace.varying is None:
+                varying = None
+            else:
+                varying = varying | trace.varying
         return Trace(
             None if roots is None else frozenset(roots),
             any(t.moved for t in traces),

@@ -7,6 +7,7 @@ Unprovable.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def clip(node: Node, facts: list[Fact], reading: Reading) -> Fact:
         bounds = [np.float32(node.attribute(k, d)) for k, d in (("min", -3e38), ("max", 3e38))]
     else:
         given = [*facts[1:], None, None][:2]
-        ends = [np.float64(-np.inf), np.float64(np.inf)]
+        ends: list[Any] = [np.float64(-np.inf), np.float64(np.inf)]
         for index, fact in enumerate(given):
             if fact is not None:
                 ends[index] = constant_values(fact, f"a bound of Clip '{node.name}'")

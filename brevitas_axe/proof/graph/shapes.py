@@ -183,7 +183,10 @@ def _flatten(node: Node, given: list[Any], values: list[Any]) -> Sequence[Dims]:
 def _product(sizes: Sequence[Size]) -> Size:
     """Their product: a number, or the one free length among ones."""
     free = [size for size in sizes if size != 1]
-    return prod(sizes) if _fixed(sizes) else free[0] if len(free) == 1 else None
+    fixed = [size for size in sizes if size is not None]
+    if len(fixed) == len(sizes):
+        return prod(fixed)
+    return free[0] if len(free) == 1 else None
 
 
 def _axes(node: Node, values: list[Any], rank: int) -> list[int] | None:
