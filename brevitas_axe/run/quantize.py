@@ -13,6 +13,7 @@ from torch import nn
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.model.plain import check_plainly_written
 from brevitas_axe.model.prepare import as_batches, has_quantizers
+from brevitas_axe.model.running import evaluating
 from brevitas_axe.model.stack import blocks_in_turn, find_blocks
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import Recipe, Run
@@ -77,14 +78,9 @@ def quantize(
                 "a model that has quantizers is solved as a whole; leave out stack."
             )
         return quantize_whole(model, batches, request)
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
+    with evaluating(model):
         check_runs(model, batches[0])
         in_turn = stack is not None or blocks_in_turn(model, batches[0])
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     if not in_turn:
         return quantize_whole(model, batches, request)
     if any(parameter.is_meta for parameter in model.parameters()):
