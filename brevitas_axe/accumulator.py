@@ -209,12 +209,12 @@ def one_sided_budgets(accumulator_bit_width: int, low: int, high: int) -> tuple[
     S⁺ ≤ ⌊(2^(P-1)-1)/high⌋ and |S⁻| alike. For signed inputs they are necessary only; the joint
     condition is `fits`.
     """
-    reach = max(-low, high)
-    if reach == 0:
+    largest = max(-low, high)
+    if largest == 0:
         raise MissingInputQuantizer(
             "an input range of width 0 leaves nothing to accumulate; quantize the input first."
         )
-    budget = accumulator_limit(accumulator_bit_width) // reach
+    budget = accumulator_limit(accumulator_bit_width) // largest
     return budget, budget
 
 

@@ -209,10 +209,10 @@ def _explicit_padding(layers: dict[str, Layer]) -> Iterator[None]:
     saved = {}
     for name, layer in layers.items():
         if getattr(layer, "padding", None) == "same":
-            reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-            if all(total % 2 == 0 for total in reach):
+            totals = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+            if all(total % 2 == 0 for total in totals):
                 saved[name] = layer.padding
-                layer.padding = tuple(total // 2 for total in reach)
+                layer.padding = tuple(total // 2 for total in totals)
     try:
         yield
     finally:

@@ -214,8 +214,8 @@ def _transposed_patches(module: Layer, x: Tensor) -> Tensor:
     stuffed[(..., *(slice(None, None, s) for s in stride))] = x
     pad: list[int] = []
     for k, d, p, o in zip(kernel, dilation, module.padding, module.output_padding, strict=True):
-        reach = d * (k - 1) - p
-        pad = [reach, reach + o, *pad]
+        reversed_padding = d * (k - 1) - p
+        pad = [reversed_padding, reversed_padding + o, *pad]
     patches = _patches(F.pad(stuffed, pad), kernel, (1,) * len(kernel), dilation)
     # A transposed convolution reads its kernel backwards.
     taps = patches.reshape(x.shape[1], -1, patches.shape[-1])

@@ -44,12 +44,12 @@ def ran_out_of_memory(error: Exception) -> bool:
 def check_widths(axe: axe_mode) -> None:
     """Refuses, before any work, a width at which all weights of a layer would have to be zero."""
     for name, precision in axe.plan.layers.items():
-        bits, reach = precision.accumulator, axe.layers[name].weight_quant.input_range
-        if bits and reach and not any(one_sided_budgets(bits, reach.low, reach.high)):
+        bits, inputs = precision.accumulator, axe.layers[name].weight_quant.input_range
+        if bits and inputs and not any(one_sided_budgets(bits, inputs.low, inputs.high)):
             raise AccumulatorTooNarrow(
-                f"a {bits}-bit accumulator does not hold one input of layer '{name}', which lies "
-                f"in [{reach.low}, {reach.high}], so all its weights would be zero; give it "
-                f"{required_bit_width(reach.low, reach.high)} bits or more, or its input fewer."
+                f"a {bits}-bit accumulator cannot store one input of layer '{name}', which lies "
+                f"in [{inputs.low}, {inputs.high}], so all its weights would be zero; give it "
+                f"{required_bit_width(inputs.low, inputs.high)} bits or more, or its input fewer."
             )
 
 

@@ -161,7 +161,7 @@ def _final_plan(axe: axe_mode) -> Plan:
     for name, precision in axe.plan.layers.items():
         proxy = axe.layers[name].weight_quant
         bits = int(proxy.tensor_quant.msb_clamp_bit_width_impl())
-        reach = proxy.input_range
-        inputs = None if reach is None else reach.bit_width
+        input_range = proxy.input_range
+        inputs = None if input_range is None else input_range.bit_width
         final[name] = replace(precision, weight=bits, input=inputs)
     return Plan(final)

@@ -57,8 +57,8 @@ def layer_widths(certificate: Certificate) -> Figure:
         axes.text(0.2, row, f"{width}", va="center", color="white", fontsize=8)
         if entry.target is not None:
             axes.plot([entry.target] * 2, [row - 0.42, row + 0.42], color=_TARGET, linewidth=2.5)
-    reach = [max(width, entry.target or 0) for entry, width in rows]
-    axes.set_xlim(0, max([*reach, 1]) * 1.05)
+    ends = [max(width, entry.target or 0) for entry, width in rows]
+    axes.set_xlim(0, max([*ends, 1]) * 1.05)
     axes.set_xlabel("accumulator bits: proven (bar) and target (tick)")
     return figure
 

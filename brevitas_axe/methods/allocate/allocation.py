@@ -53,7 +53,7 @@ def make_problem(
         scores: of all choices.
         costs: name → cost, see `cost_table`.
         budgets: name → most that the cost may be.
-        measure: measured rise of the loss of a plan, for allocators that look at it.
+        measure: function from a plan to its measured rise of the loss, for allocators that use it.
         target: largest measured rise that is allowed, for allocators that take a target.
     """
     names = list(scores.choices.layers)

@@ -83,7 +83,7 @@ class Backend:
         Args:
             choices: every one needs weight and input bits.
             shapes: of the layers, see `brevitas_axe.methods.cost.layer_shapes`.
-            model: holds the layers, with the scales that they will have.
+            model: contains the layers, with the scales that they will have.
 
         Raises:
             UnsupportedLayer: the backend cannot compute a layer at any width.

@@ -1,8 +1,8 @@
 """Bisection over an ordering of layers (arXiv 2306.04879): the fewest bits at a wanted quality.
 
-For every precision, the next cheaper one in turn, layers are ordered by what they would lose, what
-they lose together with others included, and the longest prefix of this order that still meets the
-target gets it. No public code exists; this is our reconstruction.
+For every precision, from the widest down, layers are ordered by what they would lose, losses that
+they cause together with others included. The longest prefix of this order that still meets the
+target gets the precision. No public code exists; this is our reconstruction.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Bisection:
         return self._towards(problem, problem.target, problem.measure)
 
     def order(self, problem: Problem, rung: Assignment) -> list[int]:
-        """Units by A_i = S_i + λ Σ_j D_ij at one precision, least first."""
+        """Units in ascending order of A_i = S_i + λ Σ_j D_ij, at the precision of one rung."""
 
         def loss(unit: tuple[int, ...]) -> float:
             alone = sum(problem.harm.single[i][rung[i]] for i in unit)
@@ -100,7 +100,7 @@ class Bisection:
 def _moved(
     problem: Problem, assignment: Assignment, rung: Assignment, units: list[int]
 ) -> Assignment:
-    """The assignment with some units on another rung."""
+    """The assignment with some units moved to another rung of the ladder."""
     layers = {i for unit in units for i in problem.units[unit]}
     return tuple(rung[i] if i in layers else c for i, c in enumerate(assignment))
 

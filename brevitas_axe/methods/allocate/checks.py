@@ -1,4 +1,4 @@
-"""What an allocator is asked for and would ignore is refused, before any layer is scored."""
+"""Refuses requests that an allocator would ignore, before any layer is scored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_budget(cost: str | CostModel) -> None:
 
 
 def check_target(target: float | None, allocator: str | Allocator) -> None:
-    """Raises InvalidOption where there is a target that the allocator would not look at."""
+    """Raises InvalidOption where there is a target that the allocator would ignore."""
     if target is not None and not method("allocate", allocator).takes_target:
         raise InvalidOption(
             f"the allocator {allocator!r} takes no target; leave it out, or use "
@@ -61,5 +61,5 @@ def check_groups(scorer: str | Scorer, allocator: str | Allocator, layers: Itera
 
 
 def _others(fact: str) -> str:
-    """Names of the allocators of which a fact is true."""
+    """Names of the allocators with an attribute that is true, as part of a message."""
     return ", ".join(f"'{name}'" for name, one in methods("allocate").items() if getattr(one, fact))

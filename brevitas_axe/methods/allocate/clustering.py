@@ -18,9 +18,10 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class Clustering:
-    """Clusters with sorted centres take rungs of falling precision; then the budget is repaired.
+    """Clusters in the order of their centres take rungs of falling precision; then repair.
 
-    Every run of neighbouring rungs is tried. Repair moves along the order of scores, from the least
+    Every run of neighbouring rungs is tried. Repair moves layers down until the budgets are met,
+    along the order of scores, from the least
     downwards or from the greatest upwards, so that no layer ever has a lower rung than a less
     sensitive one.
 
@@ -53,7 +54,7 @@ class Clustering:
         count = min(self.clusters, len(problem.ladder))
         labels = cluster(scores, count)
         ascending = np.argsort(scores, kind="stable")
-        # 0 is the widest rung, which the cluster with the greatest centre gets.
+        # Rung 0 is the widest: the cluster with the greatest centre gets it.
         start = count - 1 - labels
         for first in range(len(problem.ladder) - count + 1):
             rungs = problem.ladder[first : first + count]
@@ -86,11 +87,11 @@ def cluster(scores: np.ndarray, count: int) -> np.ndarray:
         distance = np.abs(scores[:, None] - centres) + _TINY
         # Zhang's update: membership times weight, d^(-p-2) / (Σ d^-p)^2, scaled against overflow.
         ratio = distance.min(1, keepdims=True) / distance
-        pull = ratio ** (_POWER + 2) / distance.min(1, keepdims=True) ** (2 - _POWER)
-        pull = pull / (ratio**_POWER).sum(1, keepdims=True) ** 2
-        total = pull.sum(0)
+        weight = ratio ** (_POWER + 2) / distance.min(1, keepdims=True) ** (2 - _POWER)
+        weight = weight / (ratio**_POWER).sum(1, keepdims=True) ** 2
+        total = weight.sum(0)
         moved = np.where(
-            total > 0, (pull * scores[:, None]).sum(0) / np.where(total, total, 1), centres
+            total > 0, (weight * scores[:, None]).sum(0) / np.where(total, total, 1), centres
         )
         if np.allclose(moved, centres, rtol=1e-9, atol=0):
             break

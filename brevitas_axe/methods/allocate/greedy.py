@@ -1,4 +1,4 @@
-"""Greedy mixed precision (MPTQ-ViT, arXiv 2401.14895, section 3.4): the best bargain first."""
+"""Greedy mixed precision, largest saving per harm first (MPTQ-ViT, arXiv 2401.14895, 3.4)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Greedy:
 
     A move changes one layer without its input bits, or the input bits of all layers that share
     them. The saving is the fall of `Problem.expense`, which falls with every move; so the path does
-    not depend on the budgets, and the least harmful stop on it that fits is taken. The paper
-    measures the loss anew after every move; ours adds up scores, pairs included.
+    not depend on the budgets; of its assignments within budget, the least harmful is returned. The
+    paper measures the loss anew after every move; ours adds up scores, pairs included.
     """
 
     exact = False
@@ -41,7 +41,7 @@ class Greedy:
 
 
 def path(problem: Problem) -> Iterator[Assignment]:
-    """The widest assignment, then the assignment after every move, until nothing saves."""
+    """The widest assignment, then the assignment after every move, until no move saves."""
     assignment = problem.uniform[0]
     yield assignment
     best: dict[int, tuple[float, Moves] | None] = {
@@ -64,14 +64,15 @@ def path(problem: Problem) -> Iterator[Assignment]:
 def _best_move(
     problem: Problem, assignment: Assignment, unit: tuple[int, ...]
 ) -> tuple[float, Moves] | None:
-    """(saving per harm, moves) of the best bargain of one unit; None where nothing saves."""
+    """(saving per harm, moves) of the best move of one unit; None where no move lowers the cost."""
     best: tuple[float, Moves] | None = None
     for moves in _moves(problem, assignment, unit):
         saving = -problem.expense_change(assignment, moves)
         if saving <= 1e-15:
             continue
         harm = problem.harm.change(assignment, moves)
-        # A move that does good comes before all others, and of several the one that does most.
+        # A move that lowers the harm comes before all others; of several, the one that lowers it
+        # most.
         ratio = saving / (max(harm, 0.0) + EPSILON) - min(harm, 0.0) / EPSILON
         if best is None or ratio > best[0]:
             best = ratio, moves
@@ -93,7 +94,7 @@ def _moves(problem: Problem, assignment: Assignment, unit: tuple[int, ...]) -> I
 
 
 def _neighbours(problem: Problem) -> list[set[int]]:
-    """Units whose bargains change when a unit moves: itself and those it is paired with."""
+    """Units whose best move may change when a unit moves: itself and those it has pairs with."""
     unit_of = {i: u for u, unit in enumerate(problem.units) for i in unit}
     result = [{u} for u in range(len(problem.units))]
     for quantity in (problem.harm, *problem.costs.values()):

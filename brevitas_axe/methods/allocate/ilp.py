@@ -17,7 +17,7 @@ from brevitas_axe.registry import Facts, check_ranges
 
 # HiGHS may exceed a budget by its tolerance. If the solution does, it is asked again with budgets
 # tightened by these relative amounts.
-SLIPS = (0.0, 1e-11, 1e-9, 1e-7)
+TIGHTENINGS = (0.0, 1e-11, 1e-9, 1e-7)
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Ilp:
 
     def __call__(self, problem: Problem) -> Assignment:
         program = Program(problem)
-        for slip in SLIPS:
-            assignment = program.solve(self.gap, slip)
+        for tightening in TIGHTENINGS:
+            assignment = program.solve(self.gap, tightening)
             if assignment is None:
                 break
             if problem.fits(assignment):

@@ -71,7 +71,7 @@ class Quantity:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Which choice each layer gets, as numbers: harm, costs and budgets.
+    """The task of an allocator in numbers: harm, costs and budgets of every choice.
 
     Attributes:
         choices: of every layer, and which layers share their input bits.
@@ -140,7 +140,7 @@ class Problem:
         return all(len({bits[i] for i in unit}) == 1 for unit in self.units)
 
     def fits(self, assignment: Assignment) -> bool:
-        """True when every budget is met and ties hold."""
+        """True when every budget is met and `is_tied`."""
         return self.is_tied(assignment) and all(
             self.costs[name].total(assignment) <= limit for name, limit in self.budgets.items()
         )
@@ -150,7 +150,7 @@ class Problem:
         return math.fsum(q.total(assignment) / self._bounds[n] for n, q in self.costs.items())
 
     def expense_change(self, assignment: Assignment, moves: Mapping[int, int]) -> float:
-        """What moves (layer index → new choice) add to `expense`."""
+        """Change of `expense` by moves (layer index → new choice)."""
         return math.fsum(
             q.change(assignment, moves) / self._bounds[n] for n, q in self.costs.items()
         )
@@ -172,7 +172,7 @@ class Problem:
 
     @cached_property
     def ladder(self) -> list[Assignment]:
-        """Those of `uniform` that no cheaper one beats: harm grows from rung to rung."""
+        """The rungs: those of `uniform` that no cheaper one beats, so that harm grows downwards."""
         rungs: list[Assignment] = []
         for rung in reversed(self.uniform):
             if not rungs or self.harm.total(rung) < self.harm.total(rungs[-1]):
@@ -215,7 +215,7 @@ class Problem:
         return best
 
     def refusal(self) -> InvalidOption:
-        """What to raise where no assignment was found."""
+        """The error to raise where no assignment was found."""
         wanted = ", ".join(f"{name} ≤ {limit:g}" for name, limit in self.budgets.items())
         least = ", ".join(f"{name} {self.costs[name].extreme(np.min):g}" for name in self.budgets)
         return InvalidOption(
@@ -232,7 +232,7 @@ def _differences(choice: LayerPrecision, wanted: LayerPrecision) -> tuple[tuple[
 
 
 def _distance(bits: int | None, wanted: int | None) -> tuple[int, int]:
-    """Sorts by distance, then the wider first; None is as far as can be from every number."""
+    """Sort key: by distance, then the wider first; None is farther than any number."""
     if bits is None or wanted is None:
         return (0 if bits == wanted else 2**31, 0)
     return abs(bits - wanted), -bits

@@ -15,8 +15,8 @@ from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
 
 # HiGHS works to absolute tolerances of 1e-6 and 1e-7: its numbers are scaled far above them.
 SCALE = 1e4
-# Only choices whose reduced cost is at most this share of the relaxation's bound enter the first,
-# small program.
+# The first, small program has only the choices whose reduced cost is at most this share of the
+# relaxation's bound.
 FIRST_DISTANCE = 2e-3
 Pair = tuple[int, int]
 _relaxation: Any = linprog
@@ -25,7 +25,7 @@ _rows: Any = LinearConstraint  # scipy declares numbers where it takes arrays
 
 @dataclass(frozen=True, eq=False)
 class PairTable:
-    """What the choices of two layers add together beyond what each adds alone.
+    """What two layers' choices add to a quantity beyond what each adds alone.
 
     Choices with equal rows (columns) act alike and form a class. Often there are few: what a
     layer costs depends on the input bits of the next one, not on its other widths.
@@ -33,7 +33,8 @@ class PairTable:
     Attributes:
         rows, columns: int64 [choices], class of every choice of the first and second layer.
         values: name of quantity → [row classes, column classes].
-        alone: name of quantity → what was moved to the first and to the second layer alone.
+        alone: name of quantity → the parts of its table that depend on the first, or on the second
+            layer alone, and are counted there.
     """
 
     rows: np.ndarray
@@ -117,13 +118,13 @@ class Program:
             distance = self._objective @ found - relaxed.fun
             if everything or distance <= farthest:
                 return self._assignment(found)
-            # A little more, for the rounding of the linear program.
+            # A margin for the rounding errors of the linear program.
             farthest = distance * (1 + 1e-6) + 1e-3
 
     def _integral(
         self, within: np.ndarray, limits: csc_array, right: np.ndarray, gap: float
     ) -> np.ndarray | None:
-        """The best values of all variables when only some may be other than zero."""
+        """The best values of all variables when only some may differ from zero."""
         equations, totals = self._equations
         result = milp(
             self._objective[within],
@@ -153,7 +154,7 @@ class Program:
 
     @cached_property
     def _objective(self) -> np.ndarray:
-        """Harm, scaled; distances between assignments matter, not what the best choices have."""
+        """Harm above each layer's least, scaled: only differences between assignments matter."""
         row = self._row("")
         return row * (SCALE / max(np.abs(row).max(), 1e-300))
 
@@ -170,7 +171,7 @@ class Program:
         same = (key[:, :, None] == key[:, None, :]).all(0)
         values = np.array([self.single[n][i] for n in self.single])
         no_worse = (values[:, :, None] <= values[:, None, :]).all(0) & same
-        # Of equal ones the first stays.
+        # Of equal choices the first is kept.
         earlier = np.arange(len(options))[:, None] < np.arange(len(options))
         beaten = (no_worse & (~no_worse.T | earlier)).any(0)
         return np.flatnonzero(~beaten)
@@ -255,7 +256,7 @@ def _matrices(
 def _with_pairs(
     name: str, quantity: Quantity, tables: Mapping[Pair, PairTable]
 ) -> list[np.ndarray]:
-    """What each layer's choices add alone, shares of the pairs included."""
+    """What each layer's choices add alone, including the parts taken out of pairs."""
     single = [np.array(values, dtype=float) for values in quantity.single]
     for (i, j), table in tables.items():
         first, second = table.alone[name]

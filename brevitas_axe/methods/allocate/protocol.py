@@ -22,17 +22,18 @@ class Allocator(Protocol):
         monotone: with a larger budget the harm is never larger. Allocators that have other aims
             besides the harm, such as a measured loss or no group being worse off, promise that
             only for problems without a measure and without parts.
-        takes_target: it heeds `Problem.target`; for others there must be none.
+        takes_target: it uses `Problem.target`; problems of other allocators must have none.
         several_metrics: it looks at `Problem.metrics`, so that more than one metric counts.
-        needs_groups: it divides budgets between the groups of layers in `Problem.parts`, and does
-            nothing of its own where there are none.
+        needs_groups: it divides budgets between the groups of layers in `Problem.parts`; without
+            groups it would be a plain integer program.
         facts: for the catalogue.
 
     Args:
         problem: numbers; not modified.
 
     Returns:
-        Index of every layer's choice. All budgets are met and ties hold.
+        Index of every layer's choice. All budgets are met, and layers that read one activation
+        agree on its bits.
 
     Raises:
         InvalidOption: nothing that fits was found.

@@ -1,4 +1,4 @@
-"""Integer programs around which whole plans are measured; ours.
+"""Whole plans, found by integer programs with perturbed weights, are measured; ours.
 
 The integer program trusts per-layer estimates, so that its optimum exploits their errors. This
 allocator perturbs the per-layer weights, solves again, measures each new plan, and continues from
@@ -24,13 +24,13 @@ from brevitas_axe.registry import Facts, check_ranges
 
 @dataclass(frozen=True)
 class Search:
-    """The least measured loss among uniform precision, greedy moves and so many programs' optima.
+    """The least measured loss among uniform, greedy and the optima of several integer programs.
 
-    A problem's `metrics` are harms to start from besides its own: each has a program, and the
-    weights of the best one's harm are varied.
+    A problem's `metrics` are further estimates of harm: each has a program of its own, and the
+    weights of the one with the best plan are perturbed.
 
-    Without a measure this is the integer program. With one, a larger budget may leave more harm,
-    and even more loss: other plans come out, and only those are measured.
+    Without a measure this is the integer program. With one it is not monotone: under a larger
+    budget other plans are found and measured, and all of them may have more harm or loss.
 
     Attributes:
         trials: programs with varied weights; each new optimum is measured once.
@@ -89,7 +89,7 @@ class Search:
 
 
 def _weighted(problem: Problem, weights: np.ndarray) -> Quantity:
-    """Harm with the part that each unit has alone times the unit's weight."""
+    """Harm in which what a unit adds alone is multiplied by the unit's weight."""
     single = list(problem.harm.single)
     for unit, weight in zip(problem.units, weights, strict=True):
         for i in unit:

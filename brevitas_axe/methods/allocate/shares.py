@@ -1,9 +1,8 @@
 """Shares of a budget between groups of layers with metrics of their own (MixDQ, arXiv 2405.17873).
 
-The first group is allocated by an integer program of its own under its share of every budget, the
-second one by another under what the first leaves, and the share is scanned. What one program with
-one metric for all layers gives is among the candidates, so that no group is worse off, by its own
-metric, than with it.
+An integer program allocates the first group under its share of every budget, a second program the
+other group under the rest, and the share is scanned. The result of a single program with one metric
+for all layers is among the candidates, so that no group ends worse by its own metric.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from brevitas_axe.registry import Facts, check_ranges
 
 @dataclass(frozen=True)
 class Shares:
-    """Two groups, each with its own program; of the shares, the best one.
+    """Two groups, each with its own program, under the best of the scanned shares.
 
     Not monotone. Every candidate must be at least as good for both groups as the single-program
     baseline; a larger budget improves that baseline, so that an earlier trade-off may stop
     qualifying and the total harm may rise.
 
-    Best is the least measured loss, or else the least sum of the groups' harm, each in units of
-    what the program with the first group's metric for all layers leaves it.
+    Best means the least measured loss; without a measure, the least sum of the groups' harms, each
+    divided by its harm under the single program with the first group's metric.
 
     Attributes:
-        steps: shares tried besides that of the program for all layers.
+        steps: shares tried besides the one that the single program gives the first group.
     """
 
     steps: int = 16
@@ -112,7 +111,7 @@ def _divided(
     together: Assignment,
     share: float | None,
 ) -> list[Assignment]:
-    """The first group by itself, then the second; nothing where one gets too little.
+    """Assignments of the first group by itself, then of the second; none where one cannot fit.
 
     A share of None gives the first group what it costs in `together`. What two layers of different
     groups cost together (FINN's thresholds) is the second group's to pay: the first one's choices
@@ -153,7 +152,7 @@ def _part(
 def _restricted(
     quantity: Quantity, group: list[int], known: Mapping[int, int] | None = None
 ) -> Quantity:
-    """Of a group alone; of its pairs with others, those whose other choice is known count."""
+    """The quantity of one group; of its pairs with others, those with a known choice count."""
     known = known or {}
     place = {i: k for k, i in enumerate(group)}
     single = [quantity.single[i] for i in group]

@@ -1,7 +1,7 @@
 """Costs of choices as numbers, from cost models and a model's layers.
 
 What a layer costs may depend on the activation quantizer behind it, whose bits are the input bits
-of another layer: FINN turns it into thresholds. Such a cost is a matter of both layers' choices.
+of another layer: FINN turns it into thresholds. Such a cost depends on the choices of both layers.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def output_readers(
     kwargs: dict | None = None,
     exclude: tuple[str, ...] = (),
 ) -> dict[str, str]:
-    """Layer → a layer whose input bits are those of the quantizer behind the first.
+    """Layer → a layer that reads the output quantizer of the first.
 
-    Found as `input_sources` finds its: by changing the bits of each quantizer.
+    Found as `input_sources` finds its results: by changing the bits of each quantizer.
 
     Args:
         model: a calibrated Brevitas model; not modified.
@@ -91,7 +91,7 @@ def foldings_within(
 
 
 def _width(choice: LayerPrecision) -> tuple[float, ...]:
-    """Sorts by weight bits, then input bits, then accumulator, where None is without limit."""
+    """Sort key: weight bits, then input bits, then accumulator; None sorts as no limit."""
     return choice.weight or 0, choice.input or 0, choice.accumulator or np.inf
 
 

@@ -1,6 +1,6 @@
 """Bits of cached keys and values, per block and simulated: class KV of the survey arXiv 2510.16805.
 
-A cache holds what the key and the value projection return. Here each token's vector is rounded to
+A cache stores what the key and the value projection return. Here each token's vector is rounded to
 2^b levels between its least and its largest number, in the forward of the float model, keys before
 their rotation by position. No file format carries such bits, so there is nothing to export.
 """
@@ -32,10 +32,10 @@ _PROJECTION = re.compile(r"(?:^|[._])(k|v|key|value)(?:_proj|_lin)?$")
 
 @dataclass(frozen=True)
 class KvCache:
-    """The bits of every block's cache under a mean, by an allocator over measured losses.
+    """Bits of every block's cache within a given mean, by an allocator over measured losses.
 
-    The loss of each block at each width is measured alone; of what the allocator finds and the
-    widest equal bits that fit, the one with the less loss is returned.
+    The loss of each block at each width is measured alone. The allocator's result is compared with
+    the widest equal bits that fit, and the one with the smaller measured loss is returned.
 
     Attributes:
         bits: widths offered to every block.
@@ -101,7 +101,7 @@ def _loss(model: nn.Module, items: list[Any], metric: Metric):
 
 @contextmanager
 def simulated_cache(model: nn.Module, bits: Mapping[str, int]) -> Iterator[None]:
-    """Rounds keys and values inside.
+    """Context in which keys and values are rounded.
 
     Args:
         model: of `find_blocks`.
@@ -145,7 +145,7 @@ def _rounding(bits: int):
 
 def rounded(x: Tensor, bits: int) -> Tensor:
     """Every vector [..., features] on 2^bits levels from its least to its largest number."""
-    # In half precision the distance from least to largest may be more than the type holds.
+    # In half precision the distance from least to largest may exceed the type's range.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     low, high = wide.amin(-1, keepdim=True), wide.amax(-1, keepdim=True)
     step = (high - low) / (2**bits - 1)

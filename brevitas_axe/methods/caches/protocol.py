@@ -17,7 +17,7 @@ from brevitas_axe.registry import Facts
 
 
 class CacheBits(Protocol):
-    """Picks the bits of every block's cache under a mean over the blocks.
+    """Picks the bits of every block's cache within a mean over the blocks.
 
     Attributes:
         facts: for the catalogue.
@@ -36,7 +36,7 @@ class CacheBits(Protocol):
         EmptyCalibration: there is no batch.
         InvalidOption: the mean is below the fewest bits that the method gives.
         NonFiniteValues: a batch or a loss holds NaN or infinity.
-        UnsupportedLayer: a block has no keys and values that the method can tell.
+        UnsupportedLayer: the method cannot tell which layers of a block give keys and values.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""Clock cycles that FINN estimates; only shape and folding count."""
+"""Clock cycles that FINN estimates; they depend on shape and folding alone."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ class Hardware:
         standalone_thresholds: True puts thresholds in a node of their own, which RTL nodes need.
         res_type: what multiplies in HLS matrix nodes.
         mem_mode: where weights come from.
-        ram_style: what holds weights.
-        ram_style_thresholds: what holds thresholds of a matrix node. FINN's default is "auto",
+        ram_style: memory of the weights.
+        ram_style_thresholds: memory of a matrix node's thresholds. FINN's default is "auto",
             under which its estimate leaves thresholds out although they are built; the default
             here counts them.
         dsp_block: of the FPGA family: 7-series, UltraScale, Versal.
@@ -285,7 +285,7 @@ class FinnCost:
         unit: see `CostModel`.
         grows_with: see `CostModel`.
         facts: for the catalogue.
-        hardware: that FINN builds for.
+        hardware: how FINN builds the node.
     """
 
     resource: str

@@ -43,7 +43,7 @@ def choose_folding(
     max_cycles: int,
     hardware: Hardware = HLS,
 ) -> Folding:
-    """The folding of one layer that takes at most `max_cycles` with the least hardware.
+    """The folding of one layer with the least hardware among those within `max_cycles`.
 
     Fewest DSP blocks first, then LUTs, then multipliers, then outputs at once. FINN's SetFolding
     looks at cycles alone: it unfolds inputs first and outputs after them.
@@ -52,7 +52,7 @@ def choose_folding(
         shape: of the layer.
         precision: its weight and input bits are needed.
         max_cycles: clock cycles per forward, at least 1.
-        hardware: that FINN builds for.
+        hardware: how FINN builds the node.
 
     Raises:
         InvalidPlan: weight or input bits are missing.

@@ -1,7 +1,7 @@
 """Bit operations with the adders: a MAC costs W·A for its product and P for its addition.
 
 UNIQ (arXiv 1804.10969) counts W·A + W + A + log2 K per MAC, where the last three are the width
-of an accumulator that holds any sum. Here stands the width that the accumulator really has; with
+of an accumulator that can store any sum. Here the accumulator's real width counts instead; with
 tiles, every tile but the first adds its result once to an outer accumulator.
 """
 

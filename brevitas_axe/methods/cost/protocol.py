@@ -27,17 +27,17 @@ class LayerShape:
 
     Attributes:
         name: of `model.named_modules()`.
-        kind: "transposed" for a transposed convolution, "depthwise" if every channel meets its own
-            kernel alone, else "dense".
+        kind: "transposed" for a transposed convolution, "depthwise" if every channel has a kernel
+            of its own, else "dense".
         inputs: terms K of one dot product: (input channels / groups) × kernel.
         outputs: output channels MH, of all groups together.
-        vectors: positions of one forward that meet every weight once, all calls together: pixels,
-            tokens, samples of the output, or of the input of a transposed convolution.
+        vectors: positions of one forward at which every weight is used once, over all calls:
+            pixels, tokens, samples of the output, or of the input of a transposed convolution.
         groups: independent groups of channels.
         kernel: taps per axis; () for a linear layer.
         channels: input channels.
-        signed: True if inputs of N bits reach 2^(N-1) at most, as signed integers do; False if they
-            may reach 2^N.
+        signed: True if the magnitude of N-bit inputs is at most 2^(N-1), as for signed integers;
+            False if it may be up to 2^N.
         output_bits: bits B of the activation quantizer that takes the layer's output, which FINN
             turns into 2^B - 1 thresholds; None if there is none, or none that FINN fuses.
 
@@ -71,7 +71,7 @@ class LayerShape:
 
     @property
     def weights(self) -> int:
-        """How many there are, biases not counted."""
+        """Number of weights, without biases."""
         return self.inputs * self.outputs
 
     @property

@@ -56,7 +56,7 @@ def layer_shapes(
     with _watching(model, layers) as (vectors, output_bits):
         calls = observe_inputs(model, layers, args, kwargs)
     shapes = {}
-    for name, reach in _input_ranges(calls).items():
+    for name, input_range in _input_ranges(calls).items():
         layer = layers[name]
         groups, rows, inputs = unroll_weight(layer, layer.weight).shape
         linear = isinstance(layer, qnn.QuantLinear)
@@ -75,7 +75,8 @@ def layer_shapes(
             channels=channels,
             # A zero point near an end of the type makes the inputs effectively unsigned: they may
             # then be as large as 2^N.
-            signed=reach.low < 0 and max(-reach.low, reach.high) <= 2 ** (reach.bit_width - 1),
+            signed=input_range.low < 0
+            and max(-input_range.low, input_range.high) <= 2 ** (input_range.bit_width - 1),
             output_bits=output_bits.get(name),
         )
     return shapes
@@ -106,14 +107,14 @@ def full_plan(
     Plan(wanted).check_names(layers)
     ranges = _input_ranges(observe_inputs(model, layers, args, kwargs))
     full = {}
-    for name, reach in ranges.items():
+    for name, input_range in ranges.items():
         proxy = layers[name].weight_quant
         accumulator = getattr(proxy, "accumulator_bit_width", None)
         if is_accumulator_aware(layers[name]):
             accumulator = int(proxy.tensor_quant.pre_scaling_impl.accumulator_bit_width())
         present = LayerPrecision(
             weight=int(proxy.bit_width().max()),
-            input=reach.bit_width,
+            input=input_range.bit_width,
             accumulator=accumulator,
             tile=getattr(proxy, "accumulator_tile_size", None),
         )
@@ -126,14 +127,14 @@ def full_plan(
 def _input_ranges(calls: Mapping[str, list[InputRange | None]]) -> dict[str, InputRange]:
     """Union of the ranges of every layer's calls."""
     ranges = {}
-    for name, reaches in calls.items():
-        for reach in reaches:
-            if reach is None:
+    for name, ranges_of_calls in calls.items():
+        for input_range in ranges_of_calls:
+            if input_range is None:
                 raise MissingInputQuantizer(
                     f"the input of layer '{name}' is not quantized to integers, so its cost is "
                     f"not known; quantize it, or exclude the layer, exclude=('{name}',)."
                 )
-            ranges[name] = reach.union(ranges.get(name, reach))
+            ranges[name] = input_range.union(ranges.get(name, input_range))
     return ranges
 
 

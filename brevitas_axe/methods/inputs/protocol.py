@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from brevitas_axe.registry import Facts
 
-# Brevitas names a quantizer by a subclass of an injector, which nobody instantiates.
+# Brevitas describes a quantizer by a subclass of an injector, which is never instantiated.
 Injector = Any
 
 

@@ -1,4 +1,4 @@
-"""How wide every grid is: one method per file."""
+"""The range of every activation quantizer: one method per file."""
 
 from brevitas_axe.methods.ranges.fitting import fit_ranges
 

@@ -1,7 +1,7 @@
-"""A range for every width of the activation quantizers of a model, by any method of this room.
+"""A range for every width of a model's activation quantizers, by any method of this room.
 
-Calibration finds one range, for the bits that a quantizer has then. Here one is fitted for each
-width, and follows whenever `set_bits` changes it.
+Calibration finds one range, for the bits that a quantizer has at the time. Here a range is fitted
+for each width, and `set_bits` sets the one that belongs to the new width.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def fit_ranges(
 ) -> dict[str, dict[int, float]]:
     """Fits a range for each width of each static activation quantizer, in place.
 
-    From then on a change of bits, by a plan or a scorer, brings its range along, in copies of the
-    model too. Ranges are shares of the calibrated one, which is among them.
+    From then on a change of bits, by a plan or a scorer, also sets the fitted range, in copies of
+    the model too. Ranges are shares of the calibrated one; share 1 is always a candidate.
 
     Args:
         model: calibrated, with static activation quantizers; others keep what they have, and so do
@@ -65,7 +65,7 @@ def fit_ranges(
     shares: dict[str, dict[int, float]] = {name: {} for name in ranges}
     loss = _Loss(model, batches)
     for width in sorted({*widths, *(each.bits for each in ranges.values())}):
-        # A quantizer needs the asked widths, and the one that it has.
+        # Fitted for the requested widths and for the present one.
         some = {n: each for n, each in ranges.items() if width in (*widths, each.bits)}
         for adjustable in some.values():
             adjustable.set(width, 1.0)
@@ -103,7 +103,7 @@ class _Loss:
         self._wanted: list[list[Tensor]] | None = None
 
     def __call__(self) -> float:
-        if self._wanted is None:  # most methods never ask
+        if self._wanted is None:  # computed on demand: most methods do not use it
             self._wanted = self._outputs(float_twin(self._model))
         total = count = 0.0
         for given, wanted in zip(self._outputs(self._model), self._wanted, strict=True):

@@ -48,7 +48,7 @@ class Kl(SearchedRange):
         level_of = cells % len(levels)
         mass = torch.bincount(level_of, kept, minlength=len(levels))
         parts = torch.bincount(level_of, minlength=len(levels))
-        # A level that holds nothing but what was clipped counts as one number: Q is nowhere zero.
+        # A level with nothing but clipped numbers counts as one number, so that Q is nowhere zero.
         spread = (mass.clamp(min=1) / parts.clamp(min=1))[level_of]
         p, q = count / count.sum(), spread / spread.sum()
         return float((p * (p / q).log()).sum())

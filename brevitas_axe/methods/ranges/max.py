@@ -10,7 +10,7 @@ from brevitas_axe.registry import Facts
 
 @dataclass(frozen=True)
 class Max:
-    """Nothing is clipped that calibration did not clip: the baseline of all others."""
+    """Clips nothing that calibration did not clip: the baseline of the other methods."""
 
     facts = Facts(kind="–", granularity="tensor", signal="none", export="finn", source="Brevitas")
 

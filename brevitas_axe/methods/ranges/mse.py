@@ -1,6 +1,7 @@
 """The range with the least squared error.
 
-Few bits want a narrower range than many: what is clipped costs less than the finer step saves.
+With few bits the best range is narrower than with many: the error of clipping is less than what
+the finer step saves.
 """
 
 from __future__ import annotations

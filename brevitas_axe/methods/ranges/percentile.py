@@ -12,10 +12,10 @@ from brevitas_axe.registry import Facts
 
 @dataclass(frozen=True)
 class Percentile:
-    """The range ends at the least magnitude below or at which lie so many percent of all.
+    """The range ends at this percentile of the magnitudes.
 
     Attributes:
-        percentile: in (0, 100].
+        percentile: in (0, 100]; so many percent of all magnitudes are within the range.
 
     Raises:
         InvalidOption: a percentile outside.

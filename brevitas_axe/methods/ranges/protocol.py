@@ -1,6 +1,6 @@
 """How wide the grid of every quantizer is, as a share of the range that calibration found.
 
-A fitter sees numbers and functions, and nothing of models. To write your own: where it is an error
+A fitter is given numbers and functions, no model. To write your own: where it is an error
 of each quantizer alone, derive a frozen dataclass from `SearchedRange`; otherwise write a frozen
 dataclass that is a `RangeFitter`. Either way, an object of the file's name is the method, and
 tests/contracts/test_ranges.py runs over every one.
@@ -24,7 +24,7 @@ class RangeCase:
 
     Attributes:
         samples: quantizer → [n], numbers that arrive there; not to be changed.
-        widest: quantizer → largest magnitude that its grid holds at share 1.
+        widest: quantizer → largest magnitude on its grid at share 1.
         rounded: function(quantizer, share) → its sample on the grid of that share, [n].
         loss: function(quantizer → share) → mean squared error of the model's output, against the
             model in float; quantizers that are left out have share 1.
@@ -57,7 +57,7 @@ class RangeFitter(Protocol):
 
 @dataclass(frozen=True)
 class SearchedRange:
-    """For each quantizer the share with the least error, of some in equal ratios; 1 is the first.
+    """Tries shares in equal ratios, starting with 1; for each quantizer the least error decides.
 
     Attributes:
         least: smallest share that is tried.
@@ -73,8 +73,8 @@ class SearchedRange:
     def __post_init__(self) -> None:
         if not 0 < self.least < 1 or self.steps < 1:
             raise InvalidOption(
-                "a search of ranges tries shares down to one between 0 and 1, in at least one "
-                f"step, but least is {self.least} and steps is {self.steps}."
+                "a search of ranges needs a least share between 0 and 1 and at least one step, "
+                f"but least is {self.least} and steps is {self.steps}."
             )
 
     @property
@@ -83,13 +83,13 @@ class SearchedRange:
         return tuple(self.least ** (step / self.steps) for step in range(self.steps + 1))
 
     def error(self, x: Tensor, rounded: Tensor, largest: float, widest: float) -> float:
-        """What is made least.
+        """The error to minimize.
 
         Args:
             x: [n], the numbers.
             rounded: [n], the same on the grid.
-            largest: magnitude that the grid holds.
-            widest: magnitude that it holds at share 1.
+            largest: largest magnitude on the grid.
+            widest: largest magnitude on the grid at share 1.
         """
         raise NotImplementedError
 

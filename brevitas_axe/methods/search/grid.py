@@ -11,10 +11,10 @@ from brevitas_axe.registry import Facts
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Equal steps through the list of all configurations, in which the last decision runs fastest.
+class GridSearch:
+    """Equal steps through the list of all configurations; the last decision changes fastest.
 
-    The seed does not matter. What `before` knows is passed over for the next one in the list.
+    The seed is not used. Configurations in `before` are skipped for the next one in the list.
     """
 
     repeats = False
@@ -41,4 +41,4 @@ class Grid:
         return questions.best()
 
 
-grid = Grid()
+grid = GridSearch()

@@ -1,8 +1,8 @@
 """Which configuration is best: searchers over a finite space, and the bookkeeping they share.
 
-A searcher sees names, values and numbers, and nothing of models. To write your own: a frozen
+A searcher is given names, values and numbers, no model. To write your own: a frozen
 dataclass with `facts` and `repeats` in a new file, and an object of the file's name that is an
-instance of it. Let it ask through `Questions`, which holds the promises that
+instance of it. Let it evaluate through `Questions`, which keeps the promises that
 tests/contracts/test_search.py checks.
 """
 
@@ -18,7 +18,7 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.registry import Facts
 
 Configuration = Mapping[str, Any]
-# Of every decision, the position of its value in `Space.decisions`.
+# For every decision, the position of its value in `Space.decisions`.
 Positions = tuple[int, ...]
 # A space of so many configurations or fewer may be listed.
 _LISTED = 2**16
@@ -30,8 +30,8 @@ class Space:
 
     Attributes:
         decisions: name → the values, which must be distinct.
-        features: numbers that describe what is configured (a model, say), by which a searcher may
-            tell what earlier results are alike.
+        features: numbers that describe what is configured (such as a model), by which a searcher
+            may tell which earlier results come from similar cases.
 
     Raises:
         InvalidOption: there is no decision, or one without values or with a value twice.
@@ -100,8 +100,8 @@ class Searcher(Protocol):
 
     Args:
         space: what can be chosen.
-        objective: asked at most `budget` times; not a number counts as worse than every number.
-        budget: number of questions.
+        objective: evaluated at most `budget` times; NaN counts as worse than every number.
+        budget: number of evaluations.
         before: configurations with known values, which are not asked again and count as found.
         seed: of all randomness; the same seed gives the same questions and the same answer.
 
@@ -131,7 +131,7 @@ class Searcher(Protocol):
 
 
 class Questions:
-    """What a search has asked, and may still ask; nothing is asked twice.
+    """What a search has evaluated, and may still evaluate; nothing is evaluated twice.
 
     Attributes:
         known: positions of a configuration → its value, in the order in which they were found.
@@ -176,6 +176,6 @@ class Questions:
 
     def best(self) -> dict[str, Any]:
         """The best configuration that is known, of equal ones the first."""
-        # Not a number is unequal to itself.
+        # NaN is the only value that is unequal to itself.
         ranked = {p: value if value == value else -float("inf") for p, value in self.known.items()}
         return self.space.at(max(ranked, key=ranked.__getitem__))

@@ -71,7 +71,7 @@ class Tpe:
 
             def tell(positions: Positions, value: float) -> None:
                 parameters = dict(zip(distributions, positions, strict=True))
-                if value != value:  # not a number, which Optuna does not take
+                if value != value:  # NaN, which Optuna refuses
                     value = -float("inf")
                 study.add_trial(
                     optuna.create_trial(params=parameters, distributions=distributions, value=value)
@@ -89,10 +89,10 @@ class Tpe:
     def _proposal(
         self, study: optuna.Study, distributions: dict[str, Any], questions: Questions
     ) -> Positions | None:
-        """What Optuna asks for; None where it keeps asking for what is known."""
+        """What Optuna proposes; None after _PATIENCE proposals that are known already."""
         for _ in range(_PATIENCE):
             trial = study.ask(distributions)
-            # What is proposed is told as a trial of its own, together with its value.
+            # The proposal is not told here: `tell` adds it as a finished trial, with its value.
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             positions = tuple(int(trial.params[name]) for name in distributions)
             if positions not in questions.known:

@@ -1,4 +1,4 @@
-"""How much a layer's widths hurt: one scorer per file."""
+"""How much the loss rises by a layer's widths: one scorer per file."""
 
 from brevitas_axe.methods.sensitivity.case import Case, make_case
 from brevitas_axe.methods.sensitivity.choices import make_choices

@@ -24,10 +24,10 @@ from brevitas_axe.registry import Facts, check_ranges
 
 @dataclass(frozen=True)
 class Augmented:
-    """Hutchinson's scores, and interactions measured where every layer is at its worst.
+    """Hutchinson's scores, and interactions measured at the choice with the largest score.
 
-    D is measured once per pair, at the choice of each layer with the largest S. At other choices
-    it shrinks with the layers' own errors, like their product: D·sqrt(S_i/worst)·sqrt(S_j/worst).
+    D is measured once per pair, with each layer at its choice of largest S, written S^max. At
+    other choices it is taken as D·sqrt(S_i / S_i^max)·sqrt(S_j / S_j^max).
 
     Attributes:
         probes: Rademacher vectors per batch and layer.
@@ -59,7 +59,7 @@ class Augmented:
         for known in moments(case, [name for name in case.names if name in missing]):
             solved = trials.run(part, [(case, n, worst[n], known[n]) for n in known])
             parts.update(zip(known, solved, strict=True))
-        # What is known already needs no parts.
+        # Parts are solved only for trials whose result is not known yet.
         work = [(keys[s], (case, {n: parts[n] for n in s if n in parts})) for s in sets]
         losses = dict(zip(sets, trials.map(Case.loss, work), strict=True))
         extent = {n: np.sqrt(harm / (harm.max() or 1.0)) for n, harm in own.harm.items()}

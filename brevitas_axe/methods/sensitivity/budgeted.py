@@ -46,7 +46,7 @@ class LayerMoments:
 
 
 def moments(case: Case, names: list[str]) -> Iterator[dict[str, LayerMoments]]:
-    """Moments of the named layers, so many at a time as memory allows."""
+    """Moments of the named layers, as many at a time as MEMORY allows."""
     layers = case.layers()
     chunk: list[str] = []
     used = 0
@@ -102,7 +102,7 @@ def _collected(case: Case, names: list[str]) -> dict[str, LayerMoments]:
 
 
 def _mean(sums: list[tuple[float, int]]) -> float:
-    """Of numbers that came as (sum, count)."""
+    """Mean of all numbers, from the (sum, count) of each batch."""
     totals, counts = zip(*sums, strict=True)
     return sum(totals) / sum(counts)
 
@@ -131,14 +131,14 @@ def over_layers(
 
 
 def for_choices(case: Case, name: str, function: Callable[[LayerPrecision], Found]) -> list[Found]:
-    """Function of every choice of a layer, once for those that cannot differ."""
+    """Results of a function for every choice; choices that cannot differ share one call."""
     options = [unlimited(case, name, choice) for choice in case.choices.layers[name]]
     values = {choice: function(choice) for choice in dict.fromkeys(options)}
     return [values[choice] for choice in options]
 
 
 def problem(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> LayerProblem:
-    """A layer at one choice, as a solver takes it."""
+    """The solver's problem for a layer at one choice."""
     layer = case.layer(name)
     grid, start = case.inputs[name][choice.input], case.weights[name][choice.weight]
     statistics = known.quantized[choice.input]

@@ -37,7 +37,7 @@ from brevitas_axe.plan import Choices, LayerPrecision
 
 @dataclass(frozen=True, eq=False)
 class WeightGrid:
-    """Where a layer's weight quantizer starts at some width.
+    """Start scale and integer range of a layer's weight quantizer at one width.
 
     Attributes:
         scale: float32 [groups, rows].
@@ -66,7 +66,7 @@ class Case:
         inputs: layer → input bits → grid.
         weights: layer → weight bits → grid.
         metric: how far an output is from what it should be.
-        seed: of everything random.
+        seed: of all randomness.
     """
 
     twin: nn.Module
@@ -158,7 +158,7 @@ def make_case(
         calibration: items as `brevitas_axe.model.prepare.as_batches` takes them; labels are kept.
         choices: to be scored; layers that read one activation are tied, if they are not yet.
         metric: "kl" (to the float model's output), "mse", "cross_entropy" or a `Metric`.
-        seed: of everything random.
+        seed: of all randomness.
         exclude: names of layers to leave out.
 
     Raises:
@@ -167,7 +167,7 @@ def make_case(
         MissingInputQuantizer: an accumulator is chosen where the input is not quantized.
     """
     if isinstance(calibration, Tensor) or not isinstance(calibration, Iterable):
-        as_batches(calibration)  # says what is wrong
+        as_batches(calibration)  # for its error messages
     items = list(calibration)
     batches = as_batches(items)
     args, kwargs = batches[0]
@@ -188,7 +188,7 @@ def make_case(
     for name, options in choices.layers.items():
         if name not in next(iter(by_width.values())):
             raise InvalidPlan(
-                f"layer '{name}' has choices, but the calibration data never reaches it; leave it "
+                f"layer '{name}' has choices, but no calibration batch runs through it; leave it "
                 "out of the choices."
             )
         inputs[name] = {c.input: by_width[c.input][name] for c in options}
@@ -209,7 +209,7 @@ def make_case(
 
 
 def fingerprint(case: Case, scorer: object) -> str:
-    """Of all that a trial's result depends on besides its key, which names the choices."""
+    """Hash of all that a trial's result depends on besides its key, which names the choices."""
     digest = Fingerprint(
         {
             "version": version("brevitas_axe"),
@@ -220,7 +220,7 @@ def fingerprint(case: Case, scorer: object) -> str:
     )
     digest.add(case.twin)
     digest.add(case.items)
-    # A forward may depend on what is no parameter: a constant, an attribute, the code itself.
+    # A forward may depend on more than parameters: on constants, attributes and its code.
     digest.add(case.reference)
     for name in case.names:
         digest.add((name, type(case.layer(name)).__qualname__))

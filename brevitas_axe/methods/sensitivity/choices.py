@@ -28,8 +28,8 @@ def make_choices(
 ) -> Choices:
     """Every combination for every layer that a forward calls, with ties found in the model.
 
-    Left out is what would be the same as another choice (a tile of at least the whole dot product
-    is none), and an accumulator that does not hold one input.
+    Left out are duplicates (a tile of at least the whole dot product is the same as no tile) and
+    accumulators that cannot store one input.
 
     Args:
         model: a calibrated Brevitas model; not modified.
@@ -55,18 +55,18 @@ def make_choices(
         options = [
             LayerPrecision(w, a, p, None if p is None or t is None or t >= columns else t)
             for w, a, p, t in combinations
-            if _holds_an_input(p, grids[a][name])
+            if _stores_an_input(p, grids[a][name])
         ]
         if not options:
             raise InvalidPlan(
-                f"no accumulator among {sorted(p for p in accumulators if p)} holds one input of "
-                f"layer '{name}'; offer wider accumulators or fewer input bits."
+                f"no accumulator among {sorted(p for p in accumulators if p)} can store one input "
+                f"of layer '{name}'; offer wider accumulators or fewer input bits."
             )
         found[name] = tuple(dict.fromkeys(options))
     return Choices(found, tied_layers(input_sources(model, args, kwargs, exclude)))
 
 
-def _holds_an_input(accumulator: int | None, grid: InputGrid | None) -> bool:
+def _stores_an_input(accumulator: int | None, grid: InputGrid | None) -> bool:
     if accumulator is None or grid is None:
         return True
     return any(one_sided_budgets(accumulator, grid.input_range.low, grid.input_range.high))

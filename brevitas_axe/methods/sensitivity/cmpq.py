@@ -15,7 +15,7 @@ from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.methods.sensitivity.twin import channel_axis, layer_outputs
 from brevitas_axe.registry import Facts, check_ranges
 
-# A component more than a sample for every so many correlates by chance.
+# With fewer samples than this for each component, bases correlate by chance.
 SAMPLES_PER_COMPONENT = 5
 
 
@@ -27,7 +27,7 @@ class Cmpq:
     calibration sample is one observation.
 
     Attributes:
-        variance: share of a layer's variance that its leading components must hold.
+        variance: share of a layer's variance that its leading components must explain.
     """
 
     variance: float = 0.99
@@ -72,8 +72,8 @@ def mean_outputs(case: Case) -> dict[str, np.ndarray]:
     for name, y in outputs.items():
         if len(y) < 2 * SAMPLES_PER_COMPONENT:
             raise EmptyCalibration(
-                f"{len(y)} calibration samples reach layer '{name}', too few to correlate; give "
-                f"{2 * SAMPLES_PER_COMPONENT} or more."
+                f"{len(y)} calibration samples run through layer '{name}', too few to correlate; "
+                f"give {2 * SAMPLES_PER_COMPONENT} or more."
             )
     return outputs
 
@@ -83,7 +83,8 @@ def leading(y: np.ndarray, variance: float) -> np.ndarray:
 
     Args:
         y: [samples, channels].
-        variance: share that they must hold; at most one component for every five samples is kept.
+        variance: share that they must explain; at most one component for every five samples is
+            kept.
 
     Returns:
         [samples, components].

@@ -30,11 +30,11 @@ _ATTENTION = "attn|attention|cross"
 
 @dataclass(frozen=True)
 class Decoupled:
-    """Harm of content layers is 1 − SSIM, of all others noise over signal.
+    """Harm is 1 − SSIM for content layers, and noise over signal for all others.
 
     Attributes:
-        content: regular expression; layers whose name it is found in are judged by content. None
-            for those named attn, attention or cross, if there are any.
+        content: regular expression that is found in the names of content layers. None for names
+            with attn, attention or cross in them, if there are any.
 
     Raises:
         InvalidOption: `content` is no regular expression.

@@ -1,9 +1,9 @@
-"""Error of each layer's output, weighted by how much the loss listens to it. No model evaluation.
+"""Error of each layer's output, weighted by the loss's curvature. No model evaluation.
 
-The error is that of weights solved under the choice's accumulator budget, for the rows that matter
-most; the other rows are estimated from these (`Local.rows`). The weight of each output channel is
-its diagonal of the Gauss-Newton Hessian of the metric. After HAWQ (arXiv 1905.03696) and AXE (arXiv
-2409.17092); the combination is ours.
+The error is that of weights solved under the choice's accumulator budget, for the rows with the
+largest weights; the other rows are estimated from these (`Local.rows`). The weight of each output
+channel is its diagonal of the Gauss-Newton Hessian of the metric. After HAWQ (arXiv 1905.03696) and
+AXE (arXiv 2409.17092); the combination is ours.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Local:
     Attributes:
         probes: random vectors per batch for the Hessian's diagonal.
         solver: registered solver, with options or without, run at its best quality.
-        rows: so many rows of each group are solved, those with the largest h_r · s_r², s_r being
-            the start scale; the others are taken to have errors in proportion to it.
+        rows: number of rows solved in each group, those with the largest h_r · s_r², s_r being
+            the start scale; the errors of the others are assumed proportional to it.
     """
 
     probes: int = 4
@@ -103,8 +103,8 @@ def curvature(case: Case, probes: int) -> dict[str, Tensor]:
     root = case.metric.root
     if root is None:
         raise InvalidOption(
-            f"the metric '{case.metric.name}' does not say how its Hessian looks at the output; "
-            "use 'kl' or 'mse', or the scorer 'measured'."
+            f"the metric '{case.metric.name}' has no `root`, so its Hessian at the output is not "
+            "known; use 'kl' or 'mse', or the scorer 'measured'."
         )
     twin, layers = case.differentiable()
     generator = case.generator()

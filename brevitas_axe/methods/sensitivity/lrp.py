@@ -19,7 +19,7 @@ from brevitas_axe.registry import Facts
 
 @dataclass(frozen=True)
 class Lrp:
-    """Importance = mean over samples of Σ|R|, R the relevance that reaches the layer's output.
+    """Importance = mean over samples of Σ|R|, R the relevance at the layer's output.
 
     It sums to 1 over layers. In a plain chain relevance is conserved, so all layers get the same:
     the method tells branches apart, residual or of attention. Relevance starts as 1 at the largest
@@ -67,7 +67,7 @@ def _batch_relevances(case: Case, index: int) -> list[float]:
 
 
 def _leaf(x: object) -> object:
-    """An input that the graph starts from; relevance needs a graph, not trainable weights."""
+    """A floating-point input as a leaf of the graph, which relevance needs; others as they are."""
     if isinstance(x, Tensor) and x.is_floating_point():
         return x.detach().clone().requires_grad_(True)
     return x

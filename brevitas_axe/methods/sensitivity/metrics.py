@@ -29,7 +29,7 @@ class Metric:
             E[v v^T] = Hessian of that loss with respect to the output. None if not known.
         slope: (float output, calibration item, generator) → gradient of a loss at the float output
             that does not vanish there. None if not known.
-        labels: it needs labels.
+        labels: whether it needs labels.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Metric:
     def mean(
         self, outputs: Iterable[Tensor], references: Iterable[Tensor], items: Iterable[Any]
     ) -> float:
-        """Of the loss over batches, each with the weight of its samples."""
+        """Mean of the loss over batches, weighted by their numbers of samples."""
         triples = list(zip(outputs, references, items, strict=True))
         total = sum(float(self.loss(out, real, item)) * len(real) for out, real, item in triples)
         return total / sum(len(real) for _, real, _ in triples)
 
 
 def output_tensor(output: Any) -> Tensor:
-    """The tensor that counts of what a model returns."""
+    """The tensor of a model's output that metrics compare."""
     if isinstance(output, Mapping):
         output = output["logits"] if "logits" in output else next(iter(output.values()))
     while isinstance(output, (tuple, list)):

@@ -37,10 +37,10 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class GroupingScorer(Scorer, Protocol):
-    """A scorer that tells groups of layers apart and judges each by a metric of its own."""
+    """A scorer that divides layers into groups and scores each by a metric of its own."""
 
     def groups(self, layers: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
-        """Metric → layers whose harm it measures; the `parts` of the scores to come.
+        """Metric → layers whose harm it measures; becomes `parts` of the scores.
 
         Raises:
             InvalidOption: the options ask for groups that these layers do not have.

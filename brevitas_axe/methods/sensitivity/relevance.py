@@ -51,7 +51,7 @@ def _positive_flow(x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor]
             leaves = [value.clone().requires_grad_(True) for value, _ in halves]
             terms = [product(leaf, w) for leaf, (_, w) in zip(leaves, halves, strict=True)]
             total = terms[0] + terms[1]
-            # Nothing flows through a sum without positive terms.
+            # A sum without positive terms passes on no relevance.
             share = torch.where(total > _TINY, relevance / total.clamp(min=_TINY), 0.0)
             slopes = torch.autograd.grad(total, leaves, share.detach())
         return (leaves[0].detach() * slopes[0] + leaves[1].detach() * slopes[1],)
@@ -76,7 +76,7 @@ def _sum(first: Tensor, second: Tensor, output: Tensor) -> Tensor:
 
 
 def _product(factors: Sequence[Tensor], multiply: Callable[..., Tensor]) -> Tensor:
-    """An equal part to each factor, shared out by |terms| of the sums that the product makes."""
+    """Half to each factor; within a factor, in proportion to the |terms| of the sums it enters."""
     values = [factor.detach() for factor in factors]
 
     def rule(relevance: Tensor) -> tuple[Tensor, ...]:
@@ -91,7 +91,7 @@ def _product(factors: Sequence[Tensor], multiply: Callable[..., Tensor]) -> Tens
 
 
 def _start(x: Tensor) -> Tensor:
-    """The tensor, or a new beginning of the graph if it has none."""
+    """The tensor, as a new leaf of the graph if it has no gradient history."""
     return x if x.requires_grad else x.detach().requires_grad_(True)
 
 
@@ -133,11 +133,11 @@ _ADDED = {
     torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, Tensor.sub_, Tensor.__isub__,
     torch.subtract, Tensor.subtract, torch.rsub,
 }  # fmt: skip
-# Of one factor: what is added up shares the relevance of the sum.
+# Sums over one tensor: its elements share the relevance of the sum.
 _SUMMED = {torch.sum, Tensor.sum}
 # Reciprocal root of a mean square: norms that are written out multiply with it.
 _NORM = {torch.rsqrt, Tensor.rsqrt}
-# Their integer inputs have no graph.
+# Their integer inputs are not part of the graph.
 _LOOKED_UP = {F.embedding, F.embedding_bag}
 _MULTIPLIED = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__}
 _MATRIX = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}

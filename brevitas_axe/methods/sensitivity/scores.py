@@ -19,11 +19,12 @@ class Scores:
 
     Attributes:
         choices: what was scored.
-        harm: layer → float64 [choices], if that layer alone takes the choice.
+        harm: layer → float64 [choices], estimated with that layer alone at the choice.
         pairs: (layer, layer) → float64 [choices of the first, choices of the second], what both
             together add to the sum of their harms; may be negative.
-        parts: metric → layers whose harm it measures, where not all have the same.
-        metrics: metric → harm of all layers by it, of the parts or to be tried besides.
+        parts: metric → layers whose harm it measures; empty if all layers have the same metric.
+        metrics: metric → harm of all layers by it, for the metrics of the parts and for further
+            ones that an allocator may try.
 
     Raises:
         NonFiniteValues: a score is NaN or infinite.
@@ -46,7 +47,7 @@ class Scores:
 
 
 def from_importance(choices: Choices, importance: Mapping[str, float]) -> Scores:
-    """Scores of a method that knows layers and no bits: max Σ Ω_l·b_l as harm to be made small.
+    """Scores of a method that ranks layers without regard to bits: maximizing Σ Ω_l·b_l as harm.
 
     Harm is Ω_l·(most bits − bits), b being the sum of weight and input bits (LRP-QViT, arXiv
     2401.11243, section 3.3). It says nothing about accumulators.

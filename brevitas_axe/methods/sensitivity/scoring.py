@@ -36,13 +36,14 @@ def score(
         model: a calibrated Brevitas model.
         calibration: items as `brevitas_axe.model.prepare.as_batches` takes them; labels are kept
             for metrics and scorers that use them.
-        choices: to be scored; those of the scores tie layers that read one activation.
+        choices: to be scored. Layers that read one activation are tied in the choices of the
+            scores.
         scorer: registered name, with options or without ("NAME:key=value"), or a scorer.
         metric: "kl" (to the float model's output), "mse", "cross_entropy" or a `Metric`.
         exclude: names of layers to leave out.
         state: folder for results; a killed run continues from it.
         workers: how many trials run at once.
-        seed: of everything random.
+        seed: of all randomness.
         progress: show a progress bar.
     """
     found = method("sensitivity", scorer)

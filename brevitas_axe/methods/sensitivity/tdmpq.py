@@ -21,7 +21,7 @@ Widths = list[tuple[str, int | None]]  # (layer, weight bits)
 
 @dataclass(frozen=True)
 class Tdmpq:
-    """Harm = |L(W + ε) − L(W)|, or its first order |<g, ε>| from one backward pass.
+    """Harm = |L(W + ε) − L(W)|, or its first-order term |<g, ε>| from one backward pass.
 
     ε is the error of rounding the weights to nearest at the choice's bits. It says nothing about
     input bits and accumulators.

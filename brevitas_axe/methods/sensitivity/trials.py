@@ -2,7 +2,7 @@
 
 Threads by default. `joblib.parallel_config(backend="loky")` around the call takes processes, and
 backend="dask" or "ray" the machines of a cluster, with nothing changed here. Ray's backend hands
-results over all at once, so that there they reach the disk only when the last one is done.
+results over all at once, so that there they are written only when the last one is done.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Trials:
         return list(Parallel(self.workers, prefer="threads")(delayed(function)(*a) for a in work))
 
     def knows(self, key: str) -> bool:
-        """True when a result needs no work."""
+        """True when the result of this key is stored already."""
         return key in self._known
 
     def _keep(self, key: str, value: Value) -> None:
@@ -97,13 +97,13 @@ class Trials:
                 f"the file of trials {path} is corrupted ({error}); delete it to run them again."
             ) from None
         if whole != content:
-            # The last line was being written when the run was killed.
+            # The run was killed while it wrote the last line: that record is dropped.
             with path.open("r+b") as file:
                 file.truncate(len(whole))
 
 
 def _parallel(workers: int) -> Parallel:
-    """Gives results as they come, or a list of all where joblib's backend cannot do that."""
+    """A generator of results as they come; a list where joblib's backend has no generators."""
     try:
         return Parallel(workers, prefer="threads", return_as="generator_unordered")
     except ValueError:
@@ -111,7 +111,7 @@ def _parallel(workers: int) -> Parallel:
 
 
 def _digest(key: str, value: Value) -> str:
-    """Checksum of a record, so that a changed figure is not believed."""
+    """Checksum of a record, which detects changed numbers."""
     return hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()[:32]
 
 

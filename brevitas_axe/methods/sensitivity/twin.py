@@ -31,7 +31,7 @@ class InputGrid:
     Attributes:
         scale, zero_point: broadcast against the input.
         low, high: smallest and largest integer, zero point included.
-        input_range: what a dot product multiplies with: integers minus the zero point.
+        input_range: range of the integers minus the zero point, which enter the dot product.
     """
 
     scale: Tensor
@@ -55,7 +55,7 @@ class InputGrid:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What replaces a layer's weights, input and bias in the twin; None leaves them."""
+    """Replacements of a layer's weights, input and bias in the twin; None for no replacement."""
 
     weight: Tensor | None = None
     grid: InputGrid | None = None
@@ -76,8 +76,8 @@ def sharing_copy(twin: nn.Module, frozen: bool = False) -> nn.Module:
 
 
 def set_parameter(layer: Layer, key: str, value: Tensor) -> None:
-    """Gives a layer of a private copy a weight or bias of its own, to differentiate by."""
-    # Not by setattr: Brevitas would then build the quantizer anew.
+    """Gives a layer of a copy a weight or bias of its own, to differentiate by."""
+    # Not by setattr: Brevitas would then build the quantizer again.
     layer._parameters[key] = nn.Parameter(value)
 
 
@@ -105,7 +105,7 @@ def input_grids(
 ) -> dict[str, InputGrid | None]:
     """Grid of every layer's input when all activation quantizers have these bits.
 
-    A layer that is called twice is judged by its first call.
+    For a layer that is called twice, the first call counts.
 
     Args:
         model: a calibrated Brevitas model; not modified.
@@ -140,7 +140,7 @@ def input_grids(
 
 @contextmanager
 def substituted(twin: nn.Module, parts: Mapping[str, Part]) -> Iterator[None]:
-    """Some layers quantized inside, and float again afterwards."""
+    """Context in which some layers are quantized; afterwards they are float again."""
     modules: Any = dict(twin.named_modules())
     grids = {name: part.grid for name, part in parts.items() if part.grid is not None}
 

@@ -2,7 +2,7 @@
 
 Each row tries several multiples of its scale and of the published threshold, all rows in one solve
 per try, under error diffusion towards the corrected weights. The best try is refined by feasible
-local search and a closed-form fit of the scale. Every step is kept, row by row, only where it
+local search and a closed-form fit of the scale. A step is kept, row by row, only where it
 lowers the exact loss, and the published solution is always among the candidates.
 """
 
@@ -27,13 +27,15 @@ from brevitas_axe.methods.solvers.thresholds import published_threshold
 
 # Share of the mean diagonal that is added to the diagonal for the error diffusion.
 DAMPING = 1e-2
-# Multiples of the start scale run from the first number to the second, or to where the budget
-# stops biting, whichever is larger (to this power).
+# Range of scale multiples that are tried. Where the budget binds, the range ends at
+# needed**OVERSHOOT instead, if that is larger; needed is the multiple at which unrounded weights
+# just fit the budget.
 SMALLEST, LARGEST, OVERSHOOT = 0.6, 1.1, 1.25
 COARSE_STEPS = 6
 FINE_STEPS = 2
-# Multiples of the best try's scale from which local searches start: below it, where the budget cuts
-# most, they end lower. Rows that fit anyway only start from the powers of them.
+# Local searches start from these multiples of the best scale: smaller scales leave them more to
+# change, and usually end at a lower loss. Rows within their budget without any change start from
+# start**FITTING_POWER, since they have less to gain.
 STARTS, FITTING_POWER = (1.0, 0.6), 0.25
 # A move costs a few passes over the columns: moves times columns per row and start are bounded.
 MOVE_BUDGET = 2**19
@@ -72,7 +74,7 @@ class Best:
 
 
 @dataclass(frozen=True, eq=False)
-class Search:
+class ScaleSearch:
     """One layer's matrices, shared by all tries."""
 
     problem: LayerProblem
@@ -133,10 +135,10 @@ def improve(problem: LayerProblem, published: LayerSolution) -> LayerSolution:
 def _refined(problem: LayerProblem, wanted: Tensor) -> Best:
     """The best of several local searches for each row; wanted is w G^T, float64."""
     damping = DAMPING * problem.hessian.diagonal(dim1=-2, dim2=-1).mean(-1)
-    search = Search(problem, *corrected_recursion(problem, True, damping))
+    search = ScaleSearch(problem, *corrected_recursion(problem, True, damping))
     needed = _needed_multiple(problem)
     most_moves = min(problem.columns, MOVE_BUDGET // problem.columns)
-    found = _search(search, needed)
+    found = _best_scale(search, needed)
     power = torch.where(needed > 1, 1.0, FITTING_POWER)
 
     def refined(start: float) -> Best:
@@ -151,7 +153,7 @@ def _refined(problem: LayerProblem, wanted: Tensor) -> Best:
     return reduce(lambda best, other: best.offer(other, problem.shared_scale), map(refined, STARTS))
 
 
-def _search(search: Search, needed: Tensor) -> Best:
+def _best_scale(search: ScaleSearch, needed: Tensor) -> Best:
     """The best try of each row, before any local search."""
     lowest = torch.where(needed > 1, 1.0, SMALLEST)
     span = (needed**OVERSHOOT).clamp_min(LARGEST).div(lowest).log()

@@ -11,7 +11,7 @@ from numba import njit
 
 # First halves of pairs that are tried, best first: the first that finds a partner is taken.
 PAIR_STARTS = 8
-# Moves that lower the loss by less than this share of it are not worth their time.
+# A move must lower the loss by more than this share of it; smaller gains do not repay their time.
 LEAST_GAIN = 1e-5
 # The scale is fitted again after this many moves.
 MOVES_PER_REFIT = 16
@@ -50,7 +50,7 @@ def _refit(q, size, half_gradient, wanted):
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 def _gains(half_gradient, coupling, line, size, diagonal, gains):
-    """Writes the gain of each column's better step, had the gradient moved by coupling * line."""
+    """Writes each column's gain by its better step, with coupling * line added to the gradient."""
     for k in range(len(gains)):
         slope = abs(half_gradient[k] + coupling * line[k])
         gains[k] = size[k] * (2 * slope - size[k] * diagonal[k])
@@ -58,7 +58,10 @@ def _gains(half_gradient, coupling, line, size, diagonal, gains):
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 def _any_above(gains, bound):
-    """Whether any gain passes the bound; counts, because that the compiler vectorizes."""
+    """True if any gain exceeds the bound.
+
+    Counts instead of returning early, because the compiler can vectorize a count.
+    """
     count = 0
     for k in range(len(gains)):
         count += gains[k] > bound
@@ -69,7 +72,11 @@ def _any_above(gains, bound):
 def _best_single(
     q, half_gradient, gains, room, tile_of, low, high, weight_low, weight_high, least, starts
 ):
-    """(column, gain) of the best step that fits, or -1; fills starts with the best of any."""
+    """(column, gain) of the best step within the budget; column -1 if there is none.
+
+    Writes to starts the columns with the largest gains whether they fit or not, best first: first
+    halves for pairs.
+    """
     best, best_gain = -1, least
     starts[:] = -1
     cut = -np.inf
@@ -117,9 +124,9 @@ def _best_partner(
     weight_low,
     weight_high,
 ):
-    """(column, step, gain of both) of the best step beside that of i, or -1.
+    """(column, step, gain of the pair) of the best second step after i's; column -1 for none.
 
-    gains are those of the partners once i has moved, for their better direction.
+    gains are those of every column after i's step, each for its better direction.
     """
     best, best_step, best_gain = -1, 0, least
     i_tile = tile_of[i]
@@ -173,7 +180,7 @@ def _best_move(
     starts, least, q, half_gradient, hessian, size, diagonal, gains,
     room, edges, tile_of, low, high, weight_low, weight_high,
 ):  # fmt: skip
-    """(i, its step, j, its step, gain): the best single step, else the first pair that is found.
+    """(i, step of i, j, step of j, gain): the best single step, else the first pair found.
 
     j = -1 for a single step, i = -1 if nothing lowers the loss; gains and starts are written.
     """
@@ -204,7 +211,7 @@ def _best_move(
 def _begin(
     q, half_gradient, wanted, hessian, scale, tile_of, limits, low, high, diagonal, size, room
 ):
-    """The loss of one row; fills diagonal, size, and the room that its integers leave."""
+    """The loss of one row; writes diagonal, size, and the room that its integers leave."""
     room[:, 0] = limits
     room[:, 1] = limits
     loss = 0.0
@@ -286,7 +293,7 @@ def descend(
             if i < 0:
                 if settled:
                     break
-                # A last look after a last fit of the scale.
+                # The fit has changed the gains: search once more before stopping.
                 ratio, loss = _refit(q, size, r, wanted[g, row])
                 factor[g, row] *= ratio
                 settled = True

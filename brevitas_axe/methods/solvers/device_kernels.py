@@ -57,13 +57,13 @@ def quantize_block(
         least, greatest = -weight_low[:, k : k + 1], weight_high[:, k : k + 1]
         above, below = room_above[place], room_below[place]
         most = magnitude.ceil().long()
-        bites = (most * grow_above > above) | (most * grow_below > below)
+        too_large = (most * grow_above > above) | (most * grow_below > below)
         cut = most - 1
         for room, grow in ((above, grow_above), (below, grow_below)):
             fits = room.div(grow.clamp_min(1), rounding_mode="floor")
             cut = torch.where(grow > 0, torch.minimum(cut, fits), cut)
-        most = torch.where(bites, cut, most)
-        magnitude = torch.where(bites, torch.minimum(magnitude, most.to(magnitude)), magnitude)
+        most = torch.where(too_large, cut, most)
+        magnitude = torch.where(too_large, torch.minimum(magnitude, most.to(magnitude)), magnitude)
         q = torch.minimum(magnitude.round().long(), most)
         q = torch.minimum(q, torch.where(negative, least, greatest))
         room_above[place] = above - q * grow_above

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from brevitas_axe.errors import NonFiniteValues
 
-# Each retry damps ten times more: from 1e-12 of the mean diagonal, 20 of them pass any rounding.
+# Each retry damps ten times more: from 1e-12 of the mean diagonal, 20 exceed any rounding error.
 RETRIES = 20
 
 

@@ -13,7 +13,7 @@ from numba import njit
 
 # Rows that are carried together: a block of 64 columns of them stays in the second-level cache.
 ROWS_AT_ONCE = 128
-# Magnitudes are cut here before they become integers: 2^31 times an input cannot pass 2^62.
+# Magnitudes are clipped to this before they become integers, so that a product stays below 2^62.
 LARGEST_MAGNITUDE = 2.0**30
 
 
@@ -138,7 +138,7 @@ def quantize_block(
         input_low, input_high: int64 [groups, K].
         weight_low, weight_high: int64 [groups, K].
         room_above, room_below: int64 [groups, tiles, rows], what the largest and the smallest
-            reachable sum may still grow by; updated.
+            possible sum may still grow by; updated.
         integers: int32 [groups, K, rows]; written.
         error: [groups, K, rows], s q - target; written.
         residual: float64 [groups, rows], the sum of (pivot_t (c_t - s q_t))^2; updated.
@@ -208,7 +208,8 @@ def l1_thresholds(weight, edges, radius, threshold):
                 if size > theta:
                     total += size
                     count += 1
-            # More than before, or none, is rounding: without an end here it could go on for ever.
+            # In exact numbers the active set only shrinks. Rounding may break that, and the loop
+            # might then never end.
             if count == 0 or count >= active > 0 or (active == 0 and total <= radius[row, tile]):
                 break
             active = count

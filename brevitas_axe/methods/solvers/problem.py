@@ -89,7 +89,7 @@ class LayerProblem:
         self._check_shapes()
         for name in ("weight", "hessian", "cross", "scale", "quant_mean", "float_mean"):
             tensor = getattr(self, name)
-            # The sum is one cheap pass; only a suspicious one is looked at element by element.
+            # The sum is one cheap pass; the elements are checked only where it is not finite.
             if tensor is not None and not tensor.sum().isfinite() and not tensor.isfinite().all():
                 raise NonFiniteValues(f"The {name}{self._of} holds NaN or infinity.")
         if not bool((self.scale > 0).all()):
@@ -109,7 +109,7 @@ class LayerProblem:
 
     @property
     def _of(self) -> str:
-        """Which layer a message is about."""
+        """Names the layer in messages."""
         return f" of layer '{self.name}'" if self.name else " of the layer"
 
     def _check_widths(self) -> None:
@@ -137,7 +137,9 @@ class LayerProblem:
         if starts is None:
             return
         if size is not None:
-            raise InvalidTile(f"Give either the size{self._of}'s tiles or their starts, not both.")
+            raise InvalidTile(
+                f"Give either the tile size{self._of} or the tiles' starts, not both."
+            )
         edges = (*starts, self.columns)
         if edges[0] != 0 or any(a >= b for a, b in pairwise(edges)):
             raise InvalidTile(

@@ -3,7 +3,7 @@
 All of them decide one column after the other,
 
     c_t = base_t - (1 / pivot_t) sum_{j decided before t} coupling_tj (s q_j - target_j),
-    q_t = round(what the accumulator still takes of the shrunk c_t),
+    q_t = round(shrunk c_t, clipped to what the accumulator has room for),
 
 and differ only in base, target, coupling and pivot: a `Recursion`. It is solved in blocks: the sum
 over earlier blocks is one matrix product, the rest runs in a compiled kernel, or, on other devices

@@ -18,7 +18,7 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
 from brevitas_axe.methods.solvers.protocol import Solver
 
-# Every task factorizes the layer's moments anew: many rows per task keep that cheap.
+# Every task factorizes the layer's moments again; with many rows per task that costs little.
 ROWS_PER_TASK = 512
 
 

@@ -74,7 +74,7 @@ def _tile_scale(part: LayerProblem, scale: Tensor) -> Tensor:
 
 
 def together(solutions: Sequence[LayerSolution], parts: Sequence[LayerProblem]) -> LayerSolution:
-    """Solutions of the branches as one of the joint problem, without a shift of the bias."""
+    """Joins the branches' solutions to one of the joint problem, without a shift of the bias."""
     scales = [_tile_scale(p, s.scale) for p, s in zip(parts, solutions, strict=True)]
     return LayerSolution(
         torch.cat([solution.integers for solution in solutions], -1), torch.cat(scales, -1)
@@ -82,7 +82,7 @@ def together(solutions: Sequence[LayerSolution], parts: Sequence[LayerProblem]) 
 
 
 def apart(solution: LayerSolution, parts: Sequence[LayerProblem]) -> tuple[LayerSolution, ...]:
-    """A solution of the joint problem as one solution per branch, scales shaped like theirs.
+    """Cuts a solution of the joint problem into one per branch, with scales of their shapes.
 
     The shift of the bias goes to the first branch that has a bias.
     """
@@ -107,7 +107,7 @@ def apart(solution: LayerSolution, parts: Sequence[LayerProblem]) -> tuple[Layer
 
 
 def parts_of_moments(moments: Statistics, sizes: Sequence[int]) -> list[Statistics]:
-    """Moments of each branch, cut out of those of all; sizes are their numbers of columns."""
+    """Cuts the moments of all branches into one per branch; sizes are numbers of columns."""
     edges = [0, *accumulate(sizes)]
     return [_at(moments, slice(*pair)) for pair in pairwise(edges)]
 
@@ -135,8 +135,8 @@ def solve_branches(
 ) -> tuple[tuple[LayerSolution, ...], LayerProblem, LayerSolution]:
     """Solves the branches of a layer as one problem; never worse than apart, row by row.
 
-    Each branch is solved by itself first: that is what the joint solution has to beat, and its
-    scales are where the joint search starts.
+    Each branch is solved by itself first. The joint solution has to beat that, and its search
+    starts from those scales.
 
     Args:
         parts: the branches, as they would be solved by themselves.
@@ -168,8 +168,8 @@ def branch_problems(
     """Branches that add up as problems of their own, and the moments of all their inputs.
 
     Args:
-        problem: the layer that they were split from; what a branch's precision leaves open is
-            the layer's.
+        problem: the layer that they were split from; where a branch's precision is None, the
+            layer's value counts.
         branches: without rows.
     """
     columns = torch.cat([branch.columns for branch in branches])
@@ -197,9 +197,9 @@ def _branch_problem(problem: LayerProblem, branch: Branch, moments: Statistics) 
         most = 2 ** (precision.weight - 1) - 1
         weight_low, weight_high = (torch.full_like(weight_low, q) for q in (-most, most))
     if precision.input is not None:
-        reach = InputRange.from_bits(precision.input, bool((input_low < 0).any()))
-        input_low = torch.full_like(input_low, reach.low)
-        input_high = torch.full_like(input_high, reach.high)
+        input_range = InputRange.from_bits(precision.input, bool((input_low < 0).any()))
+        input_low = torch.full_like(input_low, input_range.low)
+        input_high = torch.full_like(input_high, input_range.high)
     scale = branch.scale
     if scale is None:
         scale = branch.weight.abs().amax(-1) / int(weight_high.max())

@@ -21,9 +21,9 @@ from brevitas_axe.model.running import evaluating, first_input, hooked
 from brevitas_axe.plan import LayerPrecision, Plan
 
 _ROOT = "model"
-# Inputs of a layer that a split may look at, besides the largest of every channel.
+# Input vectors of a layer in a split's sample, besides the largest of every channel.
 SAMPLE_ROWS = 512
-# Bits of a float layer's weights and inputs where the plan leaves them open.
+# Bits of a float layer's weights and inputs where the plan gives none.
 _OPEN_BITS = 8
 
 
@@ -90,7 +90,7 @@ def split_layers(
     if isinstance(exclude, str):
         raise InvalidOption(f"exclude is a list of names; give ['{exclude}'].")
     planned: Mapping[str, LayerPrecision] = {} if plan is None else plan.layers
-    # The holder gives a model that is a layer itself a place to be replaced in.
+    # A model that is itself a layer is replaced as the only child of a container.
     holder, exclude = nn.ModuleDict({_ROOT: copy.deepcopy(model)}), tuple(exclude)
     modules = dict(holder[_ROOT].named_modules(remove_duplicate=False))
     unknown = [name for name in exclude if name not in modules]
@@ -116,7 +116,7 @@ def split_layers(
         branches = split(float_problem(name, linears[name], precision, sample), precision, sample)
         if len(branches) > 1:
             made[linears[name]] = branched(linears[name], branches)
-    # A layer that stands in several places is replaced in all of them.
+    # A layer that is registered under several names is replaced under all of them.
     for path, module in list(holder.named_modules(remove_duplicate=False)):
         if module in made:
             holder.set_submodule(path, made[module])
@@ -126,11 +126,11 @@ def split_layers(
 def float_problem(
     name: str, linear: nn.Linear, precision: LayerPrecision, sample: Tensor
 ) -> LayerProblem:
-    """A float layer as a split sees it: moments of its float inputs, ranges of its precision."""
+    """The problem that a split is given: moments of float inputs, ranges of the precision."""
     weight = linear.weight.detach()
     weight_bits = _OPEN_BITS if precision.weight is None else precision.weight
     most = max(2 ** (weight_bits - 1) - 1, 1)
-    reach = InputRange.from_bits(
+    input_range = InputRange.from_bits(
         _OPEN_BITS if precision.input is None else precision.input, bool((sample < 0).any())
     )
     scale = (weight.abs().amax(-1) / most).clamp_min(torch.finfo(weight.dtype).tiny)
@@ -141,8 +141,8 @@ def float_problem(
         scale=scale.unsqueeze(0),
         weight_low=-most,
         weight_high=most,
-        input_low=reach.low,
-        input_high=reach.high,
+        input_low=input_range.low,
+        input_high=input_range.high,
         accumulator_bit_width=precision.accumulator,
         tile_size=precision.tile,
         name=name,
@@ -174,7 +174,7 @@ def _samples(
 
 
 def _thinned(x: Tensor) -> Tensor:
-    """Evenly spaced rows, and those that hold the largest magnitude of a channel."""
+    """Evenly spaced rows, and those with the largest magnitude of a channel."""
     if len(x) <= SAMPLE_ROWS:
         return x.clone()
     spaced = torch.arange(SAMPLE_ROWS, device=x.device) * len(x) // SAMPLE_ROWS

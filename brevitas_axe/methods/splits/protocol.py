@@ -46,7 +46,8 @@ class Branch:
         precision: widths of the branch.
         rows: int64 [rows], the output channels that the branch gives; None for all. Branches with
             rows are joined, those without are added; one layer has either the ones or the others.
-        scale: start scale, [rows] or [rows, tiles]; None for the quantizer's own.
+        scale: start scale of the branch's quantizer, from which its solver searches: [rows] or
+            [rows, tiles]; None to let the quantizer compute it from the weights.
     """
 
     name: str

@@ -22,7 +22,7 @@ from brevitas_axe.model.prepare import Batch
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts
 
-# A change counts only where it gains more than rounding in float64 might.
+# Relative gain that a change must exceed, above what rounding in float64 can produce.
 _GAIN = 1e-9
 
 
@@ -34,13 +34,13 @@ def apply_formula(
     widths: LayerPrecision,
     exclude: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """Makes the changes of a formula that lessen the error of what is rounded, in place.
+    """Makes those changes of a formula that lower the rounding error of its readers, in place.
 
-    To leave a tensor as it is, is always a candidate. Each change is made in a float64 copy first,
-    and only kept where the output there is the same but for rounding.
+    No change is always a candidate. Each change is made in a float64 copy first, and kept only
+    where the output there is the same up to rounding.
 
     Args:
-        formula: from a site and the widths to a change.
+        formula: function from a site and the widths to a change.
         module, calls, widths: see `Transform`; where no width is known, nothing can be gained.
         exclude: names of layers to leave alone.
 
@@ -55,7 +55,8 @@ def apply_formula(
     wanted = float64_outputs(twin, calls[0])
     changed = []
     for found in find_sites(module, calls, exclude):
-        # A layer may give one tensor and read another: an earlier change has moved its weights.
+        # A layer may give one tensor and read another: an earlier change may have altered its
+        # weights.
         weights = (reader_weight(layer_of(module, name)) for name in found.readers)
         site = replace(found, weights=tuple(weights))
         change = formula(site, widths)

@@ -1,4 +1,4 @@
-"""Applies a `Change` exactly: what gives a tensor divides it, what reads it multiplies it back."""
+"""Applies a `Change` exactly: the giver of a tensor divides it, its readers multiply it back."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from brevitas_axe.model.layers import Layer
 from brevitas_axe.model.offset import Fronted, Offset, Scale
 from brevitas_axe.plan import LayerPrecision
 
-# What reads a tensor and can take a factor per channel; classes derived from these may compute
-# something else.
+# Layers whose weight can take a factor per input channel. Derived classes are left out: they may
+# compute something else.
 READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -36,7 +36,7 @@ def apply_change(module: nn.Module, site: Site, change: Change) -> None:
     become new ones, so that a layer elsewhere that shares an old one keeps it.
 
     Args:
-        module: holds the layers of the site.
+        module: contains the layers of the site.
         site: as `find_sites` found it in this module.
         change: see `Change`.
 
@@ -69,7 +69,7 @@ def apply_change(module: nn.Module, site: Site, change: Change) -> None:
 
 
 def layer_of(module: nn.Module, name: str) -> Layer:
-    """The layer of a name, also behind what an earlier change of it has put in front."""
+    """The layer of a name, also inside the wrapper that an earlier change has put around it."""
     layer = module.get_submodule(name)
     while isinstance(layer, Fronted):
         layer = layer.layer
@@ -135,8 +135,7 @@ def output_error(site: Site, change: Change, widths: LayerPrecision) -> float:
     """Sum of squared errors of the readers' results over the sample, rounded to nearest.
 
     The input has one symmetric grid of its largest magnitude, weights have one per output; this is
-    no solver, and only says what a change is worth. A convolution is judged position by position of
-    its kernel.
+    no solver, and only ranks changes. A convolution is judged position by position of its kernel.
 
     Args:
         site: sample and weights.

@@ -1,4 +1,4 @@
-"""Other spellings of a linear layer become nn.Linear, which is what everything after this finds."""
+"""Other classes of linear layers become nn.Linear, which all later steps look for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Linears:
     """GPT-2's Conv1D, which stores its weight transposed, as nn.Linear of the same numbers.
 
     Attributes:
-        exclude: is not looked at: a layer that stays in float may be spelled either way.
+        exclude: not used: a layer that stays in float may be of either class.
     """
 
     exclude: tuple[str, ...] = ()

@@ -19,12 +19,12 @@ from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts
 
 # Places in the order of a recipe. What is folded into norms comes before rotations, which mix the
-# channels; a token that is taken for constant, and noise, come last.
+# channels; what assumes a constant token, and noise, come last.
 LINEARS, EQUALIZING, ROTATING, CONSTANT_TOKEN, NOISY = range(5)
 
 
 class Transform(Protocol):
-    """Rewrites a private float module (a model, or one block) in place.
+    """Rewrites a float module (a copy of a model, or of one block) in place.
 
     Attributes:
         facts: for the catalogue.
@@ -34,10 +34,11 @@ class Transform(Protocol):
     Args:
         module: is rewritten. Its other parameters stay the same, to the last bit.
         calls: arguments of its forward, batch by batch.
-        widths: what the layers are to be quantized to, as far as it is known.
+        widths: what the layers will be quantized to, as far as it is known.
 
     Returns:
-        What must hold of the data for the function to be the same, one sentence each; () as a rule.
+        What must be true of the data for the function to be the same, one sentence for each
+        assumption; usually ().
     """
 
     @property
@@ -66,7 +67,7 @@ class Site:
         through_softmax: between giver and readers, rows are averaged with weights that sum to 1.
         padded: a reader pads the tensor with zeros, so that a shift cannot be undone in its bias.
         low, high: [C], smallest and largest number of each channel over the calibration data.
-        sample: [n, C], vectors to judge a change by.
+        sample: [n, C], vectors on which a change is judged.
         weights: of every reader, [rows, taps, C]; a linear layer has one tap, a convolution one for
             each position of its kernel.
     """

@@ -34,9 +34,9 @@ from brevitas_axe.model.running import (
     with_first_input,
 )
 
-# Vectors that judge a change, over all batches.
+# Size of the sample on which a change is judged, over all batches.
 SAMPLE = 2**10
-# Relative to the largest number; parts of a model may compute in float32 whatever they are given.
+# Relative to the largest number. Parts of a model may compute in float32 even in a float64 copy.
 TOLERANCE = 1e-5
 
 
@@ -49,7 +49,7 @@ def find_sites(
     Args:
         module: a float module; not modified.
         calls: arguments of its forward, batch by batch; the first shows who gives and reads.
-        exclude: names of layers that neither read nor give.
+        exclude: names of layers that are neither readers nor givers.
 
     Raises:
         UnsupportedLayer: the module does not run in float64.
@@ -96,7 +96,7 @@ def float64_outputs(twin: nn.Module, call: Batch) -> list[Tensor]:
     args, kwargs = in_float64(call)
     try:
         found = float_tensors(twin(*args, **kwargs))
-    except Exception as error:  # a forward may insist on its precision, and in its own words
+    except Exception as error:  # a forward may require its own precision, with any error
         raise UnsupportedLayer(
             f"{type(twin).__name__} does not run in float64 ({error}), so changes of it cannot be "
             "checked; leave this transform out."
@@ -119,7 +119,7 @@ def in_float64(call: Batch) -> Batch:
 
 
 def agree(mine: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = TOLERANCE) -> bool:
-    """Whether tensors are equal but for rounding, relative to the largest number of each."""
+    """Whether tensors are equal up to rounding, relative to the largest number of each."""
     if [x.shape for x in mine] != [x.shape for x in theirs]:
         return False
     pairs = [(x, y) for x, y in zip(mine, theirs, strict=True) if x.numel()]
@@ -202,7 +202,7 @@ class _Probe:
         return self._flow.same_input(name)
 
     def givers(self, exclude: Sequence[str]) -> list[_Giver]:
-        """Of every tensor that has one the nearest, last to first."""
+        """The nearest giver of every tensor that has one, last tensor first."""
         found: list[_Giver] = []
         modules = {**self._layers, **self._norms}
         for name in reversed(self._given):
@@ -250,7 +250,7 @@ class _Probe:
 
 @contextmanager
 def _parameters_of(module: nn.Module) -> Iterator[None]:
-    """Gives a module its parameters back afterwards."""
+    """Context after which a module has its parameters back."""
     kept = dict(module._parameters)
     try:
         yield

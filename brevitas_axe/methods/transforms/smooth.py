@@ -22,7 +22,7 @@ class Smooth:
     """x' = x/s and W' = W·diag(s) with s = max|x|^α / max|W|^(1−α), equation 4 of the paper.
 
     Every layer has factors of its own, in a multiplication in front of it. So it may follow a
-    rotation, which an equalization that is folded into the layer before may not.
+    rotation; an equalization that is folded into the layer before may not.
 
     Attributes:
         strength: α, between 0 and 1.
@@ -56,7 +56,7 @@ class Smooth:
         mode: Any = activation_equalization_mode(
             module, self.strength, blacklist_layers=list(self.exclude)
         )
-        # Brevitas keeps the maxima of every position: batches had to be of one length.
+        # Brevitas keeps the maxima of every position, which requires batches of equal length.
         mode.graph_act_eq.scale_fn = _channel_maxima
         with mode:
             for args, kwargs in calls:

@@ -157,15 +157,16 @@ def set_input_bits(
     for layer in layers.values():
         if hasattr(layer.weight_quant, "set_input_range"):
             layer.weight_quant.set_input_range(None)
-    for name, reach in _widest(observe_inputs(model, layers, args, kwargs)).items():
+    for name, input_range in _widest(observe_inputs(model, layers, args, kwargs)).items():
         bits = plan.layers[name].input if name in plan.layers else None
-        check_arriving(name, bits, reach)
+        check_arriving(name, bits, input_range)
 
 
 def _arrive(plan: Plan, seen: Ranges) -> bool:
     """Whether every planned layer that a forward calls gets its planned input bits already."""
     bits = {
-        name: None if reach is None else reach.bit_width for name, reach in _widest(seen).items()
+        name: None if input_range is None else input_range.bit_width
+        for name, input_range in _widest(seen).items()
     }
     return all(p.input in (None, bits.get(name, p.input)) for name, p in plan.layers.items())
 

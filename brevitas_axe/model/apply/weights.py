@@ -302,7 +302,7 @@ def _set_input_bits(
     proxy = layer.input_quant
     if not proxy.is_quant_enabled:
         known = [*arriving, getattr(layer.weight_quant, "input_range", None)]
-        if any(reach and reach.bit_width == bits for reach in known):
+        if any(input_range and input_range.bit_width == bits for input_range in known):
             return
         raise InvalidPlan(
             f"layer '{name}' takes its input from another layer's quantizer; give apply_plan the "

@@ -31,7 +31,7 @@ class Budget:
     max(S⁺h + S⁻l, S⁺l + S⁻h); twice that is (S⁺ + S⁻)(h + l) + |S⁺ − S⁻||h − l|, the *cost*.
 
     Attributes:
-        reach: integers of the inputs.
+        input_range: integers of the inputs.
         accumulator_bit_width: P.
         tile_size: inputs per tile, None for whole rows.
     """

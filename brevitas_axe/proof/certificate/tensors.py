@@ -85,7 +85,7 @@ def read_input(
         low, high = low - int(points.max()), high - int(points.min())
     scale = _finite_scale(value.scale, "input")
     # In a sum that nearly cancels, the error is that of its large terms.
-    integers = _checked_integers(value.value, scale, "input", reach=0 if exact else 2**bits)
+    integers = _checked_integers(value.value, scale, "input", largest_term=0 if exact else 2**bits)
     if integers.size and (integers.min() < low or integers.max() > high):
         raise Unprovable(
             f"its input holds integers from {integers.min()} to {integers.max()}, outside its "
@@ -243,21 +243,24 @@ def _finite_scale(scale: Tensor, what: str) -> np.ndarray:
     return array
 
 
-def _checked_integers(value: Tensor, scale: np.ndarray, what: str, reach: int = 0) -> np.ndarray:
+def _checked_integers(
+    value: Tensor, scale: np.ndarray, what: str, largest_term: int = 0
+) -> np.ndarray:
     """Integers value / scale, if it is as close to integers as the type of value allows.
 
     Args:
         value: integers × scale, rounded to its own type.
         scale: float64, broadcastable to value.
         what: what to call it.
-        reach: magnitude of the terms that value was added up from, if it was.
+        largest_term: largest magnitude among the terms of the sum that gave value; 0 if it is no
+            sum.
     """
     ratio = _array(value) / scale
     if not np.isfinite(ratio).all():
         raise Unprovable(f"its {what} holds NaN or infinity")
     nearest = np.rint(ratio)
     # value = integer · scale was rounded once or twice in its own precision.
-    magnitude = np.maximum(np.abs(nearest), reach)
+    magnitude = np.maximum(np.abs(nearest), largest_term)
     tolerance = np.minimum(torch.finfo(value.dtype).eps * magnitude + 1e-6, 0.499)
     if np.any(np.abs(ratio - nearest) > tolerance):
         raise Unprovable(f"its {what} values are not integer multiples of their scale")

@@ -54,17 +54,17 @@ def accumulate(
     """
     inputs = left.shape[-1]
     bounds = [*tile_starts(inputs, tile_size), inputs]
-    reach = _magnitude(left) * _magnitude(right)
+    largest_product = _magnitude(left) * _magnitude(right)
     total: np.ndarray | None = None
     overflows = largest = 0
     outer = outer_bit_width(accumulator_bit_width, inputs, tile_size)
     limit = _limit(accumulator_bit_width)
     for start, stop in pairwise(bounds):
         a, b = left[..., start:stop], right[..., start:stop, :]
-        exact = _matmul(a, b, reach * (stop - start))
+        exact = _matmul(a, b, largest_product * (stop - start))
         largest = max(largest, _magnitude(exact))
         # No partial sum can leave the range when the sum of magnitudes stays inside.
-        inside = reach * (stop - start) < limit
+        inside = largest_product * (stop - start) < limit
         if overflow == "wrap" or inside:
             held, count = _wrap(exact, accumulator_bit_width)
         else:

@@ -130,14 +130,14 @@ def layer_problem(
     """
     quant = layer.weight_quant.tensor_quant
     bits = quant.msb_clamp_bit_width_impl()
-    reach: InputRange | None = layer.weight_quant.input_range
+    input_range: InputRange | None = layer.weight_quant.input_range
     return LayerProblem(
         weight=unroll_weight(layer, layer.weight.detach()).float(),
         scale=current_scale(layer).float() if scale is None else scale.float().unsqueeze(0),
         weight_low=int(quant.int_quant.min_int(bits)),
         weight_high=int(quant.int_quant.max_int(bits)),
-        input_low=reach.low if reach else 0,
-        input_high=reach.high if reach else 0,
+        input_low=input_range.low if input_range else 0,
+        input_high=input_range.high if input_range else 0,
         accumulator_bit_width=precision.accumulator,
         tile_size=layer.weight_quant.scale_tile or precision.tile,
         shared_scale=is_shared_scale(layer),

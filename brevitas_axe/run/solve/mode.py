@@ -301,9 +301,9 @@ class axe_mode:
         if any(precision.input is not None for precision in self.plan.layers.values()):
             calls = observe_inputs(self.root, self.layers, args, kwargs)
         for name, ranges in calls.items():
-            known = [reach for reach in ranges if reach is not None]
-            reach = reduce(InputRange.union, known) if len(known) == len(ranges) else None
-            self.layers[name].weight_quant.set_input_range(reach)
+            known = [input_range for input_range in ranges if input_range is not None]
+            input_range = reduce(InputRange.union, known) if len(known) == len(ranges) else None
+            self.layers[name].weight_quant.set_input_range(input_range)
         self._calls = {name: len(ranges) for name, ranges in calls.items()}
         self._flow = Flow({}, {})
         if self._workers is not None or self._parallel:
