@@ -21,7 +21,7 @@ class UnsupportedLayer(AxeError):
 
 
 class NonFiniteValues(AxeError):
-    """Weights, activations or statistics hold NaN or infinity."""
+    """Weights, activations or statistics contain NaN or infinity."""
 
 
 class EmptyCalibration(AxeError):

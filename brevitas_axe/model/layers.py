@@ -267,13 +267,13 @@ def integer_weight(name: str, module: Layer) -> tuple[Tensor, Tensor]:
         (integers, scale): integers int64 in the weight's shape, scale as the quantizer gives it.
 
     Raises:
-        NonFiniteValues: weights or scales hold NaN or infinity.
+        NonFiniteValues: weights or scales contain NaN or infinity.
         UnsupportedLayer: non-zero zero point.
     """
     with torch.no_grad():
         if not torch.isfinite(module.weight).all():
             raise NonFiniteValues(
-                f"the weights of layer '{name}' hold NaN or infinity; repair the checkpoint."
+                f"the weights of layer '{name}' contain NaN or infinity; repair the checkpoint."
             )
         weight = module.quant_weight()
         if bool((weight.zero_point != 0).any()):

@@ -83,7 +83,7 @@ class Moments:
         sums = (self._hessian,) if self._cross is None else (self._hessian, self._cross)
         if not all(bool(torch.isfinite(total).all()) for total in sums):
             raise NonFiniteValues(
-                f"the calibration inputs of layer '{self.name}' hold NaN or infinity; clean the "
+                f"the calibration inputs of layer '{self.name}' contain NaN or infinity; clean the "
                 "data or the layers before it."
             )
         cross = None if self._cross is None else (self._cross / self.samples).to(dtype)

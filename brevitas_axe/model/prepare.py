@@ -74,7 +74,7 @@ def as_batches(calibration: Iterable[Any], model: nn.Module | None = None) -> li
 
     Raises:
         EmptyCalibration: there is no batch.
-        NonFiniteValues: a batch holds NaN or infinity.
+        NonFiniteValues: a batch contains NaN or infinity.
     """
     batches: list[Batch] = []
     if isinstance(calibration, Tensor):
@@ -106,7 +106,7 @@ def as_batches(calibration: Iterable[Any], model: nn.Module | None = None) -> li
             if value.numel() == 0:
                 raise EmptyCalibration(f"calibration batch {index} is empty; leave it out.")
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise NonFiniteValues(f"calibration batch {index} holds NaN or infinity.")
+                raise NonFiniteValues(f"calibration batch {index} contains NaN or infinity.")
         batches.append(batch)
     if not batches:
         raise EmptyCalibration("the calibration data has no batch; give at least one.")

@@ -142,7 +142,7 @@ def observe_inputs(
     A2Q and A2Q+ quantizers remember their input from it, so that `integer_weight` needs none.
 
     Args:
-        model: holds the layers.
+        model: contains the layers.
         layers: those of interest, as `find_layers` gives them.
         args: positional arguments of the forward.
         kwargs: keyword arguments of the forward.
@@ -224,7 +224,7 @@ def flow(model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch) -> Fl
     """Runs one forward as the model is, without gradients, and notes who reads whose output.
 
     Args:
-        model: holds the modules.
+        model: contains the modules.
         modules: those of interest, by name.
         batch: arguments of the forward.
     """

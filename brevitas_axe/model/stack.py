@@ -32,7 +32,7 @@ def find_blocks(model: nn.Module, stack: str | None = None) -> dict[str, nn.Modu
     """The blocks of a model by module name, first to last.
 
     Args:
-        model: holds one stack; a stack inside another's blocks (experts) does not count.
+        model: contains one stack; a stack inside another's blocks (experts) does not count.
         stack: module name of the stack; needed only where there are several.
 
     Raises:

@@ -47,7 +47,7 @@ from brevitas_axe.plan import Choices
 from brevitas_axe.recipe import Run
 from brevitas_axe.registry import method
 
-# What is offered to a layer where nothing else is said.
+# Widths offered to every layer by default.
 WIDTHS: Mapping[str, Sequence[int | None]] = {"weight": (2, 3, 4, 6, 8), "input": (4, 6, 8)}
 _OFFERED = ("weight", "input", "accumulator", "tile")
 
@@ -56,14 +56,14 @@ Widths = Mapping[str, Sequence[int | None]]
 
 @dataclass(frozen=True)
 class AllocateResult(Allocation):
-    """What `allocate` returns: a plan for `quantize`, and what it was chosen by.
+    """What `allocate` returns: a plan for `quantize`, and the data of the decision.
 
     Attributes:
         scores: harm of every choice of every layer.
         problem: what the allocator was given.
         units: cost → unit.
         allocator: the method.
-        foldings: layer → its folding in hardware, where a pace was wanted; else None.
+        foldings: layer → its folding in hardware, if `max_cycles` was given; else None.
     """
 
     scores: Scores
@@ -75,7 +75,7 @@ class AllocateResult(Allocation):
     def front(
         self, budget: str | None = None, points: int = 16, allocator: str | Allocator | None = None
     ) -> list[Allocation]:
-        """What more and less of one budget would give.
+        """Pareto front over one budget: the best plans with more and with less of it.
 
         Args:
             budget: the one to sweep; None for the first.
@@ -108,7 +108,7 @@ def allocate(
     max_cycles: int | None = None,
     run: Run = Run(),
 ) -> AllocateResult:
-    """Chooses bits for every layer so that all budgets are met and the model suffers least.
+    """Chooses bits for every layer: all budgets are met, with the least estimated harm.
 
     Args:
         model: a float model, or a calibrated Brevitas model; not modified.
@@ -117,8 +117,8 @@ def allocate(
         budgets: cost → most that it may be, for one sample: {"bops": 1e9}.
         choices: what each layer may get; or widths by name ("weight", "input", "accumulator",
             "tile"), from which every combination is offered to every layer; None for `WIDTHS`.
-        scorer: what tells the harm of a choice, "NAME:key=value" or the method itself.
-        allocator: what picks from the choices, likewise.
+        scorer: estimates the harm of every choice; "NAME:key=value" or the method itself.
+        allocator: picks from the choices; likewise.
         metric: by which harm is measured; several for an allocator that takes them.
         exclude: names of layers to leave alone.
         target: largest rise of the metric, for allocators that take one.
@@ -128,11 +128,12 @@ def allocate(
         run: where scores are kept, and how many trials run at a time.
 
     Raises:
-        InvalidOption, InvalidPlan: what cannot be done, by its name; so where nothing fits.
+        InvalidOption, InvalidPlan: a request that cannot be met, by its name; also where no choice
+            fits the budgets.
     """
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     if run.offload is not None:
-        raise InvalidOption("allocate does not move anything to an offload folder; leave it out.")
+        raise InvalidOption("allocate moves no blocks, so it takes no offload folder; drop it.")
     # All names are looked up before any work is done.
     metrics = check_names(budgets, scorer, allocator, metric, target, max_cycles)
     models = {name: method("cost", name) for name in budgets}
@@ -158,7 +159,7 @@ def allocate(
     def plan_loss() -> PlanLoss:
         return PlanLoss(make_case(model, items, choices, metrics[0], exclude=exclude))
 
-    # Only some allocators measure, and what they need takes time to make.
+    # Built on demand: only some allocators measure plans, and it takes time to build.
     problem = make_problem(scores, costs, budgets, lambda plan: plan_loss()(plan), target)
     best = allocate_bits(problem, chooser)
     units = {name: cost.unit for name, cost in models.items()}
@@ -242,7 +243,7 @@ def _scores(
     exclude: tuple[str, ...],
     run: Run,
 ) -> Scores:
-    """Harm by the first metric, with that by the others beside it."""
+    """Scores by the first metric; harm by the others is in their `metrics`."""
     first, *others = (
         score(
             model,

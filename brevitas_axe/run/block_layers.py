@@ -39,12 +39,12 @@ _LEAST_WEIGHT_BITS = 2
 
 
 def weight_quantizer(recipe: Recipe) -> Any:
-    """The Brevitas weight quantizer that a recipe asks for."""
+    """The Brevitas weight quantizer of a recipe."""
     return _WEIGHTS[recipe.weights, recipe.power_of_two]
 
 
 def check_weight_bits(widths: Iterable[LayerPrecision]) -> None:
-    """Raises InvalidOption for weights that could only be zero."""
+    """Raises InvalidOption for weights of one bit, which could only be zero."""
     if any(p.weight is not None and p.weight < _LEAST_WEIGHT_BITS for p in widths):
         raise InvalidOption("weights need 2 bits or more; symmetric ones of one bit are all zero.")
 
@@ -66,7 +66,7 @@ def transformed(
         exclude: names of layers to leave alone.
 
     Returns:
-        What must hold of the data for the module's function to be the same.
+        What must be true of the data for the module's function to be the same.
     """
     assumptions: list[str] = []
     for found in (linears, *recipe.methods("transforms")):
@@ -78,7 +78,7 @@ def transformed(
 def fit_inputs(
     recipe: Recipe, module: nn.Module, items: Sequence[Any], widths: Iterable[LayerPrecision]
 ) -> None:
-    """Fits the ranges of a calibrated module's inputs to their bits, as the recipe says."""
+    """Fits the ranges of a calibrated module's inputs to their bits, by the recipe's method."""
     bits = {p.input for p in widths if p.input is not None}
     for fitter in recipe.methods("ranges") if bits else ():
         fit_ranges(module, items, bits, fitter)
@@ -86,7 +86,7 @@ def fit_inputs(
 
 @dataclass(frozen=True)
 class BlockLayers:
-    """What the layers of a block are to be.
+    """How the layers of a block are quantized.
 
     Attributes:
         recipe: resolved.
@@ -94,7 +94,7 @@ class BlockLayers:
             input bits.
         scale_tile: inputs that share a weight scale, in layers whose plan has no tile; for a recipe
             with scales per tile.
-        fit: the recipe's ranges apply.
+        fit: whether input ranges are fitted by the recipe's method.
 
     Raises:
         InvalidOption: weights of one bit.
@@ -115,11 +115,12 @@ class BlockLayers:
 
         Args:
             alone: the float block.
-            calls: what arrives at it, quantized and float, batch by batch; float calls calibrate.
+            calls: inputs of the block, quantized and float, batch by batch; it is calibrated on the
+                float ones.
 
         Returns:
-            The float block's outputs, batch by batch; the widths of its layers by the names that
-            they have now; and what must hold of the data.
+            The float block's outputs, batch by batch; the widths of its layers by their names after
+            the transforms; and what must be true of the data.
         """
         floats = tuple(name for name in left_in_float(alone) if not self._widths(name))
         batches = [(pair, {}) for pair in calls]
@@ -137,7 +138,7 @@ class BlockLayers:
         return outputs, plan, assumptions
 
     def _widths(self, name: str) -> LayerPrecision | None:
-        """Of a layer, whatever transforms wrap: it may be planned by its name before or after."""
+        """Planned widths of a layer, by its name before or after transforms wrapped it."""
         for planned, widths in self.plan.layers.items():
             if planned.startswith(f"{name}."):
                 return widths
@@ -148,7 +149,7 @@ class BlockLayers:
         return None
 
     def _narrowest(self, alone: Alone) -> LayerPrecision:
-        """The fewest bits among the block's layers, for transforms that ask."""
+        """The fewest bits among the block's layers, which transforms take into account."""
         mine = self.plan.within(alone.name).layers.values()
         return LayerPrecision(
             min((p.weight for p in mine if p.weight), default=None),
@@ -156,7 +157,7 @@ class BlockLayers:
         )
 
     def _groups(self, plan: Plan) -> list[tuple[dict[str, Any], list[str]]]:
-        """Options of Brevitas layers, and the names of the layers that have them."""
+        """Options of Brevitas layers, each with the names of the layers that share them."""
         groups: dict[tuple, list[str]] = {}
         for name, widths in plan.layers.items():
             tile = None

@@ -1,4 +1,4 @@
-"""What is looked at before the long work, so that each refusal is one sentence."""
+"""Checks before the long work, so that each refusal is one clear sentence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from brevitas_axe.run.solve import axe_mode
 
 
 def check_runs(model: nn.Module, batch: Batch) -> None:
-    """One forward, so that what is wrong with model or data is told apart from what is ours."""
+    """Runs one forward, so that faults of model or data are reported as such."""
     args, kwargs = batch
     try:
         with torch.no_grad():
@@ -36,7 +36,7 @@ def check_runs(model: nn.Module, batch: Batch) -> None:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether this is what Python, torch or we say where memory ends; torch's CPU has no type."""
+    """Whether memory ran out. On the CPU torch raises a RuntimeError, told by its text."""
     kinds = MemoryError | torch.OutOfMemoryError | NotEnoughMemory
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
@@ -55,9 +55,9 @@ def check_widths(axe: axe_mode) -> None:
 
 @contextmanager
 def without_remarks() -> Iterator[None]:
-    """Silences what Brevitas says of outputs with zero points or scales per token.
+    """Silences Brevitas's warnings about outputs with zero points or scales per token.
 
-    It concerns quantized outputs, which the layers here do not have.
+    They concern quantized outputs, which the layers here do not have.
     """
     with warnings.catch_warnings():
         for message in ("Could not compute output scale", "Computing zero point of output"):

@@ -62,7 +62,7 @@ def quantize(
         Model, plan, recipe, certificate and log.
 
     Raises:
-        InvalidOption, InvalidPlan, UnsupportedLayer: what cannot be done, by its name.
+        InvalidOption, InvalidPlan, UnsupportedLayer: a request that cannot be met, by its name.
         AccumulatorTooNarrow, NonFiniteValues, InvalidState, NotEnoughMemory: each names the layer
             or the way out.
     """
@@ -92,7 +92,7 @@ def quantize(
 
 
 def _inside(request: Request, model: nn.Module, stack: str | None) -> Request:
-    """The request without excluded layers outside of the blocks: they stay in float as it is."""
+    """The request without excluded layers outside of the blocks, which stay in float anyway."""
     outside = {
         name
         for name, _ in model.named_modules()

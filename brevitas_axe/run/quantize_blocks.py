@@ -59,12 +59,12 @@ def quantize_blocks(
 
     Args:
         model: a float model with one stack of blocks (Llama, GPT-2, OPT, BERT, ViT and their
-            kin) that hands hidden states from block to block as they are. Changed in place, for a
-            copy would double the memory; as it was where an option is refused. Only a recipe's
+            kin) that passes hidden states unchanged from block to block. Changed in place, since
+            a copy would double the memory; unchanged where an option is refused. Only a recipe's
             split makes a copy.
         calibration: batches, see `brevitas_axe.model.prepare.as_batches`.
         plan: widths by layer name, or one precision for all layers of the blocks. Layers that a
-            plan does not name stay in float; bits that it leaves open are those of the keywords.
+            plan does not name stay in float; bits that it does not give are those of the keywords.
         recipe: how it is done; a `Recipe`, a preset ("fpga", "transformer", "fast") or a YAML file.
         exclude: names of layers in the blocks to leave in float; all layers of a block leave the
             whole block.
@@ -151,7 +151,7 @@ def _plan(model: nn.Module, blocks: dict[str, nn.Module], request: Request) -> P
     unknown = [e for e in request.exclude if not any(_inside(name, (e,)) for name in names)]
     if unknown:
         raise InvalidOption(
-            f"the excluded layer '{sorted(unknown)[0]}' is not in a block; they hold: "
+            f"the excluded layer '{sorted(unknown)[0]}' is not in a block; their layers are: "
             f"{', '.join(names)}."
         )
     layers = {name: model.get_submodule(name) for name in left}
@@ -186,7 +186,7 @@ def _inside(name: str, modules: tuple[str, ...]) -> bool:
 
 
 class _Solved(NamedTuple):
-    """One block behind us."""
+    """The results of one finished block."""
 
     certificate: Certificate
     plan: Plan
@@ -199,11 +199,11 @@ class _Walk:
     """Hidden states in front of the next block, one tensor per batch.
 
     Attributes:
-        quantized: behind the quantized blocks.
-        real: behind the same blocks in float.
-        layers: what their layers are to be.
-        request: what is asked for.
-        bar: of progress, one step per layer.
+        quantized: outputs of the quantized blocks so far.
+        real: outputs of the same blocks in float.
+        layers: how the layers of the blocks are quantized.
+        request: what the caller asked for.
+        bar: progress bar, one step per layer.
     """
 
     quantized: list[Tensor]
@@ -213,7 +213,7 @@ class _Walk:
     bar: tqdm
 
     def through(self, alone: Alone, calls: Sequence[Call], index: int) -> _Solved:
-        """Quantizes, solves and proves one block, and moves on behind it."""
+        """Quantizes, solves and proves one block; the hidden states become its outputs."""
         pairs = self._pairs(calls)
         with ExitStack() as untouched:
             untouched.enter_context(restored_on_error(alone))
@@ -236,7 +236,7 @@ class _Walk:
         return _Solved(certificate, plan, log, assumptions)
 
     def _mode(self, alone: Alone, plan: Plan, index: int) -> axe_mode:
-        """What solves one block, whose layers have their weight and input bits already."""
+        """The mode that solves one block, whose layers have their weight and input bits already."""
         recipe, run = self.request.recipe, self.request.run
         bits: dict[str, None] = {"weight": None, "input": None}
         return axe_mode(
@@ -250,28 +250,28 @@ class _Walk:
         )
 
     def past(self, alone: Alone, calls: Sequence[Call]) -> _Solved:
-        """Moves on behind a block that stays in float."""
+        """Runs a block that stays in float; the hidden states become its outputs."""
         pairs = self._pairs(calls)
         self.quantized = [alone(quantized, quantized) for quantized, _ in pairs]
         self.real = [alone(real, real) for _, real in pairs]
         return _Solved(_proof(alone, pairs[0], Plan()), Plan(), [], ())
 
     def _pairs(self, calls: Sequence[Call]) -> list[tuple[Call, Call]]:
-        """What reaches the next block, quantized and float, batch by batch."""
+        """Inputs of the next block, quantized and float, batch by batch."""
         streams = zip(calls, self.quantized, self.real, strict=True)
         return [(with_hidden(call, q), with_hidden(call, r)) for call, q, r in streams]
 
 
 def _proof(alone: Alone, pair: tuple[Call, Call], plan: Plan) -> Certificate:
-    """The certificate of one block, without what stays in float."""
-    # A proof needs no data, only that every layer is reached.
+    """The certificate of one block, without the layers that stay in float."""
+    # A proof needs no data, only a forward through every layer.
     certificate = certify(alone, plan=plan, args=tuple(map(first_sample, pair)))
     names = (entry.name for entry in certificate.entries)
     return replace(certificate, excluded=tuple(name for name in names if name not in plan.layers))
 
 
 def _widths(proofs: dict, plan: Plan, name: str) -> dict[str, int | None]:
-    """P_I and P_O of one layer: asked for, and proven enough."""
+    """P_I as requested and P_O as proven, of one layer."""
     entry = proofs[name]
     return {
         "accumulator": plan[name].accumulator,
@@ -296,7 +296,7 @@ def _joined(parts: Sequence[Certificate], subject: str) -> Certificate:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, whose end brings the mode before back, to layers made meanwhile too."""
+    """Evaluation mode inside; afterwards the mode as before, also for layers made meanwhile."""
     training = model.training
     model.eval()
     try:
@@ -307,7 +307,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _memory_advice(where: str) -> Iterator[None]:
-    """Says what to do where memory runs out."""
+    """Turns a lack of memory into an error that says what to do."""
     try:
         yield
     except (MemoryError, RuntimeError, NotEnoughMemory) as error:

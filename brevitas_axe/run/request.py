@@ -1,7 +1,6 @@
 """What a call of `quantize` asks for: keywords become widths, a recipe and a run.
 
-A plan and a recipe say everything; the keywords are the short way for the usual parts of both, and
-mean the same.
+A plan and a recipe can express everything; the keywords are a short form of their usual parts.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from brevitas_axe.recipe import Quality, Recipe, Run, Spec
 
 
 class Keywords(TypedDict, total=False):
-    """The short way.
+    """Keywords of `quantize` for the usual parts of a plan and a recipe.
 
     Attributes:
         accumulator_bit_width: P for every layer; None leaves them unconstrained.
@@ -65,17 +64,17 @@ _WIDTHS = {
 _FIRST_WIDTHS = LayerPrecision(weight=4, input=8)
 # Keyword → field of the recipe, where the names differ.
 _OF_RECIPE = {"activations": "inputs"}
-# Ranges of inputs whose bits are planned, where the recipe leaves them open.
+# Method for the ranges of inputs whose bits are planned, where the recipe names none.
 _FITTED = "mse"
 _FORMER = {"algorithm": "solver", "cache": "state", "jobs": "workers"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be done to a model.
+    """How a model is to be quantized.
 
     Attributes:
-        widths: of layers for which no plan and no rule says otherwise.
+        widths: of layers that neither the plan nor a rule gives others.
         plan: widths by layer name; None gives every layer `widths`.
         recipe: resolved.
         exclude: names of layers to leave alone.
@@ -113,7 +112,7 @@ def requested(
 
     Raises:
         InvalidOption: an unknown keyword, two that say the same, or a method that does not exist.
-        InvalidPlan, AccumulatorTooNarrow, InvalidTile: a width that cannot be.
+        InvalidPlan, AccumulatorTooNarrow, InvalidTile: an impossible width.
     """
     _check_keywords(keywords)
     given = {field: keywords[key] for key, field in _WIDTHS.items() if key in keywords}
@@ -156,7 +155,7 @@ def _check_keywords(keywords: Mapping[str, Any]) -> None:
 
 
 def _changed(recipe: Recipe, keywords: Mapping[str, Any]) -> Recipe:
-    """The recipe with what the keywords say instead."""
+    """The recipe with the fields that keywords set replaced."""
     names = [f.name for f in fields(Recipe)]
     found = {_OF_RECIPE.get(key, key): value for key, value in keywords.items()}
     changes = {key: value for key, value in found.items() if key in names}
@@ -181,8 +180,8 @@ def layer_widths(
     Args:
         layers: name → layer.
         columns: name → inputs of one dot product; a layer with no more than a tile takes one.
-        recipe: has the rules.
-        widths: where no rule says otherwise.
+        recipe: contains the rules.
+        widths: of layers that no rule gives others.
     """
     recipe.check_rules(layers)
     found: dict[str, LayerPrecision] = {}

@@ -1,4 +1,4 @@
-"""What a run gives back."""
+"""The results of quantization runs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class QuantizeResult:
 
     Attributes:
         model: the solved Brevitas model, in evaluation mode.
-        plan: the widths every layer ended with.
+        plan: the final widths of every layer.
         certificate: proof from the live model.
         layers: one log entry per layer, in order of solving.
-        recipe: what was done besides, with nothing left open; with the plan it gives the same
-            integers again.
-        assumptions: what must hold of the data for the float model's rewrites to have changed
-            nothing, one sentence each.
+        recipe: everything else that was done, with every field resolved; together with the plan
+            it gives the same integers again.
+        assumptions: what must be true of the data for the rewrites of the float model to be
+            exact, one sentence each.
     """
 
     model: nn.Module
@@ -46,7 +46,8 @@ class BlocksResult(QuantizeResult):
     """What a run block by block returns: `layers` says block, P_I and P_O of every layer as well.
 
     Attributes:
-        floats: layers and products that stay in float, and out of the certificate's verdict.
+        floats: layers and products that stay in float, and that the certificate's verdict leaves
+            out.
     """
 
     floats: tuple[str, ...] = ()

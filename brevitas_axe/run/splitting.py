@@ -18,13 +18,13 @@ def split_model(
 ) -> tuple[nn.Module, Request]:
     """A copy of the model with branches, and the request with a plan for them.
 
-    Both are what they were where the recipe has no split.
+    Both are returned unchanged where the recipe has no split.
 
     Args:
         model: a float model; not modified.
         batches: calibration batches.
         request: names the split.
-        whole: layers that stay whole besides the excluded ones.
+        whole: further layers, besides the excluded ones, that are not split.
     """
     items = [args[0] if args else kwargs for args, kwargs in batches]
     for split in request.recipe.methods("split"):

@@ -17,7 +17,7 @@ _LARGEST_EXPONENT = 700.0  # a perplexity beyond it is infinite as a float
 
 
 def characters(text: str, vocabulary: int) -> Tensor:
-    """Each character as its place among the sorted characters of the text.
+    """Each character as its index among the sorted characters of the text.
 
     Raises:
         InvalidOption: the text has more characters than the model has tokens.
@@ -39,7 +39,7 @@ def windows(tokens: Tensor, length: int) -> Tensor:
         EmptyCalibration: there are fewer tokens than length + 1.
     """
     if length < 1:
-        raise InvalidOption(f"a window holds at least one token, but --context is {length}.")
+        raise InvalidOption(f"a window needs at least one token, but --context is {length}.")
     if len(tokens) <= length:
         raise EmptyCalibration(
             f"the text has {len(tokens)} tokens, too few for a window of {length}; give a longer "
@@ -49,7 +49,7 @@ def windows(tokens: Tensor, length: int) -> Tensor:
 
 
 def split(tokens: Tensor, length: int, calibration: int) -> tuple[list[Tensor], Tensor]:
-    """Calibration batches from the first nine tenths of a text, judged windows from the rest.
+    """Calibration batches from the first nine tenths of a text, evaluation windows from the rest.
 
     Args:
         tokens: [n].

@@ -30,7 +30,7 @@ from brevitas_axe.run.result import QuantizeResult
 from brevitas_axe.run.solve import axe_mode
 from brevitas_axe.run.splitting import split_model
 
-# What a model that has quantizers cannot be given.
+# Recipe fields that do not apply to a model with quantizers of its own.
 _OF_FLOAT_MODELS = ("transforms", "split", "inputs", "symmetric", "weights", "power_of_two")
 _AS_IT_IS: dict[str, None] = {"weight": None, "input": None}
 
@@ -87,7 +87,7 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
 
 
 def _check_own_quantizers(recipe: Recipe) -> None:
-    """Raises InvalidOption where a recipe asks for what a Brevitas model has its own of."""
+    """Raises InvalidOption where a recipe sets what a Brevitas model decides itself."""
     usual = Recipe()
     for field in fields(Recipe):
         if field.name in _OF_FLOAT_MODELS and getattr(recipe, field.name) != getattr(
@@ -117,7 +117,7 @@ def _with_quantizers(
     [inputs] = recipe.methods("inputs")
     usual = Recipe()
     per_layer = (recipe.inputs, recipe.symmetric) != (usual.inputs, usual.symmetric)
-    # One quantizer in front of a split would see all that its branches share out.
+    # One quantizer in front of a split would see the channels of all branches.
     per_layer = per_layer or recipe.split is not None
     quantized = to_brevitas(
         model,
@@ -136,7 +136,7 @@ def _plan(layers: dict[str, Layer], request: Request) -> Plan | None:
     if request.plan is not None or not request.recipe.rules:
         return request.plan
     columns = {name: unroll_weight(m, m.weight).shape[2] for name, m in layers.items()}
-    # Bits that no rule sets stay what they are.
+    # Bits that no rule sets stay unchanged.
     return layer_widths(layers, columns, request.recipe, replace(request.widths, **_AS_IT_IS))
 
 
@@ -147,7 +147,7 @@ def _follow_inputs(
     exclude: tuple[str, ...],
     request: Request,
 ) -> None:
-    """Ranges of activations as the recipe says, and planned bits."""
+    """Fits ranges of activations by the recipe's method, and sets planned input bits."""
     planned = [] if plan is None else [p for p in plan.layers.values() if p.input is not None]
     items = [args[0] if args else kwargs for args, kwargs in batches]
     fit_inputs(request.recipe, model, items, planned or [request.widths])

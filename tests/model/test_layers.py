@@ -218,5 +218,5 @@ def test_integer_weight_refuses_what_it_cannot_read():
     with pytest.raises(UnsupportedLayer, match="'l' has asymmetric weights"):
         integer_weight("l", layer)
     layer.weight.data[0, 0] = float("inf")
-    with pytest.raises(NonFiniteValues, match="'l' hold NaN"):
+    with pytest.raises(NonFiniteValues, match="'l' contain NaN"):
         integer_weight("l", layer)

@@ -35,7 +35,7 @@ class CacheBits(Protocol):
     Raises:
         EmptyCalibration: there is no batch.
         InvalidOption: the mean is below the fewest bits that the method gives.
-        NonFiniteValues: a batch or a loss holds NaN or infinity.
+        NonFiniteValues: a batch or a loss contains NaN or infinity.
         UnsupportedLayer: the method cannot tell which layers of a block give keys and values.
     """
 

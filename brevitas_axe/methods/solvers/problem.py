@@ -56,7 +56,7 @@ class LayerProblem:
         name: of the layer, for messages.
 
     Raises:
-        NonFiniteValues: a tensor holds NaN or infinity.
+        NonFiniteValues: a tensor contains NaN or infinity.
         AccumulatorTooNarrow: the accumulator is narrower than 2 bits.
         InvalidTile: the tile size is below 1, or the tiles do not start in ascending order.
         InvalidOption: a shape, a range or a width is impossible.
@@ -91,7 +91,7 @@ class LayerProblem:
             tensor = getattr(self, name)
             # The sum is one cheap pass; the elements are checked only where it is not finite.
             if tensor is not None and not tensor.sum().isfinite() and not tensor.isfinite().all():
-                raise NonFiniteValues(f"The {name}{self._of} holds NaN or infinity.")
+                raise NonFiniteValues(f"The {name}{self._of} contains NaN or infinity.")
         if not bool((self.scale > 0).all()):
             raise InvalidOption(f"Every scale{self._of} must be positive.")
         low, high = self.input_range

@@ -85,7 +85,7 @@ def split_layers(
     Raises:
         EmptyCalibration: there is no batch.
         InvalidOption: an excluded layer does not exist, or there is nothing to split.
-        NonFiniteValues: a batch, or the input of a layer, holds NaN or infinity.
+        NonFiniteValues: a batch, or the input of a layer, contains NaN or infinity.
     """
     if isinstance(exclude, str):
         raise InvalidOption(f"exclude is a list of names; give ['{exclude}'].")
@@ -162,7 +162,7 @@ def _samples(
             return
         if not bool(x.isfinite().all()):
             raise NonFiniteValues(
-                f"the input of layer '{name}' holds NaN or infinity, so it cannot be split; "
+                f"the input of layer '{name}' contains NaN or infinity, so it cannot be split; "
                 "mend the model or its calibration data, or exclude the layer."
             )
         found[name] = _thinned(torch.cat([found[name], x]) if name in found else x)

@@ -321,7 +321,7 @@ def untie(model: nn.Module, layers: Mapping[str, Layer]) -> None:
     """Gives every layer its own weight and bias: a solved one must not overwrite another.
 
     Args:
-        model: holds the layers, and whatever else shares their parameters.
+        model: contains the layers, and whatever else shares their parameters.
         layers: those to be solved.
     """
     owners = Counter(

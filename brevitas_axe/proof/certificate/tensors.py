@@ -257,7 +257,7 @@ def _checked_integers(
     """
     ratio = _array(value) / scale
     if not np.isfinite(ratio).all():
-        raise Unprovable(f"its {what} holds NaN or infinity")
+        raise Unprovable(f"its {what} contains NaN or infinity")
     nearest = np.rint(ratio)
     # value = integer · scale was rounded once or twice in its own precision.
     magnitude = np.maximum(np.abs(nearest), largest_term)

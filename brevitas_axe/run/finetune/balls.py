@@ -19,15 +19,15 @@ from brevitas_axe.model.proxies.projection import Budget, tiled
 from brevitas_axe.model.quantizers.a2q import a2q_kind, a2q_norm, cut_a2q_norm
 from brevitas_axe.model.running import observe_inputs
 
-# Scales that `ep_init` tries, from half to eight times the one it finds.
+# log2 of the scale multiples that `ep_init` tries, the end excluded: from half to eight times.
 _OCTAVES = (-1.0, 3.25)
 
 
 def accumulator_penalty(model: nn.Module) -> Tensor:
     """How far the float rows exceed their budgets, summed over all layers, differentiable.
 
-    For ours, the l1 norm by which each tile (each side of it, where inputs are unsigned) exceeds
-    what its accumulator admits at the present scale; for A2Q and A2Q+ the norm g above its bound
+    For our quantizers, the l1 norm by which each tile (each sign of it, where inputs are unsigned)
+    exceeds its budget at the present scale; for A2Q and A2Q+ the norm g above its bound
     (arXiv 2308.13504, Sec. 4.1). Add it to the loss, times a small weight such as 1e-3.
 
     Args:
@@ -44,7 +44,7 @@ def accumulator_penalty(model: nn.Module) -> Tensor:
         if a2q_kind(layer) is not None:
             found = a2q_norm(name, layer)
             excesses.append((found.norm - found.bound).relu().sum())
-    for layer, budget in _held_layers(model):
+    for layer, budget in _budgeted_layers(model):
         rows, scale = _rows_and_scale(layer)
         tiles = tiled(rows, budget.tile(rows.shape[1]))
         room = (budget.bound / (budget.norm_cost + budget.imbalance_cost)) * scale.unsqueeze(-1)
@@ -60,9 +60,9 @@ def ep_init(model: nn.Module, args: tuple, exclude: tuple[str, ...] = ()) -> nn.
     """Starts training from float weights near the budgets, in place; call it after `apply_plan`.
 
     A2Q and A2Q+ get every float row projected on its l1 ball (EP-init, arXiv 2401.10432,
-    Sec. 4.2). Ours keep their float weights, whose order training still needs, and get the scales
-    at which the integers inside the budget are nearest to them: a narrow budget wants fewer,
-    longer steps. A model that was solved by PTQ is there already and does not change.
+    Sec. 4.2). Our quantizers keep their float weights, whose order training still needs, and get
+    the scales at which the projected integers are nearest to the weights: under a narrow budget,
+    fewer and larger steps are better. A model that was solved by PTQ does not change.
 
     Args:
         model: with accumulator-aware quantizers.
@@ -74,7 +74,7 @@ def ep_init(model: nn.Module, args: tuple, exclude: tuple[str, ...] = ()) -> nn.
     for name, layer in layers.items():
         if a2q_kind(layer) is not None:
             _project_rows(name, layer)
-    for layer, _ in _held_layers(model, exclude):
+    for layer, _ in _budgeted_layers(model, exclude):
         _choose_scale(layer)
     return model
 
@@ -89,10 +89,10 @@ def _project_rows(name: str, layer: Layer) -> None:
 
 
 def _choose_scale(layer: Layer) -> None:
-    """Least squares between weights and held integers, per scale, over a grid around its own."""
+    """Least squares between weights and projected integers, per scale, over a grid around it."""
     scaling = layer.weight_quant.tensor_quant.scaling_impl
     start, shape = current_scale(layer), scaling.value.shape
-    # What is not improved keeps its parameter bit for bit.
+    # Scales without improvement keep their parameter bit for bit.
     best, least = scaling.value.clone(), _squared_errors(layer, shape)
     for octaves in torch.arange(*_OCTAVES, 1.0 if is_power_of_two(layer) else 0.25).tolist():
         wanted = (start * 2**octaves).flatten()
@@ -104,13 +104,13 @@ def _choose_scale(layer: Layer) -> None:
 
 
 def _squared_errors(layer: Layer, shape: torch.Size) -> Tensor:
-    """Of the integers that a layer computes with, times their scale, per scale."""
+    """Squared error of the integers that a layer computes with, times their scale; per scale."""
     error = unroll_weight(layer, layer.quant_weight().value - layer.weight).square().sum(-1)
     return error.view(shape) if shape.numel() == error.numel() else error.sum().view(shape)
 
 
 def _norms(tiles: Tensor, budget: Budget) -> Iterator[Tensor]:
-    """What has to stay below the room of a tile: its l1 norm, or that of each side."""
+    """What a tile's budget bounds: its l1 norm, or that of each sign."""
     if budget.one_sided:
         yield tiles.clamp(min=0).sum(-1, keepdim=True)
         yield -tiles.clamp(max=0).sum(-1, keepdim=True)
@@ -119,8 +119,10 @@ def _norms(tiles: Tensor, budget: Budget) -> Iterator[Tensor]:
         yield cost.unsqueeze(-1) / (budget.norm_cost + budget.imbalance_cost)
 
 
-def _held_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> Iterator[tuple[Layer, Budget]]:
-    """Layers with one of our quantizers and a width."""
+def _budgeted_layers(
+    model: nn.Module, exclude: tuple[str, ...] = ()
+) -> Iterator[tuple[Layer, Budget]]:
+    """Layers with one of our quantizers and an accumulator width, each with its budget."""
     for name, layer in find_layers(model, exclude).items():
         proxy = layer.weight_quant
         if not isinstance(proxy, AccumulatorAwareWeightQuantProxy):

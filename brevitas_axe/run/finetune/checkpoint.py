@@ -52,15 +52,15 @@ class SavedRun:
         data = self._path.read_bytes()
         if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
             raise InvalidState(
-                f"the state file {self._path} is corrupted; delete it to start anew."
+                f"the state file {self._path} is corrupted; delete it to start again."
             )
         try:
             content = torch.load(io.BytesIO(data[_DIGEST:]), map_location="cpu", weights_only=True)
             run = content["run"]
-        except Exception as error:  # whatever torch makes of bytes that it did not write
+        except Exception as error:  # torch raises many types for corrupted files
             raise InvalidState(
                 f"the state file {self._path} is corrupted ({type(error).__name__}); delete it to "
-                "start anew."
+                "start again."
             ) from None
         if run != self._run:
             raise InvalidState(
@@ -90,7 +90,7 @@ def _counting(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def seeded(seed: int, loaders: Iterable[Any]) -> Iterator[None]:
-    """Every generator from one seed inside, and as it was outside again.
+    """Seeds every random generator inside; afterwards all continue as before.
 
     A loader's own generators, which torch does not reseed, are seeded too.
     """
@@ -101,7 +101,7 @@ def seeded(seed: int, loaders: Iterable[Any]) -> Iterator[None]:
             if isinstance(generator, torch.Generator):
                 generators[generator] = generator.get_state()
     python = random.getstate()
-    array = np.random.get_state()  # noqa: NPY002 (what others draw from)
+    array = np.random.get_state()  # noqa: NPY002 (the generator of other code)
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices):
         try:

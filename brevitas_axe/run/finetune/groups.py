@@ -14,9 +14,8 @@ from brevitas_axe.model.layers import Layer, find_layers
 from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
 from brevitas_axe.model.quantizers.a2q import a2q_kind, a2q_scale
 
-# A weight moves by this many times the learning rate, in units of its scale: 1e-3 is then a
-# hundredth of the way from one integer to the next per step of Adam. Scales move by the same
-# fraction of themselves.
+# Learning rate of weights in units of their scale, per unit of the general rate: with 1e-3, a step
+# of Adam is a hundredth of the distance between two integers. Scales change by the same fraction.
 _STEPS_PER_SCALE = 10.0
 
 
@@ -25,8 +24,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Parameters for an adaptive torch optimizer such as Adam.
 
-    Narrow accumulators make solvers choose large scales, so that the same step in float could turn
-    over one layer and leave another as it is. Quantized weights therefore get
+    Under narrow accumulators solvers choose large scales, so that the same step in float could
+    change all integers of one layer and none of another. Quantized weights therefore get
     10·learning_rate·scale, per layer, and scales the fraction `scale_learning_rate` of themselves.
 
     Args:

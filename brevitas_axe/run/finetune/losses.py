@@ -1,4 +1,4 @@
-"""What a batch is, what it costs, and how good a model is."""
+"""Batches, losses on them, and scores of a model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def labels_of(batch: Any) -> Tensor:
     """
     if not isinstance(batch, (tuple, list)) or len(batch) < 2:
         raise InvalidOption(
-            "a batch holds no labels; give (input, label) batches, or a loss of your own, "
+            "a batch has no labels; give (input, label) batches, or a loss of your own, "
             "loss=lambda output, batch: ..."
         )
     return batch[-1]

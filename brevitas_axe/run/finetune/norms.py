@@ -58,7 +58,7 @@ def fold_batch_norms(model: nn.Module, args: tuple) -> nn.Module:
     """A copy for inference with its batch norms inside the layers before them.
 
     A channel's factor goes into its scale, and its sign into its integers, which keep their
-    magnitudes, so that the proof stands. What the weights held beyond their integers is lost: fold
+    magnitudes, so that the proof stands. The float weights behind the integers are lost: fold
     after training.
 
     Args:
@@ -90,8 +90,8 @@ def fold_batch_norms(model: nn.Module, args: tuple) -> nn.Module:
 
 
 def _fold(name: str, layer: Layer, norm: Any) -> None:
-    held = isinstance(layer.weight_quant, AccumulatorAwareWeightQuantProxy)
-    if not held or is_shared_scale(layer) or is_power_of_two(layer):
+    is_ours = isinstance(layer.weight_quant, AccumulatorAwareWeightQuantProxy)
+    if not is_ours or is_shared_scale(layer) or is_power_of_two(layer):
         raise UnsupportedLayer(
             f"layer '{name}' cannot take a batch norm into its scale; give it one of our "
             "quantizers with a float scale per channel (apply_plan does), or leave the norm."

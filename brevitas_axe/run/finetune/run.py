@@ -1,4 +1,4 @@
-"""Training on, with the certificate at every epoch: the short way."""
+"""Fine-tuning with a certificate at every epoch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FinetuneResult:
         history: one entry per epoch, number 0 before training: epoch, loss, penalty (means over
             the epoch), score, learning_rate, certified, accumulator_bits (the widest), seconds.
         certificate: proof of that model.
-        best_epoch: which one it is.
+        best_epoch: number of that epoch.
     """
 
     model: nn.Module
@@ -68,8 +68,8 @@ class FinetuneResult:
         return f"FinetuneResult of {type(self.model).__name__}: epoch {best} of {last} is the best"
 
 
-def held_plan(model: nn.Module, exclude: tuple[str, ...] = ()) -> Plan:
-    """The accumulator widths and tiles that the quantizers of a model hold."""
+def accumulator_plan(model: nn.Module, exclude: tuple[str, ...] = ()) -> Plan:
+    """The accumulator widths and tiles that the quantizers of a model keep."""
     layers = {}
     for name, layer in find_layers(model, exclude).items():
         proxy = layer.weight_quant
@@ -106,7 +106,7 @@ def finetune(
     seed: int = 0,
     progress: bool = True,
 ) -> FinetuneResult:
-    """Trains a model on, with every accumulator held at every forward and proven at every epoch.
+    """Fine-tunes a model; budgets are kept at every forward and proven at every epoch.
 
     Args:
         model: with accumulator-aware quantizers, from `quantize` or `apply_plan`. Not modified.
@@ -118,8 +118,8 @@ def finetune(
             learning_rate.
         loss: (output, batch) → scalar; None for cross-entropy with the labels.
         validation: batches, or model → score, higher is better. Batches are scored by accuracy, or
-            with a loss of your own by its negative mean. The best epoch wins, number 0 included;
-            without validation the last one does.
+            with a loss of your own by its negative mean. The best epoch is returned, which may be
+            number 0; without validation, the last one.
         penalty: weight of `accumulator_penalty`.
         optimizer: groups of parameters → optimizer.
         scheduler: (optimizer, steps in all) → scheduler, stepped after every step.
@@ -131,7 +131,7 @@ def finetune(
         progress: show progress bars.
 
     Raises:
-        NotProven: the model does not hold its widths, before or during training.
+        NotProven: the model does not keep its widths, before or during training.
         InvalidOption, EmptyCalibration, InvalidState, NonFiniteValues: one sentence each.
     """
     if type(epochs) is not int or epochs < 1:
@@ -184,7 +184,7 @@ class _Judge:
 
     Attributes:
         model: in training.
-        plan: the widths that it has to hold.
+        plan: the widths that it has to keep.
         exclude: names that stay out of the certificate.
         call: arguments of one forward.
         loss, validation, seed: as `finetune` takes them.
@@ -223,13 +223,13 @@ def _judge(
     exclude: tuple[str, ...],
     seed: int,
 ) -> _Judge:
-    """Looks at the first batch, and at the widths that the model holds."""
+    """A judge for the widths that the model has now, with the arguments of its first batch."""
     with seeded(seed, (loader,)):
         first = next(on_device(trained, loader), None)
     if first is None:
         raise EmptyCalibration("the training data has no batch; give at least one.")
     modules = dict(trained.named_modules())
-    plan = held_plan(trained, tuple(name for name in exclude if name in modules))
+    plan = accumulator_plan(trained, tuple(name for name in exclude if name in modules))
     args = () if isinstance(first, dict) else (first[0] if type(first) in (tuple, list) else first,)
     kwargs = first if isinstance(first, dict) else {}
     return _Judge(trained, plan, exclude, (args, kwargs), loss, validation, seed)

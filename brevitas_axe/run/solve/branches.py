@@ -18,7 +18,7 @@ class Branches:
 
     Attributes:
         name: of the layer that they are branches of.
-        whole: it.
+        whole: that layer.
         layers: the branches by layer name, in the order in which they run.
     """
 
@@ -32,18 +32,18 @@ class Branches:
         return [layer.in_features for layer in self.layers.values()]
 
     def inputs(self, layer_input: Tensor) -> Iterator[tuple[Layer, Tensor]]:
-        """Each branch with what it takes of the whole layer's input."""
+        """Each branch with its columns of the whole layer's input."""
         for name, layer in self.layers.items():
             branch = name.rpartition(".")[2]
             yield layer, self.whole.inputs_of(branch, dequantized(layer_input))
 
 
 def branches_of(model: nn.Module, layers: Mapping[str, Layer]) -> dict[str, Branches]:
-    """Layer → the branches that it is solved with, where there are others than itself.
+    """Layer → the branches that it is solved with; layers that are solved alone are left out.
 
     Args:
-        model: holds the layers.
-        layers: those that are to be solved; a branch that is none of them is left as it is.
+        model: contains the layers.
+        layers: the layers to solve; a branch that is not among them is left as it is.
     """
     found = {}
     for name, whole in branched_layers(model).items():

@@ -1,8 +1,8 @@
-"""What Brevitas's own modes are told by keyword, and what ours make of it.
+"""Keywords of Brevitas's own modes, as our modes understand them.
 
 Brevitas's `gpfq_mode`, `gptq_mode`, and `a2gpfq_mode` and `a2gptq_mode` of its examples have
 options that change nothing here, that have another name here, or that ask for what our modes do not
-do. The first two are accepted, so that a script moves over as it is; the last are refused by name.
+do. The first two kinds are accepted, so that a script runs unchanged; the last is refused by name.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ _RENAMED = {
     "max_accumulator_tile_size": "accumulator_tile_size",
 }
 
-# Name → (the value that says what our modes do anyway, what else it would ask for and the way out).
+# Name → (the value that describes what our modes do anyway, why others are refused and the way
+# out).
 _FIXED = {
     "inplace": (True, "the model itself is solved; pass copy.deepcopy(model) to keep yours"),
     "create_weight_orig": (
@@ -52,7 +53,7 @@ _FIXED = {
     ),
     "use_quant_activations": (
         True,
-        "a budget holds for quantized inputs only, so they stay quantized; leave it out",
+        "a budget is valid for quantized inputs only, so they stay quantized; leave it out",
     ),
     "return_forward_output": (
         False,
@@ -77,12 +78,12 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class Widths:
-    """One accumulator for all layers, and which of them can be solved at the same time.
+    """One accumulator for all layers, and the layers that can be solved at the same time.
 
     Attributes:
         accumulator_bit_width: ours, or Brevitas's under its own name.
-        accumulator_tile_size: likewise.
-        parallel: groups of layers that the caller says can be solved at the same time.
+        accumulator_tile_size: ours, or Brevitas's under its own name.
+        parallel: groups of layers that can be solved at the same time, as the caller states.
     """
 
     accumulator_bit_width: int | None
@@ -104,8 +105,8 @@ def translated(mode: str, ours: Widths, given: Mapping[str, Any]) -> Widths:
         given: all other keywords.
 
     Raises:
-        InvalidOption: a keyword that asks for what our modes do not do, or says a second time what
-            was said by our name.
+        InvalidOption: a keyword that asks for what our modes do not do, or that repeats what was
+            given by our name.
         TypeError: neither we nor Brevitas have such a keyword.
     """
     widths = {name: getattr(ours, name) for name in _RENAMED.values()}
@@ -135,7 +136,7 @@ def own_solver(mode: str, own: str | None, given: Any) -> Any:
 
     Args:
         mode: its name, for messages.
-        own: the solver that it is named after, if it is.
+        own: the solver that the mode is named after, or None.
         given: what the caller named, None for nothing.
 
     Raises:
@@ -156,7 +157,7 @@ def check_parallel(
     """Raises InvalidOption for layers that cannot be solved at the same time, or are not there.
 
     Args:
-        groups: names of layers that are said to read one tensor.
+        groups: names of layers that read one tensor, as the caller states.
         layers: all layers to be solved, by name.
         readers: layer name → the layers that read its input, see `brevitas_axe.model.running.Flow`.
     """

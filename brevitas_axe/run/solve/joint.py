@@ -14,7 +14,7 @@ from brevitas_axe.run.solve.log import describe
 def solve_jointly(
     group: Branches, plan: Plan, moments: Moments, with_means: bool, solve: Solve
 ) -> dict[str, tuple[LayerSolution, dict]]:
-    """One solution per branch, with what the log says of it; the errors are those of the sum.
+    """One solution per branch with its log entry; the errors in it are those of the sum.
 
     Args:
         group: the branches.

@@ -1,4 +1,4 @@
-"""From forwards that sleep in front of a layer to the problem that its solver gets."""
+"""Turns suspended forwards into the `LayerProblem` that a solver gets."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ Pair = tuple[SuspendedForward, SuspendedForward | None]
 def collect(
     name: str, layer: Layer | Branches, forwards: Sequence[Pair], cross: bool, at: str
 ) -> Moments:
-    """Moments from the forwards that sleep in front of a layer.
+    """Moments of a layer's inputs, from forwards that are suspended in front of it.
 
     Args:
         name: of the layer.
-        layer: it, or the branches that are solved together.
+        layer: the layer itself, or the branches that are solved together.
         forwards: of the quantized and the float model, for every batch.
         cross: collect the products with the float inputs too.
-        at: where the forwards sleep: the layer, one with the same input, or the first branch.
+        at: name of the layer in front of which the forwards are suspended: this one, one that reads
+            the same tensor, or the first branch.
     """
     moments = _moments(name, layer, cross)
     for quant, real in forwards:
@@ -39,7 +40,7 @@ def collect(
             continue
         if real is not None and real.layer != at:
             raise UnsupportedLayer(
-                f"layer '{at}' is reached by the quantized model but not by the float one "
+                f"layer '{at}' runs in the quantized model but not in the float one "
                 "for the same batch; exclude it, or use quality='fast' and a solver that does not "
                 "look at the float model's inputs."
             )
@@ -61,7 +62,7 @@ def collect_all(
         name, layer, cross: see `collect`.
         models: the quantized one and, with cross, the float one.
         batches: arguments of their forwards.
-        at: the layer, or the first branch.
+        at: name of the layer, or of the first branch.
     """
     moments = _moments(name, layer, cross)
     for args, kwargs in batches:
@@ -105,7 +106,7 @@ def _add(
 
 
 def _quantized(layer: Layer, layer_input: object) -> Tensor:
-    """What a layer multiplies, as a plain tensor."""
+    """A layer's input after its input quantizer, as a plain tensor."""
     quantized = layer.input_quant(layer_input)
     if layer.weight_quant.accumulator_bit_width is not None:
         layer.weight_quant.observe(quantized)
@@ -119,11 +120,11 @@ def layer_problem(
     statistics: Statistics,
     scale: Tensor | None = None,
 ) -> LayerProblem:
-    """What the solver gets: the layer's weights and grids, its budget and its inputs' moments.
+    """The solver's problem: weights and grids of a layer, its budget and its inputs' moments.
 
     Args:
         name: of the layer, for messages.
-        layer: it.
+        layer: the layer itself.
         precision: its widths.
         statistics: of its inputs.
         scale: start scale, [rows] or [rows, tiles], instead of the quantizer's own.

@@ -1,4 +1,4 @@
-"""What the log says of one solved layer."""
+"""The log entry of a solved layer."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def describe(problem: LayerProblem, solution: LayerSolution) -> dict[str, float 
     Returns:
         error_rounded: ||(W - round(W)) X~||^2 / ||W X~||^2, what rounding to the nearest integer
             would lose, with no limit on the accumulator.
-        error: the same of the solution.
-        budget_used: largest worst-case sum over the largest number its accumulator holds, None
+        error: the same for the solution.
+        budget_used: largest worst-case sum divided by the largest number of its accumulator; None
             without a limit.
     """
     weight, hessian = problem.weight.detach().to(problem.dtype), problem.hessian.to(problem.dtype)

@@ -1,4 +1,4 @@
-"""Gives memory that torch has freed back to the system."""
+"""Returns memory that torch has freed to the system."""
 
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ if TYPE_CHECKING:
 
     from brevitas_axe.run.solve.brevitas_keywords import BrevitasKeywords
 
-# Seconds of waiting for kernels that deserve a line; reading them from the cache takes less.
+# Compiling kernels is reported if it takes longer than this, in seconds; reading them from the
+# cache takes less.
 _NOTICEABLE = 2.0
 
 
@@ -89,8 +90,8 @@ class axe_mode:
             scales, thresholds, targets and single integers under the same budget.
         exclude: names of layers to leave alone.
         state: folder for progress; a killed run continues from it to the same integers.
-        workers: solve the rows of a layer, and layers with the same input, in so many tasks at a
-            time, through the active joblib backend (rows.py); None solves them here.
+        workers: number of tasks at a time, of rows of a layer and of layers with the same input,
+            through the active joblib backend (tasks.py); None solves them here.
         progress: show a progress bar.
         brevitas: keywords of Brevitas's own modes, accepted where they mean something here
             (brevitas_keywords.py).
@@ -182,7 +183,7 @@ class axe_mode:
         for name, layer in self.layers.items():
             if not torch.isfinite(layer.weight).all():
                 raise NonFiniteValues(
-                    f"the weights of layer '{name}' hold NaN or infinity; repair the checkpoint."
+                    f"the weights of layer '{name}' contain NaN or infinity; repair the checkpoint."
                 )
         if self._progress and not kernels_are_ready():
             seconds = compile_kernels()
@@ -195,7 +196,7 @@ class axe_mode:
         self._forwards: list[tuple[SuspendedForward, SuspendedForward | None]] = []
         self._handles: list = []
         self._done: set[str] = set()
-        self._solved: dict[str, tuple[LayerSolution, dict]] = {}  # and not yet written
+        self._solved: dict[str, tuple[LayerSolution, dict]] = {}  # solved, not written yet
         self._round, self._position = 0, 0
         self._float_model: nn.Module | None = None
         self._bar = tqdm(total=self.num_layers, desc="layers", disable=not self._progress)
@@ -209,7 +210,7 @@ class axe_mode:
         for module, training in self._training.items():
             module.training = training
         for layer in self.layers.values():
-            layer.weight_quant.train(layer.training)  # a new one, perhaps
+            layer.weight_quant.train(layer.training)  # it may have been replaced
         self._bar.close()
         self._forwards, self._batches, self._float_model = [], [], None
         self._entered = False
@@ -223,7 +224,7 @@ class axe_mode:
             if missing:
                 raise UnsupportedLayer(
                     f"layers left unsolved: {', '.join(missing)}; call update() num_layers times, "
-                    "and exclude layers that the calibration never reaches."
+                    "and exclude layers that no calibration batch runs through."
                 )
 
     def model(self, *args, **kwargs) -> None:
@@ -286,7 +287,7 @@ class axe_mode:
             yield quant.output
 
     def _prepare(self, args: tuple, kwargs: dict) -> None:
-        """Looks at one forward, then installs quantizers and hooks."""
+        """Observes the inputs in one forward, then installs quantizers and hooks."""
         calls = observe_inputs(self.root, self.layers, args, kwargs)
         for name, ranges in calls.items():
             if self.plan[name].accumulator is not None and None in ranges:
@@ -335,7 +336,7 @@ class axe_mode:
                 moments = self._moments(group.name or name, group, name)
                 centred = self.quality != "fast"
                 self._solved |= solve_jointly(group, self.plan, moments, centred, self._solutions)
-                # The last one first: where the first is saved, all of them are.
+                # In reverse, so that a state with the first one has all of them.
                 for offset, each in reversed([*enumerate(names)]):
                     self._save(index + offset, each)
         solution, entry = self._solved[name]
@@ -346,7 +347,7 @@ class axe_mode:
         return {"resumed": False, **entry}
 
     def _restored(self, index: int, names: Sequence[str]) -> bool:
-        """Whether the state has these layers, which are then as good as solved."""
+        """Loads these layers from the state; False unless all of them are there."""
         if self._saved is None:
             return False
         found = {}
@@ -373,7 +374,7 @@ class axe_mode:
             moments = self._moments(each, self.layers[each], name)
             statistics = moments.finish()
             samples.append(moments.samples)
-            del moments  # float64: a quarter of what a wide layer's solve would hold
+            del moments  # float64: a quarter of the memory of a wide layer's solve
             if self.layers[each].bias is None or self.quality == "fast":
                 statistics["quant_mean"] = statistics["float_mean"] = None
             problems.append(layer_problem(each, self.layers[each], self.plan[each], statistics))
@@ -388,7 +389,11 @@ class axe_mode:
         return solve_layers(problems, self._solver, self._workers, **options)
 
     def _moments(self, name: str, layer: Layer | Branches, at: str) -> Moments:
-        """Of the inputs of a layer, from the forwards that sleep there or where its input is."""
+        """Second moments of a layer's inputs.
+
+        They come from the forwards that are suspended in front of the layer, or in front of one
+        that reads the same tensor, `at`.
+        """
         first = at if isinstance(layer, Branches) else name
         if self._calls.get(first, 1) == 1:
             return collect(name, layer, self._forwards, self.needs_float, at)
@@ -397,6 +402,6 @@ class axe_mode:
 
     def _write(self, name: str, solution: LayerSolution) -> None:
         layer = self.layers[name]
-        device = layer.weight.device  # a resumed run reads into memory
+        device = layer.weight.device  # solutions of a resumed run are on the CPU
         integers, scale = solution.integers.to(device), solution.scale.to(device)
         write_solution(name, layer, integers, scale, solution.bias_shift)

@@ -17,7 +17,7 @@ class axe_gpfq_mode(axe_mode):
 
 
 class axe_gptq_mode(axe_mode):
-    """`axe_mode` by GPTQ (OPTQ): errors are passed on by the inverse of the Hessian.
+    """`axe_mode` by GPTQ (OPTQ): errors are propagated by the inverse of the Hessian.
 
     Arguments and attributes are those of `axe_mode`, and Brevitas's `gptq_mode` is its model.
 
@@ -28,7 +28,7 @@ class axe_gptq_mode(axe_mode):
 
 
 class axe_qronos_mode(axe_mode):
-    """`axe_mode` by Qronos: GPTQ that also corrects what quantized inputs have shifted.
+    """`axe_mode` by Qronos: GPTQ that also corrects the errors of quantized inputs.
 
     Arguments and attributes are those of `axe_mode`; in Brevitas it is `gpfq_mode` with Qronos as
     its algorithm.

@@ -39,7 +39,7 @@ class SavedLayers:
             name: layer name.
             run: fingerprint of the run.
             solution: what was solved.
-            entry: what the log says of it.
+            entry: its log entry.
         """
         arrays: dict[str, Any] = {
             "integers": solution.integers.cpu().numpy(),
@@ -84,7 +84,7 @@ class SavedLayers:
             )
         except InvalidState:
             raise
-        except Exception as error:  # whatever NumPy and zipfile make of bytes that are no archive
+        except Exception as error:  # NumPy and zipfile raise many types for corrupted files
             raise InvalidState(
                 f"the state file {path} is corrupted ({error}); delete it to solve its layer again."
             ) from None
@@ -100,7 +100,7 @@ class SavedLayers:
                 f"the state file {path} is corrupted ({error}); delete it to solve its layer again."
             ) from None
         if not isinstance(entry, dict):
-            raise InvalidState(f"the state file {path} holds no log entry; delete it.")
+            raise InvalidState(f"the state file {path} has no log entry; delete it.")
         return entry
 
     def _path(self, index: int) -> Path:

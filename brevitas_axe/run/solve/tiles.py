@@ -10,12 +10,12 @@ from brevitas_axe.plan import LayerPrecision
 def fitted_tile(
     name: str, layer: Layer, precision: LayerPrecision, shared_by_all: bool
 ) -> LayerPrecision:
-    """The precision that a layer gets of what was asked for.
+    """The precision of a layer, with its tile fitted to its inputs and its weight scales.
 
     Args:
         name: of the layer, for messages.
         layer: to be solved.
-        precision: what was asked for.
+        precision: what was requested.
         shared_by_all: the tile size was given for all layers: those with fewer inputs take a
             single tile.
 

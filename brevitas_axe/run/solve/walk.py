@@ -30,7 +30,7 @@ class _Abandoned(BaseException):
 
 
 class _Coroutine(greenlet):
-    """Knows its forward, so that a hook can find it."""
+    """A greenlet with a reference to its forward, by which hooks find it."""
 
     forward: SuspendedForward
 
@@ -43,7 +43,7 @@ class SuspendedForward:
         layer_input: first positional input of that layer.
         branched_input: input of every layer of branches that is running, by its name.
         finished: True after the forward has returned.
-        output: what it has returned then.
+        output: what it returned.
     """
 
     def __init__(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -76,7 +76,7 @@ class SuspendedForward:
         if self.finished:
             self.output = output
 
-    def reached(self, name: str, layer_input: object) -> None:
+    def stop(self, name: str, layer_input: object) -> None:
         """Called by the hook in front of a layer, inside the forward; suspends it there."""
         if not self._pauses(name):
             return
@@ -130,7 +130,7 @@ def add_hooks(
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             current = getcurrent()
             if isinstance(current, _Coroutine):
-                current.forward.reached(name, first_input(args, kwargs))
+                current.forward.stop(name, first_input(args, kwargs))
 
         return hook
 
@@ -161,7 +161,7 @@ def add_hooks(
 
 
 def abandon_all(forwards: Iterable[SuspendedForward | None]) -> None:
-    """Ends every forward, whatever state it is in."""
+    """Ends every forward, also those that have finished or never started."""
     for forward in forwards:
         if forward is not None:
             forward.abandon()

@@ -167,5 +167,5 @@ def test_what_cannot_be_split_is_said() -> None:
         split_by(channel_split, model, [x], exclude="0")
     layer: Layer = model.get_submodule("0")
     layer.weight.data.fill_(torch.nan)
-    with pytest.raises(NonFiniteValues, match="input of layer '1' holds NaN"):
+    with pytest.raises(NonFiniteValues, match="input of layer '1' contains NaN"):
         split_by(channel_split, nn.Sequential(layer, nn.Linear(8, 2)), [x])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.model.layers import find_layers, integer_weight
-from brevitas_axe.run.finetune import distillation, finetune, held_plan
+from brevitas_axe.run.finetune import accumulator_plan, distillation, finetune
 from brevitas_axe.run.quantize_blocks import quantize_blocks
 from tests.run.tiny import LAYERS, batches, tiny
 
@@ -53,7 +53,7 @@ def test_a_solved_transformer_follows_its_float_model(kind: str) -> None:
     losses = [entry["loss"] for entry in tuned.history[1:]]
     assert losses[-1] < losses[0]
     assert tuned.certificate.ok
-    plan = held_plan(tuned.model)
+    plan = accumulator_plan(tuned.model)
     assert all(plan[name].accumulator == P for name in result.plan.layers)
     moved = 0
     before = find_layers(result.model)
