@@ -1,6 +1,6 @@
 """Accumulator-aware quantization for Brevitas: overflow made impossible, proven, exported.
 
-What users import is here, and is loaded when it is first asked for: `import brevitas_axe` loads
+What users import is here, and is loaded at its first use: `import brevitas_axe` loads
 neither torch nor Brevitas. Rooms (`brevitas_axe.methods`, `brevitas_axe.run`, ...) are for those
 who write methods.
 """
@@ -120,7 +120,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with _without_hadamard_advice():
         found = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = found  # the next look-up finds it without this function
+    globals()[name] = found  # so that later look-ups do not call this function
     return found
 
 
@@ -130,7 +130,7 @@ def __dir__() -> list[str]:
 
 @contextmanager
 def _without_hadamard_advice() -> Iterator[None]:
-    """Leaves out what Brevitas says, as it is imported, about a package that nobody needs.
+    """Silences a warning about an optional package that Brevitas gives when it is imported.
 
     Not by `warnings.catch_warnings`, which would also undo the filters that torch and NumPy install
     when they are imported.

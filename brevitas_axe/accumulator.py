@@ -1,6 +1,6 @@
 """Exact integer facts about accumulators: ranges, worst-case sums, budgets and bit widths.
 
-Rules of this room: integers only (int64, and Python integers where 2^62 could be passed), no
+Rules of this file: integers only (int64, and Python integers where 2^62 could be passed), no
 torch, nothing of ours but the error classes. The accumulator is signed and its range symmetric,
 ±(2^(P-1) - 1), because FINN flips the sign of columns whose batch-norm gain is negative.
 
@@ -33,7 +33,7 @@ Integers = npt.ArrayLike
 class InputRange:
     """The integers that one input of a dot product can take, zero included.
 
-    Zero belongs to the range because padding feeds it.
+    The range includes zero because padding inserts zeros.
 
     Attributes:
         low: smallest integer, ≤ 0.
@@ -52,7 +52,7 @@ class InputRange:
 
     @property
     def bit_width(self) -> int:
-        """Bits that tell all integers of the range apart."""
+        """Fewest bits that represent all integers of the range."""
         return (self.high - self.low).bit_length()
 
     @classmethod
@@ -65,7 +65,8 @@ class InputRange:
             bit_width: bits of the quantizer, ≥ 1.
             signed: two's complement if True.
             narrow: True drops the most negative (signed) or largest (unsigned) integer, as
-                Brevitas and QONNX do. Only pass it where the consumer honours it; FINN does not.
+                Brevitas and QONNX do. Only pass it where the tool that reads the file respects it;
+                FINN does not.
             zero_point: integer that stands for the real number 0.
         """
         if bit_width < 1:
@@ -97,7 +98,7 @@ def check_bit_width(accumulator_bit_width: int) -> int:
 
 
 def accumulator_limit(accumulator_bit_width: int) -> int:
-    """Largest magnitude that a symmetric signed accumulator holds: 2^(P-1) - 1."""
+    """Largest magnitude in a symmetric signed accumulator: 2^(P-1) - 1."""
     return 2 ** (check_bit_width(accumulator_bit_width) - 1) - 1
 
 
@@ -114,7 +115,7 @@ def tile_starts(inputs: int, tile_size: int | None) -> list[int]:
     if tile_size is None:
         return [0]
     if isinstance(tile_size, bool) or int(tile_size) != tile_size or tile_size < 1:
-        raise InvalidTile(f"a tile holds at least one input, but tile_size is {tile_size!r}.")
+        raise InvalidTile(f"a tile has at least one input, but tile_size is {tile_size!r}.")
     return list(range(0, max(inputs, 1), int(tile_size)))
 
 
@@ -133,7 +134,7 @@ def worst_case_sums(
 
     Returns:
         (minimum, maximum), each [rows, tiles]: int64, or Python integers (dtype object) where
-        int64 could not hold them.
+        they may exceed int64.
     """
     q = np.atleast_2d(_as_integers(weights, "weights"))
     low, high = _as_integers(low, "low"), _as_integers(high, "high")

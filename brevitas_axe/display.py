@@ -1,4 +1,4 @@
-"""How results show themselves: a line or two in a terminal, a table in a notebook.
+"""How results are displayed: a line or two in a terminal, a table in a notebook.
 
 Rules of this file: names come from users' models and files, so everything is escaped; a model of a
 thousand layers must not fill the screen.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-# Rows of a table in a notebook; the rest is counted.
+# Rows of a table in a notebook; of the others only the number is shown.
 MOST_ROWS = 100
 _CELL = 'style="text-align: left"'
 

@@ -9,7 +9,7 @@ class AxeError(Exception):
 
 
 class MissingInputQuantizer(AxeError):
-    """A layer must hold an accumulator budget, but its input is not quantized to integers."""
+    """A layer has an accumulator budget, but its input is not quantized to integers."""
 
 
 class UnquantizedLayer(AxeError):
@@ -61,4 +61,4 @@ class ExportRefused(AxeError):
 
 
 class NotProven(AxeError):
-    """A certificate was demanded and could not be given."""
+    """A certificate was required, but the proof failed."""

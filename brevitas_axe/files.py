@@ -28,7 +28,7 @@ def write_whole(path: str | Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files; this one gets what an ordinary open() would have given.
+        # mkstemp makes private files; this one gets the permissions of an ordinary open().
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)

@@ -21,7 +21,7 @@ _CHOICES_FORMAT = "brevitas_axe.choices.v1"
 
 
 def name_matches(pattern: str, name: str) -> bool:
-    """Whether a layer's name is one that a pattern stands for.
+    """Whether a pattern matches a layer's name.
 
     Args:
         pattern: shell-style for the whole name ("encoder.*.fc1"), or a regular expression between
@@ -92,8 +92,8 @@ class Plan:
     """Layer name → LayerPrecision.
 
     Layer names are those of `model.named_modules()`. A part of a layer that was split is a layer
-    with a name of its own ("fc1.low"); what split it is told by the recipe. Files of the format's
-    first version hold the same and are read.
+    with a name of its own ("fc1.low"); the split itself is in the recipe. Files of the format's
+    first version have the same content and are read too.
     """
 
     layers: Mapping[str, LayerPrecision] = field(default_factory=dict)
@@ -216,7 +216,7 @@ class Choices:
 
         Args:
             rules: name pattern (see `name_matches`) → "weight", "input", "accumulator" or "tile" →
-                the values that these layers may get; what no rule names stays as it is.
+                the values that these layers may get; widths that no rule names are not restricted.
 
         Raises:
             InvalidPlan: an unknown width, a pattern that no layer has, a layer without a choice
@@ -234,7 +234,7 @@ class Choices:
             names = [name for name in layers if name_matches(pattern, name)]
             if not names:
                 raise InvalidPlan(
-                    f"the rule '{pattern}' stands for no layer; there are: {', '.join(layers)}."
+                    f"the rule '{pattern}' matches no layer; there are: {', '.join(layers)}."
                 )
             for name in names:
                 layers[name] = tuple(

@@ -1,4 +1,4 @@
-"""How a model is quantized: every choice but the widths, which a plan tells.
+"""How a model is quantized: every choice except the widths, which are in a plan.
 
 A recipe is written by hand in YAML, or made in Python; what a run used comes back with everything
 filled in. Methods are named as everywhere, "NAME:key=value":
@@ -10,7 +10,7 @@ filled in. Methods are named as everywhere, "NAME:key=value":
       "*.down_proj": {weight: 8}
       "type:Conv2d": {exclude: true}
 
-`Run` holds what changes no integer: where progress is kept, and how many tasks run at a time.
+`Run` has the settings that change no integer: the folder for progress, and the number of tasks.
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ class Recipe:
     """Everything about a run that changes integers, besides the widths of a `Plan`.
 
     Attributes:
-        transforms: rewrites of the float model that leave its function alone, in this order.
-        split: what divides layers into branches; None for none.
+        transforms: rewrites of the float model that preserve its function, in this order.
+        split: method that divides layers into branches; None for none.
         inputs: how the inputs of layers are quantized.
-        symmetric: signed inputs without a zero point; else unsigned ones with.
-        ranges: how the range of a static input is fitted to its bits; "calibrated" leaves what
-            calibration found, and None fits those ranges only whose bits a plan or a rule sets.
+        symmetric: True for signed inputs without a zero point, False for unsigned ones with one.
+        ranges: how the range of a static input is fitted to its bits; "calibrated" keeps the
+            calibrated range, and None fits only ranges of inputs whose bits a plan or rule sets.
         weights: one scale per output channel, per tensor, or per output and tile.
         power_of_two: weight scales are powers of two.
-        solver: what finds the integers.
+        solver: method that finds the integers.
         quality: "fast" (as published) or "best".
-        act_order: columns with the largest inputs first; None for the quality's own choice.
+        act_order: columns with the largest inputs first; None for the default of the quality.
         rules: name pattern (see `brevitas_axe.plan.name_matches`) or "type:" and a layer's class
             ("type:Conv2d") → widths ("weight", "input", "accumulator", "tile") or {"exclude":
             true}. All rules that apply do so in order, a later one over an earlier one. Layers
@@ -162,12 +162,12 @@ class Recipe:
         return replace(self, transforms=tuple(names), **single)
 
     def widths(self, name: str, layer: object, widths: LayerPrecision) -> LayerPrecision | None:
-        """What the rules make of the widths of one layer; None where they exclude it.
+        """Widths of one layer after the rules; None where a rule excludes it.
 
         Args:
             name: of the layer.
             layer: the module itself.
-            widths: where no rule says otherwise.
+            widths: of the layer without the rules.
         """
         excluded = False
         for pattern, rule in self.rules.items():
@@ -202,7 +202,7 @@ class Recipe:
                 written = [_written(_ROOMS[f.name], spec) for spec in self._specs(f.name)]
                 nameless = next((w for w in written if not isinstance(w, str)), None)
                 if nameless is not None:
-                    spec_of(_ROOMS[f.name], nameless)  # says that it has no name
+                    spec_of(_ROOMS[f.name], nameless)  # raises the error that it has no name
                 value = written if f.name == "transforms" else written[0]
             elif f.name == "rules":
                 value = {pattern: dict(rule) for pattern, rule in value.items()}
@@ -225,7 +225,7 @@ class Recipe:
         try:
             data = yaml.load(text, Loader=_StrictLoader)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            # Its own message has the place in it, in several lines.
+            # The parser's message has several lines and names the place.
             reason = " ".join(str(error).split()).rstrip(".") or "it is nested too deeply"
             raise InvalidOption(f"the recipe is not valid YAML: {reason}.") from None
         known = [f.name for f in fields(cls)]
@@ -256,7 +256,7 @@ class Recipe:
 
     @classmethod
     def of(cls, recipe: Recipe | str | Path | None) -> Recipe:
-        """A recipe given itself, by the name of a preset or by the path of a file."""
+        """The recipe itself, or the one that a preset's name or a file's path stands for."""
         if isinstance(recipe, cls):
             return recipe
         if recipe is None:
@@ -274,7 +274,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """What changes no integer.
+    """Settings of a run that change no integer.
 
     Attributes:
         state: folder for progress; a run that was killed continues from it to the same integers.
@@ -316,7 +316,7 @@ _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _m
 
 def _one_of(key: str, value: object, choices: Iterable[object]) -> None:
     choices = list(choices)
-    # 1 equals True, and is not what was asked for.
+    # Compared by type too: 1 == True, but is no boolean.
     if not any(
         value is choice or (isinstance(value, str) and value == choice) for choice in choices
     ):
@@ -349,7 +349,7 @@ def _applies(pattern: str, name: str, layer: object) -> bool:
 
 
 def _written(room: str, found: Any) -> Spec:
-    """A method as text; one that is not registered has none, and stays what it is."""
+    """A method as text; one that is not registered has no text and is returned as it is."""
     try:
         return found if isinstance(found, str) else spec_of(room, found)
     except InvalidOption:

@@ -1,16 +1,16 @@
-"""How methods are found, configured and listed: one way for every room.
+"""How methods of every room are found, configured and listed.
 
 A room is a package of `brevitas_axe.methods`. A file of the room is a method if it defines an
 object that bears the file's own name: `methods/cost/bops.py` defines `bops`. Every method is an
 instance of a frozen dataclass with `facts`, the line of the catalogue that describes it; its
-options are the fields of the dataclass that have a default. Other files of a room are its tools.
-Another package adds a method through an entry point, in its pyproject.toml:
+options are the fields of the dataclass that have a default. Other files of a room are shared code
+of its methods. Another package adds a method through an entry point, in its pyproject.toml:
 
     [project.entry-points."brevitas_axe.cost"]
     my_cost = "my_package.costs:my_cost"
 
-Wherever a method is named, on the command line, in a recipe or in Python, it may be given options:
-"decoupled:content=attn". What stands behind a colon is `key=value`, separated by commas.
+Wherever a method is named, on the command line, in a recipe or in Python, it may be given options
+after a colon, `key=value` separated by commas: "decoupled:content=attn".
 """
 
 from __future__ import annotations
@@ -50,19 +50,20 @@ Export = Literal["finn", "qonnx", "none", "–"]
 
 @dataclass(frozen=True)
 class Facts:
-    """One line of the catalogue; it stands next to the code that it describes.
+    """A method's line in the catalogue.
 
     Attributes:
         kind: class of the survey arXiv 2510.16805: MPW gives widths to weights only, MPW+UPA has
             one width for all activations, MPW+MPA gives widths to both, KV to cached keys and
             values; "–" for a method that chooses no widths.
-        granularity: what is treated on its own: "model", "block", "layer", "row", "channel", ...
-        signal: what the method looks at.
+        granularity: the unit that is treated separately: "model", "block", "layer", "row",
+            "channel", ...
+        signal: the data on which the method bases its decisions.
         export: "finn" (FINN builds the result), "qonnx" (it runs in QONNX, FINN refuses), "none",
-            or "–" for a method that leaves no trace in the file.
+            or "–" for a method whose result is not in the file.
         source: paper, or "ours".
-        gradients: it differentiates the model.
-        labels: it needs labelled calibration data.
+        gradients: whether it differentiates the model.
+        labels: whether it needs labelled calibration data.
     """
 
     kind: Kind
@@ -76,7 +77,7 @@ class Facts:
 
 @cache
 def installed(group: str) -> tuple[EntryPoint, ...]:
-    """What other packages register, by name; looked up once, for that reads many files."""
+    """What other packages register, by name; looked up once, since it reads many files."""
     return tuple(sorted(entry_points(group=group), key=lambda entry: entry.name))
 
 
@@ -161,7 +162,7 @@ def with_options(found: Any, name: str, options: str) -> Any:
     """A method with the options of "key=value,key=value"; the method itself where there are none.
 
     A comma ends a value only where another option follows it, so that a regular expression may
-    hold commas.
+    contain commas.
     """
     if not options:
         return found
@@ -190,8 +191,8 @@ def with_options(found: Any, name: str, options: str) -> Any:
 def option_names(found: Any) -> list[str]:
     """Fields of a method that have a default and can be written as text.
 
-    A field without a default says what a method is (the function of a formula, its unit); one that
-    is no text (a function, an object) can be given in Python.
+    A field without a default defines the method itself (the function of a formula, its unit); one
+    whose value has no text form (a function, an object) can only be given in Python.
     """
     kinds = get_type_hints(type(found))
     return [f.name for f in fields(found) if _has_default(f) and _is_text(kinds[f.name])]
@@ -251,7 +252,7 @@ def _value(what: str, text: str, kind: Any) -> Any:
 
 
 def check_ranges(found: Any, **ranges: tuple[float, float]) -> None:
-    """For a method's `__post_init__`: its numbers lie where they mean something.
+    """For a method's `__post_init__`: checks that numeric options are within their ranges.
 
     Args:
         found: the method.
@@ -268,7 +269,7 @@ def check_ranges(found: Any, **ranges: tuple[float, float]) -> None:
 
 
 def spec_of(room: str, found: Any) -> str:
-    """How a method is written as text: "NAME:key=value", with the options that are not its own.
+    """A method as text, "NAME:key=value", with the options that differ from the defaults.
 
     Raises:
         InvalidOption: it is not registered in the room, or one of its options is no text that

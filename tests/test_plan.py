@@ -186,7 +186,7 @@ def test_rules_leave_the_choices_that_they_allow() -> None:
 @pytest.mark.parametrize(
     ("rules", "says"),
     [
-        ({"c": {"weight": [4]}}, "'c' stands for no layer; there are: a.q, a.k, b"),
+        ({"c": {"weight": [4]}}, "'c' matches no layer; there are: a.q, a.k, b"),
         ({"b": {"weight": [3]}}, "'b' leaves no choice for layer 'b'"),
         ({"b": {"bits": [3]}}, "restricts 'bits'"),
         ({"a.q": {"input": [4]}, "a.k": {"input": [8]}}, "read the same activation"),

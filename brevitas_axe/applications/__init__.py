@@ -1,1 +1,1 @@
-"""Whole ways from data to a proven file: data, model, recipe and a table each."""
+"""Complete examples from data to a proven file: data, model, recipe and a table each."""

@@ -36,7 +36,7 @@ from brevitas_axe.show import arms_table, open_folder, write_folder
 BITS = (4, 4)  # weights and inputs of the arms at equal bits
 _LEAST = (2, 2)
 WEIGHT_BITS, INPUT_BITS = (2, 3, 4), (2, 3, 4, 6)
-# Algorithm, quality, act_order: the published one gets every option that it has.
+# Solver, quality, act_order: the published algorithms are tried with every option they have.
 PUBLISHED: tuple[tuple[str, Quality, bool], ...] = tuple(
     (name, "fast", order) for name in ("gpfq", "gptq") for order in (False, True)
 )
@@ -46,7 +46,7 @@ _TRAINING, _VALIDATION = 900, 400
 
 
 @dataclass(frozen=True)
-class Split:
+class DataSplit:
     """Images in [0, 1], [N, 1, 8, 8], and their digits, [N]."""
 
     images: Tensor
@@ -54,7 +54,7 @@ class Split:
 
 
 class DigitsNet(nn.Module):
-    """A small net with a strided, a depthwise, a pointwise and a residual part."""
+    """A small net with a strided, a depthwise and a pointwise convolution and a residual sum."""
 
     def __init__(self, channels: int = 24) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Choice:
 
 
 class Bench:
-    """The trained net, the data, and what can be done with both at one accumulator width."""
+    """The trained net and the data; solves and measures at one accumulator width."""
 
     def __init__(self, accumulator_bit_width: int, seed: int, epochs: int = _EPOCHS) -> None:
         self.accumulator_bit_width = check_bit_width(accumulator_bit_width)
@@ -159,7 +159,7 @@ class Bench:
         ]
 
     def type_bound(self, weight: int, input: int) -> int:
-        """Accumulator width that no weights of these types overflow in any layer."""
+        """Accumulator width at which no weights of these types overflow in any layer."""
         longest = max(
             module.weight[0].numel()
             for module in self.model.modules()
@@ -228,7 +228,7 @@ def quickstart(output: str | Path, accumulator_bit_width: int = 8, seed: int = 0
 
 
 def compare(bench: Bench, folder: Path) -> tuple[Choice, list[dict[str, Any]]]:
-    """All arms, and ours at its best widths, which is the last of them."""
+    """Our choice at its best widths, and all arms, of which it is the last."""
     width = bench.accumulator_bit_width
     grid = [(weight, input) for weight in WEIGHT_BITS for input in INPUT_BITS]
     reference = {
@@ -273,7 +273,7 @@ def compare(bench: Bench, folder: Path) -> tuple[Choice, list[dict[str, Any]]]:
 
 
 def naive(bench: Bench, folder: Path) -> dict[str, Any]:
-    """The arm that only takes bits away, until the data types alone rule overflow out."""
+    """The arm that only reduces bits, until the data types alone exclude overflow."""
     width = bench.accumulator_bit_width
     name = f"fewer bits until {width} fit"
     fitting = bench.best(bench.widths_that_always_fit(), PUBLISHED, None, "fewer bits")
@@ -295,7 +295,7 @@ def naive(bench: Bench, folder: Path) -> dict[str, Any]:
     )
 
 
-def digits(seed: int) -> tuple[Split, Split, Split]:
+def digits(seed: int) -> tuple[DataSplit, DataSplit, DataSplit]:
     """Training, validation and test split."""
     data: Any = load_digits()
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(seed))
@@ -303,11 +303,11 @@ def digits(seed: int) -> tuple[Split, Split, Split]:
     labels = torch.tensor(data.target)[order]
     ends = (0, _TRAINING, _TRAINING + _VALIDATION, len(labels))
     parts = [slice(*ends) for ends in pairwise(ends)]
-    first, second, third = (Split(images[part], labels[part]) for part in parts)
+    first, second, third = (DataSplit(images[part], labels[part]) for part in parts)
     return first, second, third
 
 
-def train(split: Split, seed: int, epochs: int = _EPOCHS, progress: bool = True) -> nn.Module:
+def train(split: DataSplit, seed: int, epochs: int = _EPOCHS, progress: bool = True) -> nn.Module:
     """A trained net in evaluation mode; global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -325,12 +325,12 @@ def train(split: Split, seed: int, epochs: int = _EPOCHS, progress: bool = True)
     return model.eval()
 
 
-def accuracy(model: nn.Module, split: Split) -> float:
+def accuracy(model: nn.Module, split: DataSplit) -> float:
     with torch.no_grad():
         return _share_correct(model(split.images), split)
 
 
-def emulated(path: Path, split: Split, accumulator_bit_width: int) -> float:
+def emulated(path: Path, split: DataSplit, accumulator_bit_width: int) -> float:
     """Accuracy of an exported file on accumulators that wrap around."""
     result = emulate(path, split.images.numpy(), accumulator_bit_width, overflow="wrap")
     return _share_correct(torch.from_numpy(result.output), split)
@@ -349,7 +349,7 @@ def proven_width(certificate: Certificate) -> int:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Tensors this small cost more to share out between threads than to compute."""
+    """One torch thread: tensors this small take longer to distribute than to compute."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -358,5 +358,5 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _share_correct(scores: Tensor, split: Split) -> float:
+def _share_correct(scores: Tensor, split: DataSplit) -> float:
     return int((scores.argmax(1) == split.labels).sum()) / len(split.labels)

@@ -1,9 +1,9 @@
 """The command line, `brevitas-axe COMMAND`.
 
-Rules of this room: one file per command, each with `add(commands)` that declares its options and
-`run(arguments) -> exit status`; language.py is the part of `quantize` behind --hf. `--help` is to
-answer at once, so files of this room import nothing at their top that loads NumPy, torch, Brevitas
-or rich; `run` does.
+Rules of this package: one file per command, each with `add(commands)` that declares its options and
+`run(arguments) -> exit status`; language.py is the part of `quantize` behind --hf. `--help` must
+answer at once, so the files of this package import nothing at their top that loads NumPy, torch,
+Brevitas or rich; `run` does.
 Exit status: 0 done or proven, 1 not proven, 2 unusable input, said in one sentence on stderr.
 """
 
@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         with warnings.catch_warnings():
-            # What Brevitas and torch say to their developers is nothing to act on here.
+            # Warnings of Brevitas and torch are meant for their developers.
             warnings.simplefilter("ignore")
             status = arguments.run(arguments)
-        # Inside the try: a reader that has gone away shows up when the last lines are flushed.
+        # Inside the try: a closed pipe is only noticed when the last lines are flushed.
         sys.stdout.flush()
         return status
     except AxeError as error:

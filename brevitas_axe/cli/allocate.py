@@ -12,7 +12,7 @@ from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:
     from brevitas_axe.plan import Choices
-    from brevitas_axe.run.allocate import AllocateResult, Widths
+    from brevitas_axe.run.allocate import AllocateResult, OfferedWidths
 
 
 def add(commands) -> None:
@@ -38,7 +38,7 @@ def add(commands) -> None:
     )
     _add_choices(parser)
     _add_methods(parser)
-    options.add_run(parser, "scores are kept here", "trials at a time")
+    options.add_run(parser, "folder for scores", "trials at a time")
     options.add_exclude(parser)
     parser.add_argument("--output", default="plan.json", metavar="FILE", help="default plan.json")
     parser.add_argument(
@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.run.allocate import allocate, check_names
 
     run = Run(state=arguments.state, workers=arguments.workers)
-    # Before the user's own code, which may take long.
+    # Checked before the user's own code runs, which may take long.
     names = (arguments.scorer, arguments.allocator, arguments.metric, arguments.target)
     check_names(budgets, *names, arguments.max_cycles)
     found = allocate(
@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _choices(arguments: argparse.Namespace) -> Choices | Widths:
+def _choices(arguments: argparse.Namespace) -> Choices | OfferedWidths:
     from brevitas_axe.plan import Choices
 
     if arguments.choices is not None:
@@ -164,7 +164,7 @@ def _write_report(found: AllocateResult, arguments: argparse.Namespace) -> None:
 
 
 def _budget(text: str) -> tuple[str, float]:
-    name, _, value = text.rpartition("=")  # a cost's options hold the others
+    name, _, value = text.rpartition("=")  # other equal signs belong to the cost's options
     try:
         number = float(value)
     except ValueError:

@@ -15,7 +15,7 @@ def add(commands) -> None:
         help="prove from a QONNX file that no accumulator can overflow",
         description="Exit status 0: proven. 1: not proven. 2: the input cannot be used.",
     )
-    parser.add_argument("model", help="a QONNX file, ours or not")
+    parser.add_argument("model", help="a QONNX file, of any origin")
     options.add_accumulator(parser)
     options.add_tile(parser)
     options.add_plan(parser)

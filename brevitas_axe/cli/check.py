@@ -15,8 +15,10 @@ def add(commands) -> None:
         description="Exit status 0: accepted, with notes at most. 1: findings. 2: the input cannot "
         "be used.",
     )
-    parser.add_argument("model", help="a QONNX file, ours or not")
-    parser.add_argument("--target", choices=[*_NAMES], default="finn", help="who shall build it")
+    parser.add_argument("model", help="a QONNX file, of any origin")
+    parser.add_argument(
+        "--target", choices=[*_NAMES], default="finn", help="the tool that builds it"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
@@ -48,6 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_column(column, overflow="fold")
     for finding in findings:
         cells = (finding.layer, finding.severity, finding.rule, finding.problem, finding.way_out)
-        table.add_row(*map(Text, cells))  # names of a file are no markup
+        table.add_row(*map(Text, cells))  # names in a file may look like markup
     console().print(table)
     return status

@@ -22,7 +22,7 @@ def add(commands) -> None:
         "--overflow",
         choices=["wrap", "saturate"],
         default="wrap",
-        help="what an accumulator does with a sum that it cannot hold (default wrap)",
+        help="what an accumulator does with a sum out of its range (default wrap)",
     )
     parser.set_defaults(run=run)
 
@@ -59,7 +59,7 @@ def _load(path: str):
     if not Path(path).is_file():
         raise InvalidOption(f"--inputs {path} does not exist.")
     try:
-        # Pickles would run code of whoever wrote the file.
+        # Pickles could run any code.
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise InvalidOption(f"--inputs {path} is not a plain .npy array: {error}.") from None

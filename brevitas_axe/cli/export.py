@@ -15,19 +15,22 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "model",
-        help="a QONNX file, ours or not; or a function my_model.py:function that returns a "
+        help="a QONNX file, of any origin; or a function my_model.py:function that returns a "
         "calibrated Brevitas model",
     )
     parser.add_argument("output", help="folder for hls4ml, otherwise a file")
     parser.add_argument(
-        "--target", choices=["hls4ml", "finn", "qonnx"], default="finn", help="who shall read it"
+        "--target",
+        choices=["hls4ml", "finn", "qonnx"],
+        default="finn",
+        help="tool that reads it",
     )
     parser.add_argument(
         "--calibration",
         metavar="FILE.py:FUNCTION",
         help="a function that gives input batches; the first is traced (for a function as model)",
     )
-    parser.add_argument("--backend", default="Vitis", help="hls4ml: who builds it (default Vitis)")
+    parser.add_argument("--backend", default="Vitis", help="hls4ml: its backend (default Vitis)")
     parser.add_argument(
         "--io-type",
         choices=["io_parallel", "io_stream"],
@@ -56,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _model_and_args(arguments: argparse.Namespace):
-    """The model with example inputs; a file has none."""
+    """The model and its example inputs; a file needs none."""
     from brevitas_axe.cli.usercode import batches_of, model_of
     from brevitas_axe.errors import InvalidOption
     from brevitas_axe.model.prepare import as_batches, one_sample
@@ -93,6 +96,6 @@ def _hls4ml(arguments: argparse.Namespace) -> int:
         table.add_column(heading, overflow="fold")
     for a in project.accumulators:
         cells = (a.layer, a.type, str(a.width), "inside" if a.bias_inside else "behind")
-        table.add_row(*map(Text, cells))  # names of a file are no markup
+        table.add_row(*map(Text, cells))  # names in a file may look like markup
     console().print(table)
     return 0

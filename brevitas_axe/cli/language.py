@@ -1,4 +1,4 @@
-"""`brevitas-axe quantize --hf`: a causal language model of transformers, judged by perplexity."""
+"""`brevitas-axe quantize --hf`: causal language models of transformers, by perplexity."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DEFAULTS = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    # Left out, these options leave no attribute: `given` tells them from their defaults.
+    # Options that are not given get no attribute, so that `given` can tell them from defaults.
     group = parser.add_argument_group(
         "language models", "only with --hf", argument_default=argparse.SUPPRESS
     )
@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a local or cached transformers model",
     )
     group.add_argument(
-        "--text", metavar="FILE", help="UTF-8; nine tenths calibrate, the last tenth judges"
+        "--text", metavar="FILE", help="UTF-8; nine tenths calibrate, the last tenth is evaluated"
     )
     group.add_argument(
         "--characters", action="store_true", help="one token per character; no tokenizer"
@@ -98,12 +98,12 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.run.text import perplexity
     from brevitas_axe.show import open_folder
 
-    # Each refuses what it could not use, before anything is loaded.
+    # Each of these refuses unusable options before anything is loaded.
     for row in rows:
         requested(row, arguments.recipe, (), Run(workers=arguments.workers), _keywords(arguments))
     batches, judged = _data(transformers, arguments)
     model = _model(transformers, arguments.hf)
-    # Not before everything that may be wrong with the input is known.
+    # Only after everything that may be wrong with the input has been checked.
     folder = open_folder(arguments.output)
     before = perplexity(model, judged)
     results: list[dict[str, Any]] = [{"row": "float", "perplexity": before}]
@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _keywords(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the user wrote of the recipe, as keywords of `quantize_blocks`."""
+    """The recipe's options that the user gave, as keywords of `quantize_blocks`."""
     names = ("activations", "smooth", "rotate", "tile_scales")
     written = {name: getattr(arguments, name) for name in names}
     written["symmetric"] = False if arguments.asymmetric else None
@@ -133,7 +133,7 @@ def _solved(
     arguments: argparse.Namespace,
     before: float,
 ) -> dict[str, Any]:
-    """Solves and judges one row of the table, and writes its folder."""
+    """Solves and evaluates one row of the table, and writes its folder."""
     from brevitas_axe.files import write_whole
     from brevitas_axe.recipe import Run
     from brevitas_axe.run.quantize_blocks import quantize_blocks
@@ -206,7 +206,7 @@ def _rows(arguments: argparse.Namespace) -> list[LayerPrecision]:
         pairs = [_row(text) for text in arguments.rows]
     if arguments.tile_scales and any(tile is None for tile, _ in pairs):
         raise InvalidOption("--tile-scales needs tiles: --tile-size 64, or --rows such as 64x16.")
-    # A plan's own checks, for all rows before the first is solved.
+    # Builds a plan, which checks the widths, for all rows before the first is solved.
     widths = {"weight": arguments.weight_bits, "input": arguments.input_bits}
     return [LayerPrecision(tile=tile, accumulator=bits, **widths) for tile, bits in pairs]
 
@@ -259,7 +259,7 @@ def _model(transformers: Any, name: str) -> Any:
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
-    """Says in one sentence what keeps transformers from loading a model."""
+    """Turns errors of transformers while loading into one sentence."""
     try:
         yield
     except Exception as error:  # every file format has exceptions of its own
@@ -270,7 +270,7 @@ def _loading(name: str) -> Iterator[None]:
 
 
 def _data(transformers: Any, arguments: argparse.Namespace) -> tuple[list[Any], Any]:
-    """Calibration batches [windows, context] and judged rows [windows, context + 1]."""
+    """Calibration batches [windows, context] and evaluation rows [windows, context + 1]."""
     from brevitas_axe.run.text import split
 
     config = _config(transformers, arguments.hf)

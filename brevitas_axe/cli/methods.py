@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def catalogue() -> list[tuple[str, ...]]:
-    """One row per method, from its options and the facts next to its code."""
+    """One row per method, from its options and its facts."""
     return [
         (
             room,

@@ -54,7 +54,7 @@ def add_exclude(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """How to quantize: a recipe, and options that change it."""
+    """Adds the recipe, and options that change it."""
     parser.add_argument(
         "--recipe",
         metavar="FILE",
@@ -63,7 +63,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--solver",
         metavar="NAME",
-        help="what finds the integers, such as gpfq, gptq or qronos (default); see `methods`",
+        help="method that finds integers, such as gpfq, gptq or qronos (default); see `methods`",
     )
     parser.add_argument(
         "--quality",
@@ -79,14 +79,14 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the user wrote of `add_recipe` besides the recipe, as keywords of `quantize`."""
+    """The options of `add_recipe` that the user gave, as keywords of `quantize`."""
     names = ("solver", "quality", "act_order")
     written = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in written.items() if value is not None}
 
 
 def add_run(parser: argparse.ArgumentParser, state: str, workers: str) -> None:
-    """What changes no integer.
+    """Options that change no integer.
 
     Args:
         parser: gets --state and --workers.

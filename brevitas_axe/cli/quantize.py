@@ -43,7 +43,7 @@ def add(commands) -> None:
     options.add_exclude(parser)
     options.add_run(
         parser,
-        "progress is kept here; a run that was killed continues",
+        "folder for progress; a killed run continues from it",
         "solve the rows of a layer in N processes, -1 for one per core",
     )
     parser.add_argument("--output", default="results", metavar="DIR", help="default: results")
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _export(
     result: QuantizeResult, batch: Any, folder: Path, exclude: tuple[str, ...]
 ) -> tuple[Path, Certificate, list[Any]]:
-    """Writes the model's file; gives its path, its proof and what its layers take."""
+    """Writes the model's file; returns its path, its proof and the resources of its layers."""
     from brevitas_axe.export import export_qonnx
     from brevitas_axe.files import write_whole
     from brevitas_axe.methods.cost import resource_rows
@@ -106,14 +106,14 @@ def _export(
     from brevitas_axe.run.result import BlocksResult
 
     if isinstance(result, BlocksResult):
-        # Attention products and norms stay in float, which no QONNX file could prove as a whole.
+        # Attention products and norms stay in float, so no QONNX file could be proven as a whole.
         path = folder / "integers.npz"
         write_whole(path, language.integers(result.model))
         return path, result.certificate, []
     path = folder / "model.onnx"
     example = _example(result.model, batch)
     export_qonnx(result.model, example, path)
-    # The proof that counts is the one that reads the file, as the next tool will.
+    # The file is proven, not the live model: the next tool reads the file.
     certificate = certify_file(path, plan=result.plan, exclude=exclude)
     return path, certificate, resource_rows(result.model, example, result.plan, exclude)
 

@@ -72,7 +72,7 @@ def _call(function: Callable[..., Any], reference: str) -> Any:
 
 
 def _load(path: Path, reference: str) -> Any:
-    # The same file may give the model and the data: it is imported once, as Python would do.
+    # The same file may have the functions of both model and data: it is imported once.
     name = f"_brevitas_axe_user_{path.stem}_{abs(hash(str(path)))}"
     if name in sys.modules:
         return sys.modules[name]

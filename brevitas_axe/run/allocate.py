@@ -51,7 +51,7 @@ from brevitas_axe.registry import method
 WIDTHS: Mapping[str, Sequence[int | None]] = {"weight": (2, 3, 4, 6, 8), "input": (4, 6, 8)}
 _OFFERED = ("weight", "input", "accumulator", "tile")
 
-Widths = Mapping[str, Sequence[int | None]]
+OfferedWidths = Mapping[str, Sequence[int | None]]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def allocate(
     model: nn.Module,
     calibration: Iterable[Any],
     budgets: Mapping[str, float],
-    choices: Choices | Widths | None = None,
+    choices: Choices | OfferedWidths | None = None,
     *,
     scorer: str | Scorer = "local",
     allocator: str | Allocator = "ilp",
@@ -220,7 +220,7 @@ def _choices(
     model: nn.Module,
     args: tuple,
     kwargs: dict,
-    given: Choices | Widths | None,
+    given: Choices | OfferedWidths | None,
     exclude: tuple[str, ...],
 ) -> Choices:
     if isinstance(given, Choices):

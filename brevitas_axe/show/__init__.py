@@ -1,11 +1,11 @@
 """What a person reads after a run: a table in the terminal, plots, one HTML page.
 
-Rules of this room: nothing is computed here that a summary, a certificate or a plan does not
-already say, and no number is written into a text. A summary is a JSON object:
+Rules of this package: every number shown comes from a summary, a certificate or a plan; no text
+has a number written into it. A summary is a JSON object:
 
     title         one line
     description   one or two sentences about model and data, optional
-    accumulator   the width P that was asked for, None when a plan says so per layer
+    accumulator   the requested width P, None where a plan gives widths per layer
     tile          inputs per tile, or None
     arms          list of arms, possibly empty; each has
         name, weight, input, accumulator, tile   bits and tile size, None where float or unlimited

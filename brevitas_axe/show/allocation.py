@@ -1,4 +1,4 @@
-"""One page about an allocation: the front, the bits of every layer, what they were chosen by."""
+"""One page about an allocation: front, bits of every layer, and the scores behind them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_allocation(
     Raises:
         InvalidOption: `swept` is no cost of the allocations.
     """
-    # Three digits could not tell whether a budget is met.
+    # Three digits may be too few to see whether a budget is met.
     spent = [
         [escape(name), f"{found.costs[name]:.6g}", f"{limit:.6g}"]
         for name, limit in problem.budgets.items()
@@ -68,7 +68,7 @@ def pareto_front(
     """Estimated harm against a cost, one line per allocator; a star where `found` is.
 
     Raises:
-        InvalidOption: an allocation does not tell that cost.
+        InvalidOption: an allocation has no such cost.
     """
     for point in (*chain(*fronts.values()), *([] if found is None else [found])):
         if cost not in point.costs:
@@ -85,7 +85,8 @@ def pareto_front(
             marker="o",
             markersize=4,
             linestyle=("-", "--", ":", "-.")[index % 4],
-            # When styles start over, they meet other colours.
+            # Styles and colours have cycles of different lengths, so that their pairs do not
+            # repeat.
             color=colours[(index + index // 4) % 4],
         )[0]
         for index, front in enumerate(fronts.values())
@@ -110,13 +111,13 @@ def layer_bits(plan: Plan) -> Figure:
         at = np.arange(len(values)) + 0.26 * (place - 1)
         axes.barh(at, values, color=plots.KIND_COLOURS[kind], height=0.24)
     axes.set_xlabel("bits")
-    # Above the bars: between them there is no room.
+    # Above the bars, which leave no room between them.
     plots.legend(axes, axes.containers, list(_BITS), outside=True)
     return figure
 
 
 def _sensitivity(problem: Problem, plan: Plan) -> str:
-    """Every layer's widths and its own harm with them, with its best and with its worst choice."""
+    """A table: widths of every layer, and its harm with them and with its best and worst choice."""
     rows = []
     for (name, options), harm in zip(
         problem.choices.layers.items(), problem.harm.single, strict=True

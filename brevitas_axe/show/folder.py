@@ -1,4 +1,4 @@
-"""The folder that a run leaves behind."""
+"""The output folder of a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_folder(
 ) -> list[Path]:
     """Writes plan.json, recipe.yaml (of a recipe), certificate.json, summary.json and report.html.
 
-    Nothing is written before all is made, and each file appears whole.
+    All contents are made before the first file is written, and each file appears whole.
 
     Returns:
         The files, in the order in which a person would open them.

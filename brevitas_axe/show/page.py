@@ -38,8 +38,8 @@ _HOW_TO_READ = (
     ),
     (
         "Not proven",
-        "Either the sums need more bits than the target, or the reason column says what stood in "
-        "the way of a proof. Excluded layers are listed, and nothing is claimed for them.",
+        "Either the sums need more bits than the target, or the reason column says what prevented "
+        "a proof. Excluded layers are listed, and nothing is claimed for them.",
     ),
 )
 
@@ -67,7 +67,7 @@ def write_page(
         path: the .html file.
         summary: see `brevitas_axe.show`.
         certificate: the proof, or None.
-        plan: the widths that were asked for, or None.
+        plan: the requested widths, or None.
     """
     write_whole(path, page(summary, certificate, plan).encode())
 
@@ -113,10 +113,10 @@ def _facts(summary: Mapping[str, Any], certificate: Certificate | None) -> str:
             facts.append((f"{max(widths)} bits", "widest accumulator needed"))
     if summary.get("accumulator") is not None:
         tile = summary.get("tile")
-        label = "accumulator asked for" + (f", tile {tile}" if tile else "")
+        label = "requested accumulator" + (f", tile {tile}" if tile else "")
         facts.append((f"{summary['accumulator']} bits", label))
     measured = [arm for arm in summary.get("arms") or () if arm.get("accuracy") is not None]
-    # Where the story starts and where it ends; nothing is picked by its accuracy.
+    # The first and the last arm that have an accuracy; none is selected by it.
     for arm in (
         *[arm for arm in measured if arm.get("kind") == "reference"][:1],
         *[arm for arm in measured if arm.get("kind") == "ours"][-1:],
@@ -184,7 +184,7 @@ def _certificate(certificate: Certificate | None) -> str:
 def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
     if not layers:
         return ""
-    # A resumed layer has no figures.
+    # A layer that was loaded from a state may have no numbers.
     known = [key for key in _LOGGED if any(key in layer for layer in layers)]
     rows = [
         (
@@ -258,7 +258,7 @@ def table(
 
 
 def drawing(figure: Any, description: str) -> str:
-    """A figure as inline SVG that a screen reader can name."""
+    """A figure as inline SVG with a label for screen readers."""
     markup = plots.svg(figure).replace(
         "<svg", f'<svg role="img" aria-label="{escape(description)}"', 1
     )

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from brevitas_axe.accumulator import accumulator_limit
 from brevitas_axe.proof.certificate import Certificate, DotProduct
 
-# Stand-ins that `svg` replaces by the page's CSS variables.
+# Placeholder colours that `svg` replaces by the page's CSS variables.
 INK, FAINT = "#101112", "#d0d1d2"
 _CSS = {INK: "var(--ink)", FAINT: "var(--line)"}
 
@@ -74,12 +74,12 @@ def budget_use(certificate: Certificate) -> Figure:
     figure, axes = _bars(rows)
     axes.axvline(100, color=_TARGET, linewidth=2)
     most = max([share for _, share in rows], default=0)
-    # A layer far over its budget would squeeze the others to nothing.
+    # One layer far above its budget would make the bars of the others invisible.
     if most > 400:
         axes.set_xscale("log")
     else:
         axes.set_xlim(0, max(most, 100) * 1.08)
-    axes.set_xlabel("largest possible sum, % of what the accumulator holds")
+    axes.set_xlabel("largest possible sum, % of the accumulator's range")
     return figure
 
 
@@ -87,12 +87,12 @@ def svg(figure: Figure) -> str:
     """Inline SVG markup, the same bytes for the same figure."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "brevitas_axe", "svg.fonttype": "path"}):
-        # Metadata would be RDF, which is no HTML.
+        # Metadata would be RDF, which HTML does not allow.
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     markup = buffer.getvalue()
     markup = markup[markup.index("<svg") :]
-    # A page has several drawings, and each name in it stands for one thing.
+    # Ids must be unique in a page, which has several drawings.
     own = "d" + hashlib.sha256(markup.encode()).hexdigest()[:8]
     markup = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{own}-", markup)
     for stand_in, variable in _CSS.items():
@@ -134,7 +134,7 @@ def rows_of(labels: Sequence[str]) -> tuple[Figure, Axes]:
 
 
 def legend(axes: Axes, marks: Sequence[Any], names: Sequence[str], outside: bool = False) -> None:
-    """Names of marks as they are written, over the marks where there is room or above all."""
+    """A legend with names taken literally: inside the axes, or above them if `outside`."""
     above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": len(names)}
     made = axes.legend(
         marks, names, frameon=False, fontsize=8, labelcolor=INK, **(above if outside else {})

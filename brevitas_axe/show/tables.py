@@ -13,7 +13,7 @@ Arm = Mapping[str, Any]
 
 
 def bits(value: int | None, absent: str) -> str:
-    """A bit width, or what its absence means."""
+    """A bit width as text; `absent` for None."""
     return absent if value is None else f"{value}"
 
 

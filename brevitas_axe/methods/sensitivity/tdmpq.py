@@ -16,7 +16,7 @@ from brevitas_axe.methods.sensitivity.twin import Part
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts
 
-Widths = list[tuple[str, int | None]]  # (layer, weight bits)
+LayerBits = list[tuple[str, int | None]]  # (layer, weight bits)
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Tdmpq:
         )
 
 
-def _by_slope(case: Case, trials: Trials, widths: Widths) -> list[float]:
+def _by_slope(case: Case, trials: Trials, widths: LayerBits) -> list[float]:
     # One trial: a backward pass gives the slopes of all layers.
     (found,) = trials.map(_first_order, [(f"first order {widths}", (case, widths))])
     return found
 
 
-def _first_order(case: Case, widths: Widths) -> list[float]:
+def _first_order(case: Case, widths: LayerBits) -> list[float]:
     slopes = {name: torch.zeros_like(layer.weight) for name, layer in case.layers().items()}
     for reference, batch in zip(case.reference, weight_slopes(case), strict=True):
         for name in slopes:
@@ -75,7 +75,7 @@ def _step(case: Case, name: str, bits: int | None) -> Tensor:
     return value - case.layer(name).weight.detach()
 
 
-def _by_loss(case: Case, trials: Trials, widths: Widths) -> list[float]:
+def _by_loss(case: Case, trials: Trials, widths: LayerBits) -> list[float]:
     work = [(f"{name} {bits}", (case, name, bits)) for name, bits in widths]
     losses = trials.map(_rounded_loss, work)
     base = case.loss({})

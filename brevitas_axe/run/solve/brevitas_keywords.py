@@ -77,7 +77,7 @@ _REFUSED = {
 
 
 @dataclass(frozen=True)
-class Widths:
+class AllWidths:
     """One accumulator for all layers, and the layers that can be solved at the same time.
 
     Attributes:
@@ -96,7 +96,7 @@ class Widths:
         return Plan.uniform(layers, LayerPrecision(accumulator=width, tile=tile))
 
 
-def translated(mode: str, ours: Widths, given: Mapping[str, Any]) -> Widths:
+def translated(mode: str, ours: AllWidths, given: Mapping[str, Any]) -> AllWidths:
     """Our options, completed by those that were given by Brevitas's names.
 
     Args:
@@ -128,7 +128,7 @@ def translated(mode: str, ours: Widths, given: Mapping[str, Any]) -> Widths:
             "group_of_parallel_layers is a list of lists of layer names, such as "
             "[['query', 'key', 'value']]."
         )
-    return Widths(**widths, parallel=tuple(tuple(group) for group in groups))
+    return AllWidths(**widths, parallel=tuple(tuple(group) for group in groups))
 
 
 def own_solver(mode: str, own: str | None, given: Any) -> Any:

@@ -43,7 +43,7 @@ from brevitas_axe.plan import Plan
 from brevitas_axe.registry import method
 from brevitas_axe.run.solve.branches import Branches, branches_of
 from brevitas_axe.run.solve.brevitas_keywords import (
-    Widths,
+    AllWidths,
     check_parallel,
     own_solver,
     translated,
@@ -129,7 +129,7 @@ class axe_mode:
                 f"{name} takes the model by position and everything else by keyword, such as "
                 f"accumulator_bit_width=16; give {misplaced[0]!r} its keyword."
             )
-        ours = Widths(accumulator_bit_width, accumulator_tile_size)
+        ours = AllWidths(accumulator_bit_width, accumulator_tile_size)
         widths = translated(name, ours, brevitas)
         solver = own_solver(name, self.own_solver, solver)
         self._solver = method("solvers", solver)
