@@ -1,6 +1,7 @@
 """The overflow certificate: a proof that no accumulator can overflow.
 
-Rules of this room: it shares no code with the solvers that it judges (only `accumulator`, `plan`,
+Rules of this package: it shares no code with the solvers that it judges (only `accumulator`,
+    `plan`,
 `errors`, `files`); what it cannot prove it names; every number that decides is an integer.
 """
 

@@ -20,7 +20,7 @@ _PRODUCTS = {
 
 
 class Attention:
-    """Watches what enters query·key ("scores") and weights·value ("context")."""
+    """Records the operands of query·key ("scores") and weights·value ("context")."""
 
     def __init__(self, name: str, module: QuantMultiheadAttention) -> None:
         self._name, self._module = name, module
@@ -30,7 +30,7 @@ class Attention:
     def hooks(self) -> Iterator[Any]:
         """Hooks on the four quantizers in front of the products."""
         for product, (left, right) in _PRODUCTS.items():
-            # The proxies: the layers around them hand on plain tensors.
+            # On the proxies, because the layers around them pass on plain tensors.
             left, right = (getattr(self._module, side).act_quant for side in (left, right))
             yield left.register_forward_hook(self._keep(product))
             yield right.register_forward_hook(self._join(product))
@@ -39,7 +39,7 @@ class Attention:
         """One dot product for each of the two."""
         for product, calls in self._calls.items():
             unreached = Found(
-                self._label(product), "bmm", reason="it was never reached with the given args"
+                self._label(product), "bmm", reason="it was never computed with the given args"
             )
             yield join(calls or [unreached])
 
@@ -54,7 +54,7 @@ class Attention:
 
     def _join(self, product: str) -> Callable:
         def hook(module: nn.Module, _args: tuple, output: object) -> None:
-            # The right operand is summed over its axis 1, so that is where a scale may not vary.
+            # The product sums over axis 1 of the right operand, so its scale may not vary there.
             sides = (self._left[product], _judge(module, output, 1))
             self._calls[product].append(_found(self._label(product), *sides))
 

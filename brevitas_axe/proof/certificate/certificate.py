@@ -1,4 +1,4 @@
-"""What a proof says: one `DotProduct` per accumulator, one `Certificate` per model or file."""
+"""Results of a proof: one `DotProduct` per accumulator, one `Certificate` per model or file."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _HEADINGS = ("dot product", "K", "tile", "weights", "inputs", *_NUMBERS, "verdic
 class DotProduct:
     """The proof of one dot product, or the reason why there is none.
 
-    Sums are in units of weight scale × input scale: the integers that the accumulator holds.
+    Sums are in units of weight scale × input scale: the integers in the accumulator.
 
     Attributes:
         name: node name (file) or module name (live model), unique in the certificate.
         op: operator or module type.
-        layer: module name, as a Plan writes it; None when it cannot be told from the file.
+        layer: module name, as in a Plan; None when it cannot be found from the file.
         weight: name of the weight initializer or parameter.
         shape: shape of the weights.
         inputs: length K of the dot product.
@@ -41,16 +41,17 @@ class DotProduct:
         input_range: integers of the other operand, zero point subtracted, zero included.
         minimum: smallest worst-case sum of any tile.
         maximum: largest worst-case sum of any tile.
-        width: bits of the inner accumulator, proven enough.
-        outer_width: bits of the accumulator that adds the tiles, proven enough from the actual
-            tile sums; None without tiles.
+        width: bits of the inner accumulator, proven sufficient.
+        outer_width: bits of the accumulator that adds the tiles, proven sufficient from the
+            actual tile sums; None without tiles.
         outer_bound: ⌈P_I + log2(K/T)⌉ of the target (or of `width`); None without tiles.
         width_with_bias: bits when the bias goes through the (outer) accumulator too; None when
             there is no usable bias.
-        target: bits that were asked for.
+        target: requested bits.
         proven: True when the sums above are a proof.
         reason: why not, empty when proven.
-        assumptions: what the proof takes from the file or model without checking it.
+        assumptions: what the proof takes from the file or model without checking it, one sentence
+            each.
     """
 
     name: str
@@ -86,7 +87,7 @@ class DotProduct:
 
     @property
     def margin_bits(self) -> int | None:
-        """Bits to spare, negative when too wide."""
+        """Target minus needed bits, negative where the target is too narrow."""
         return None if self.width is None or self.target is None else self.target - self.width
 
     @property
@@ -98,12 +99,12 @@ class DotProduct:
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """Names under which a plan or an exclusion may mean this entry."""
+        """Names by which a plan or an exclusion may refer to this entry."""
         return tuple(dict.fromkeys(n for n in (self.layer, self.name, self.weight) if n))
 
     @property
     def verdict(self) -> str:
-        """One clause: what was found, and by how much."""
+        """The result in one clause."""
         if not self.proven:
             return f"not proven: {self.reason}"
         if not self.fits:
@@ -124,7 +125,7 @@ class Certificate:
         tool_version: of brevitas_axe.
         sums: one entry per Add that joins results of equal step: the integers and the bits of the
             sum. They have no target of their own, and no part in the verdict.
-        assumptions: what is taken for granted of the whole, one sentence each.
+        assumptions: what is assumed of the whole model or file, one sentence each.
     """
 
     entries: tuple[DotProduct, ...]
@@ -157,19 +158,19 @@ class Certificate:
 
     @property
     def judged(self) -> tuple[DotProduct, ...]:
-        """Entries that count."""
+        """Entries that are not excluded."""
         return tuple(e for e in self.entries if e.name not in self.excluded)
 
     @property
     def unlimited(self) -> tuple[str, ...]:
-        """Entries that were measured beside others with a width that was asked for."""
+        """Entries without a requested width, where others have one."""
         if all(entry.target is None for entry in self.judged):
             return ()
         return tuple(e.layer or e.name for e in self.judged if e.target is None)
 
     @property
     def ok(self) -> bool:
-        """True when there is something to judge, and all of it is proven and within its target."""
+        """True when there is an entry, and all are proven and within their targets."""
         return bool(self.judged) and all(entry.fits for entry in self.judged)
 
     @property
@@ -212,7 +213,7 @@ class Certificate:
             table.add_row(*(Text(cell(value)) for value in self._cells(entry)))
         notes = []
         if self.unlimited:
-            notes.append(f"No width was asked for: {', '.join(self.unlimited)}.")
+            notes.append(f"No width was requested: {', '.join(self.unlimited)}.")
         if self.assumptions:
             notes.append(f"Assumed: {'; '.join(self.assumptions)}.")
         table.caption = Text("\n".join(notes)) if notes else None
@@ -227,7 +228,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Targets:
-    """Asked-for widths: a plan by layer, and one width and tile size for everything else."""
+    """Requested widths: a plan by layer, and one width and tile size for everything else."""
 
     accumulator_bit_width: int | None = None
     tile_size: int | None = None
@@ -244,7 +245,7 @@ class Targets:
         for alias in aliases:
             if self.plan is not None and alias in self.plan.layers:
                 planned = self.plan[alias]
-                # None in a plan leaves the width that holds for everything else.
+                # None in a plan means the width for everything else.
                 return planned.accumulator or width, planned.tile or tile
         return width, tile
 
@@ -252,7 +253,7 @@ class Targets:
         """Raises InvalidPlan when the plan names something that is not there.
 
         Args:
-            aliases: the names of each dot product, the one to show first.
+            aliases: the names of each dot product; the first one is shown.
         """
         known = {name for names in aliases for name in names}
         if self.plan is not None and not set(self.plan.layers) <= known:
@@ -260,7 +261,7 @@ class Targets:
 
 
 def excluded_names(entries: Sequence[DotProduct], exclude: Sequence[str]) -> tuple[str, ...]:
-    """Entry names meant by exclude; raises InvalidOption for a name that is not there."""
+    """Names of the entries that exclude refers to; raises InvalidOption for an unknown name."""
     if isinstance(exclude, str):
         exclude = (exclude,)
     for name in exclude:

@@ -1,7 +1,7 @@
-"""Finds the dot products of a graph, and brings each to integer rows times an input range.
+"""Finds the dot products of a graph, each as integer rows and an input range.
 
-A convolution's row is its weights in the order (input channel, kernel position), as PyTorch lays
-them out; tiles are cut in that order. A transposed convolution is the convolution of its input
+A convolution's row is its weights in PyTorch's order (input channel, kernel position); tiles are
+cut in that order. A transposed convolution is the convolution of its input
 with zeros inserted: every output is a sub-sum of the row, so the row's bounds hold.
 """
 
@@ -34,7 +34,7 @@ from brevitas_axe.proof.graph.shapes import Shapes
 Facts = dict[str, Fact]
 DOT_PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _MAX_DYNAMIC_INPUTS = 2**24
-# Python integers, which sums beyond int64 take, beside int64.
+# Cost of Python integers, which sums beyond int64 need, relative to int64.
 _OBJECT_COST = 32
 
 
@@ -54,7 +54,7 @@ def find(file: ModelFile, facts: Facts) -> Iterator[Found]:
 
 
 def is_dot_product(node: Node) -> bool:
-    """Whether a node is a dot product by its name."""
+    """Whether a node is a dot product, by its operator."""
     group = operator_set(node)
     if group == QONNX:
         return node.op == "XnorPopcountMatMul"
@@ -70,14 +70,14 @@ def operand(tensor: str, facts: Facts) -> Grid:
 
 
 def weight_side(node: Node, facts: Facts) -> int | None:
-    """Which input of a dot product holds the weights: 1, 0, or None for two activations."""
+    """Index of a dot product's weight input: 1, 0, or None for two activations."""
     if node.op in ("Conv", "ConvTranspose") or is_constant(facts[node.inputs[1]]):
         return 1
     return 0 if is_constant(facts[node.inputs[0]]) else None
 
 
 def rows_of(node: Node, side: int, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
-    """Function that lays weights out as [rows, K], one row per accumulator.
+    """Function that arranges weights as [rows, K], one row per accumulator.
 
     Args:
         node: the dot product.
@@ -177,7 +177,7 @@ def _integers(
 
 
 def _popcount(weights: Grid, inputs: Grid) -> Integers:
-    """XnorPopcountMatMul counts the places in which its two operands of zeros and ones agree."""
+    """XnorPopcountMatMul counts the positions in which its operands of zeros and ones agree."""
     for what, grid in (("weights", weights), ("input", inputs)):
         if grid.low < 0 or grid.high > 1 or not grid.scalar or grid.scale != 1:
             raise Unprovable(f"its {what} are not zeros and ones")
@@ -187,7 +187,7 @@ def _popcount(weights: Grid, inputs: Grid) -> Integers:
 
 
 def _moved_shift(integers: Integers, inputs: Grid) -> tuple[str, ...]:
-    """What the accumulator needs where the Add before it is moved behind it."""
+    """Assumption: the width needed where the Add in front of a product is moved behind it."""
     if inputs.unshifted is None:
         return ()
     low, high = min(inputs.unshifted[0], 0), max(inputs.unshifted[1], 0)

@@ -1,9 +1,9 @@
-"""Nodes that may hide dot products: named in the certificate, and never taken as proven.
+"""Nodes that may hide dot products: named in the certificate, and never counted as proven.
 
-A dot product can be written without MatMul: as products and, somewhere behind them, a sum over
-what was multiplied by different factors. So every tensor carries a `Trace` of how its elements
-came to be, and a sum is harmless only where the trace shows that it adds numbers of one factor,
-as pooling does. What is on no list of known operators is harmless nowhere.
+A dot product can be written without MatMul: as products and, somewhere later, a sum over elements
+that were multiplied by different factors. So every tensor has a `Trace` of how its elements were
+computed, and a sum is harmless only where the trace shows that it adds numbers with one factor, as
+pooling does. An operator on no list of known ones is never harmless.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def hardware(file: ModelFile) -> Found | None:
     if not nodes:
         return None
     reason = (
-        f"the file holds {len(nodes)} layers that are already FINN hardware; certify the file "
+        f"the file has {len(nodes)} layers that are already FINN hardware; certify the file "
         "before that conversion"
     )
     return Found(name=nodes[0].name, op=shown(nodes[0].op), reason=reason)

@@ -1,4 +1,4 @@
-"""The overflow certificate of a Brevitas model in memory, from what really flows through it.
+"""The overflow certificate of a Brevitas model in memory, from the tensors of one forward.
 
 The model runs once in eval mode. Hooks read the IntQuantTensor that arrives at each layer after
 its input quantizer; a dispatch mode sees what happens to numbers outside such layers.
@@ -48,7 +48,7 @@ _RECURRENT = (QuantRecurrentStackBase, nn.RNNBase, nn.RNNCellBase)
 _FLOAT = (nn.Linear, _ConvNd, nn.Bilinear, nn.MultiheadAttention, *_RECURRENT)
 _GATES = "the gates of recurrent layers are not supported; unroll them into linear layers"
 _UNQUANTIZED = "it is unquantized; use the Brevitas layer of the same name"
-_UNREACHED = "it was never reached with the given args; pass args that use it"
+_NEVER_CALLED = "it was never called with the given args; pass args that use it"
 
 
 def certify(
@@ -68,10 +68,10 @@ def certify(
         model: with Brevitas layers.
         accumulator_bit_width: P that every dot product must fit; None only measures.
         tile_size: inputs per inner accumulator; None means whole rows.
-        plan: widths and tiles by layer; what it leaves open, the two arguments above fill.
-        exclude: layers that do not count.
-        args: example inputs. Their values do not matter to the proof, only that every layer is
-            reached, and, for products of two activations, their shape.
+        plan: widths and tiles by layer; where it has None, the two arguments above count.
+        exclude: layers that are left out of the verdict.
+        args: example inputs. Their values do not matter to the proof; it needs a forward through
+            every layer and, for products of two activations, the shape of the inputs.
         kwargs: example keyword inputs.
 
     Raises:
@@ -86,9 +86,7 @@ def certify(
             "certify_file."
         )
     if args is None and not kwargs:
-        raise InvalidOption(
-            "certify needs example inputs to see what arrives at each layer; pass args=(x,)."
-        )
+        raise InvalidOption("certify needs example inputs to run the model once; pass args=(x,).")
     args = () if args is None else args
     args = args if type(args) is tuple or type(args) is list else (args,)
     kwargs = kwargs or {}
@@ -120,7 +118,7 @@ def certify(
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and afterwards each module's own mode again."""
+    """Evaluation mode inside; afterwards each module has its own mode again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -132,23 +130,22 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Watch:
-    """What the hooks saw in one run.
+    """What the hooks observed in one forward.
 
     Attributes:
-        model: watched.
-        args: of the run; quantized ones are what the caller declares them to be.
-        calls: layer name → what arrived and was multiplied, call by call.
-        strays: module name → what multiplies and adds up numbers outside any watched layer.
+        model: the observed model.
+        args: of the forward; quantized ones are trusted to be what they declare.
+        calls: layer name → its dot product, call by call.
+        strays: module name → operations that multiply or add numbers outside any layer.
         stack: names of the modules that are running, innermost last.
-        exact: bit-width tensors that came straight from a quantizer (kept, so that their id stays
-            theirs).
-        fixed, moving: zero points from quantizers, kept likewise; those of `moving` were found at
-            run time.
+        exact: id → bit-width tensor produced by a quantizer (kept alive so that ids stay unique).
+        fixed_zero_points, runtime_zero_points: id → zero point produced by a quantizer, likewise;
+            the latter ones are computed at run time.
         attention: attention modules, which have products of their own.
         joins: every Add of results, by its name.
-        results: tensor → names of the layers whose results it adds up; the tensor itself is kept as
-            a weak reference, so that a later tensor of the same id is not taken for it.
-        changing: whether a quantizer finds its scale at run time, so that no step is fixed.
+        results: id of a tensor → weak reference to it, and names of the layers whose results it
+            adds up. The reference tells it from a later tensor with the same id.
+        changing: whether a quantizer computes its scale at run time, so that no step is fixed.
     """
 
     model: nn.Module
@@ -157,8 +154,8 @@ class _Watch:
     strays: dict[str, set[str]] = field(default_factory=dict)
     stack: list[str] = field(default_factory=list)
     exact: dict[int, Tensor] = field(default_factory=dict)
-    fixed: dict[int, Tensor] = field(default_factory=dict)
-    moving: dict[int, Tensor] = field(default_factory=dict)
+    fixed_zero_points: dict[int, Tensor] = field(default_factory=dict)
+    runtime_zero_points: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[str, Attention] = field(default_factory=dict)
     joins: dict[str, Join] = field(default_factory=dict)
     results: dict[int, tuple[ref[Tensor], tuple[str, ...]]] = field(default_factory=dict)
@@ -178,7 +175,7 @@ class _Watch:
         self.outside = Outside(self._inside, self._stray, self._follow_sums)
         self.outside.born(self.args)
         for arg in self.args:
-            self._bless(arg)
+            self._mark_exact(arg)
 
     @staticmethod
     def _kind(module: nn.Module) -> str:
@@ -186,31 +183,31 @@ class _Watch:
             return "quantized" if isinstance(module, nn.Linear | _ConvNd) else ""
         return "float" if isinstance(module, _FLOAT) else ""
 
-    def _bless(self, value: object, moving: bool = False) -> None:
+    def _mark_exact(self, value: object, at_run_time: bool = False) -> None:
         if isinstance(value, IntQuantTensor):
             self.exact[id(value.bit_width)] = value.bit_width
-            points = self.moving if moving else self.fixed
+            points = self.runtime_zero_points if at_run_time else self.fixed_zero_points
             points[id(value.zero_point)] = value.zero_point
 
     def _inside(self) -> bool:
-        """True while a quantizer runs, or what has an entry of its own."""
+        """True while a quantizer runs, or a module that has an entry of its own."""
         if self.stack and self.stack[-1] in self.attention:
             return True
         return any(name in self.layers or name in self.quantizers for name in self.stack)
 
     def _follow_sums(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
-        """Results of layers that are added, or changed in place."""
+        """Notes additions of layers' results, and forgets results that are changed in place."""
         if name in ("add", "add_") and len(args) == 2 and not kwargs:
             self.note_sum(*args, output)
         elif name.endswith("_") and args:
-            self.results.pop(id(args[0]), None)  # changed in place: no result any more
+            self.results.pop(id(args[0]), None)  # changed in place: it is no longer the result
 
     def _stray(self, operation: str) -> None:
         self.strays.setdefault(self.stack[-1] if self.stack else "", set()).add(operation)
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
-        """Hooks on every module, removed again whatever happens."""
+        """Context with hooks on every module; they are removed whatever happens."""
         with ExitStack() as stack:
             for name, module in self.modules.items():
                 for hook in self._hooks_of(name, module):
@@ -223,11 +220,11 @@ class _Watch:
 
         def leave(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
             if isinstance(_module, ActQuantProxyFromInjectorBase) and _module.is_quant_enabled:
-                self._bless(output, moving=_finds_zero_points(_module))
+                self._mark_exact(output, at_run_time=_finds_zero_points(_module))
                 self.changing |= isinstance(_module, DynamicActQuantProxyFromInjector)
             if isinstance(_module, TruncQuantProxyFromInjector) and _module.is_quant_enabled:
-                # It clips to its own bit width, and scales the zero point that it is given.
-                self._bless(output, moving=bool(self.moving))
+                # It clips to its own bit width and passes on the zero point of its input, scaled.
+                self._mark_exact(output, at_run_time=bool(self.runtime_zero_points))
             if name in self.layers:
                 self._record(name, _module, args, kwargs)
                 if not getattr(getattr(_module, "output_quant", None), "is_quant_enabled", False):
@@ -245,7 +242,9 @@ class _Watch:
         if not isinstance(value, IntQuantTensor):
             return read_input(value, channel_axis, exact=False)
         exact = id(value.bit_width) in self.exact
-        any_point = bool(self.moving) and id(value.zero_point) not in self.fixed
+        any_point = (
+            bool(self.runtime_zero_points) and id(value.zero_point) not in self.fixed_zero_points
+        )
         return read_input(value, channel_axis, exact, any_point)
 
     def _record(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -277,7 +276,7 @@ class _Watch:
             self.results[id(output)] = ref(output), names
 
     def _summed(self, tensor: object) -> tuple[str, ...]:
-        """The layers whose results a tensor adds up; none where it is something else."""
+        """Names of the layers whose results a tensor adds up; () if it is no such sum."""
         kept, names = self.results.get(id(tensor), (None, ()))
         return names if kept is not None and kept() is tensor else ()
 
@@ -297,11 +296,11 @@ class _Watch:
         self.joins[names] = Join(names, (*mine, *other))
 
     def found(self) -> Iterator[Found]:
-        """One dot product per layer (over all its calls), per attention product, per stray."""
+        """One dot product per layer (over all its calls), per attention product and per stray."""
         for name, module in self.layers.items():
             if self._kind(module) == "float" and self._part_of_float(name):
                 continue
-            unreached = Found(name, type(module).__name__, layer=name, reason=_UNREACHED)
+            unreached = Found(name, type(module).__name__, layer=name, reason=_NEVER_CALLED)
             product = join(self.calls.get(name) or [unreached])
             if self.changing and product.integers is not None:
                 product = replace(product, integers=replace(product.integers, step=np.nan))
@@ -317,7 +316,7 @@ class _Watch:
             )
 
     def _part_of_float(self, name: str) -> bool:
-        """A float part of a float layer (MultiheadAttention's out_proj) is no entry by itself."""
+        """True for a part of a float layer (MultiheadAttention's out_proj), which is no entry."""
         parents = (name[:i] for i, letter in enumerate(name) if letter == ".")
         return any(parent in self.layers for parent in parents)
 

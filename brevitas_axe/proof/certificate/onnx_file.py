@@ -38,15 +38,15 @@ def certify_file(
         path_or_model: path of the file, a ModelProto, or a qonnx ModelWrapper.
         accumulator_bit_width: P that every dot product must fit; None only measures.
         tile_size: inputs per inner accumulator; None means whole rows.
-        plan: widths and tiles by layer; what it leaves open, the two arguments above fill.
-        exclude: layers, nodes or weights that do not count.
+        plan: widths and tiles by layer; where it has None, the two arguments above count.
+        exclude: layers, nodes or weights that are left out of the verdict.
         honour_narrow: count a narrow input quantizer without its unused integer; only where the
             hardware does so too. FINN does not.
         input_types: graph input → qonnx integer type, such as {"x": "UINT8"}, of a floating-point
             input whose values the caller knows to be such integers; the certificate says so.
-        fixed_initializers: take it that nobody replaces an initializer that is a graph input too,
-            as Brevitas's own export writes weights; FINN and `emulate` never do. The certificate
-            says so.
+        fixed_initializers: assume that no caller replaces an initializer that is a graph input
+            too, as the weights of Brevitas's own export are; FINN and `emulate` never do. The
+            certificate says so.
 
     Raises:
         InvalidModelFile: the file is missing, corrupted, unsafe or broken.
@@ -62,7 +62,7 @@ def certify_file(
         joined, joins = sums(tuple(joins_of(file, facts)), found)
     except AxeError:
         raise
-    except Exception as error:  # what a hostile file can still provoke in a library
+    except Exception as error:  # a malicious file can make a library raise anything
         raise InvalidModelFile(
             f"{file.subject} cannot be analysed ({type(error).__name__}); export the model again."
         ) from error
@@ -83,7 +83,7 @@ def certify_file(
 def _assumptions(
     file: ModelFile, input_types: Mapping[str, str], fixed_initializers: bool
 ) -> tuple[str, ...]:
-    """What the caller declares of the whole file, one sentence each."""
+    """The caller's declarations about the whole file, one sentence each."""
     said = [
         f"graph input '{shown(name)}' holds {kind} integers, as the caller declares"
         for name, kind in input_types.items()

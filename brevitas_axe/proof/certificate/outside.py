@@ -1,10 +1,11 @@
-"""What happens to numbers between the layers: who moves them, who scales them, who adds them up.
+"""Follows numbers between the layers: operations that move, scale or add them.
 
-What is not known to be harmless is not proven. Every operation on a number that came from a
-quantizer or a layer is either in one of the lists below, or an entry of the certificate by name.
+Operations that are not known to be harmless are not proven. Every operation on a number that came
+from a quantizer or a layer is either in one of the lists below, or an entry of the certificate by
+name.
 
 A number has a *source*, the quantizer or layer that gave it, and a *place*, which changes when
-elements are moved. Elementwise work at one place keeps source and place, so that x·sigmoid(x) is
+elements are moved. Elementwise operations keep source and place, so that x·sigmoid(x) is
 known as a function of each x alone and may be averaged, where (x·w).mean() is a dot product: a sum
 over axes along which two factors vary.
 """
@@ -32,7 +33,7 @@ _PRODUCT_FAMILIES = (
     *("_scaled_dot_product", "lstm", "gru", "rnn", "quantized"),
     *("_native_multi_head", "_transformer_encoder"),
 )
-# Elements stay what they are; where they stand may change.
+# Elements keep their values; their places may change.
 _KEEPS = {
     *("alias", "clone", "contiguous", "detach", "_to_copy", "lift_fresh", "lift", "to", "copy"),
     *("positive", "dropout", "native_dropout", "neg", "resolve_conj", "resolve_neg", "fill"),
@@ -55,7 +56,7 @@ _JOINS = {
     *("cat", "stack", "where", "masked_fill", "masked_scatter", "scatter", "index_copy", "maximum"),
     *("minimum", "copy_", "slice_scatter", "select_scatter", "index_fill", "lerp_", "hstack"),
 }
-# Functions of each element alone that are no polynomial.
+# Functions of single elements that are not polynomials.
 _CURVES = {
     *("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "sigmoid"),
     *("tanh", "hardtanh", "hardsigmoid", "hardswish", "softplus", "clamp", "clamp_min", "log"),
@@ -65,7 +66,7 @@ _CURVES = {
     *("log_sigmoid_forward", "threshold", "hardshrink", "softshrink", "_prelu_kernel", "prelu"),
     *("logit", "sgn", "remainder", "fmod", "floor_divide", "atan2", "rrelu_with_noise"),
 }
-# Units of their own that compute in float and hold no integer accumulator.
+# Units of their own that compute in float and have no integer accumulator.
 _FLOAT_UNITS = {
     *("native_layer_norm", "native_group_norm", "native_batch_norm", "cudnn_batch_norm"),
     *("_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "batch_norm"),
@@ -77,15 +78,15 @@ _FLOAT_UNITS = {
 }
 _ADDS = {"add", "sub", "rsub", "__iadd__", "__isub__"}
 _TIMES = {"mul", "div", "true_divide", "divide", "multiply"}
-# Means over axes: pooling, unless their elements were weighted apart. Axes counted from the end,
-# None where the call names them.
+# Means over axes: pooling, unless their elements have different weights. Axes counted from the end,
+# None where the call gives them.
 _MEANS: dict[str, tuple[int, ...] | None] = {
     **dict.fromkeys(("mean", "sum", "nansum", "nanmean")),
     **dict.fromkeys(("avg_pool1d", "adaptive_avg_pool1d", "_adaptive_avg_pool1d"), (-1,)),
     **dict.fromkeys(("avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d"), (-1, -2)),
     **dict.fromkeys(("avg_pool3d", "adaptive_avg_pool3d", "_adaptive_avg_pool3d"), (-1, -2, -3)),
 }
-# No number comes out: truth values, positions, shapes.
+# Results that are no numbers: truth values, positions, shapes.
 _ANSWERS = {
     *("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "logical_not", "argmax"),
     *("argmin", "argsort", "nonzero", "any", "all", "logical_and", "logical_or", "equal", "size"),
@@ -107,7 +108,7 @@ class _Number:
         source: of its elements.
         place: changes when elements are moved.
         kind: the value itself, times a constant, a power of it, another function of it, a product
-            with something else, or a mean of squares that has not come to its root yet.
+            with something else, or a mean of squares whose root has not been taken yet.
         axes: along which both factors of a product vary.
     """
 
@@ -118,10 +119,10 @@ class _Number:
 
 
 class Outside(TorchDispatchMode):
-    """Follows numbers from quantizers and layers, and tells of everything that adds them up.
+    """Follows numbers from quantizers and layers, and reports operations that may add them up.
 
     Args:
-        inside: whether something runs that has an entry of its own, or is a quantizer.
+        inside: function that is true while a quantizer or a module with an own entry runs.
         tell: called with the name of an operation that multiplies and adds, or is unknown.
         seen: called with the name, arguments and result of every operation.
     """
@@ -138,7 +139,7 @@ class Outside(TorchDispatchMode):
         self._count = itertools.count()
 
     def born(self, value: Any) -> None:
-        """New numbers: what a quantizer or a layer gave, or what the model was called with."""
+        """Marks new numbers: results of a quantizer or layer, or arguments of the model."""
         for leaf in tree_leaves(value, is_leaf=lambda part: isinstance(part, QuantTensor)):
             tensor = getattr(leaf, "value", leaf)
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
@@ -174,7 +175,7 @@ class Outside(TorchDispatchMode):
         return result
 
     def check(self, *values: Any) -> None:
-        """Tells of means of squares that go somewhere else than under the root of a norm."""
+        """Reports means of squares that are used anywhere but under the root of a norm."""
         for tensor in _tensors(values):
             if tensor in self._numbers and self._numbers[tensor].kind == _MEAN_SQUARE:
                 self._tell("mean of squares")
@@ -185,12 +186,12 @@ class Outside(TorchDispatchMode):
     def _note(self, result: Any, number: _Number) -> None:
         several = not isinstance(result, Tensor)
         for tensor in _tensors(result):
-            # Of a maximum and its position, only the first is a number.
+            # Of a maximum and its index, only the first is a number.
             if tensor.is_floating_point() or not (several or tensor.dtype == torch.bool):
                 self._numbers[tensor] = number
 
     def _in_place(self, func: Any, args: tuple, result: Any) -> None:
-        """What was written into a view stands in its base, too."""
+        """A write into a view changes its base, too."""
         written = args[0] if func._schema.is_mutable and args else None
         number = self._numbers.get(result) if isinstance(result, Tensor) else None
         if isinstance(written, Tensor) and number is not None:
@@ -209,7 +210,7 @@ class Outside(TorchDispatchMode):
         kwargs: dict,
         result: Any,
     ) -> _Number:
-        """What the result of one operation is."""
+        """Number of the result of one operation; reports what may be a dot product."""
         tensor, first = given[0]
         ranks = [t.ndim for t in _tensors(result)]
         every = frozenset(range(max(ranks, default=0)))
@@ -254,7 +255,7 @@ class Outside(TorchDispatchMode):
     def _towards_root(
         self, name: str, given: Sequence[tuple[Tensor, _Number]], args: tuple
     ) -> _Number:
-        """What becomes of a mean of squares: a root makes a norm of it, a unit that is in float.
+        """Follows a mean of squares: with its root it is a norm, a unit of its own in float.
 
         On the way, constants may be added and single numbers multiplied, as RMS norms do.
         """
@@ -278,7 +279,7 @@ class Outside(TorchDispatchMode):
         return replace(number, kind=kind, axes=every if products else frozenset())
 
     def _curve(self, given: Sequence[tuple[Tensor, _Number]], every: frozenset[int]) -> _Number:
-        """A function of each element; of a product it remains one, as relu(x·w) is relu(x)·w."""
+        """A function of each element; of a product it is a product, as relu(x·w) is relu(x)·w."""
         if any(number.kind == _PRODUCT for _, number in given):
             return self._joined(given, every)
         if len({(n.source, n.place) for _, n in given}) == 1:
@@ -298,7 +299,7 @@ class Outside(TorchDispatchMode):
             return replace(self._fresh(), kind=_PRODUCT if products else _VALUE, axes=axes)
         if left.place == right.place:
             return replace(left, kind=max(left.kind, right.kind), axes=axes)
-        # Elements of one tensor, weighted apart and added: a dot product by hand.
+        # Elements of one tensor, added with different weights: a dot product.
         if {left.kind, right.kind} & {_SCALED, _POWER, _PRODUCT}:
             self._tell(shown)
         return self._fresh()
@@ -357,7 +358,7 @@ def _axes_of(
 def _carried(
     name: str, axes: frozenset[int], tensor: Tensor, args: tuple, result: Tensor
 ) -> frozenset[int]:
-    """Where axes are after they were permuted, added, dropped or joined."""
+    """Positions of axes after they were permuted, added, dropped or joined."""
     rank = tensor.ndim
     if name == "permute":
         order = [axis % rank for axis in args[1]]
@@ -377,7 +378,7 @@ def _carried(
 def _carried_by_view(
     axes: frozenset[int], before: tuple[int, ...], after: tuple[int, ...]
 ) -> frozenset[int]:
-    """Axes of one shape in another of the same elements: those that begin and end alike stay."""
+    """Axes of one shape in another of the same elements, by their spans of strides."""
     spans = [_spans(shape) for shape in (before, after)]
     found = set()
     for axis in axes:

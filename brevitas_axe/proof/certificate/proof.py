@@ -1,4 +1,4 @@
-"""From the integers of one dot product to its proof: the only place that decides a width."""
+"""From the integers of one dot product to its proof: the only place where a width is decided."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SCALED = "tiles have scales of their own; what adds their results is no integer
 
 @dataclass(frozen=True)
 class Integers:
-    """What an accumulator adds up.
+    """The integers that an accumulator adds up.
 
     Attributes:
         weights: int64 [rows, K]. For a product of two activations, ones: then `low` and `high`
@@ -25,8 +25,8 @@ class Integers:
         bias: float64 [rows] in units of the accumulator, or None.
         scale_span: inputs of a row that share one weight scale, None for all of them.
         step: float64 [rows] or scalar, the real value of one unit of the accumulator; NaN where it
-            differs between the outputs of one row, or between runs. Only what is said of an Add of
-            results depends on it.
+            differs between the outputs of one row, or between runs. Only entries and assumptions
+            about an Add of results depend on it.
     """
 
     weights: np.ndarray
@@ -39,7 +39,7 @@ class Integers:
 
 @dataclass(frozen=True)
 class Found:
-    """A dot product before its proof: its names, and its integers or why it has none."""
+    """A dot product before its proof: names, and its integers or the reason why it has none."""
 
     name: str
     op: str
@@ -58,10 +58,10 @@ def prove(found: Found, targets: Targets) -> DotProduct:
 
     Args:
         found: the dot product.
-        targets: asked-for widths and tile sizes.
+        targets: requested widths and tile sizes.
 
     Raises:
-        InvalidTile: the asked-for tile size is not a positive integer.
+        InvalidTile: the requested tile size is not a positive integer.
     """
     names = tuple(n for n in (found.layer, found.name, found.weight) if n)
     target, tile_size = targets.of(names)
@@ -85,15 +85,15 @@ def prove(found: Found, targets: Targets) -> DotProduct:
     minimum, maximum = worst_case_sums(integers.weights, integers.low, integers.high, tile)
     low, high = int(minimum.min()), int(maximum.max())
     width = required_bit_width(low, high)
-    # The whole row by itself, not the sum of int64 tiles, which could wrap.
+    # Computed anew for the whole row: the sum over int64 tiles could wrap.
     row_low, row_high = (
         worst_case_sums(integers.weights, integers.low, integers.high)
         if tile
         else (minimum, maximum)
     )
     with_bias, note = width_with_bias(row_low[:, 0], row_high[:, 0], integers.bias)
-    outer = tile is not None and target is not None and target < width
-    # Behind tiles of different scales comes a sum of scaled values, not of integers.
+    misses_target = tile is not None and target is not None and target < width
+    # Results of tiles with different scales are scaled before they are added: no integer sum.
     adds_tiles = tile is not None and span is None
     return DotProduct(
         **entry,
@@ -107,7 +107,7 @@ def prove(found: Found, targets: Targets) -> DotProduct:
             required_bit_width(int(row_low.min()), int(row_high.max())) if adds_tiles else None
         ),
         outer_bound=(
-            outer_bit_width(width if outer or target is None else target, inputs, tile)
+            outer_bit_width(width if misses_target or target is None else target, inputs, tile)
             if adds_tiles
             else None
         ),
@@ -121,14 +121,14 @@ def prove(found: Found, targets: Targets) -> DotProduct:
 def width_with_bias(
     minimum: np.ndarray, maximum: np.ndarray, bias: np.ndarray | None
 ) -> tuple[int | None, tuple[str, ...]]:
-    """Width of row plus bias, in any order of adding, and what was assumed for it.
+    """Width of row plus bias, in any order of addition, and the assumptions for it.
 
     A bias that is no multiple of weight scale × input scale is rounded away from zero.
     """
     if bias is None or not np.isfinite(bias).all():
         return None, ()
     nearest = np.rint(bias)
-    # A quantized bias went through one float32 multiplication, and this division.
+    # Rounding errors of a quantized bias: one float32 multiplication, and this division.
     integer = bool(np.all(np.abs(bias - nearest) <= 4 * np.finfo(np.float32).eps * np.abs(bias)))
     note = () if integer else ("the bias is not an integer; it is rounded away from zero",)
     low, high = 0, 0

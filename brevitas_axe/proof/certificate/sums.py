@@ -1,8 +1,8 @@
-"""What can be said of an Add that joins the results of dot products.
+"""Proofs and assumptions about an Add that joins results of dot products.
 
-Where all of them count in the same step, weight scale × input scale, their integers are added as
-they are, and the worst sum is the sum of the worst sums. Elsewhere each result is scaled before it
-is added: that is no integer arithmetic, and the certificate says so instead of proving it.
+Where all of them have the same step, weight scale × input scale, their integers are added, and the
+worst sum is the sum of their worst sums. Elsewhere each result is scaled before it is added, which
+is no integer arithmetic: the certificate lists it as an assumption.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Join:
     Attributes:
         name: of the Add, unique in the certificate.
         terms: names of the dot products, each as often as it is added.
-        shifted: those to which a bias is added, once for every one.
+        shifted: those to which a bias is added, once for each bias.
     """
 
     name: str
@@ -66,7 +66,7 @@ def sums(
 ) -> tuple[tuple[DotProduct, ...], tuple[str, ...]]:
     """(one entry per Add of equal steps, one sentence per other Add).
 
-    Nothing is said of an Add of which a dot product has no integers: that one's own entry says why.
+    Left out is an Add with a dot product that has no integers: the entry of that one says why.
 
     Args:
         joins: the Adds.
@@ -96,11 +96,11 @@ def _entry(join: Join, terms: Sequence[Found], integers: Sequence[Integers]) -> 
         len(part.weights) == rows and len(term.shape or ()) == dims
         for term, part in zip(terms, integers, strict=True)
     )
-    # A dot product of more than two dimensions, which is no convolution, has rows on two axes.
+    # A matrix product with more than two dimensions has rows on two axes.
     if not aligned or (dims > 2 and terms[0].op in _LAYOUTS[0]):
         return None
     steps = [np.broadcast_to(part.step, rows) for part in integers]
-    # NaN, which stands for a step that varies, is equal to nothing.
+    # NaN marks a step that varies: it is unequal to itself.
     equal = all(np.array_equal(step, steps[0]) for step in steps)
     if not equal or np.isnan(steps[0]).any() or any(p.scale_span is not None for p in integers):
         return None
@@ -135,7 +135,7 @@ def _with_bias(
 ) -> tuple[int | None, tuple[str, ...]]:
     """Bits of the sum with its bias; None unless exactly one of the results has one.
 
-    Two that are no whole numbers could each be rounded up.
+    With two biases that are no integers, each could be rounded up.
     """
     biases = {t.name: p.bias for t, p in zip(terms, integers, strict=True) if p.bias is not None}
     if len(biases) != 1 or not set(join.shifted) <= set(biases) or len(join.shifted) > 1:

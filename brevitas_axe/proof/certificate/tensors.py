@@ -25,7 +25,7 @@ from brevitas_axe.proof.graph.grid import (
 
 @dataclass(frozen=True)
 class InputFact:
-    """What arrives at a dot product.
+    """The input of a dot product.
 
     Attributes:
         low: smallest integer, zero point subtracted, ≤ 0.
@@ -33,7 +33,7 @@ class InputFact:
         type: qonnx DataType of the stored integers.
         scale: float64, scalar or one per channel [C]; NaN when it varies between outputs only.
         length: size of the last axis.
-        assumptions: what is taken without checking it.
+        assumptions: what is trusted without a check, one sentence each.
     """
 
     low: int
@@ -50,13 +50,13 @@ def read_input(
     """Range and scale of an activation.
 
     Args:
-        value: what arrived.
-        channel_axis: axis on which a scale per channel is told apart; None means that the last
+        value: the input.
+        channel_axis: axis along which a scale may differ by channel; None means that the last
             axis is summed over, and the scale must not vary there.
         exact: its bit width comes straight from a quantizer. A bit width that Brevitas derived
             (after an addition, say) gets one bit more, because Brevitas declares the sum of a
             signed and an unsigned tensor one bit too narrow.
-        any_point: its zero point is found at run time, and so may be any integer of its type.
+        any_point: its zero point is computed at run time, and so may be any integer of its type.
 
     Raises:
         Unprovable: not an integer tensor, or its values contradict what it declares.
@@ -84,7 +84,7 @@ def read_input(
     else:
         low, high = low - int(points.max()), high - int(points.min())
     scale = _finite_scale(value.scale, "input")
-    # In a sum that nearly cancels, the error is that of its large terms.
+    # The rounding error of a sum is relative to its largest term, even if the terms cancel.
     integers = _checked_integers(value.value, scale, "input", largest_term=0 if exact else 2**bits)
     if integers.size and (integers.min() < low or integers.max() > high):
         raise Unprovable(
@@ -108,7 +108,7 @@ def layer_integers(
 
     Args:
         module: a quantized linear layer or convolution.
-        arrived: its quantized input; A2Q quantizers look at it.
+        arrived: its quantized input, which A2Q quantizers use.
         fact: what is known of that input.
         transposed: True for a transposed convolution, whose weights are [in, out/groups, ...].
 
@@ -154,7 +154,7 @@ def layer_integers(
 
 
 def join(calls: Sequence[Found]) -> Found:
-    """One dot product for all calls of a layer: the union of what arrived at it."""
+    """One dot product for all calls of a layer, over the union of their input ranges."""
     first = calls[0]
     for call in calls:
         mine, other = first.integers, call.integers
@@ -251,7 +251,7 @@ def _checked_integers(
     Args:
         value: integers × scale, rounded to its own type.
         scale: float64, broadcastable to value.
-        what: what to call it.
+        what: name of the tensor in messages.
         largest_term: largest magnitude among the terms of the sum that gave value; 0 if it is no
             sum.
     """

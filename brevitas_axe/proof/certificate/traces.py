@@ -1,4 +1,4 @@
-"""How the elements of a tensor came to be: moved, multiplied, and by factors that vary where."""
+"""How the elements of a tensor were computed: moved, multiplied, and along which axes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from brevitas_axe.proof.graph.quantizers import constant_values
 from brevitas_axe.proof.graph.shapes import Shapes
 
 Axes = frozenset[int]
-# Roots beyond this count as any tensor.
+# With more roots than this, any tensor counts as a root.
 _MAX_ROOTS = 32
 _ONE_FACTOR: Axes = frozenset()
 # Functions of one element that end in a gate, as SiLU, GELU and Mish do: x·gate(x) is no square.
@@ -22,15 +22,15 @@ _GATES = ("Sigmoid", "Tanh", "Erf", "HardSigmoid", "Clip", "Softplus")
 
 @dataclass(frozen=True)
 class Trace:
-    """How the elements of a computed tensor came to be.
+    """How the elements of a computed tensor were computed.
 
     Attributes:
-        roots: tensors whose elements these are, functions of, or sums of; None for any.
+        roots: tensors of whose elements these are copies, functions or sums; None for any.
         moved: elements may have changed places since.
         scaled: they were multiplied since.
         varying: negative axes along which their factors vary; None for any.
         source: tensor of which each element is a function by itself; "" for none.
-        gated: that function went through a gate.
+        gated: that function contains a gate.
     """
 
     roots: frozenset[str] | None
@@ -47,7 +47,7 @@ class Trace:
         return bool(self.varying if axes is None else self.varying & axes)
 
     def shares(self, other: Trace) -> bool:
-        """Whether elements of one tensor may stand in both."""
+        """Whether both may have elements of the same tensor."""
         if self.roots is None or other.roots is None:
             return True
         return bool(self.roots & other.roots)
@@ -75,7 +75,7 @@ class Traces:
         kind, given = kind_of(node), [self.of(t) for t in node.inputs]
         traced = [trace for trace in given if trace is not None]
         if not traced or kind in (None, Kind.FRESH, Kind.SUM, Kind.SQUARES):
-            return  # new numbers are their own root
+            return  # new numbers: the tensor is its own root
         if kind is Kind.NORM:
             result = replace(self._joined(traced[:1]), scaled=True, varying=self._affine(node))
         elif kind is Kind.STAY and given[0] is not None:
@@ -96,10 +96,10 @@ class Traces:
             self._traces[output] = replace(result, varying=_ONE_FACTOR) if whole else result
 
     def call(self, node: Node, multiplies: bool) -> None:
-        """The outputs of a local function or of control flow, which are not followed inside."""
+        """Traces the outputs of a local function or control flow, whose inside is not followed."""
         inputs = [t for t in (self.of(t) for t in node.inputs) if t is not None]
         joined = self._joined(inputs) if inputs else Trace(None)
-        roots = joined.roots if node.domain else None  # a subgraph captures what it likes
+        roots = joined.roots if node.domain else None  # a subgraph may use any tensor
         varying = None if multiplies or joined.varying != _ONE_FACTOR else _ONE_FACTOR
         scaled = multiplies or joined.scaled
         for output in node.outputs:
@@ -121,7 +121,7 @@ class Traces:
         return frozenset(int(a) if a < 0 else int(a) - (rank or 0) for a in axes)
 
     def is_variance(self, node: Node) -> bool:
-        """Whether a sum of squares only goes into a root or a divisor, as normalizations do."""
+        """Whether a sum of squares is only used in a root or a divisor, as in normalizations."""
         tensor, divisor = node.outputs[0], node.op in ("ReduceL2", "LpPool")
         for _ in range(4):
             readers = self._consumers.get(tensor, [])

@@ -1,6 +1,6 @@
 """Runs a QONNX file as hardware with P-bit accumulators would: wrapping or saturating.
 
-Rules of this room: dot products are exact integers; everything else is left to qonnx and ONNX
+Rules of this package: dot products are exact integers; everything else is left to qonnx and ONNX
 Runtime.
 """
 

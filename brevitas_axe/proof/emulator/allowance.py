@@ -1,4 +1,4 @@
-"""What a run may take: memory and work in proportion to its inputs, agreed before each node."""
+"""Limits memory and work of a run in proportion to its inputs, checked before each node."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PRODUCTS_OF = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
 class Allowance:
-    """Elements and products that one run of a file may still take.
+    """Elements and products that one run of a file may still use.
 
     Args:
         file: the model.
@@ -39,15 +39,15 @@ class Allowance:
         self._products = _PRODUCTS + _PRODUCTS_EACH * given
 
     def check(self, proto: onnx.NodeProto, feeds: Mapping[str, np.ndarray]) -> None:
-        """Takes a standard node's outputs off; raises Unprovable where they are too large."""
+        """Subtracts a standard node's outputs; raises Unprovable where they are too large."""
         name = shown(proto.name or proto.op_type)
         shapes = output_shapes(proto, feeds, self._file)
         if shapes is None:
             sizes = [np.size(array) * max(np.ndim(array), 1) for array in feeds.values()]
             if kind_of(proto) not in _SAME_SIZE and proto.op_type not in _BY_VALUE:
                 raise Unprovable(
-                    f"{shown(proto.op_type)} '{name}' cannot be run, because how large its results "
-                    "will be is not known before"
+                    f"{shown(proto.op_type)} '{name}' cannot be run, because the size of its "
+                    "results is not known before"
                 )
             self._take(sum(sizes), name)
             return

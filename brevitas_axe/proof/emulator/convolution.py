@@ -73,7 +73,7 @@ def convolve(images: np.ndarray, weights: np.ndarray, node: Node, product: Produ
 
     Args:
         images: int64 [batch, channels, *image].
-        weights: int64, as ONNX lays them out.
+        weights: int64, in the layout of ONNX.
         node: the convolution.
         product: matrix product [rows, K] × [K, outputs] to use; K runs over (input channel,
             kernel position).

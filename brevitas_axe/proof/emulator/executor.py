@@ -33,7 +33,7 @@ _IR_VERSION = 10
 
 @dataclass
 class EmulationResult:
-    """Outputs of a run, and what its accumulators went through.
+    """Outputs of a run, and overflows and largest sums of its accumulators.
 
     Attributes:
         outputs: output name → array.
@@ -77,7 +77,7 @@ def emulate(
 ) -> EmulationResult:
     """Runs a QONNX file as hardware with narrow accumulators would.
 
-    A batch that the file does not have is run in pieces that it has.
+    A batch of another size than the file's is run in pieces of the file's size.
 
     Args:
         path_or_model: path of the file, a ModelProto, or a qonnx ModelWrapper.
@@ -85,7 +85,7 @@ def emulate(
         accumulator_bit_width: P of every dot product; 64 is the plain execution.
         tile_size: inputs per inner accumulator.
         overflow: "wrap" or "saturate".
-        plan: widths and tiles by layer; what it leaves open, the arguments above fill.
+        plan: widths and tiles by layer; where it has None, the arguments above count.
 
     Raises:
         InvalidModelFile: the file is broken, or one of its nodes cannot be executed.
@@ -160,7 +160,7 @@ def _pieces(
 
 
 class _Run:
-    """One model, its compiled nodes, and what its accumulators went through so far."""
+    """One model, its compiled nodes, and the counts of its accumulators so far."""
 
     def __init__(self, file: ModelFile, targets: Targets, overflow: Overflow) -> None:
         self.file, self.result = file, EmulationResult()
@@ -194,7 +194,7 @@ class _Run:
                 raise
             except Unprovable as reason:
                 raise InvalidModelFile(f"{self.file.subject}: {reason}.") from None
-            except Exception as error:  # a library's way of refusing a node
+            except Exception as error:  # libraries raise many types for a node that they refuse
                 first_line = next(iter(str(error).splitlines()), "")
                 raise InvalidModelFile(
                     f"{self.file.subject}: {shown(node.op)} '{node.name}' cannot be executed: "
@@ -291,7 +291,7 @@ class _Run:
 
 
 def _integers(grid: Grid, values: np.ndarray, node: Node) -> np.ndarray:
-    """The integers that a floating-point tensor stands for."""
+    """Integers of a floating-point tensor on a grid."""
     if grid.integers is not None:
         return grid.integers
     ratio = np.asarray(values, np.float64) / grid.scale
@@ -320,7 +320,7 @@ def _matmul(left: np.ndarray, right: np.ndarray, multiply: Product) -> np.ndarra
 
 
 def _scale(left: np.ndarray, right: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Scale of each output; `find` has seen to it that it is constant along each dot product.
+    """Scale of each output, which is constant along each dot product (checked by `find`).
 
     Args:
         left: scale of the left operand, scalar or [..., 1].

@@ -12,7 +12,7 @@ import numpy as np
 
 from brevitas_axe.accumulator import outer_bit_width, tile_starts
 
-# What an accumulator does with a sum that it cannot hold.
+# What an accumulator does with a sum out of its range.
 Overflow = Literal["wrap", "saturate"]
 
 _FLOAT_EXACT = 2**53
@@ -24,7 +24,7 @@ class Accumulated:
     """Result of one product.
 
     Attributes:
-        sums: int64 [..., M, N], as the accumulators hold them at the end.
+        sums: int64 [..., M, N], final values of the accumulators.
         overflows: accumulators (inner, one per output and tile, and outer) that left their range.
         largest: largest |sum| of any tile before it was wrapped or clipped.
     """
@@ -66,14 +66,14 @@ def accumulate(
         # No partial sum can leave the range when the sum of magnitudes stays inside.
         inside = largest_product * (stop - start) < limit
         if overflow == "wrap" or inside:
-            held, count = _wrap(exact, accumulator_bit_width)
+            kept, count = _wrap(exact, accumulator_bit_width)
         else:
-            held, count = _saturating_matmul(a, b, limit)
+            kept, count = _saturating_matmul(a, b, limit)
         overflows += count
         if total is None:
-            total = held
+            total = kept
             continue
-        total, count = (_wrap if overflow == "wrap" else _clip)(total + held, outer)
+        total, count = (_wrap if overflow == "wrap" else _clip)(total + kept, outer)
         overflows += count
     # A dot product without inputs has no tile.
     empty = np.zeros((*left.shape[:-1], right.shape[-1]), np.int64)
@@ -89,7 +89,7 @@ def _magnitude(array: np.ndarray) -> int:
 
 
 def _matmul(a: np.ndarray, b: np.ndarray, bound: int) -> np.ndarray:
-    """Exact integer product: BLAS while float64 holds every partial sum, int64 otherwise."""
+    """Exact integer product: BLAS where float64 is exact for every partial sum, else int64."""
     if bound < _FLOAT_EXACT:
         return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int64)
     if bound < _INT64_SAFE:

@@ -1,1 +1,1 @@
-"""Reads a QONNX file: which integers, on which grid, arrive at every tensor."""
+"""Reads a QONNX file: which integers every tensor can have, on which grid."""

@@ -92,7 +92,7 @@ def _shifted(node: Node, fact: Fact, constant: Fact, sign: int = 1) -> Grid:
         raise Unprovable(f"{node.op} '{node.name}' shifts by no whole number of steps")
     low, high = source.low + int(steps.min()), source.high + int(steps.max())
     if source.typed == (low, high):
-        # FINN declares the type that a count of thresholds has after its shift.
+        # FINN declares the type of a count of thresholds after its shift.
         return replace(source, low=low, high=high, typed=None)
     if source.typed is not None:
         return _shifted(node, source.widened, constant, sign)
@@ -192,7 +192,7 @@ def where(node: Node, facts: list[Fact], reading: Reading) -> Grid:
 
 
 def _united(node: Node, grids: list[Grid]) -> Grid:
-    """Smallest range that holds every one of them, on their common scale."""
+    """Smallest range that contains all of them, on their common scale."""
     _same_scale(node, grids)
     low, high = min(grid.low for grid in grids), max(grid.high for grid in grids)
     types = {grid.type for grid in grids if (grid.low, grid.high) == (low, high)}

@@ -1,4 +1,4 @@
-"""What a file may ask for: memory and work in proportion to its own size, before it is spent."""
+"""Limits memory and work of an analysis in proportion to the size of the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from brevitas_axe.proof.graph.grid import Unprovable
 
-# Elements that any file may ask for; about a second of work and 300 MB.
+# Elements that every file may use; about a second of work and 300 MB.
 _FREE = 2**24
 _PER_BYTE = 8
 
@@ -25,16 +25,16 @@ class Budget:
         self._left = _FREE + _PER_BYTE * stored
 
     def spend(self, elements: int, what: str) -> None:
-        """Takes elements off; raises Unprovable, before any is computed, where too few are left.
+        """Subtracts elements; raises Unprovable, before any is computed, where too few are left.
 
         Args:
-            elements: that are about to be computed.
-            what: is computed, for the sentence.
+            elements: number of elements to be computed.
+            what: what is computed, for the message.
         """
         if elements > self._left:
             raise Unprovable(f"{what} is too large for a file of this size")
         self._left -= elements
 
     def spend_on(self, shapes: Iterable[tuple[int, ...]], what: str) -> None:
-        """`spend` for arrays that broadcast against each other, which may blow them up."""
+        """`spend` for arrays that broadcast against each other, to a possibly much larger shape."""
         self.spend(prod(np.broadcast_shapes(*shapes)), what)

@@ -1,7 +1,7 @@
-"""What two readers of one file may understand differently: refused by name.
+"""Refuses files that two readers may understand differently.
 
-ONNX Runtime and qonnx agree on a file only if it says every thing once: the one takes the first
-of two initializers of a name, the other the last.
+ONNX Runtime and qonnx agree on a file only if it defines everything once: of two initializers with
+one name, the former takes the first and the latter the last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DATA_FIELDS = (
 
 
 def refuse_doubts(model: onnx.ModelProto, subject: str) -> None:
-    """Raises InvalidModelFile for a model that says one thing twice."""
+    """Raises InvalidModelFile for a model that defines something twice."""
     versions: dict[str, int] = {}
     for imported in model.opset_import:
         domain = "" if imported.domain == "ai.onnx" else imported.domain
@@ -46,7 +46,7 @@ def refuse_doubts(model: onnx.ModelProto, subject: str) -> None:
 
 
 def refuse_doubtful(message: Message, subject: str) -> None:
-    """Raises InvalidModelFile for a graph, node or tensor that says one thing twice."""
+    """Raises InvalidModelFile for a graph, node or tensor that defines something twice."""
     if isinstance(message, onnx.GraphProto):
         _unique([i.name for i in message.input], subject, "graph input")
         _unique([o.name for o in message.output], subject, "graph output")

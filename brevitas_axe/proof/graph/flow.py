@@ -1,6 +1,6 @@
 """What is known of every tensor of a graph, in one pass over its nodes.
 
-A walk in execution order, not back from each dot product: no recursion, and every tensor is
+The pass is in execution order, not back from each dot product: no recursion, and every tensor is
 judged once. An operator that is not listed here, or that carries an attribute or input which its
 definition does not have, makes its outputs Unknown, never wrong.
 """
@@ -33,7 +33,7 @@ _TABLES: dict[str, dict[str, Rule]] = {
     QONNX: {**QUANTIZERS, **QONNX_MOVES},
     CHANNELS_LAST: {"MaxPool": MOVES["MaxPool"]},
 }
-# Rules that know what an input means that is left out before one that is given.
+# Rules that can handle an omitted input in front of a given one.
 _GAPS = ("Clip", "Dropout", "Resize", "Pad", "Slice")
 _MAX_ASSUMPTIONS = 64
 
@@ -93,7 +93,7 @@ def _given(file: ModelFile, input_types: Mapping[str, str], fixed: bool) -> dict
         facts[sparse.values.name] = Unknown(f"'{shown(sparse.values.name)}' is sparse")
     for tensor in file.graph.initializer:
         constant = Constant(file.array(tensor), shown(tensor.name), tensor.data_type)
-        # Since IR version 4 whoever runs a file may give an input, and replaces its initializer.
+        # Since IR version 4 a caller may pass a graph input, which then replaces its initializer.
         if tensor.name in facts and file.model.ir_version >= 4 and not fixed:
             facts[tensor.name] = Unknown(
                 f"'{shown(tensor.name)}' is a graph input too, so that a caller may replace its "
@@ -104,18 +104,20 @@ def _given(file: ModelFile, input_types: Mapping[str, str], fixed: bool) -> dict
     return facts
 
 
-def _graph_input(value: onnx.ValueInfoProto, file: ModelFile, told: str) -> Fact:
+def _graph_input(value: onnx.ValueInfoProto, file: ModelFile, given_type: str) -> Fact:
     name, declared = shown(value.name), file.types.get(value.name, "")
-    if told:
+    if given_type:
         try:
-            low, high = datatype_range(told, "datatype")
+            low, high = datatype_range(given_type, "datatype")
         except Unprovable:
             raise InvalidOption(
-                f"the type of input '{name}' is '{told[:40]}', but it must be an integer type of "
-                "qonnx, such as UINT8 or INT4."
+                f"the type of input '{name}' is '{given_type[:40]}', but it must be an integer "
+                "type of qonnx, such as UINT8 or INT4."
             ) from None
-        promise = f"graph input '{name}' holds {told} integers, as the caller declares"
-        return Grid(np.ones(()), low, high, told, assumptions=(promise,), wraps=_integral(value))
+        promise = f"graph input '{name}' holds {given_type} integers, as the caller declares"
+        return Grid(
+            np.ones(()), low, high, given_type, assumptions=(promise,), wraps=_integral(value)
+        )
     kind = value.type.tensor_type.elem_type
     stored = onnx.TensorProto.DataType.Name(kind) if kind in range(1, 26) else ""
     try:
@@ -139,7 +141,7 @@ def _integral(value: onnx.ValueInfoProto) -> bool:
 
 
 def _annotated(constant: Constant, declared: str) -> Fact:
-    """A constant whose integer annotation is true is a grid of scale 1."""
+    """A constant as a grid of scale 1, if its integer annotation is true."""
     if declared.startswith("SCALEDINT"):
         return replace(
             constant,
@@ -187,14 +189,14 @@ def _judge(node: Node, facts: Mapping[str, Fact], reading: Reading, file: ModelF
 
 
 def _given_inputs(node: Node, facts: Mapping[str, Fact]) -> list[Any]:
-    """Facts of a node's inputs, None for one that is left out before others."""
+    """Facts of a node's inputs; None for one that is omitted in front of others."""
     names = node.inputs
     while names and not names[-1]:
         names.pop()
     given = [facts[name] if name else None for name in names]
     if None in given[:1] or (None in given and node.op not in _GAPS):
         raise Unprovable(f"{shown(node.op)} '{node.name}' leaves an input out")
-    # Only a shift of the whole tensor can make what is counted and what is declared agree.
+    # Only a shift of the whole tensor can make the counted and the declared range agree.
     shift = node.op in ("Add", "Sub")
     return [f.widened if isinstance(f, Grid) and not shift else f for f in given]
 
@@ -214,7 +216,7 @@ def _bounded(fact: Fact, node: Node) -> Fact:
 
 def _constant_node(node: Node, file: ModelFile) -> Fact:
     if len(node.proto.attribute) != 1:
-        return Unknown(f"constant '{node.name}' does not hold exactly one value")
+        return Unknown(f"constant '{node.name}' does not have exactly one value")
     for attribute in node.proto.attribute:
         if attribute.name == "value" and attribute.HasField("t"):
             constant = Constant(file.array(attribute.t), node.name, attribute.t.data_type)

@@ -1,7 +1,7 @@
-"""Tensors that live on an integer grid, and the arithmetic that puts them there.
+"""Tensors on an integer grid, and the arithmetic that puts them there.
 
 A tensor's value is `scale × integer`. What is known of every tensor of a file is one of:
-`Grid` (it lives on a grid, with these integers), `Constant` (its values are in the file) or
+`Grid` (its values are on a grid, with these integers), `Constant` (its values are in the file) or
 `Unknown` (neither, and why). Quantizers are computed as QONNX executes them, in the arithmetic
 of their own arrays (float32), so that the integers here are the integers there.
 """
@@ -34,9 +34,9 @@ class Constant:
 
     Attributes:
         values: the array.
-        name: initializer or node that holds it.
+        name: initializer or node that defines it.
         onnx_type: TensorProto element type.
-        note: why its datatype annotation does not hold, empty when it does or there is none.
+        note: why its datatype annotation is wrong; empty where it is right or there is none.
     """
 
     values: np.ndarray
@@ -55,10 +55,10 @@ class Grid:
         type: qonnx DataType name of the stored integers.
         integers: int64, when the tensor is constant.
         asymmetric: a non-zero zero point was subtracted.
-        weight: initializer that holds it, when constant.
-        assumptions: what is taken from the file without checking it.
+        weight: initializer of the values, when constant.
+        assumptions: what is trusted without a check, one sentence each.
         stored: TensorProto element type, where the tensor is a constant of the file.
-        wraps: the tensor holds an integer element type, in which sums and products wrap around.
+        wraps: the tensor has an integer element type, in which sums and products wrap around.
         typed: range of the declared datatype, where it is not [low, high]; hardware may be sized
             by either.
         unshifted: [low, high] before a constant was added, which hardware may move elsewhere.
@@ -129,7 +129,7 @@ def checked_scale(scale: np.ndarray, where: str) -> np.ndarray:
 
 
 def single_integer(values: np.ndarray, what: str, low: int, high: int) -> int:
-    """The one integer that values hold, between low and high."""
+    """The only value of an array, an integer between low and high."""
     values = np.asarray(values)
     if values.size == 0 or not np.isfinite(values).all() or np.ptp(values) != 0:
         raise Unprovable(f"{what} is not one finite number")
@@ -148,11 +148,11 @@ def quantizer_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
     return 0, 2**bits - 1 - narrow
 
 
-def held_range(low: int, high: int, kind: np.dtype, where: str) -> tuple[int, int]:
-    """The range as a floating-point type holds its ends, never smaller than it is.
+def representable_range(low: int, high: int, kind: np.dtype, where: str) -> tuple[int, int]:
+    """The range with its ends rounded to a floating-point type, never smaller than before.
 
-    QONNX clips to the ends of a range in the arrays' own precision: of 25 unsigned bits float32
-    makes 2^25, one more than the range holds.
+    QONNX clips to the ends of a range in the arrays' own precision: in float32 the largest integer
+    of 25 unsigned bits becomes 2^25, one more than the range has.
     """
     if kind.kind != "f":
         return low, high
@@ -224,7 +224,7 @@ def quantize(
     if signed and bits == 1:
         return np.where(scaled >= 0, 1, -1).astype(np.int64)
     low, high = quantizer_range(bits, signed, narrow)
-    # Clip in the array's precision, as QONNX does; where that rounds a bound, readers differ.
+    # Clip in the array's precision, as QONNX does. Where that rounds a bound, readers may differ.
     clipped = np.clip(scaled, scaled.dtype.type(low), scaled.dtype.type(high))
     rounded = rounding(mode)(clipped).astype(np.int64)
     if np.any(rounded < low) or np.any(rounded > high):

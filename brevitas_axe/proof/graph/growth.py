@@ -1,4 +1,4 @@
-"""How large the outputs of one node will be, known before it is run."""
+"""Sizes of the outputs of one node, before it is run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 
 from brevitas_axe.proof.graph.modelfile import ModelFile
 
-# Arrays of at most so many elements may be shapes, which decide how large an output is.
+# Arrays of at most so many elements may be shapes, whose values decide the size of an output.
 _SHAPE_LIKE = 64
 
 
@@ -21,7 +21,7 @@ def output_shapes(
 
     Args:
         proto: the node.
-        inputs: its inputs; of large ones the shape alone is looked at.
+        inputs: its inputs; of large ones only the shape is used.
         file: for the versions of the operator sets.
     """
     given, constants = [], []
@@ -39,7 +39,7 @@ def output_shapes(
     model = onnx.helper.make_model(graph, opset_imports=[standard])
     try:
         inferred = onnx.shape_inference.infer_shapes(model).graph.output
-    except Exception:  # whatever onnx makes of a malformed node
+    except Exception:  # onnx raises many types for a malformed node
         return None
     shapes = []
     for value in inferred:

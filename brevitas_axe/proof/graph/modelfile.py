@@ -1,4 +1,4 @@
-"""Reads an ONNX file that nobody vouches for: bytes in, a checked graph out.
+"""Reads an ONNX file of unknown origin: from bytes to a checked graph.
 
 Whatever is unusable raises InvalidModelFile in one sentence. External data is read from inside
 the file's own folder only.
@@ -79,10 +79,10 @@ class ModelFile:
         nodes: in execution order.
         subject: what to call it in messages.
         sha256: of the bytes.
-        folder: where external data may lie; None for a model in memory.
+        folder: of external data; None for a model in memory.
         external: (location, sha256) of each external file.
         types: datatype annotations by tensor.
-        budget: what the analysis of this file may still cost.
+        budget: of its analysis.
     """
 
     model: onnx.ModelProto
@@ -122,7 +122,7 @@ class ModelFile:
             tensor = loaded
         try:
             array = numpy_helper.to_array(tensor)
-        except Exception as error:  # every way in which a library rejects corrupted data
+        except Exception as error:  # libraries raise many types for corrupted data
             raise InvalidModelFile(
                 f"{self.subject}: tensor '{name}' does not hold what its type and shape say "
                 f"({type(error).__name__}); export the model again."
@@ -156,7 +156,7 @@ def plain_domain(domain: str) -> str:
 
 
 def shown(name: str) -> str:
-    """A name from a file, made fit for one line of a message."""
+    """A name from a file, escaped and shortened for one line of a message."""
     text = "".join(c if c.isprintable() else "?" for c in str(name))
     return text if len(text) <= 120 else text[:117] + "..."
 
@@ -215,7 +215,7 @@ def read(path_or_model: str | os.PathLike | onnx.ModelProto | object) -> ModelFi
 
 
 def external_path(tensor: onnx.TensorProto, folder: Path | None, subject: str) -> Path:
-    """Where a tensor's external data lies; raises InvalidModelFile outside the file's folder."""
+    """Path of a tensor's external data; raises InvalidModelFile outside the file's folder."""
     location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
     name, place = shown(tensor.name), shown(location)
     if folder is None:
@@ -249,15 +249,15 @@ def _parse(data: bytes, subject: str) -> onnx.ModelProto:
             f"{subject} is truncated or no ONNX file; export the model again."
         ) from None
     if not model.HasField("graph") or not (model.graph.node or model.graph.initializer):
-        raise InvalidModelFile(f"{subject} holds no graph; export the model again.")
+        raise InvalidModelFile(f"{subject} has no graph; export the model again.")
     return model
 
 
 def _tensors(model: onnx.ModelProto, subject: str) -> Iterator[onnx.TensorProto]:
     """Every tensor anywhere in a model: initializers, attributes, subgraphs, functions.
 
-    Raises InvalidModelFile for a name that is no text (protobuf hands those out as bytes), and
-    for what is said twice.
+    Raises InvalidModelFile for a name that is no text (protobuf returns those as bytes), and for
+    anything that is defined twice.
     """
     stack: list[Message] = [model]
     while stack:
@@ -274,7 +274,7 @@ def _tensors(model: onnx.ModelProto, subject: str) -> Iterator[onnx.TensorProto]
                 isinstance(text, bytes) for text in values
             ):
                 raise InvalidModelFile(
-                    f"{subject} holds a {description.name} that is no UTF-8 text; export the model "
+                    f"{subject} has a {description.name} that is no UTF-8 text; export the model "
                     "again."
                 )
 
@@ -334,7 +334,7 @@ def _ordered(graph: onnx.GraphProto, subject: str) -> tuple[Node, ...]:
 
 
 def subgraphs(proto: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """Graphs held by a node's attributes, such as the branches of an If."""
+    """Graphs in a node's attributes, such as the branches of an If."""
     graphs = [a.g for a in proto.attribute if a.HasField("g")]
     return graphs + [g for a in proto.attribute for g in a.graphs]
 

@@ -19,13 +19,13 @@ from brevitas_axe.proof.graph.grid import (
     Grid,
     Unknown,
     Unprovable,
-    held_range,
     is_constant,
+    representable_range,
 )
 from brevitas_axe.proof.graph.modelfile import Node
 from brevitas_axe.proof.graph.quantizers import Reading, constant_values
 
-# What one run of the reference implementation costs beside its elements.
+# Cost of one run of the reference implementation besides its elements.
 _CALL = 2**14
 
 Rule = Callable[[Node, list[Fact], Reading], Fact]
@@ -49,8 +49,8 @@ def moves(pads_zero: bool = False, stays: bool = False, folds: bool = True) -> R
 
     Args:
         pads_zero: it may insert zeros.
-        stays: every element stays in its place, so that scales that vary do not matter.
-        folds: constants go through it too (an operator that can blow them up does not).
+        stays: every element keeps its place, so that scales may vary.
+        folds: constants are folded too (not by operators that can make them much larger).
     """
 
     def rule(node: Node, facts: list[Fact], reading: Reading) -> Fact:
@@ -103,7 +103,7 @@ def _folded(
 
 
 def gather(node: Node, facts: list[Fact], reading: Reading) -> Fact:
-    """Gather; of a constant table by computed indices, it is an embedding."""
+    """Gather; from a constant table by computed indices, it is an embedding."""
     source, indices = facts
     table = isinstance(source, Grid) and is_constant(source) and source.scalar
     if table and isinstance(indices, Unknown):
@@ -121,7 +121,7 @@ def dropout(node: Node, facts: list[Fact], reading: Reading) -> Fact:
 
 
 def max_pool(node: Node, facts: list[Fact], reading: Reading) -> Fact:
-    """MaxPool whose every window holds an element of the image."""
+    """MaxPool in which every window has an element of the image."""
     kernel = node.attribute("kernel_shape", [], "INTS")
     ones, zeros = [1] * len(kernel), [0] * 2 * len(kernel)
     strides, dilations = (node.attribute(n, ones, "INTS") for n in ("strides", "dilations"))
@@ -135,7 +135,7 @@ def max_pool(node: Node, facts: list[Fact], reading: Reading) -> Fact:
         padded = begin or end or up or same
         beyond = end + stride > size if up else end >= size
         if min(begin, end) < 0 or (padded and (dilation != 1 or beyond or begin >= size)):
-            raise Unprovable(f"a window of MaxPool '{node.name}' may hold nothing but padding")
+            raise Unprovable(f"a window of MaxPool '{node.name}' may have nothing but padding")
     source = facts[0]
     channels = isinstance(source, Grid) and _varies_only_along(source.scale, -1 - len(kernel))
     return moves(stays=channels and node.domain == "", folds=False)(node, facts[:1], reading)
@@ -181,8 +181,8 @@ def cast(node: Node, facts: list[Fact], reading: Reading) -> Fact:
         return replace(result, onnx_type=kind)
     if not isinstance(result, Grid):
         return result
-    held = np.dtype(np.float32 if kind == onnx.TensorProto.FLOAT else np.float64)
-    low, high = held_range(result.low, result.high, held, f"Cast '{node.name}'")
+    precision = np.dtype(np.float32 if kind == onnx.TensorProto.FLOAT else np.float64)
+    low, high = representable_range(result.low, result.high, precision, f"Cast '{node.name}'")
     if result.integers is not None and np.abs(result.integers).max() > 2**24:
         raise Unprovable(f"Cast '{node.name}' rounds its values")
     return replace(result, low=low, high=high, wraps=False, stored=kind)

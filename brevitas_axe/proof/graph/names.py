@@ -1,4 +1,4 @@
-"""Which initializer and which layer a dot product of a file belongs to."""
+"""Finds the initializer and the layer of a dot product of a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from brevitas_axe.proof.graph.modelfile import ModelFile, Node, shown
 
 
 class Names:
-    """Answers by walking back from a weight to the file's names."""
+    """Follows a weight back to the names in the file."""
 
     def __init__(self, file: ModelFile) -> None:
         self._initializers = {i.name for i in file.graph.initializer}
@@ -21,8 +21,8 @@ class Names:
                 self._consumers.setdefault(tensor, []).append(node)
         self._uses = Counter({tensor: len(nodes) for tensor, nodes in self._consumers.items()})
         self._outputs = {o.name for o in file.graph.output}
-        # Along first inputs: where a tensor starts, and the module that a quantizer on the way
-        # names. In execution order, so that no way is walked twice.
+        # Along first inputs: the origin of a tensor, and the module that a quantizer on the path
+        # names. In execution order, so that no path is followed twice.
         self._starts: dict[str, str] = {}
         self._modules: dict[str, str] = {}
         for node in file.nodes:
@@ -39,7 +39,7 @@ class Names:
         return shown(start) if start in self._initializers else None
 
     def layer(self, node: Node, tensor: str) -> str | None:
-        """The module that a dot product belongs to, as a Plan names it; None if no name tells.
+        """The module that a dot product belongs to, as a Plan names it; None if no name has it.
 
         Args:
             node: the dot product.
@@ -58,7 +58,8 @@ class Names:
         if found := re.fullmatch(r"/?(.+)/weight_quant/.*", quantizer.proto.name):
             return _dotted(found[1])
         for parameter in quantizer.inputs[1:2]:
-            # Exporters share equal constants between layers: a shared one tells nothing.
+            # Exporters share equal constants between layers: a shared one belongs to no single
+            # layer.
             found = re.fullmatch(r"(.+)\.weight_quant\..*", parameter)
             if found and self._uses[parameter] == 1:
                 return found[1]

@@ -1,8 +1,7 @@
-"""Which operators are known, and what each may do to the numbers that pass through it.
+"""Known operators, and what each of them does to its elements.
 
-Every list says what is allowed. An operator that stands on none of them, an attribute that its
-definition does not have, a version that is newer than the installed onnx: none is taken for
-harmless.
+Every list says what is allowed. An operator on no list, an attribute that its definition does not
+have, or a version newer than the installed onnx is never assumed to be harmless.
 """
 
 from __future__ import annotations

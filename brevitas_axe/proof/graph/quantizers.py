@@ -20,10 +20,10 @@ from brevitas_axe.proof.graph.grid import (
     Unknown,
     Unprovable,
     checked_scale,
-    held_range,
     is_constant,
     quantize,
     quantizer_range,
+    representable_range,
     settled,
     single_integer,
     type_name,
@@ -38,7 +38,7 @@ class Reading:
     Attributes:
         honour_narrow: count a narrow input quantizer without its unused integer. FINN does not.
         opset: version of the standard operators.
-        budget: what constants may grow to.
+        budget: limits the size of constants.
     """
 
     honour_narrow: bool = False
@@ -87,10 +87,10 @@ def quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:
         name = source.weight if isinstance(source, Grid) else getattr(source, "name", None)
         return _constant(stored, zero_point, _floating(scale), type_name(bits, signed), name)
     low, high = quantizer_range(bits, signed, narrow and reading.honour_narrow)
-    held = held_range(low, high, scale.dtype, where)
-    if held != (low, high) and zero_point:
+    ends = representable_range(low, high, scale.dtype, where)
+    if ends != (low, high) and zero_point:
         raise Unprovable(f"{where} has a zero point, and more bits than its float type can hold")
-    return _dynamic(*held, zero_point, _floating(scale), type_name(bits, signed), where)
+    return _dynamic(*ends, zero_point, _floating(scale), type_name(bits, signed), where)
 
 
 def bipolar_quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:
@@ -128,12 +128,12 @@ def trunc(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     signed, narrow = bool(node.attribute("signed", 1)), bool(node.attribute("narrow", 0))
     # QONNX clips one-bit Trunc to [-1, 0], which [-1, 1] contains.
     low, high = quantizer_range(bits, signed, narrow and reading.honour_narrow)
-    low, high = held_range(low, high, scale.dtype, where)
+    low, high = representable_range(low, high, scale.dtype, where)
     return Grid(_floating(scale), low, high, type_name(bits, signed))
 
 
 def multi_threshold(node: Node, facts: list[Fact], reading: Reading) -> Grid:
-    """MultiThreshold: out_scale × (number of thresholds reached) + out_bias."""
+    """MultiThreshold: out_scale × (number of thresholds at or below x) + out_bias."""
     where = f"MultiThreshold '{node.name}'"
     thresholds = constant_values(facts[1], f"the thresholds of {where}")
     if thresholds.ndim != 2:
@@ -141,7 +141,7 @@ def multi_threshold(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     scale, bias = node.attribute("out_scale", 1.0), node.attribute("out_bias", 0.0)
     declared = node.attribute("out_dtype", "")
     low, high = datatype_range(declared, f"out_dtype of {where}")
-    # A whole out_scale (BIPOLAR is 2·count - 1) leaves plain integers.
+    # With an integer out_scale the values are integers (BIPOLAR is 2·count - 1).
     whole = scale == int(scale) and bias == int(bias) if np.isfinite([scale, bias]).all() else False
     step = 1.0 if whole else scale
     grid_scale = checked_scale(np.asarray(step, np.float32), where)
@@ -226,7 +226,7 @@ def dequantize_linear(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     if scale.size > 1 or offset.size > 1:
         raise Unprovable(f"{where} has a scale per channel")
     scale, offset = checked_scale(scale, where), int(offset.reshape(-1)[0])
-    ends = held_range(source.low, source.high, scale.dtype, where)
+    ends = representable_range(source.low, source.high, scale.dtype, where)
     if offset and ends != (source.low, source.high):
         raise Unprovable(f"{where} has a zero point, and more bits than its float type can hold")
     return _dynamic(*ends, offset, _floating(scale), source.type, where)

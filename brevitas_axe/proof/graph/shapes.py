@@ -1,9 +1,9 @@
-"""Shapes of tensors, inferred and not believed.
+"""Shapes of tensors: inferred, not read from the file.
 
 They follow from the declared graph inputs and the initializers alone: the file's own value_info
-could fake the length of a product. An operator without a rule here has no shape, and so no proof
-rests on it. Small integer tensors (what Shape, Gather and Concat hand to Reshape) are followed
-too, up to a fixed size; nothing else of a tensor is ever computed.
+could give a wrong length of a product. The output of an operator without a rule has no shape, so
+that no proof depends on it. Small integer tensors (which Shape, Gather and Concat pass to Reshape)
+are followed too, up to a fixed size; no other values are computed.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ _QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant", "FloatQuant")
 
 
 def _broadcast(node: Node, given: list[Any], values: list[Any]) -> Sequence[Dims | None]:
-    """Every parameter of a quantizer broadcasts, its scale and zero point like any summand."""
+    """Shape of a quantizer's output: its input broadcast with scale, zero point and bits."""
     if any(dims is None for dims in given):
         return [None]
     return [_joined(given)]
@@ -133,7 +133,7 @@ def _joined(shapes: Sequence[Dims]) -> Dims:
         fixed = {size for size in sizes if isinstance(size, int)}
         if len(fixed) > 1:
             raise ValueError
-        # Beside a number a free length is 1 or that number; two free ones tell nothing.
+        # With a number, a free length is 1 or that number; with another free length it is unknown.
         free = next(iter(sizes)) if len(sizes) == 1 else None
         result.append(1 if not sizes else fixed.pop() if fixed else free)
     return tuple(result)
@@ -158,7 +158,7 @@ def _reshape(node: Node, given: list[Any], values: list[Any]) -> Sequence[Dims |
         left, right = list(source), [size for size in dims if size != -1]
         for size in list(right):
             if isinstance(size, str) and size in left:
-                left.remove(size)  # a free length that stands on both sides cancels
+                left.remove(size)  # a free length on both sides cancels
                 right.remove(size)
         free = None
         if _fixed(left) and _fixed(right) and prod(right):
@@ -181,7 +181,7 @@ def _flatten(node: Node, given: list[Any], values: list[Any]) -> Sequence[Dims]:
 
 
 def _product(sizes: Sequence[Size]) -> Size:
-    """Their product: a number, or the one free length among ones."""
+    """Product of lengths: a number, or the only free length if all others are 1."""
     free = [size for size in sizes if size != 1]
     fixed = [size for size in sizes if size is not None]
     if len(fixed) == len(sizes):
@@ -280,7 +280,7 @@ def _gemm(node: Node, given: list[Any], values: list[Any]) -> Sequence[Dims | No
 
 
 def _window(node: Node, image: Dims, kernel: Sequence[int]) -> Dims:
-    """Spatial shape behind a convolution or pooling, None where it is not plain."""
+    """Spatial shape of the output of a convolution or pooling; None where it is not known."""
     ones = [1] * len(kernel)
     strides, dilations = (node.attribute(n, ones, "INTS") for n in ("strides", "dilations"))
     pads = node.attribute("pads", [0] * 2 * len(kernel), "INTS")

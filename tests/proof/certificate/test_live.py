@@ -299,7 +299,7 @@ def test_layers_that_args_never_reach() -> None:
 
     x = torch.rand(2, 6)
     certificate = certify(calibrated(Skips(), x), 32, args=x)
-    assert [(e.name, "never reached" in e.reason) for e in certificate.entries] == [
+    assert [(e.name, "never called" in e.reason) for e in certificate.entries] == [
         ("used.1", False), ("unused", True),
     ]  # fmt: skip
     assert certify(Skips().eval(), 32, exclude=["unused", "used.1"], args=x).ok is False
@@ -388,7 +388,7 @@ def test_what_no_width_was_asked_for_is_visible(net) -> None:
     others = [e.name for e in planned.entries if e.name != "conv"]
     assert list(planned.unlimited) == others
     assert json.loads(planned.to_json())["unlimited"] == others
-    assert "No width was asked for: depthwise" in str(planned.table().caption)
+    assert "No width was requested: depthwise" in str(planned.table().caption)
     assert certify(model, 30, args=x).unlimited == ()
     assert certify(model, args=x).unlimited == ()
 
