@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import onnx
@@ -29,18 +29,15 @@ from brevitas.proxy import (
     DecoupledWeightQuantWithInputProxyFromInjector,
     WeightQuantProxyFromInjector,
 )
+from onnx import numpy_helper
 from qonnx.core.datatype import DataType
-from qonnx.core.modelwrapper import ModelWrapper
-from qonnx.core.onnx_exec import execute_node, execute_onnx
-from qonnx.transformation.extract_conv_bias import ExtractBiasFromConv
-from qonnx.transformation.fold_constants import FoldConstants
-from qonnx.transformation.gemm_to_matmul import GemmToMatMul
-from qonnx.transformation.general import GiveUniqueNodeNames, RemoveStaticGraphInputs
-from qonnx.transformation.infer_shapes import InferShapes
 from torch import Tensor, nn
 
 from brevitas_axe.errors import ExportRefused, InvalidOption
+from brevitas_axe.export.execution import Execution
 from brevitas_axe.export.finn import check_finn
+from brevitas_axe.export.indexed import IndexedGraph
+from brevitas_axe.export.streamline import streamlined
 from brevitas_axe.files import write_whole
 from brevitas_axe.model.layers import Layer, Proxy, find_layers, integer_weight
 from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
@@ -237,73 +234,36 @@ def _plain_outputs(model: nn.Module) -> Iterator[None]:
 
 def _with_weight_names(proto: onnx.ModelProto, weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     """Calls every quantized weight `<layer>.weight`; dynamo loses these names."""
-    wrapped = ModelWrapper(proto)
-    unnamed = {name for name in weights if wrapped.get_initializer(f"{name}.weight") is None}
-    for node in proto.graph.node:
-        value = initializer(wrapped, node.input[0]) if node.input else None
-        if node.op_type not in _WEIGHT_OPS or value is None:
+    graph = IndexedGraph(proto)
+    unnamed = [name for name in sorted(weights) if f"{name}.weight" not in graph.constants]
+    if not unnamed:
+        return proto
+    by_value: dict[tuple, list[str]] = {}
+    for name in unnamed:
+        by_value.setdefault(_digest(weights[name]), []).append(name)
+    renamed = {}
+    for node in graph.nodes:
+        if node.op_type not in _WEIGHT_OPS or node.input[0] not in graph.constants:
             continue
-        name = next((n for n in sorted(unnamed) if np.array_equal(weights[n], value)), None)
-        if name is not None:
-            unnamed.remove(name)
-            wrapped.rename_tensor(node.input[0], f"{name}.weight")
-    return wrapped.model
+        same = by_value.get(_digest(graph.array(node.input[0])))
+        if same and node.input[0] not in renamed:
+            renamed[node.input[0]] = f"{same.pop(0)}.weight"
+    graph.rename(renamed)
+    return graph.model()
 
 
-def streamlined(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Makes every accumulator a tensor of its own: no bias inside Conv or Gemm."""
-    wrapped = ModelWrapper(proto)
-    known = {name for node in proto.graph.node for name in (*node.input, *node.output)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # qonnx warns about opsets newer than its table
-        # A caller could replace the weights of a file that lists them among its inputs.
-        for step in (RemoveStaticGraphInputs(), InferShapes(), FoldConstants()):
-            wrapped = wrapped.transform(step)
-        _fold_biases(wrapped)
-        for step in (
-            GiveUniqueNodeNames(),
-            GemmToMatMul(),
-            ExtractBiasFromConv(),
-            InferShapes(),
-            GiveUniqueNodeNames(),
-        ):
-            wrapped = wrapped.transform(step)
-    # qonnx gives new tensors random names; the same model must give the same file.
-    for node in wrapped.graph.node:
-        for index, name in enumerate(node.input):
-            if name and name not in known:
-                known.add(f"{node.name}_input_{index}")
-                wrapped.rename_tensor(name, f"{node.name}_input_{index}")
-    return wrapped.model
-
-
-def _fold_biases(wrapped: ModelWrapper) -> None:
-    """Writes quantized biases as the constants they are: FINN adds them to its thresholds."""
-    for node in list(wrapped.graph.node):  # the loop takes nodes away
-        bias = node.input[2] if len(node.input) > 2 else ""
-        quantizer = wrapped.find_producer(bias)
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or quantizer is None:
-            continue
-        if all(initializer(wrapped, name) is not None for name in quantizer.input):
-            context = wrapped.make_empty_exec_context()
-            execute_node(quantizer, context, wrapped.graph, 1)
-            wrapped.set_initializer(bias, np.asarray(context[bias]))
-            wrapped.graph.node.remove(quantizer)
-
-
-def initializer(model: ModelWrapper, name: str) -> np.ndarray | None:
-    """A constant of the file, None where the tensor is not one."""
-    return cast("np.ndarray | None", model.get_initializer(name))
+def _digest(values: np.ndarray) -> tuple:
+    """Equal for equal arrays only."""
+    return values.shape, values.dtype, values.tobytes()
 
 
 def _check_integers(proto: onnx.ModelProto, integers: dict[str, np.ndarray]) -> None:
     """The file's weight quantizers must give exactly the model's integers."""
-    wrapped = ModelWrapper(proto)
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     found = {}
     for node in proto.graph.node:
-        weight = initializer(wrapped, node.input[0]) if node.input else None
-        if node.op_type in _WEIGHT_OPS and weight is not None:
-            scale = wrapped.get_initializer(node.input[1])
+        if node.op_type in _WEIGHT_OPS and node.input[0] in constants:
+            weight, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
             ratio = weight / scale
             found[node.input[0]] = np.sign(ratio) if "Bip" in node.op_type else np.round(ratio)
     for name, expected in integers.items():
@@ -321,10 +281,10 @@ def _check_output(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> None
     Float rounding can turn one integer, which spreads: in a deep net of few bits for one input in
     three. It does not do so for all nearby inputs, where a wrong file stays wrong.
     """
-    errors = []
+    execution, errors = Execution(proto), []
     for share in _NEARBY if any(arg.is_floating_point() for arg in args) else _NEARBY[:1]:
         nearby = tuple(arg * share if arg.is_floating_point() else arg for arg in args)
-        errors.append(_output_error(model, nearby, proto))
+        errors.append(_output_error(model, nearby, proto, execution))
         if errors[-1] <= _TOLERANCE:
             return
     raise ExportRefused(
@@ -333,16 +293,15 @@ def _check_output(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> None
     )
 
 
-def _output_error(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> float:
+def _output_error(
+    model: nn.Module, args: tuple, proto: onnx.ModelProto, execution: Execution
+) -> float:
     """Largest difference between file and model, relative to outputs larger than 1."""
     with evaluating(model), torch.no_grad():
         outputs = model(*args)
-    wrapped = ModelWrapper(proto)
-    names = [i.name for i in proto.graph.input if wrapped.get_initializer(i.name) is None]
-    feed = {name: arg.cpu().numpy() for name, arg in zip(names, args, strict=True)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = execute_onnx(wrapped, feed)
+    found = execution(
+        {name: arg.cpu().numpy() for name, arg in zip(execution.inputs, args, strict=True)}
+    )
     errors = []
     for output, item in zip(tensors_in(outputs), proto.graph.output, strict=True):
         expected = output.cpu().numpy()
@@ -353,14 +312,21 @@ def _output_error(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> floa
 
 def _annotate(proto: onnx.ModelProto, certificate: Certificate) -> None:
     """Writes the proven widths on accumulator tensors and into the model's metadata."""
-    wrapped = ModelWrapper(proto)
-    accumulators = {}
+    outputs = {node.name: node.output[0] for node in proto.graph.node}
+    accumulators, types = {}, {}
     for entry in certificate.entries:
-        if not entry.proven:
-            continue
-        node = next(n for n in proto.graph.node if n.name == entry.name)
-        width = entry.outer_width or entry.width
-        # Scaled: the tensor holds integers times the weight and input scales.
-        wrapped.set_tensor_datatype(node.output[0], DataType[f"SCALEDINT<{width}>"])
-        accumulators[entry.name] = {"layer": entry.layer, "bit_width": width}
-    wrapped.set_metadata_prop(ACCUMULATORS_KEY, json.dumps(accumulators, sort_keys=True))
+        if entry.proven:
+            width = entry.outer_width or entry.width
+            # Scaled: the tensor holds integers times the weight and input scales.
+            types[outputs[entry.name]] = DataType[f"SCALEDINT<{width}>"].name
+            accumulators[entry.name] = {"layer": entry.layer, "bit_width": width}
+    annotations = proto.graph.quantization_annotation
+    others = [entry for entry in annotations if entry.tensor_name not in types]
+    del annotations[:]
+    annotations.extend(others)
+    for tensor, name in types.items():
+        entry = annotations.add(tensor_name=tensor)
+        entry.quant_parameter_tensor_names.add(key="finn_datatype", value=name)
+    listed = json.dumps(accumulators, sort_keys=True)
+    # Where qonnx's `get_metadata_prop` looks.
+    proto.graph.metadata_props.add(key=ACCUMULATORS_KEY, value=listed)

@@ -14,15 +14,13 @@ from typing import Any
 
 import onnx
 from onnx.external_data_helper import load_external_data_for_model
-from qonnx.core.modelwrapper import ModelWrapper
-from qonnx.transformation.fold_constants import FoldConstants
-from qonnx.transformation.infer_shapes import InferShapes
 
 from brevitas_axe.errors import InvalidModelFile
 from brevitas_axe.export.finn import joins, layers, quantizers
 from brevitas_axe.export.finn.finding import Finding
 from brevitas_axe.export.finn.joins import Rule
 from brevitas_axe.export.finn.signal import Graph, Host, forked
+from brevitas_axe.export.indexed import IndexedGraph
 from brevitas_axe.proof.graph.flow import analyse
 from brevitas_axe.proof.graph.modelfile import ModelFile, Node, read
 from brevitas_axe.proof.graph.names import Names
@@ -92,19 +90,20 @@ def walk(path_or_model: str | os.PathLike | onnx.ModelProto | Any) -> Graph:
     return graph
 
 
-def _prepared(file: ModelFile) -> ModelWrapper:
+def _prepared(file: ModelFile) -> onnx.ModelProto:
     """Shapes inferred and constants folded, as FINN does first; names stay."""
     model = onnx.ModelProto()
     model.CopyFrom(file.model)
     if file.external:
         load_external_data_for_model(model, str(file.folder))
-    wrapped = ModelWrapper(model)
     for node in model.graph.node:
         if node.op_type in _QUANTIZERS:
             node.domain = QONNX_DOMAINS[0]
-    for step in (InferShapes(), FoldConstants(exclude_op_types=[*_QUANTIZERS])):
-        wrapped = wrapped.transform(step)
-    return wrapped
+    graph = IndexedGraph(model)
+    graph.fold_constants(kept=_QUANTIZERS)
+    graph.separate_constants()
+    graph.infer_shapes()
+    return graph.model()
 
 
 def _apply(node: Node, graph: Graph) -> None:

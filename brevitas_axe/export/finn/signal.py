@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 import numpy as np
-from qonnx.core.modelwrapper import ModelWrapper
+import onnx
 
 from brevitas_axe.export.finn.finding import Finding, Severity
 from brevitas_axe.proof.graph.grid import Fact, Grid, is_constant
@@ -141,9 +141,8 @@ class Graph:
     """
 
     def __init__(
-        self, model: ModelWrapper, file: ModelFile, facts: dict[str, Fact], written: Names
+        self, model: onnx.ModelProto, file: ModelFile, facts: dict[str, Fact], written: Names
     ) -> None:
-        self.model = model
         self.file = file
         self.facts = facts
         self.names = Names(file)
@@ -154,6 +153,11 @@ class Graph:
         self.unequal: list[tuple[str, str]] = []  # quantizers of branches with unequal scales
         self._uses = Counter(tensor for node in file.nodes for tensor in node.inputs if tensor)
         self._uses.update(output.name for output in model.graph.output)
+        values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+        self._shapes = {t.name: tuple(t.dims) for t in model.graph.initializer}
+        self._shapes |= {
+            v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values
+        }
         self._consumers: dict[str, list[Node]] = {}
         for node in file.nodes:
             for tensor in node.inputs:
@@ -171,7 +175,7 @@ class Graph:
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Inferred shape, empty where it is unknown."""
-        return tuple(self.model.get_tensor_shape(tensor) or ())
+        return self._shapes.get(tensor, ())
 
     def uses(self, tensor: str) -> int:
         """How many nodes and graph outputs take a tensor."""

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from qonnx.core.modelwrapper import ModelWrapper
 
 from brevitas_axe.errors import InvalidModelFile
 from brevitas_axe.export.finn.finding import Finding
 from brevitas_axe.export.finn.signal import Graph
 from brevitas_axe.export.hls4ml.fixed import power_of_two
 from brevitas_axe.export.hls4ml.rewrite import Rewriting
-from brevitas_axe.export.qonnx import streamlined
+from brevitas_axe.export.streamline import streamlined
 from brevitas_axe.proof.certificate.dot_products import DOT_PRODUCTS
 from brevitas_axe.proof.graph.modelfile import Node, read
 from brevitas_axe.proof.graph.names import Names
@@ -74,7 +73,7 @@ def check_streamlined(proto: onnx.ModelProto) -> list[Finding]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # qonnx warns about opsets newer than its table
         state = Rewriting(copied)
-        graph = Graph(ModelWrapper(copied), state.file, state.facts, Names(state.file))
+        graph = Graph(copied, state.file, state.facts, Names(state.file))
         behind = _chains(state)
         for node in state.file.nodes:
             if all(graph.constant(tensor) is not None for tensor in node.outputs):

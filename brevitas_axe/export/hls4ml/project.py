@@ -24,7 +24,8 @@ from brevitas_axe.errors import ExportRefused, InvalidOption
 from brevitas_axe.export.hls4ml.check import check_streamlined
 from brevitas_axe.export.hls4ml.rewrite import Dot, rewrite
 from brevitas_axe.export.hls4ml.types import AUTO, exact_types
-from brevitas_axe.export.qonnx import export_qonnx, streamlined
+from brevitas_axe.export.qonnx import export_qonnx
+from brevitas_axe.export.streamline import streamlined
 from brevitas_axe.files import write_whole
 from brevitas_axe.proof.certificate import Certificate, certify_file
 from brevitas_axe.proof.graph.modelfile import read

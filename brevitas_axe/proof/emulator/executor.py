@@ -10,7 +10,6 @@ from typing import Any, get_args
 
 import numpy as np
 import onnx
-import onnxruntime
 from qonnx.core.execute_custom_node import execute_custom_node
 from qonnx.custom_op.registry import is_custom_op
 
@@ -22,13 +21,11 @@ from brevitas_axe.proof.certificate.dot_products import find, operand
 from brevitas_axe.proof.emulator.allowance import Allowance
 from brevitas_axe.proof.emulator.convolution import Product, convolve
 from brevitas_axe.proof.emulator.overflow import Accumulated, Overflow, accumulate
+from brevitas_axe.proof.emulator.session import needed, session
 from brevitas_axe.proof.graph.flow import analyse
 from brevitas_axe.proof.graph.grid import Fact, Grid, Unprovable
-from brevitas_axe.proof.graph.modelfile import ModelFile, Node, captured, read, shown
+from brevitas_axe.proof.graph.modelfile import ModelFile, Node, read, shown
 from brevitas_axe.proof.graph.operators import CHANNELS_LAST, QONNX, operator_set
-
-# Newest IR that ONNX Runtime 1.31 reads.
-_IR_VERSION = 10
 
 
 @dataclass
@@ -218,7 +215,7 @@ class _Run:
             self._allowance.check_custom(node, context)
             execute_custom_node(proto, context, self.file.graph, version)
             return
-        feeds = {i: context[i] for i in _needed(node.proto) if i in context}
+        feeds = {i: context[i] for i in needed(node.proto) if i in context}
         context.update(self._run_standard(node.name, node.proto, feeds))
 
     def _run_standard(
@@ -227,7 +224,7 @@ class _Run:
         """Outputs of a node of ONNX, by ONNX Runtime."""
         self._allowance.check(proto, feeds)
         if name not in self._sessions:
-            self._sessions[name] = _session(proto, feeds, self.file)
+            self._sessions[name] = session(proto, feeds, self.file.model)
         outputs = [o for o in proto.output if o]
         return dict(zip(outputs, self._sessions[name].run(outputs, feeds), strict=True))
 
@@ -331,35 +328,3 @@ def _scale(left: np.ndarray, right: np.ndarray, shape: tuple[int, ...]) -> np.nd
     if right.size == 1:
         return left * right.reshape(())
     return left * np.broadcast_to(right, shape)[..., :1, :]
-
-
-def _needed(proto: onnx.NodeProto) -> list[str]:
-    """Tensors that a node reads, those of its subgraphs included."""
-    return list(dict.fromkeys(i for i in (*proto.input, *captured(proto)) if i))
-
-
-def _session(
-    proto: onnx.NodeProto, feeds: dict[str, np.ndarray], file: ModelFile
-) -> onnxruntime.InferenceSession:
-    """ONNX Runtime session of a single node, kept for every further sample.
-
-    qonnx's execute_node builds a new session per call and per fixed shape; this is the same
-    execution with the shapes left open.
-    """
-    inputs = [
-        onnx.helper.make_tensor_value_info(
-            name, onnx.helper.np_dtype_to_tensor_dtype(np.asarray(array).dtype), None
-        )
-        for name, array in feeds.items()
-    ]
-    outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
-    graph = onnx.helper.make_graph([proto], "one", inputs, outputs)
-    model = onnx.helper.make_model(graph, opset_imports=file.model.opset_import)
-    model.functions.extend(file.model.functions)
-    model.ir_version = min(file.model.ir_version or _IR_VERSION, _IR_VERSION)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
