@@ -1,7 +1,7 @@
 """How the time of export, check, certify and emulate grows with the number of layers.
 
-A residual net of 8 channels, prepared and quantized without a solve, at growing depth; each step's CPU
-time divided by that at half the depth is 2 where it grows linearly.
+A residual net of 8 channels, prepared and quantized without a solve, at growing depth. The CPU time
+of each step is divided by that at half the depth: 2 where it grows linearly.
 
     python benchmarks/growth.py --layers 25 50 100 200
 """
