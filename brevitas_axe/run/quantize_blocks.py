@@ -120,14 +120,16 @@ def solve_blocks(
                 calls[index] = []
                 if request.run.offload is not None:
                     send_out(block, Path(request.run.offload) / f"block-{index:04d}")
+    assumptions = tuple(dict.fromkeys(a for solved in done for a in solved.assumptions))
     certificate = _joined([solved.certificate for solved in done], type(model).__name__)
+    certificate = certificate.assuming(assumptions)
     return BlocksResult(
         model,
         Plan({name: p for solved in done for name, p in solved.plan.layers.items()}),
         certificate,
         [{"block": i, **entry} for i, solved in enumerate(done) for entry in solved.log],
         request.recipe,
-        tuple(dict.fromkeys(a for solved in done for a in solved.assumptions)),
+        assumptions,
         tuple(dict.fromkeys((*left_in_float(model), *certificate.excluded))),
     )
 

@@ -83,6 +83,7 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
     final = _final_plan(axe)
     args, kwargs = batches[0]
     certificate = certify(quantized, plan=final, exclude=exclude, args=args, kwargs=kwargs)
+    certificate = certificate.assuming(assumptions)
     return QuantizeResult(quantized, final, certificate, axe.log, recipe, assumptions)
 
 

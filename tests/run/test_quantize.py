@@ -19,6 +19,7 @@ from brevitas_axe.model.running import tensor_of
 from brevitas_axe.model.stack import blocks_in_turn
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import Recipe, Run
+from brevitas_axe.run import block_layers, whole
 from brevitas_axe.run.finetune import finetune
 from brevitas_axe.run.quantize import quantize
 from brevitas_axe.run.result import BlocksResult
@@ -316,3 +317,23 @@ def test_a_product_has_one_name_everywhere():
     assert tuned.certificate.ok
     with pytest.raises(InvalidOption, match="is not in the model"):
         quantize(Product(), [x], exclude=("Another.forward",), progress=False)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_what_a_transform_assumes_of_the_data_stands_in_the_certificate(blocks, monkeypatch):
+    said = "every sequence starts with the same token"
+    run_transforms = block_layers.transformed
+
+    def assuming(*args):
+        return (*run_transforms(*args), said)
+
+    for room in (whole, block_layers):
+        monkeypatch.setattr(room, "transformed", assuming)
+    perceptron = nn.Sequential(nn.Flatten(), nn.Linear(X[0].numel(), 8), nn.ReLU(), nn.Linear(8, 4))
+    model = tiny("opt") if blocks else perceptron.eval()
+    options = {"accumulator_bit_width": 20, "weight_bit_width": 8, "progress": False}
+    recipe = Recipe(transforms=("smooth",))
+    result = quantize(model, batches("opt") if blocks else BATCHES, recipe=recipe, **options)
+    assert isinstance(result, BlocksResult) == blocks
+    assert result.certificate.assumptions.count(said) == 1
+    assert said in result.certificate.to_json()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -189,6 +189,10 @@ class Certificate:
             f"{self.subject}: '{first.name}' {first.verdict}"
             + (f" (and {more} more)." if more else ".")
         )
+
+    def assuming(self, assumptions: Iterable[str]) -> Certificate:
+        """The same certificate, which names these assumptions too."""
+        return replace(self, assumptions=tuple(dict.fromkeys((*self.assumptions, *assumptions))))
 
     def to_json(self) -> str:
         """Strict JSON, the same bytes for the same certificate."""
