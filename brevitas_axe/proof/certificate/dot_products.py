@@ -167,12 +167,18 @@ def _integers(
             raise Unprovable("its weight scale varies inside one dot product (per group)")
         scale = scale[:, 0]
     step = scale.astype(np.float64) * _input_scale(node, side, shape, inputs)
+    last = side == 1 or len(shape) < 2
+    axis = -1 if last else -2
+    if "Conv" in node.op and operator_set(node) != CHANNELS_LAST:
+        axis = 1 - len(shape)
+    gain = node.attribute("alpha", 1.0) if node.op == "Gemm" else 1.0
     return Integers(
         weights=matrix,
         low=min(inputs.low, 0),
         high=max(inputs.high, 0),
-        bias=_bias(node, facts, names, matrix.shape[0], step),
-        step=step,
+        bias=_bias(node, facts, names, matrix.shape[0], step, axis),
+        rows_last=last,
+        step=step * gain if gain else np.nan,
     )
 
 
@@ -219,8 +225,19 @@ def _input_scale(node: Node, side: int, shape: tuple[int, ...], inputs: Grid) ->
     return np.full((), np.nan)
 
 
-def _bias(node: Node, facts: Facts, names: Names, rows: int, step: np.ndarray) -> np.ndarray | None:
-    """Bias in units of the accumulator, float64 [rows]; None when there is none."""
+def _bias(
+    node: Node, facts: Facts, names: Names, rows: int, step: np.ndarray, axis: int
+) -> np.ndarray | None:
+    """Bias in units of the accumulator, float64 [rows]; None when there is none for each row.
+
+    Args:
+        node: the dot product.
+        facts: of all tensors.
+        names: for the Add behind it.
+        rows: how many there are.
+        step: of the accumulator.
+        axis: of the result, negative, along which the rows lie.
+    """
     factor, tensor = 1.0, node.inputs[2] if len(node.inputs) > 2 else ""
     if node.op == "Gemm":
         factor = node.attribute("beta", 1.0) / node.attribute("alpha", 1.0)
@@ -229,12 +246,15 @@ def _bias(node: Node, facts: Facts, names: Names, rows: int, step: np.ndarray) -
     if not tensor:
         return None
     try:
-        bias = constant_values(facts[tensor], "the bias").astype(np.float64).reshape(-1)
+        bias = constant_values(facts[tensor], "the bias").astype(np.float64)
     except Unprovable:
         return None
-    if bias.size not in (1, rows):
+    if "Conv" in node.op and tensor == "".join(node.inputs[2:3]):
+        axis = -1  # a convolution's own bias is a vector
+    along = bias.shape[axis] if bias.ndim >= -axis else 1
+    if bias.size not in (1, along) or bias.size not in (1, rows):
         return None
-    return np.broadcast_to(bias * factor / step, rows)
+    return np.broadcast_to(bias.reshape(-1) * factor / step, rows)
 
 
 def _of_activations(node: Node, facts: Facts, shapes: Shapes) -> Found:

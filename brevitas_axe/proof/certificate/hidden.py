@@ -19,6 +19,8 @@ from brevitas_axe.proof.graph.operators import FINN_HARDWARE, Kind, fault, kind_
 from brevitas_axe.proof.graph.shapes import Shapes
 
 Functions = dict[tuple[str, str], str]
+# Two of them in a chain multiply, without an operator of that name.
+_SCALES = (Kind.PRODUCT, Kind.QUANTIZER)
 _MOVES = (Kind.MOVE, Kind.STAY, Kind.FRESH, Kind.UNARY)
 _ADDS = ("Add", "Sub", "Sum", "Mean")
 _DOT_LIKE = (
@@ -58,7 +60,8 @@ class Hidden:
         if node.op in ("Loop", "Scan", "SequenceMap") and node.domain == "":
             return f"{node.op} repeats its body, which control flow keeps from a proof; unroll it"
         if subgraphs(node.proto):
-            return _suspicious(_within(node.proto), "its subgraph", self.functions)
+            inner, opset = _within(node.proto), self._file.opset()
+            return _suspicious(inner, "its subgraph", self.functions, opset)
         kind = kind_of(node)
         if kind is None:
             return _unknown(node)
@@ -68,6 +71,10 @@ class Hidden:
             return _interpolation(node)
         if kind in (Kind.SUM, Kind.SQUARES):
             return self._summed(node, squares=kind is Kind.SQUARES)
+        if node.op == "BatchNormalization" and _trains(node.proto, self._file.opset()):
+            return "it computes the statistics of its input, in training mode; export in eval mode"
+        if kind is Kind.NORM and any(node.outputs[1:]):
+            return self._summed(node, squares=False)
         if node.op in _ADDS:
             return self._added(node)
         return ""
@@ -81,6 +88,8 @@ class Hidden:
             return ""  # whole steps of one size
         else:
             weighted = trace is not None and trace.weighted_along(self._traces.axes(node))
+            if trace is not None and node.op == "ReduceLogSumExp":
+                weighted |= trace.shifted is None or bool(trace.shifted)
         if not weighted or self._traces.is_variance(node):
             return ""
         return "it sums the products of elements; write it as MatMul"
@@ -142,7 +151,8 @@ def _judged_functions(file: ModelFile) -> Functions:
                 judged[domain, name] = _inside(f"local function '{shown(name)}'", proto.op_type)
         if not judged[domain, name]:
             where = f"local function '{shown(name)}'"
-            judged[domain, name] = _suspicious(inner, where, {})
+            versions = [o.version for o in function.opset_import if not plain_domain(o.domain)]
+            judged[domain, name] = _suspicious(inner, where, {}, max(versions, default=1))
     return judged
 
 
@@ -161,20 +171,37 @@ def _within(proto) -> list:
     return nodes
 
 
-def _suspicious(inner: list, where: str, functions: Functions) -> str:
-    """Why nodes that are not followed one by one may compute a dot product, or ''."""
+def _suspicious(inner: list, where: str, functions: Functions, opset: int) -> str:
+    """Why nodes that are not followed one by one may compute a dot product, or ''.
+
+    Args:
+        inner: the nodes.
+        where: they stand.
+        functions: of the file, a call of which counts too.
+        opset: version of the standard operators there.
+    """
     kinds = [(proto, kind_of(proto)) for proto in inner]
     for proto, kind in kinds:
         control = proto.op_type == "If" and plain_domain(proto.domain) == ""
         called = (plain_domain(proto.domain), proto.op_type) in functions
-        harmless = control or kind in (*_MOVES, Kind.BINARY, Kind.PRODUCT)
-        if called or not harmless:
+        harmless = control or kind in (*_MOVES, Kind.BINARY, *_SCALES)
+        node = Node(proto, shown(proto.name))
+        if called or not harmless or fault(node, opset) or _trains(proto, opset):
             return _inside(where, proto.op_type)
     adds = any(proto.op_type in _ADDS for proto, _ in kinds)
     moves = any(kind is Kind.MOVE for _, kind in kinds)
-    if adds and moves and any(kind is Kind.PRODUCT for _, kind in kinds):
+    if adds and moves and any(kind in _SCALES or p.op_type == "Exp" for p, kind in kinds):
         return _inside(where, "Mul' and 'Add")
     return ""
+
+
+def _trains(proto, opset: int) -> bool:
+    """Whether a BatchNormalization computes sums of its input."""
+    if proto.op_type != "BatchNormalization":
+        return False
+    node = Node(proto, "")
+    old = opset < 7 and not node.attribute("is_test", 0)
+    return old or any(node.outputs[1:]) or bool(node.attribute("training_mode", 0))
 
 
 def _inside(where: str, op: str) -> str:

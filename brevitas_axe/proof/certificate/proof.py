@@ -24,6 +24,8 @@ class Integers:
         high: largest input integer, ≥ 0.
         bias: float64 [rows] in units of the accumulator, or None.
         scale_span: inputs of a row that share one weight scale, None for all of them.
+        rows_last: the rows lie along the last axis of the result (or the channels of a
+            convolution), not along the one before it.
         step: float64 [rows] or scalar, the real value of one unit of the accumulator; NaN where it
             differs between the outputs of one row, or between runs. Only entries and assumptions
             about an Add of results depend on it.
@@ -34,6 +36,7 @@ class Integers:
     high: int
     bias: np.ndarray | None = None
     scale_span: int | None = None
+    rows_last: bool = True
     step: np.ndarray | float = np.nan
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from brevitas_axe.accumulator import required_bit_width, worst_case_sums
 from brevitas_axe.proof.certificate.certificate import DotProduct
 from brevitas_axe.proof.certificate.proof import Found, Integers, width_with_bias
+from brevitas_axe.proof.graph.flow import local_functions
 from brevitas_axe.proof.graph.grid import Fact, is_constant
 from brevitas_axe.proof.graph.modelfile import ModelFile
 
@@ -43,8 +44,9 @@ class Join:
 def joins_of(file: ModelFile, facts: Mapping[str, Fact]) -> Iterator[Join]:
     """Every Add of a graph whose summands are results of dot products, or of such Adds."""
     results: dict[str, Join] = {}
+    functions = local_functions(file)
     for node in file.nodes:
-        if node.domain or not node.outputs:
+        if node.domain or not node.outputs or (node.domain, node.op) in functions:
             continue
         output = node.outputs[0]
         if node.op in ("MatMul", "Gemm", "Conv") and len(node.inputs) > 1:
@@ -92,9 +94,15 @@ def sums(
 def _entry(join: Join, terms: Sequence[Found], integers: Sequence[Integers]) -> DotProduct | None:
     """The sum of results, None where their steps are not known to be equal."""
     rows, dims = len(integers[0].weights), len(terms[0].shape or ())
-    aligned = any({term.op for term in terms} <= layout for layout in _LAYOUTS) and all(
-        len(part.weights) == rows and len(term.shape or ()) == dims
-        for term, part in zip(terms, integers, strict=True)
+    sides = {part.rows_last for part in integers}
+    layouts = any({term.op for term in terms} <= layout for layout in _LAYOUTS)
+    aligned = (
+        layouts
+        and len(sides) == 1
+        and all(
+            len(part.weights) == rows and len(term.shape or ()) == dims
+            for term, part in zip(terms, integers, strict=True)
+        )
     )
     # A matrix product with more than two dimensions has rows on two axes.
     if not aligned or (dims > 2 and terms[0].op in _LAYOUTS[0]):

@@ -16,6 +16,10 @@ Axes = frozenset[int]
 # With more roots than this, any tensor counts as a root.
 _MAX_ROOTS = 32
 _ONE_FACTOR: Axes = frozenset()
+# Functions that turn a sum into a product: e^(x + b) = e^x · e^b.
+_EXPONENTIAL = ("Exp", "Sinh", "Cosh")
+_CHOICES = ("Where", "Max", "Min")
+_COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 # Functions of one element that end in a gate, as SiLU, GELU and Mish do: x·gate(x) is no square.
 _GATES = ("Sigmoid", "Tanh", "Erf", "HardSigmoid", "Clip", "Softplus")
 
@@ -31,6 +35,9 @@ class Trace:
         varying: negative axes along which their factors vary; None for any.
         source: tensor of which each element is a function by itself; "" for none.
         gated: that function contains a gate.
+        shifted: negative axes along which constants that were added to them, or chosen beside
+            them, vary; None for any.
+        exponential: that function contains an exponential.
     """
 
     roots: frozenset[str] | None
@@ -39,6 +46,8 @@ class Trace:
     varying: Axes | None = _ONE_FACTOR
     source: str = ""
     gated: bool = False
+    shifted: Axes | None = _ONE_FACTOR
+    exponential: bool = False
 
     def weighted_along(self, axes: Axes | None) -> bool:
         """Whether factors differ between elements along these axes (None: any)."""
@@ -74,6 +83,8 @@ class Traces:
         """Gives a node's outputs their traces."""
         kind, given = kind_of(node), [self.of(t) for t in node.inputs]
         traced = [trace for trace in given if trace is not None]
+        if kind is Kind.FRESH and node.op in _COMPARISONS and len(traced) == 1:
+            self._compare(node, given, traced[0])
         if not traced or kind in (None, Kind.FRESH, Kind.SUM, Kind.SQUARES):
             return  # new numbers: the tensor is its own root
         if kind is Kind.NORM:
@@ -82,14 +93,17 @@ class Traces:
             result = given[0]
         elif kind is Kind.UNARY:
             result = replace(traced[0], gated=traced[0].gated or node.op in _GATES)
+            if node.op in _EXPONENTIAL:
+                varying = _union(result.varying, result.shifted)
+                result = replace(result, varying=varying, exponential=True)
+        elif kind is Kind.QUANTIZER:
+            result = self._quantized(node, given, traced)
         elif kind is Kind.MOVE:
             result = self._moved(node, traced)
         elif kind is Kind.PRODUCT:
             result = self._product(node, given, traced)
         else:
-            result = self._joined(traced)
-            if len(traced) == 1:
-                result = replace(result, source=traced[0].source, gated=traced[0].gated)
+            result = self._combined(node, given, traced)
         for output in node.outputs:
             fact = self._facts.get(output)
             whole = isinstance(fact, Grid) and fact.scalar
@@ -108,6 +122,11 @@ class Traces:
     def axes(self, node: Node) -> Axes | None:
         """Axes that a node sums over, negative; None where they are not known."""
         rank = self._shapes.rank(node.inputs[0])
+        if node.op == "LayerNormalization":
+            return self._affine(node)
+        if node.op == "QuantAvgPool2d":
+            last = node.attribute("data_layout", "NCHW") == "NHWC"
+            return frozenset({-3, -2} if last else {-2, -1})
         if node.op in ("AveragePool", "GlobalAveragePool", "LpPool", "GlobalLpPool"):
             return None if rank is None else frozenset(range(2 - rank, 0))
         axes = node.attribute("axes", [], "INTS")
@@ -121,8 +140,13 @@ class Traces:
         return frozenset(int(a) if a < 0 else int(a) - (rank or 0) for a in axes)
 
     def is_variance(self, node: Node) -> bool:
-        """Whether a sum of squares is only used in a root or a divisor, as in normalizations."""
-        tensor, divisor = node.outputs[0], node.op in ("ReduceL2", "LpPool")
+        """Whether a sum of squares is only used in a root or a divisor, as in normalizations.
+
+        A sum of exponentials is one if it is a divisor, as in softmax.
+        """
+        trace = self.of(node.inputs[0])
+        divisor = node.op in ("ReduceL2", "LpPool") or (trace is not None and trace.exponential)
+        tensor = node.outputs[0]
         for _ in range(4):
             readers = self._consumers.get(tensor, [])
             if len(readers) != 1:
@@ -146,24 +170,71 @@ class Traces:
             roots = None if roots is None or trace.roots is None else roots | trace.roots
         if roots is not None and len(roots) > _MAX_ROOTS:
             roots = None
-        varying: Axes | None = _ONE_FACTOR
-        for trace in traces:
-            if varying is None or trace.varying is None:
-                varying = None
-            else:
-                varying = varying | trace.varying
         return Trace(
             None if roots is None else frozenset(roots),
             any(t.moved for t in traces),
             any(t.scaled for t in traces),
-            varying,
+            _union(*(t.varying for t in traces)),
+            shifted=_union(*(t.shifted for t in traces)),
+            exponential=any(t.exponential for t in traces),
         )
+
+    def _compare(self, node: Node, given: list[Trace | None], trace: Trace) -> None:
+        """A comparison with one number is a function of each element by itself."""
+        if trace.source and not self._constants_vary(node, given):
+            self._traces[node.outputs[0]] = Trace(trace.roots, trace.moved, source=trace.source)
+
+    def _constants_vary(self, node: Node, given: list[Trace | None]) -> Axes | None:
+        """Axes along which the constants among a node's inputs vary; None for any."""
+        constants = [t for t, trace in zip(node.inputs, given, strict=True) if trace is None and t]
+        return _union(*(self._varying_axes(self._facts[t]) for t in constants))
+
+    def _combined(self, node: Node, given: list[Trace | None], traced: list[Trace]) -> Trace:
+        """Sums, and choices, of tensors and constants."""
+        result = self._joined(traced)
+        if len(traced) == 1:
+            result = replace(result, source=traced[0].source, gated=traced[0].gated)
+        sources = {trace.source for trace in traced}
+        alone = len(sources) == 1 and "" not in sources
+        varying = self._constants_vary(node, given)
+        mixed = len(traced) > 1 and not (alone and not varying)
+        if node.op in _CHOICES and result.scaled and mixed:
+            return replace(result, varying=None)  # elements of several factors, side by side
+        return replace(result, shifted=_union(result.shifted, varying))
+
+    def _quantized(self, node: Node, given: list[Trace | None], traced: list[Trace]) -> Trace:
+        """Whole numbers, times steps that may be of several sizes."""
+        joined, inputs = self._joined(traced), len(node.inputs)
+        plain = Trace(joined.roots, joined.moved, scaled=True, source=node.outputs[0])
+        place = 4 if node.op == "Trunc" and inputs == 6 else 1
+        if node.op == "QuantizeLinear":
+            return plain
+        if inputs <= place:
+            return replace(plain, varying=None)
+        if given[place] is not None:
+            shape = self._shapes.of(node.inputs[place])
+            single = shape is not None and all(size == 1 for size in shape)
+            return plain if single else replace(plain, varying=None)
+        along = self._varying_axes(self._facts[node.inputs[place]])
+        if node.op == "DequantizeLinear" and along:
+            rank, axis = self._shapes.rank(node.inputs[0]), node.attribute("axis", 1)
+            known = rank is not None and along == {-1}
+            along = frozenset({axis - (rank or 0) if axis >= 0 else axis}) if known else None
+        return replace(plain, varying=along)
 
     def _moved(self, node: Node, traced: list[Trace]) -> Trace:
         joined = self._joined(traced)
-        several = node.op == "Concat" and joined.scaled
-        varying = _ONE_FACTOR if joined.varying == _ONE_FACTOR and not several else None
-        return replace(joined, moved=True, varying=varying)
+        if node.op == "Concat" and joined.scaled:
+            rank, axis = self._shapes.rank(node.inputs[0]), node.attribute("axis", 1)
+            if axis >= 0 and rank is None:
+                return replace(joined, moved=True, varying=None)
+            beside = frozenset({axis - (rank or 0) if axis >= 0 else axis})
+            return replace(joined, moved=True, varying=_union(joined.varying, beside))
+        varying, shifted = (
+            along if node.op == "Concat" or along == _ONE_FACTOR else None
+            for along in (joined.varying, joined.shifted)
+        )
+        return replace(joined, moved=True, varying=varying, shifted=shifted)
 
     def _affine(self, node: Node) -> Axes | None:
         """Axes along which the gain of a normalization varies."""
@@ -182,6 +253,8 @@ class Traces:
 
     def _product(self, node: Node, given: list[Trace | None], traced: list[Trace]) -> Trace:
         joined = replace(self._joined(traced), scaled=True)
+        if node.op == "Range":
+            return Trace(None, True, True, None)
         if node.op == "BatchNormalization":
             along = self._affine(node)
         elif node.op == "Pow":
@@ -192,7 +265,9 @@ class Traces:
         else:
             sources = {trace.source for trace in traced}
             if len(sources) == 1 and sources != {""} and any(t.gated for t in traced):
-                return replace(traced[0], scaled=True)  # a function of each element by itself
+                # A function of each element by itself, and of its place where constants vary.
+                varying = _union(joined.varying, joined.shifted)
+                return replace(traced[0], scaled=True, varying=varying, shifted=joined.shifted)
             along = self._both_vary(node)
         if along is None or joined.varying is None:
             return replace(joined, varying=None)
@@ -235,3 +310,9 @@ class Traces:
             for axis in range(-values.ndim, 0)
             if values.shape[axis] > 1 and np.any(values != np.take(values, [0], axis=axis))
         )
+
+
+def _union(*axes: Axes | None) -> Axes | None:
+    """All of the axes; None where one is None, which stands for any."""
+    known = [along for along in axes if along is not None]
+    return frozenset().union(*known) if len(known) == len(axes) else None

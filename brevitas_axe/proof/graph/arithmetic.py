@@ -26,6 +26,9 @@ from brevitas_axe.proof.graph.modelfile import Node
 from brevitas_axe.proof.graph.moves import Rule, run
 from brevitas_axe.proof.graph.quantizers import Reading, constant_values
 
+# Integers up to here are told apart by float32.
+_FLOAT32_EXACT = 2**24
+
 
 def relu(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     source = _dynamic(node, facts[0])
@@ -78,7 +81,14 @@ def add(node: Node, facts: list[Fact], reading: Reading) -> Grid:
         raise Unprovable(f"Add '{node.name}' adds tensors with zero points")
     low, high = sum(grid.low for grid in grids), sum(grid.high for grid in grids)
     united = _united(node, grids)
-    return replace(united, low=low, high=high, type=covering_type(low, high))
+    return _held(node, replace(united, low=low, high=high, type=covering_type(low, high)))
+
+
+def _held(node: Node, grid: Grid) -> Grid:
+    """A computed grid whose integers float32 tells apart: rounding leaves them what they are."""
+    if max(-grid.low, grid.high) > _FLOAT32_EXACT:
+        raise Unprovable(f"{node.op} '{node.name}' rounds integers that float32 does not hold")
+    return grid
 
 
 def _shifted(node: Node, fact: Fact, constant: Fact, sign: int = 1) -> Grid:
@@ -93,11 +103,12 @@ def _shifted(node: Node, fact: Fact, constant: Fact, sign: int = 1) -> Grid:
     low, high = source.low + int(steps.min()), source.high + int(steps.max())
     if source.typed == (low, high):
         # FINN declares the type of a count of thresholds after its shift.
-        return replace(source, low=low, high=high, typed=None)
+        return _held(node, replace(source, low=low, high=high, typed=None))
     if source.typed is not None:
         return _shifted(node, source.widened, constant, sign)
     before = source.unshifted or (source.low, source.high)
-    return replace(source, low=low, high=high, type=covering_type(low, high), unshifted=before)
+    shifted = replace(source, low=low, high=high, type=covering_type(low, high), unshifted=before)
+    return _held(node, shifted)
 
 
 def sub(node: Node, facts: list[Fact], reading: Reading) -> Grid:
@@ -133,7 +144,7 @@ def _rescaled(node: Node, source: Grid, scale: np.ndarray) -> Grid:
         and np.broadcast_shapes(scale.shape, source.integers.shape) != source.integers.shape
     ):
         raise Unprovable(f"the factor of '{node.name}' does not fit its tensor")
-    return replace(source, scale=scale)
+    return _held(node, replace(source, scale=scale))
 
 
 def _same_scale(node: Node, grids: list[Grid]) -> None:

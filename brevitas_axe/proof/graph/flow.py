@@ -59,7 +59,8 @@ def analyse(
         InvalidOption: input_types names no graph input, or no integer type.
     """
     facts = _given(file, input_types or {}, fixed_initializers)
-    reading = Reading(honour_narrow, file.opset(), file.budget)
+    imports = {o.domain: o.version for o in file.model.opset_import}
+    reading = Reading(honour_narrow, file.opset(), file.budget, imports)
     functions = local_functions(file)
     with np.errstate(all="ignore"):
         for node in file.nodes:

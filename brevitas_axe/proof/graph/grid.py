@@ -202,11 +202,22 @@ def quantize(
     signed: bool,
     narrow: bool,
     mode: str,
+    widths: np.dtype | None = None,
 ) -> np.ndarray:
     """Integers of QONNX's Quant on a constant, zero point included.
 
     The steps and their order are those of the QONNX standard: divide, add the zero point, clip,
     round; in the arrays' own precision.
+
+    Args:
+        values: to quantize.
+        scale: broadcastable to them.
+        zero_point: integer that is added.
+        bits: of the integers.
+        signed: two's complement.
+        narrow: without the most negative (signed) or the largest (unsigned) integer.
+        mode: of rounding.
+        widths: type of the bit width, in which the ends of the range are computed.
 
     Returns:
         int64, shape of values.
@@ -225,7 +236,9 @@ def quantize(
         return np.where(scaled >= 0, 1, -1).astype(np.int64)
     low, high = quantizer_range(bits, signed, narrow)
     # Clip in the array's precision, as QONNX does. Where that rounds a bound, readers may differ.
-    clipped = np.clip(scaled, scaled.dtype.type(low), scaled.dtype.type(high))
+    kind = widths if widths is not None and widths.kind == "f" else scaled.dtype
+    ends = (scaled.dtype.type(kind.type(end)) for end in (low, high))
+    clipped = np.clip(scaled, *ends)
     rounded = rounding(mode)(clipped).astype(np.int64)
     if np.any(rounded < low) or np.any(rounded > high):
         raise Unprovable(f"its values meet a bound of {bits} bits that {scaled.dtype} cannot hold")

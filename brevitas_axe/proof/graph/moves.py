@@ -23,6 +23,7 @@ from brevitas_axe.proof.graph.grid import (
     representable_range,
 )
 from brevitas_axe.proof.graph.modelfile import Node
+from brevitas_axe.proof.graph.operators import operator_set
 from brevitas_axe.proof.graph.quantizers import Reading, constant_values
 
 # Cost of one run of the reference implementation besides its elements.
@@ -106,7 +107,7 @@ def gather(node: Node, facts: list[Fact], reading: Reading) -> Fact:
     """Gather; from a constant table by computed indices, it is an embedding."""
     source, indices = facts
     table = isinstance(source, Grid) and is_constant(source) and source.scalar
-    if table and isinstance(indices, Unknown):
+    if table and not is_constant(indices):
         return replace(source, integers=None, weight=None, stored=0)
     return moves()(node, facts, reading)
 
@@ -138,7 +139,8 @@ def max_pool(node: Node, facts: list[Fact], reading: Reading) -> Fact:
             raise Unprovable(f"a window of MaxPool '{node.name}' may have nothing but padding")
     source = facts[0]
     channels = isinstance(source, Grid) and _varies_only_along(source.scale, -1 - len(kernel))
-    return moves(stays=channels and node.domain == "", folds=False)(node, facts[:1], reading)
+    first = operator_set(node) == ""  # elsewhere the channels are the last axis
+    return moves(stays=channels and first, folds=False)(node, facts[:1], reading)
 
 
 def _varies_only_along(scale: np.ndarray, axis: int) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 from brevitas_axe.proof.graph.grid import Fact, is_constant
-from brevitas_axe.proof.graph.modelfile import ModelFile, Node, shown
+from brevitas_axe.proof.graph.modelfile import ModelFile, Node, plain_domain, shown
 
 
 class Names:
@@ -21,6 +21,7 @@ class Names:
                 self._consumers.setdefault(tensor, []).append(node)
         self._uses = Counter({tensor: len(nodes) for tensor, nodes in self._consumers.items()})
         self._outputs = {o.name for o in file.graph.output}
+        self._functions = {(plain_domain(f.domain), f.name) for f in file.model.functions}
         # Along first inputs: the origin of a tensor, and the module that a quantizer on the path
         # names. In execution order, so that no path is followed twice.
         self._starts: dict[str, str] = {}
@@ -69,7 +70,10 @@ class Names:
         """The constant that the one following Add adds, as exporters write a bias; else ''."""
         output = node.outputs[0]
         followers = self._consumers.get(output, [])
-        if len(followers) != 1 or followers[0].op != "Add" or output in self._outputs:
+        if len(followers) != 1 or output in self._outputs:
+            return ""
+        added = (followers[0].domain, followers[0].op) == ("", "Add")
+        if not added or ("", "Add") in self._functions:
             return ""
         others = [tensor for tensor in followers[0].inputs if tensor != output]
         return others[0] if len(others) == 1 and is_constant(facts[others[0]]) else ""

@@ -40,7 +40,8 @@ _QONNX_ATTRIBUTES: dict[str, frozenset[str]] = {
 class Kind(Enum):
     """What an operator does to the elements of its inputs."""
 
-    FRESH = "new numbers: integers of a quantizer, indices, shapes, truth values"
+    FRESH = "new numbers: counts, indices, shapes, truth values"
+    QUANTIZER = "each element rounded to whole steps, and times the size of its step"
     STAY = "the same elements in the same places"
     MOVE = "the same elements elsewhere, or zeros"
     UNARY = "a function of each element by itself"
@@ -52,20 +53,21 @@ class Kind(Enum):
 
 
 _OPERATORS: dict[Kind, str] = {
-    Kind.FRESH: """QuantizeLinear DynamicQuantizeLinear Shape Size Constant ConstantOfShape
-        Range EyeLike ArgMax ArgMin Equal Greater GreaterOrEqual Less LessOrEqual And Or Xor Not
-        IsNaN IsInf NonZero OneHot RandomNormal RandomNormalLike RandomUniform RandomUniformLike
+    Kind.FRESH: """DynamicQuantizeLinear Shape Size Constant ConstantOfShape
+        EyeLike ArgMax ArgMin Equal Greater GreaterOrEqual Less LessOrEqual And Or Xor Not
+        IsNaN IsInf NonZero RandomNormal RandomNormalLike RandomUniform RandomUniformLike
         Bernoulli Multinomial BitwiseAnd BitwiseOr BitwiseXor BitwiseNot""",
-    Kind.STAY: "Identity Cast CastLike Dropout DequantizeLinear",
+    Kind.STAY: "Identity Cast CastLike Dropout",
     Kind.MOVE: """Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Concat Expand Tile
         DepthToSpace SpaceToDepth Gather GatherElements GatherND Pad Trilu Compress TopK
         MaxPool GlobalMaxPool ReduceMax ReduceMin ReverseSequence CenterCropPad MaxUnpool
-        Resize Upsample""",
+        Resize Upsample OneHot""",
     Kind.UNARY: """Relu Sigmoid Tanh Erf Exp Log Sqrt Abs Neg Floor Ceil Round Sign LeakyRelu Elu
         Selu Celu HardSigmoid HardSwish Softplus Softsign Gelu Mish Swish ThresholdedRelu Clip
         Reciprocal Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Shrink""",
     Kind.BINARY: "Add Sub Min Max Where Sum Mean Mod",
-    Kind.PRODUCT: "Mul Div Pow PRelu BatchNormalization",
+    Kind.QUANTIZER: "QuantizeLinear DequantizeLinear",
+    Kind.PRODUCT: "Mul Div Pow PRelu BatchNormalization Range",
     Kind.SUM: """ReduceSum ReduceMean ReduceL1 ReduceLogSum ReduceLogSumExp CumSum AveragePool
         GlobalAveragePool""",
     Kind.SQUARES: "ReduceSumSquare ReduceL2 LpPool GlobalLpPool ReduceProd",
@@ -74,8 +76,10 @@ _OPERATORS: dict[Kind, str] = {
 }
 KINDS: dict[tuple[str, str], Kind] = {
     **{("", op): kind for kind, names in _OPERATORS.items() for op in names.split()},
-    **{(QONNX, op): Kind.FRESH for op in ("Quant", "IntQuant", "BipolarQuant", "FloatQuant")},
-    **{(QONNX, op): Kind.FRESH for op in ("Trunc", "MultiThreshold", "QuantAvgPool2d")},
+    **{(QONNX, op): Kind.QUANTIZER for op in ("Quant", "IntQuant", "BipolarQuant", "FloatQuant")},
+    (QONNX, "Trunc"): Kind.QUANTIZER,
+    (QONNX, "MultiThreshold"): Kind.FRESH,
+    (QONNX, "QuantAvgPool2d"): Kind.SUM,
     **{(QONNX, op): Kind.MOVE for op in ("Im2Col", "MaxPoolNHWC")},
     (QONNX, "DebugMarker"): Kind.STAY,
     (CHANNELS_LAST, "MaxPool"): Kind.MOVE,

@@ -6,6 +6,7 @@ or raises Unprovable.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,6 +31,13 @@ from brevitas_axe.proof.graph.grid import (
 )
 from brevitas_axe.proof.graph.modelfile import Node
 
+# What numpy does not have: some readers compute in these types, others in float32.
+_SHORT_FLOATS = {
+    kind
+    for name, kind in onnx.TensorProto.DataType.items()
+    if name.startswith(("BFLOAT", "FLOAT8", "FLOAT4"))
+}
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -38,17 +46,23 @@ class Reading:
     Attributes:
         honour_narrow: count a narrow input quantizer without its unused integer. FINN does not.
         opset: version of the standard operators.
-        budget: limits the size of constants.
+        budget: what constants may grow to.
+        imports: version of every operator set that the file imports, by its domain.
     """
 
     honour_narrow: bool = False
     opset: int = 11
     budget: Budget = field(default_factory=Budget)
+    imports: Mapping[str, int] = field(default_factory=dict)
 
 
 def constant_values(fact: Fact, what: str) -> np.ndarray:
     """Values of a constant tensor."""
     if isinstance(fact, Constant):
+        if fact.onnx_type in _SHORT_FLOATS:
+            raise Unprovable(
+                f"{what} is of a short floating-point type, which only some readers widen"
+            )
         return fact.values
     if isinstance(fact, Grid) and fact.integers is not None:
         return fact.values
@@ -62,15 +76,11 @@ def quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     if len(facts) != 4:
         raise Unprovable(f"{where} has {len(facts)} inputs instead of 4")
     scale = checked_scale(constant_values(facts[1], f"the scale of {where}"), where)
-    bits = single_integer(
-        constant_values(facts[3], f"the bit width of {where}"),
-        f"the bit width of {where}", 1, MAX_INPUT_BITS,
-    )  # fmt: skip
-    zero_point = single_integer(
-        constant_values(facts[2], f"the zero point of {where}"),
-        f"the zero point of {where}", -(2**31), 2**31,
-    )  # fmt: skip
+    bits, widths = _bit_width(facts[3], f"the bit width of {where}")
+    points = constant_values(facts[2], f"the zero point of {where}")
+    zero_point = single_integer(points, f"the zero point of {where}", -(2**31), 2**31)
     signed, narrow = bool(node.attribute("signed", 1)), bool(node.attribute("narrow", 0))
+    coarsest = _coarsest(scale.dtype, points.dtype, widths)
     source = facts[0]
     if is_constant(source):
         mode = node.attribute("rounding_mode", "ROUND")
@@ -83,12 +93,12 @@ def quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:
                 f"{where} rounds weights that are quantized already, and they lie so near to the "
                 "middle between two integers that readers of the file may round them differently"
             )
-        stored = quantize(values, scale, zero_point, bits, signed, narrow, mode)
+        stored = quantize(values, scale, zero_point, bits, signed, narrow, mode, widths)
         name = source.weight if isinstance(source, Grid) else getattr(source, "name", None)
         return _constant(stored, zero_point, _floating(scale), type_name(bits, signed), name)
     low, high = quantizer_range(bits, signed, narrow and reading.honour_narrow)
-    ends = representable_range(low, high, scale.dtype, where)
-    if ends != (low, high) and zero_point:
+    held = held_range(low, high, coarsest, where)
+    if held != (low, high) and zero_point:
         raise Unprovable(f"{where} has a zero point, and more bits than its float type can hold")
     return _dynamic(*ends, zero_point, _floating(scale), type_name(bits, signed), where)
 
@@ -118,17 +128,16 @@ def trunc(node: Node, facts: list[Fact], reading: Reading) -> Grid:
         raise Unprovable(
             f"{where} is of version 1, which does not clip; export with Brevitas ≥ 0.12"
         )
+    if reading.imports.get(node.domain, 2) < 2:
+        raise Unprovable(f"{where} has the inputs of version 2, but the file imports version 1")
     scale = checked_scale(constant_values(facts[4], f"the scale of {where}"), where)
-    bits = single_integer(
-        constant_values(facts[5], f"the bit width of {where}"),
-        f"the bit width of {where}", 1, MAX_INPUT_BITS,
-    )  # fmt: skip
+    bits, widths = _bit_width(facts[5], f"the bit width of {where}")
     zero_point = constant_values(facts[2], f"the zero point of {where}")
     single_integer(zero_point, f"the zero point of {where}", 0, 0)
     signed, narrow = bool(node.attribute("signed", 1)), bool(node.attribute("narrow", 0))
     # QONNX clips one-bit Trunc to [-1, 0], which [-1, 1] contains.
     low, high = quantizer_range(bits, signed, narrow and reading.honour_narrow)
-    low, high = representable_range(low, high, scale.dtype, where)
+    low, high = held_range(low, high, _coarsest(scale.dtype, zero_point.dtype, widths), where)
     return Grid(_floating(scale), low, high, type_name(bits, signed))
 
 
@@ -173,7 +182,7 @@ def quant_avg_pool(node: Node, facts: list[Fact], reading: Reading) -> Grid:
 def quantize_linear(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     """QuantizeLinear: the stored integers, as a grid of scale 1."""
     where = f"QuantizeLinear '{node.name}'"
-    if len(facts) > 2 and not isinstance(facts[2], Constant | Grid):
+    if len(facts) > 2 and stored_type(facts[2]) == 0:
         raise Unprovable(f"the zero point of {where} is not a constant of the file")
     if node.attribute("block_size", 0):
         raise Unprovable(f"{where} is blocked, and a scale per block has no single accumulator")
@@ -191,6 +200,8 @@ def quantize_linear(node: Node, facts: list[Fact], reading: Reading) -> Grid:
         scale, offset = (_along_axis(node, v, source.values) for v in (scale, offset))
         reading.budget.spend(source.values.size, f"what {where} rounds")
         scaled = np.round(source.values / checked_scale(scale, where))
+        if source.onnx_type != onnx.TensorProto.FLOAT or scale.dtype != np.float32:
+            raise Unprovable(f"{where} rounds weights that are not float32")
         if scaled.shape != source.values.shape or not np.isfinite(scaled).all():
             raise Unprovable(f"'{source.name}' cannot be quantized by {where}")
         stored = (np.clip(scaled, -(2.0**40), 2.0**40).astype(np.int64) + offset).clip(low, high)
@@ -303,9 +314,30 @@ def _constant(
     )
 
 
+def _bit_width(fact: Fact, what: str) -> tuple[int, np.dtype]:
+    """(the bit width, the type in which QONNX computes the ends of its range)."""
+    values = constant_values(fact, what)
+    bits = single_integer(values, what, 1, MAX_INPUT_BITS)
+    kind = values.dtype
+    # QONNX computes 2^bits and -2^(bits - 1) in this type.
+    if kind.kind != "f" and (kind.kind != "i" or bits >= 8 * kind.itemsize - 1):
+        raise Unprovable(f"{what} is of type {kind}, in which its range wraps around")
+    return bits, kind
+
+
+def _coarsest(*kinds: np.dtype) -> np.dtype:
+    """The floating-point type of fewest bits; QONNX gives its results as float32 at best."""
+    floats = [kind for kind in kinds if kind.kind == "f"]
+    return min([np.dtype(np.float32), *floats], key=lambda kind: kind.itemsize)
+
+
 def _dynamic(
     low: int, high: int, zero_point: int, scale: np.ndarray, declared: str, where: str
 ) -> Grid:
+    if zero_point:
+        float32 = np.dtype(np.float32)
+        low, high = held_range(low - zero_point, high - zero_point, float32, where)
+        low, high = low + zero_point, high + zero_point
     note = (f"{where} has zero point {zero_point}, which is subtracted before the product",)
     return Grid(
         scale=scale,

@@ -104,14 +104,15 @@ class Shapes:
     def _rule(self, node: Node, group: str) -> Rule | None:
         kind = kind_of(node)
         if group == QONNX:
-            return _broadcast if kind is Kind.FRESH and node.op in _QUANTIZERS else None
+            return _broadcast if node.op in _QUANTIZERS else None
         if group:
             return None
         if node.op in _RULES:
             return _RULES[node.op]
         if kind in _SAME or node.op in _SAME_OPS:
             return lambda node, given, values: [given[0]]
-        return _broadcast if kind in (Kind.BINARY, Kind.PRODUCT) else None
+        wide = kind in (Kind.BINARY, Kind.PRODUCT) and node.op != "Range"
+        return _broadcast if wide else None
 
 
 Rule = Callable[[Node, list[Any], list[Any]], Sequence[Dims | None]]
