@@ -80,7 +80,7 @@ class Builder:
     @property
     def scalar(self) -> bool:
         """One step for all of x."""
-        return self.step is not None and self.step.size == 1
+        return self.step is not None and bool(np.ptp(self.step) == 0)
 
     def pick(self, *choices: Any) -> Any:
         return choices[int(self.draw.integers(len(choices)))]

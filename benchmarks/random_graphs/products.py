@@ -173,7 +173,7 @@ def activations(b: Builder) -> None:
     left, shape, step = b.x, b.shape, b.step
     any_quantizer(b)
     order = [*range(b.rank - 2), b.rank - 1, b.rank - 2]
-    right_step = b.step if b.step is not None and b.step.size == 1 else None
+    right_step = b.step.reshape(-1)[:1] if b.step is not None and b.scalar else None
     right = b.op("Transpose", b.x, perm=order)
     _note(b, "MatMul", (left, step), (right, right_step))
     b.shape = (*shape[:-1], shape[-2])

@@ -34,6 +34,7 @@ class Hidden:
 
     def __init__(self, file: ModelFile, facts: dict[str, Fact], shapes: Shapes) -> None:
         self._file, self._facts = file, facts
+        self._shapes = shapes
         self._traces = Traces(file, facts, shapes)
         self.functions = _judged_functions(file)
 
@@ -69,6 +70,8 @@ class Hidden:
             return reason
         if node.op in ("Resize", "Upsample"):
             return _interpolation(node)
+        if node.op in ("ReduceMax", "ReduceMin"):
+            return self._of_nothing(node)
         if kind in (Kind.SUM, Kind.SQUARES):
             return self._summed(node, squares=kind is Kind.SQUARES)
         if node.op == "BatchNormalization" and _trains(node.proto, self._file.opset()):
@@ -93,6 +96,15 @@ class Hidden:
         if not weighted or self._traces.is_variance(node):
             return ""
         return "it sums the products of elements; write it as MatMul"
+
+    def _of_nothing(self, node: Node) -> str:
+        """The largest of no elements is minus infinity, which is on no grid."""
+        dims = self._shapes.of(node.inputs[0])
+        if not isinstance(self._facts[node.inputs[0]], Grid):
+            return ""
+        if dims is None or any(size is None or size == 0 for size in dims):
+            return "it may look for an extreme among no elements, which is infinite"
+        return ""
 
     def _added(self, node: Node) -> str:
         """Adding pieces of one tensor is a sum over its elements."""

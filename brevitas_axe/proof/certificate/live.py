@@ -18,6 +18,7 @@ from brevitas.core.zero_point import ZeroZeroPoint
 from brevitas.nn import QuantMultiheadAttention
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from brevitas.nn.quant_rnn import QuantRecurrentStackBase
+from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjectorBase
 from brevitas.proxy.quant_proxy import QuantProxyFromInjector
 from brevitas.proxy.runtime_quant import (
     ActQuantProxyFromInjectorBase,
@@ -146,6 +147,7 @@ class _Watch:
         results: id of a tensor → weak reference to it, and names of the layers whose results it
             adds up. The reference tells it from a later tensor with the same id.
         changing: whether a quantizer computes its scale at run time, so that no step is fixed.
+        weights: id of a weight quantizer → its last output.
     """
 
     model: nn.Module
@@ -160,6 +162,7 @@ class _Watch:
     joins: dict[str, Join] = field(default_factory=dict)
     results: dict[int, tuple[ref[Tensor], tuple[str, ...]]] = field(default_factory=dict)
     changing: bool = False
+    weights: dict[int, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
@@ -225,6 +228,8 @@ class _Watch:
             if isinstance(_module, TruncQuantProxyFromInjector) and _module.is_quant_enabled:
                 # It clips to its own bit width and passes on the zero point of its input, scaled.
                 self._mark_exact(output, at_run_time=bool(self.runtime_zero_points))
+            if isinstance(_module, WeightQuantProxyFromInjectorBase):
+                self.weights[id(_module)] = output
             if name in self.layers:
                 self._record(name, _module, args, kwargs)
                 if not getattr(getattr(_module, "output_quant", None), "is_quant_enabled", False):
@@ -263,11 +268,20 @@ class _Watch:
             fact = self._read(arrived, 1 if isinstance(module, _ConvNd) else None)
             found = replace(found, input_type=fact.type, assumptions=fact.assumptions)
             integers, weight_type = layer_integers(
-                module, arrived, fact, transposed=isinstance(module, _ConvTransposeNd)
+                module,
+                arrived,
+                fact,
+                transposed=isinstance(module, _ConvTransposeNd),
+                weight=self._weights_of(module),
             )
             calls.append(replace(found, integers=integers, weight_type=weight_type))
         except Unprovable as reason:
             calls.append(replace(found, reason=str(reason)))
+
+    def _weights_of(self, module: Any) -> object:
+        """What this call multiplied by: quantizing a large weight once more takes long."""
+        used = self.weights.pop(id(module.weight_quant), None)
+        return used if getattr(used, "shape", None) == module.weight.shape else None
 
     def _keep_result(self, output: object, names: tuple[str, ...]) -> None:
         if isinstance(output, IntQuantTensor):

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from brevitas_axe.errors import AxeError, InvalidModelFile
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate.certificate import (
     Certificate,
@@ -19,7 +18,7 @@ from brevitas_axe.proof.certificate.dot_products import find
 from brevitas_axe.proof.certificate.proof import prove
 from brevitas_axe.proof.certificate.sums import joins_of, sums
 from brevitas_axe.proof.graph.flow import analyse
-from brevitas_axe.proof.graph.modelfile import ModelFile, read, shown
+from brevitas_axe.proof.graph.modelfile import ModelFile, analysing, read, shown
 
 
 def certify_file(
@@ -56,16 +55,10 @@ def certify_file(
     """
     targets = Targets(accumulator_bit_width, tile_size, plan)
     file = read(path_or_model)
-    try:
+    with analysing(file):
         facts = analyse(file, honour_narrow, input_types, fixed_initializers)
         found = tuple(find(file, facts))
         joined, joins = sums(tuple(joins_of(file, facts)), found)
-    except AxeError:
-        raise
-    except Exception as error:  # a malicious file can make a library raise anything
-        raise InvalidModelFile(
-            f"{file.subject} cannot be analysed ({type(error).__name__}); export the model again."
-        ) from error
     entries = tuple(prove(dot_product, targets) for dot_product in found)
     targets.check_aliases([entry.aliases for entry in entries])
     return Certificate(

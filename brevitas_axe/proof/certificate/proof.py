@@ -18,8 +18,8 @@ class Integers:
     """The integers that an accumulator adds up.
 
     Attributes:
-        weights: int64 [rows, K]. For a product of two activations, ones: then `low` and `high`
-            bound each product.
+        weights: integers of any signed type, [rows, K]. For a product of two activations, ones:
+            then `low` and `high` bound each product.
         low: smallest input integer, ≤ 0.
         high: largest input integer, ≥ 0.
         bias: float64 [rows] in units of the accumulator, or None.

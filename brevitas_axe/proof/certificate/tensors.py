@@ -22,6 +22,9 @@ from brevitas_axe.proof.graph.grid import (
     type_name,
 )
 
+# Elements that are looked at in float64 at a time.
+_CHUNK = 2**17
+
 
 @dataclass(frozen=True)
 class InputFact:
@@ -85,8 +88,9 @@ def read_input(
         low, high = low - int(points.max()), high - int(points.min())
     scale = _finite_scale(value.scale, "input")
     # The rounding error of a sum is relative to its largest term, even if the terms cancel.
-    integers = _checked_integers(value.value, scale, "input", largest_term=0 if exact else 2**bits)
-    if integers.size and (integers.min() < low or integers.max() > high):
+    largest_term = 0 if exact else 2**bits
+    integers = _checked_integers(value.value, scale, "input", bits + 1, largest_term)
+    if integers.size and (int(integers.min()) < low or int(integers.max()) > high):
         raise Unprovable(
             f"its input holds integers from {integers.min()} to {integers.max()}, outside its "
             f"declared {type_name(bits, signed)}"
@@ -102,7 +106,11 @@ def read_input(
 
 
 def layer_integers(
-    module: Layer, arrived: IntQuantTensor, fact: InputFact, transposed: bool
+    module: Layer,
+    arrived: IntQuantTensor,
+    fact: InputFact,
+    transposed: bool,
+    weight: object = None,
 ) -> tuple[Integers, str]:
     """Integer rows of a Brevitas layer for one call, and their datatype.
 
@@ -111,11 +119,12 @@ def layer_integers(
         arrived: its quantized input, which A2Q quantizers use.
         fact: what is known of that input.
         transposed: True for a transposed convolution, whose weights are [in, out/groups, ...].
+        weight: its quantized weights, as this call used them; None to quantize them once more.
 
     Raises:
         Unprovable: the weights are not symmetric integers with one scale per row.
     """
-    weight = module.quant_weight(arrived)
+    weight = module.quant_weight(arrived) if weight is None else weight
     if not isinstance(weight, IntQuantTensor | GroupwiseIntQuantTensor):
         disabled = "unquantized" if isinstance(weight, Tensor) else type(weight).__name__
         raise Unprovable(f"its weights are {disabled}; use an integer weight quantizer")
@@ -126,15 +135,18 @@ def layer_integers(
             "symmetric weights"
         )
     scale = _finite_scale(weight.scale, "weight")
-    integers = _checked_integers(weight.value, scale, "weight")
+    integers = _checked_integers(weight.value, scale, "weight", bits)
     low, high = quantizer_range(bits, bool(weight.signed), narrow=False)
-    if integers.size and (integers.min() < low or integers.max() > high):
+    if integers.size and (int(integers.min()) < low or int(integers.max()) > high):
         raise Unprovable(f"its weights lie outside their declared {bits} bits")
     declared = type_name(bits, bool(weight.signed))
     groups = getattr(module, "groups", 1)
     rows = _rows(integers, groups, transposed)
     scales = np.full(rows.shape[0], scale.reshape(-1)[0])
-    if scale.size > 1:
+    per_output = scale.ndim > 0 and scale.size == scale.shape[0] == rows.shape[0] > 1
+    if per_output and not transposed:
+        scales = scale.reshape(-1)  # one for each output
+    elif scale.size > 1:
         per_weight = _rows(np.broadcast_to(scale, integers.shape), groups, transposed)
         if np.any(per_weight != per_weight[:, :1]):
             span = _scale_span(per_weight)
@@ -244,7 +256,7 @@ def _finite_scale(scale: Tensor, what: str) -> np.ndarray:
 
 
 def _checked_integers(
-    value: Tensor, scale: np.ndarray, what: str, largest_term: int = 0
+    value: Tensor, scale: np.ndarray, what: str, bits: int, largest_term: int = 0
 ) -> np.ndarray:
     """Integers value / scale, if it is as close to integers as the type of value allows.
 
@@ -252,23 +264,48 @@ def _checked_integers(
         value: integers × scale, rounded to its own type.
         scale: float64, broadcastable to value.
         what: name of the tensor in messages.
+        bits: that the integers should have.
         largest_term: largest magnitude among the terms of the sum that gave value; 0 if it is no
             sum.
+
+    Returns:
+        int64, or int16 where that holds integers of so many bits and of one more; shape of value.
     """
-    ratio = _array(value) / scale
-    if not np.isfinite(ratio).all():
-        raise Unprovable(f"its {what} contains NaN or infinity")
+    rows = len(value) if value.ndim else 1
+    kind = np.int16 if bits < 15 else np.int64
+    found = np.empty(value.shape, kind)
+    scales = np.broadcast_to(scale, value.shape) if scale.size > 1 else scale.reshape(())
+    step = max(_CHUNK * rows // max(value.numel(), 1), 1)
+    # A few rows at a time: float64 copies of a whole matrix cost more than what is done with them.
+    for start in range(0, rows, step):
+        part = slice(start, start + step) if value.ndim else ()
+        own = scales[part] if scales.ndim else scales
+        nearest = _nearest_integers(_array(value[part]), own, what, value.dtype, largest_term)
+        if kind == np.int16 and nearest.size and np.abs(nearest).max() >= 2**15:
+            raise Unprovable(f"its {what} lies outside its declared {bits} bits")
+        found[part] = nearest
+    return found
+
+
+def _nearest_integers(
+    values: np.ndarray, scale: np.ndarray, what: str, dtype: torch.dtype, largest_term: int
+) -> np.ndarray:
+    """Float64 integers of a part of a tensor of this dtype; raises as `_checked_integers`."""
+    eps = torch.finfo(dtype).eps
+    ratio = values / scale
     nearest = np.rint(ratio)
+    magnitude = np.abs(nearest)
+    largest = float(magnitude.max(initial=0))
+    if not np.isfinite(largest):
+        raise Unprovable(f"its {what} contains NaN or infinity")
     # value = integer · scale was rounded once or twice in its own precision.
-    magnitude = np.maximum(np.abs(nearest), largest_term)
-    tolerance = np.minimum(torch.finfo(value.dtype).eps * magnitude + 1e-6, 0.499)
-    if np.any(np.abs(ratio - nearest) > tolerance):
+    tolerance = np.minimum(eps * np.maximum(magnitude, largest_term) + 1e-6, 0.499)
+    ratio -= nearest
+    if np.any(np.abs(ratio, out=ratio) > tolerance):
         raise Unprovable(f"its {what} values are not integer multiples of their scale")
-    if nearest.size and np.abs(nearest).max() * torch.finfo(value.dtype).eps > 1:
-        raise Unprovable(
-            f"its {what} integers are too large for {value.dtype}; use a more precise dtype"
-        )
-    return nearest.astype(np.int64)
+    if largest * eps > 1:
+        raise Unprovable(f"its {what} integers are too large for {dtype}; use a more precise dtype")
+    return nearest
 
 
 def _array(tensor: Tensor) -> np.ndarray:

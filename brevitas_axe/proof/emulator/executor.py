@@ -24,7 +24,7 @@ from brevitas_axe.proof.emulator.overflow import Accumulated, Overflow, accumula
 from brevitas_axe.proof.emulator.session import needed, session
 from brevitas_axe.proof.graph.flow import analyse
 from brevitas_axe.proof.graph.grid import Fact, Grid, Unprovable
-from brevitas_axe.proof.graph.modelfile import ModelFile, Node, read, shown
+from brevitas_axe.proof.graph.modelfile import ModelFile, Node, analysing, read, shown
 from brevitas_axe.proof.graph.operators import CHANNELS_LAST, QONNX, operator_set
 
 
@@ -127,8 +127,7 @@ def _pieces(
         )
     arrays, steps = {}, set()
     for name, value in wanted.items():
-        kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        arrays[name] = np.asarray(inputs[name]).astype(kind)
+        arrays[name] = np.asarray(inputs[name]).astype(_input_dtype(value, file))
         dims = value.type.tensor_type.shape.dim
         shape = arrays[name].shape
         fixed = [d.dim_value if d.HasField("dim_value") else None for d in dims]
@@ -156,6 +155,19 @@ def _pieces(
         yield {name: array[start : start + step] for name, array in arrays.items()}
 
 
+def _input_dtype(value: onnx.ValueInfoProto, file: ModelFile) -> np.dtype:
+    """The element type of a graph input; raises InvalidModelFile where it holds no numbers."""
+    kind = value.type.tensor_type.elem_type
+    known = kind in onnx.TensorProto.DataType.values() and kind != onnx.TensorProto.UNDEFINED
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind) if known else np.dtype(object)
+    if dtype.kind not in "fiub":
+        raise InvalidModelFile(
+            f"{file.subject}: graph input '{shown(value.name)}' does not hold numbers of a plain "
+            "type; export the model again."
+        )
+    return dtype
+
+
 class _Run:
     """One model, its compiled nodes, and the counts of its accumulators so far."""
 
@@ -163,13 +175,15 @@ class _Run:
         self.file, self.result = file, EmulationResult()
         self._overflow: Overflow = overflow
         self._sessions: dict[str, Any] = {}
-        self._facts: dict[str, Fact] = analyse(file)
+        with analysing(file):
+            self._facts: dict[str, Fact] = analyse(file)
+            products = tuple(find(file, self._facts))
         self._constants = {t.name: file.array(t) for t in file.graph.initializer}
         self._steps: dict[str, np.ndarray | float] = {}
         self._widths: dict[str, tuple[int, int | None]] = {}
         plain = targets.accumulator_bit_width or MAX_BIT_WIDTH
         aliases = []
-        for found in find(file, self._facts):
+        for found in products:
             aliases.append([n for n in (found.layer, found.name, found.weight) if n])
             if found.integers is None:
                 self.result.float_nodes[found.name] = found.reason

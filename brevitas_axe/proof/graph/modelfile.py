@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
-from brevitas_axe.errors import InvalidModelFile
+from brevitas_axe.errors import AxeError, InvalidModelFile
 from brevitas_axe.proof.graph.budget import Budget
 from brevitas_axe.proof.graph.doubts import refuse_doubtful, refuse_doubts
 
@@ -148,6 +149,19 @@ class ModelFile:
         with path.open("rb") as file:
             file.seek(offset)
             return file.read(length)
+
+
+@contextmanager
+def analysing(file: ModelFile) -> Iterator[None]:
+    """Whatever a hostile file still provokes in a library becomes InvalidModelFile."""
+    try:
+        yield
+    except AxeError:
+        raise
+    except Exception as error:
+        raise InvalidModelFile(
+            f"{file.subject} cannot be analysed ({type(error).__name__}); export the model again."
+        ) from error
 
 
 def plain_domain(domain: str) -> str:

@@ -46,7 +46,7 @@ class Reading:
     Attributes:
         honour_narrow: count a narrow input quantizer without its unused integer. FINN does not.
         opset: version of the standard operators.
-        budget: what constants may grow to.
+        budget: limits the size of constants.
         imports: version of every operator set that the file imports, by its domain.
     """
 
@@ -97,8 +97,8 @@ def quant(node: Node, facts: list[Fact], reading: Reading) -> Grid:
         name = source.weight if isinstance(source, Grid) else getattr(source, "name", None)
         return _constant(stored, zero_point, _floating(scale), type_name(bits, signed), name)
     low, high = quantizer_range(bits, signed, narrow and reading.honour_narrow)
-    held = held_range(low, high, coarsest, where)
-    if held != (low, high) and zero_point:
+    ends = representable_range(low, high, coarsest, where)
+    if ends != (low, high) and zero_point:
         raise Unprovable(f"{where} has a zero point, and more bits than its float type can hold")
     return _dynamic(*ends, zero_point, _floating(scale), type_name(bits, signed), where)
 
@@ -137,7 +137,9 @@ def trunc(node: Node, facts: list[Fact], reading: Reading) -> Grid:
     signed, narrow = bool(node.attribute("signed", 1)), bool(node.attribute("narrow", 0))
     # QONNX clips one-bit Trunc to [-1, 0], which [-1, 1] contains.
     low, high = quantizer_range(bits, signed, narrow and reading.honour_narrow)
-    low, high = held_range(low, high, _coarsest(scale.dtype, zero_point.dtype, widths), where)
+    low, high = representable_range(
+        low, high, _coarsest(scale.dtype, zero_point.dtype, widths), where
+    )
     return Grid(_floating(scale), low, high, type_name(bits, signed))
 
 
@@ -336,7 +338,7 @@ def _dynamic(
 ) -> Grid:
     if zero_point:
         float32 = np.dtype(np.float32)
-        low, high = held_range(low - zero_point, high - zero_point, float32, where)
+        low, high = representable_range(low - zero_point, high - zero_point, float32, where)
         low, high = low + zero_point, high + zero_point
     note = (f"{where} has zero point {zero_point}, which is subtracted before the product",)
     return Grid(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from benchmarks.proof_fuzz import build, damaged, exceeded, survives
 from brevitas_axe.errors import InvalidModelFile, InvalidOption
 from brevitas_axe.proof.certificate import certify_file
 from brevitas_axe.proof.emulator import emulate
@@ -132,20 +130,3 @@ def test_results_that_grow_are_refused_before_they_are_computed(name) -> None:
 def test_declared_types_that_mean_nothing(types) -> None:
     with pytest.raises(InvalidOption, match="input"):
         certify_file(linear([[1], [1]]), input_types=types)
-
-
-def test_random_graphs_keep_their_claims() -> None:
-    for seed in range(60):
-        assert exceeded(build(seed), seed) == ""
-
-
-def test_damaged_files_give_a_certificate_or_our_error() -> None:
-    for seed in range(60):
-        assert survives(damaged(seed))
-
-
-def test_the_graphs_are_worth_trying() -> None:
-    models = [build(seed) for seed in range(60)]
-    proven = sum(certify_file(model).entries[-1].proven for model in models)
-    assert proven > 30
-    assert all(isinstance(model, onnx.ModelProto) for model in models)

@@ -160,7 +160,111 @@ HIDDEN = {
     "a later version's operator": lambda g, x: g.op("Attention", x, x, x),
     "unknown attribute": lambda g, x: g.op("Relu", x, secret=1),
     "contrib": lambda g, x: g.op("FusedMatMul", x, x, domain="com.microsoft"),
+    # A quantizer's step is a factor, and steps that differ are weights.
+    "quant of several steps, reduce sum": lambda g, x: summed(g, stepped(g, x)),
+    "bipolar quant of several steps, reduce sum": lambda g, x: summed(
+        g, g.op("BipolarQuant", x, g.constant(FACTORS), domain=QONNX)
+    ),
+    "bipolar quant whose step is an activation": lambda g, x: summed(
+        g, g.op("BipolarQuant", x, g.op("Relu", x), domain=QONNX)
+    ),
+    "dequantize by several steps, reduce sum": lambda g, x: summed(g, dequantized(g, x)),
+    "quant of pieces by steps of their own, add": lambda g, x: chain(g, quantized_pieces(g, x)),
+    "quant of pieces by steps of their own, concat, reduce sum": lambda g, x: summed(
+        g, g.op("Concat", *quantized_pieces(g, x), axis=1)
+    ),
+    # Steps are chosen where elements stand.
+    "a choice between x and 3 x, reduce sum": lambda g, x: summed(
+        g, g.op("Where", mask(g), x, g.op("Mul", x, g.constant([3.0])))
+    ),
+    "the larger of 3 x and a masked x, reduce sum": lambda g, x: summed(
+        g, g.op("Max", g.op("Mul", x, g.constant([3.0])), g.op("Where", mask(g), x, g.op("Neg", x)))
+    ),
+    # e^(log x + log w) is x · w.
+    "log, add, exp, reduce sum": lambda g, x: summed(
+        g, g.op("Exp", g.op("Add", g.op("Log", x), g.constant(np.log(FACTORS))))
+    ),
+    "log, sub, exp, reduce mean": lambda g, x: g.op(
+        "ReduceMean", g.op("Exp", g.op("Sub", g.op("Log", x), g.constant(FACTORS))), axes=[1]
+    ),
+    "log, add, reduce log sum exp": lambda g, x: g.op(
+        "ReduceLogSumExp", g.op("Add", g.op("Log", x), g.constant(FACTORS)), axes=[1]
+    ),
+    # A gate that heeds its place more than its input is a weight.
+    "a gate of constants, reduce sum": lambda g, x: summed(
+        g, g.op("Mul", x, g.op("Sigmoid", g.op("Add", x, g.constant(FACTORS))))
+    ),
+    "a gate that takes the larger constant": lambda g, x: summed(
+        g, g.op("Mul", x, g.op("Tanh", g.op("Max", x, g.constant(FACTORS))))
+    ),
+    "a gate that chooses the constant": lambda g, x: summed(
+        g, g.op("Mul", x, g.op("Sigmoid", g.op("Where", mask(g), g.constant(FACTORS), x)))
+    ),
+    # Numbers that an operator makes of its inputs are not new.
+    "one hot with weighted values": lambda g, x: summed(g, g.op(
+        "OneHot", axes(g, 0, 1, 2), g.constant(np.array(4)),
+        g.op("Reshape", g.op("Slice", weighted(g, x), axes(g, 0), axes(g, 2), axes(g, 1)),
+             axes(g, 2)),
+    )),
+    "a range whose step is an activation": lambda g, x: g.op("ReduceSum", g.op(
+        "Range", g.constant(np.float32(0)), g.constant(np.float32(9)),
+        g.op("ReduceMax", x, keepdims=0),
+    )),
+    # Statistics are sums.
+    "batch norm in training": lambda g, x: g.op(
+        "BatchNormalization", image(g, weighted(g, x)),
+        *(g.constant(np.ones(1, np.float32)) for _ in range(4)), training_mode=1, outputs=3,
+    )[1],
+    "layer norm that gives its mean away": lambda g, x: _statistics(g, weighted(g, x)),
+    "average pool of qonnx": lambda g, x: g.op(
+        "QuantAvgPool2d", image(g, weighted(g, x)), domain=QONNX,
+        kernel=2, stride=1, ibits=8, obits=8, signed=0,
+    ),
+    "average pool of qonnx, channels last": lambda g, x: g.op(
+        "QuantAvgPool2d", g.op("Reshape", weighted(g, x), axes(g, 1, 2, 2, 1)), domain=QONNX,
+        kernel=2, stride=1, ibits=8, obits=8, signed=0, data_layout="NHWC",
+    ),
+    # Further ways to sum that are no MatMul.
+    **{
+        f"operator {op}": lambda g, x, op=op: g.op(op, x, g.constant(FACTORS))
+        for op in (
+            *("MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "LSTM", "GRU", "RNN"),
+            *("DeformConv", "Attention", "ScatterND", "ScatterElements", "Scatter", "GridSample"),
+            *("Col2Im", "DFT", "STFT", "MelWeightMatrix", "NegativeLogLikelihoodLoss", "RoiAlign"),
+            *("SoftmaxCrossEntropyLoss", "MaxRoiPool", "AffineGrid", "TfIdfVectorizer", "Scan"),
+            *("RotaryEmbedding", "TensorScatter", "StringConcat", "SequenceMap", "Loop"),
+        )
+    },
 }  # fmt: skip
+
+
+def summed(graph: Graph, x: str) -> str:
+    return graph.op("ReduceSum", x, axes(graph, 1))
+
+
+def mask(graph: Graph) -> str:
+    return graph.constant(np.array([[True, False, True, False]]))
+
+
+def stepped(graph: Graph, x: str, factors=FACTORS) -> str:
+    return graph.quant(x, 8, 1, factors)
+
+
+def dequantized(graph: Graph, x: str) -> str:
+    zero = graph.constant(np.int8(0))
+    stored = graph.op("QuantizeLinear", x, graph.constant(np.float32(1)), zero)
+    zeros = graph.constant(np.zeros(4, np.int8))
+    return graph.op("DequantizeLinear", stored, graph.constant(FACTORS[0]), zeros, axis=1)
+
+
+def quantized_pieces(graph: Graph, x: str) -> list[str]:
+    return [graph.quant(p, 8, 1, s) for p, s in zip(pieces(graph, x), (3, 4, 5, 6), strict=True)]
+
+
+def _statistics(graph: Graph, x: str) -> str:
+    graph.opset = 17
+    gain = graph.constant(np.ones(4, np.float32))
+    return graph.op("LayerNormalization", x, gain, outputs=2)[1]
 
 
 def _added_gathers(graph: Graph, x: str) -> str:
@@ -237,6 +341,33 @@ def test_pieces_multiplied_and_added_inside_a_function() -> None:
     assert entries_beside_a_proven_one(lambda g, x: called(g, x, nodes))
 
 
+@pytest.mark.parametrize(
+    "inner",
+    [
+        [("BatchNormalization", ["a", "w", "w", "w", "w"], ["b", "mean", "variance"])],
+        [("Exp", ["a"], ["e"]), ("Split", ["e"], ["p", "q"]), ("Add", ["p", "q"], ["b"])],
+        [("Range", ["a", "a", "w"], ["b"])],
+    ],
+)
+def test_other_sums_inside_a_function(inner) -> None:
+    nodes = [helper.make_node(*node) for node in inner]
+    assert entries_beside_a_proven_one(lambda g, x: summed(g, called(g, x, nodes)))
+
+
+def test_a_quantizer_of_several_steps_inside_a_function() -> None:
+    nodes = [helper.make_node("Quant", ["a", "w", "w", "w"], ["b"], domain=QONNX, signed=1)]
+    assert entries_beside_a_proven_one(lambda g, x: summed(g, called(g, x, nodes)))
+
+
+def test_an_operator_set_inside_a_function_that_nobody_knows() -> None:
+    def build(graph: Graph, x: str) -> str:
+        result = called(graph, x, [helper.make_node("Relu", ["a"], ["b"])])
+        graph.functions[0].opset_import[0].version = 99
+        return result
+
+    assert entries_beside_a_proven_one(build)
+
+
 def test_products_inside_a_function_and_the_sum_behind_it() -> None:
     nodes = [helper.make_node("Mul", ["a", "w"], ["b"])]
     assert entries_beside_a_proven_one(
@@ -292,6 +423,26 @@ HARMLESS = {
         "Resize", image(g, x), "", g.constant(np.float32([1, 1, 2, 2]))
     ),
     "squeeze and excite, then pooling": lambda g, x: _gate(g, x),
+    "leaky relu by choice, then pooling": lambda g, x: g.op(
+        "ReduceMean",
+        g.op("Where", g.op("Greater", x, g.constant([0.0])), x, g.op("Mul", x, g.constant([0.1]))),
+        axes=[1],
+    ),
+    "leaky relu by maximum, then pooling": lambda g, x: g.op(
+        "ReduceMean", g.op("Max", x, g.op("Mul", x, g.constant([0.1]))), axes=[1]
+    ),
+    "softmax by hand behind a mask": lambda g, x: _softmax(g, g.op("Add", x, g.constant(FACTORS))),
+    "steps per channel, pooled inside channels": lambda g, x: g.op(
+        "GlobalAveragePool",
+        stepped(g, g.op("Reshape", x, axes(g, 1, 2, 2, 1)), np.float32([3, 4]).reshape(1, 2, 1, 1)),
+    ),
+    "two quantizers, joined along channels, pooled inside them": lambda g, x: g.op(
+        "GlobalAveragePool",
+        g.op("Concat", g.quant(image(g, x), 8, 1, 3), g.quant(image(g, x), 8, 1, 4), axis=1),
+    ),
+    "a shortcut of two quantizers": lambda g, x: g.op(
+        "Add", g.quant(x, 8, 1, 3.0), g.quant(g.op("Relu", x), 8, 1, 4.0)
+    ),
 }
 
 
@@ -301,6 +452,11 @@ def _layer_norm(graph: Graph, x: str) -> str:
     variance = graph.op("ReduceMean", square, axes=[1])
     root = graph.op("Sqrt", graph.op("Add", variance, graph.constant([1e-5])))
     return graph.op("Mul", graph.op("Div", centred, root), graph.constant(FACTORS))
+
+
+def _softmax(graph: Graph, x: str) -> str:
+    exponentials = graph.op("Exp", x)
+    return graph.op("Div", exponentials, graph.op("ReduceSum", exponentials, axes(graph, 1)))
 
 
 def _gate(graph: Graph, x: str) -> str:
