@@ -1,1 +1,1 @@
-"""The Brevitas side: finding layers, quantizers, what gives and reads a tensor, applying widths."""
+"""The Brevitas side: finds layers and quantizers, follows tensors, and applies widths."""

@@ -22,10 +22,11 @@ class Part:
 
     Attributes:
         linear: the layer.
-        columns: int64 [k], which inputs it takes, in its own order.
-        rows: int64 [r], which outputs it gives; None for all of them.
-        precision: widths that it was made for.
-        scale: its weights' start scale, [rows] or [rows, tiles]; None for the quantizer's own.
+        columns: int64 [k], the inputs that it takes, in its own order.
+        rows: int64 [r], the outputs that it gives; None for all of them.
+        precision: its planned widths.
+        scale: start scale of its weight quantizer, from which its solver searches: [rows] or
+            [rows, tiles]; None to let the quantizer compute it from the weights.
     """
 
     linear: nn.Linear
@@ -36,19 +37,19 @@ class Part:
 
 
 class BranchedLinear(nn.Module):
-    """Runs its branches on their inputs; adds what they give, or joins it where they have rows.
+    """Runs its branches on their inputs; adds their outputs, or joins them where they have rows.
 
     Quantize it layer by layer, so that each branch has an input quantizer
     (`brevitas_axe.quantize_blocks`, or Brevitas's own `layerwise_quantize`): one quantizer in front
     of all of them would see the inputs of all.
 
     Args:
-        inputs, outputs: of the layer that the branches stand for.
+        inputs, outputs: features of the layer that the branches replace.
         parts: the branches by name, in the order in which they run.
 
     Attributes:
         branches: names of the branches.
-        precisions: widths that each was made for.
+        precisions: planned widths of each branch.
 
     Raises:
         InvalidOption: no branch, one without inputs, inputs or outputs that do not exist, some
@@ -70,7 +71,7 @@ class BranchedLinear(nn.Module):
             self.register_buffer("place", rows.argsort())
 
     def inputs_of(self, name: str, input: Tensor) -> Tensor:
-        """[..., inputs] to [..., k]: what one branch takes."""
+        """[..., inputs] to [..., k]: the columns of one branch."""
         return input.index_select(-1, self.get_buffer(f"{name}_columns"))
 
     def scale_of(self, name: str) -> Tensor | None:
@@ -120,7 +121,7 @@ def branch_names(name: str, layer: BranchedLinear) -> tuple[str, ...]:
 
 
 def branch_plan(model: nn.Module, plan: Plan) -> Plan:
-    """The plan with every layer that was split replaced by its branches, as they were made for."""
+    """The plan with every split layer replaced by its branches and their planned widths."""
     split = branched_layers(model)
     layers: dict[str, LayerPrecision] = {}
     for name, precision in plan.layers.items():

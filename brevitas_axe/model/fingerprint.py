@@ -1,4 +1,4 @@
-"""What a run depends on, in one number: equal runs give equal integers."""
+"""A hash of everything that a run depends on: equal hashes give equal integers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Fingerprint:
-    """What a run depends on: model, data and settings. Two equal ones give equal integers."""
+    """Hash of model, data and settings of a run; equal ones give equal integers."""
 
     def __init__(self, settings: dict) -> None:
         self._hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

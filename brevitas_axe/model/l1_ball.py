@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def ball_threshold(sizes: Tensor, radius: Tensor) -> Tensor:
-    """What the projection on an l1 ball takes from every magnitude, in closed form.
+    """Threshold by which the projection on an l1 ball lowers every magnitude, in closed form.
 
     Duchi et al. 2008, doi 10.1145/1390156.1390191, figure 1.
 

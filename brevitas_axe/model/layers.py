@@ -1,9 +1,9 @@
 """Finds quantized dot products and unrolls them to matrices.
 
-Every layer here is seen as `groups` independent products of an integer matrix [rows, K] with
+Every layer here is treated as `groups` independent products of an integer matrix [rows, K] with
 columns of K integers: one row per output channel of the group, K = (input channels / groups) ×
 kernel, in the order in which the weight tensor stores them. A transposed convolution is unrolled
-over its whole kernel; an output pixel meets a subset of these taps, so bounds are safe.
+over its whole kernel; an output pixel uses a subset of these taps, so bounds are safe.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Proxy = Any
 if TYPE_CHECKING:
 
     class Layer(nn.Module):
-        """What the layers that `find_layers` gives have in common, for type checkers.
+        """Common attributes of the layers that `find_layers` returns, for type checkers.
 
         torch declares every attribute of a module as Tensor | Module. Linear layers have
         no channels, and convolutions no features.
@@ -77,13 +77,13 @@ def find_layers(
     """Quantized linear and convolution layers by module name, in definition order.
 
     Args:
-        model: any module that holds Brevitas layers.
+        model: any module with Brevitas layers.
         exclude: module names to leave out; each must exist in the model.
         tile_scales: whether layers may have our quantizer with one weight scale per tile.
 
     Raises:
         InvalidOption: an excluded name does not exist.
-        UnsupportedLayer: a quantized layer whose accumulators cannot be held here (LSTM and RNN
+        UnsupportedLayer: a quantized layer whose accumulators cannot be bounded here (LSTM and RNN
             gates, group-wise or asymmetric weights), unless excluded.
     """
     modules = dict(model.named_modules())
@@ -126,7 +126,7 @@ def find_unquantized(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[st
 
 
 def _is_product(name: str, model: nn.Module, modules: dict[str, nn.Module]) -> bool:
-    """Whether a name is one that certificates give to products outside layers."""
+    """Whether certificates use this name for a product outside layers."""
     parent, _, product = name.rpartition(".")
     if product == "forward":
         return parent in modules or parent == type(model).__name__
@@ -136,7 +136,7 @@ def _is_product(name: str, model: nn.Module, modules: dict[str, nn.Module]) -> b
 
 
 def _is_inside(name: str, modules: tuple[str, ...]) -> bool:
-    """True for one of the modules, and for any part of them."""
+    """True for the name of one of the modules, or of any part of them."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
@@ -207,7 +207,7 @@ def _patches(x: Tensor, kernel: tuple, stride: tuple, dilation: tuple) -> Tensor
 
 
 def _transposed_patches(module: Layer, x: Tensor) -> Tensor:
-    """Inputs that meet each tap of a transposed convolution, zeros where none does."""
+    """Inputs at each tap of a transposed convolution; zeros where there is none."""
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
     size = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)]
     stuffed = x.new_zeros(*x.shape[:2], *size)
@@ -225,12 +225,12 @@ def _transposed_patches(module: Layer, x: Tensor) -> Tensor:
 def input_range(quant_input: IntQuantTensor, layer: Layer | None = None) -> InputRange:
     """Integers that a quantized activation can take, minus its zero point.
 
-    Narrow ranges are not used: consumers such as FINN compute with the full data type.
+    Narrow ranges are not used: tools such as FINN compute with the full data type.
 
     Args:
-        quant_input: what arrived.
-        layer: at which it arrived. Where its own input quantizer finds the zero point at run time,
-            that is any integer of the type.
+        quant_input: the activation.
+        layer: the layer that reads it. If its own input quantizer computes the zero point at run
+            time, that may be any integer of the type.
     """
     bits = int(quant_input.bit_width.max())
     signed = bool(quant_input.signed)
@@ -257,7 +257,7 @@ def is_accumulator_aware(module: Layer) -> bool:
 def integer_weight(name: str, module: Layer) -> tuple[Tensor, Tensor]:
     """Integer weights and scale that a layer computes with.
 
-    A2Q and A2Q+ quantizers depend on their input: let `observe_inputs` show it to them first.
+    A2Q and A2Q+ quantizers depend on their input: call `observe_inputs` first.
 
     Args:
         name: layer name, for messages.

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from brevitas_axe.errors import EmptyCalibration, NonFiniteValues
 from brevitas_axe.model.layers import Layer, unroll_input, unroll_weight
 
-# Unrolled inputs are made for so many numbers at a time: bounds memory, and keeps them in cache.
+# Numbers in a chunk of unrolled inputs: few enough to bound memory and to stay in the cache.
 _CHUNK = 2**20
 
 
 class Statistics(TypedDict):
-    """What `LayerProblem` takes of the same names."""
+    """The moments among the fields of `LayerProblem`, by the same names."""
 
     hessian: Tensor
     cross: Tensor | None
@@ -77,7 +77,7 @@ class Moments:
         """
         if self.samples == 0:
             raise EmptyCalibration(
-                f"no calibration sample reached layer '{self.name}'; feed batches that do, or "
+                f"no calibration sample runs through layer '{self.name}'; feed batches that do, or "
                 "exclude the layer by name."
             )
         sums = (self._hessian,) if self._cross is None else (self._hessian, self._cross)

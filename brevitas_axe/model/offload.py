@@ -1,4 +1,4 @@
-"""Blocks that live on the disk, one at a time in memory, by accelerate's hooks."""
+"""Blocks on the disk, of which one at a time is in memory, by accelerate's hooks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from brevitas_axe.errors import InvalidOption
 
 
 def check_offload(folder: Path) -> None:
-    """Refuses, before any work, what `send_out` could not use.
+    """Refuses, before any work, a folder that `send_out` could not use.
 
     Raises:
         InvalidOption: accelerate is not installed, or the folder is a file.
@@ -25,7 +25,7 @@ def check_offload(folder: Path) -> None:
 
 
 def bring_in(block: nn.Module) -> None:
-    """Loads what accelerate keeps elsewhere to where it would run, and takes its hooks off."""
+    """Loads what accelerate has offloaded to the device where it would run; removes its hooks."""
     if not any(hasattr(module, "_hf_hook") for module in block.modules()):
         return
     from accelerate.hooks import remove_hook_from_module
@@ -40,12 +40,12 @@ def bring_in(block: nn.Module) -> None:
                     stored = torch.as_tensor(one.weights_map[name])
                     here = stored.to(one.execution_device, copy=True)
                     module._parameters[name] = nn.Parameter(here)
-            one.offload = False  # else its removal puts them where they lay before
+            one.offload = False  # otherwise its removal offloads them again
     remove_hook_from_module(block, recurse=True)
 
 
 def send_out(block: nn.Module, folder: Path) -> None:
-    """Writes a block's parameters to a folder; each forward of a layer loads them for its time.
+    """Writes a block's parameters to a folder; each forward of a layer loads them temporarily.
 
     What another run left in the folder is replaced.
     """
@@ -53,6 +53,6 @@ def send_out(block: nn.Module, folder: Path) -> None:
     from accelerate.utils import offload_state_dict
 
     device = next(block.parameters()).device
-    # disk_offload itself writes nothing where the folder has an index, be it another run's.
+    # disk_offload writes nothing into a folder with an index, even that of another run.
     offload_state_dict(folder, block.state_dict())
     disk_offload(block, folder, execution_device=device)

@@ -1,4 +1,4 @@
-"""What a plain model must be so that its layers can be given quantizers."""
+"""Checks and changes of a plain model, so that its layers can be given quantizers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from brevitas_axe.model.layers import PLAIN_LAYERS
 
 
 def plain_classes(model: nn.Module) -> nn.Module:
-    """Layers of a user's subclass that computes what its base class computes become that class."""
+    """Layers of a subclass that computes the same as its base class get the base class."""
     for module in model.modules():
         for kind in PLAIN_LAYERS:
             own = type(module)
@@ -32,7 +32,7 @@ def plain_classes(model: nn.Module) -> nn.Module:
 
 
 def check_plainly_written(model: nn.Module) -> None:
-    """Refuses layers whose weights are computed elsewhere, which no quantizer can stand in for.
+    """Refuses layers whose weights are computed elsewhere, which no quantizer can replace.
 
     Raises:
         UnsupportedLayer: pruned, weight- or spectral-normalized layers, or torch's own
@@ -52,7 +52,7 @@ def check_plainly_written(model: nn.Module) -> None:
         elif isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
             raise UnsupportedLayer(
                 f"layer '{name}' is torch's own {type(module).__name__}, which reads the weights "
-                "of its parts past any quantizer; write it with nn.MultiheadAttention and "
+                "of its parts without their quantizers; write it with nn.MultiheadAttention and "
                 "nn.Linear, or use a model of transformers and quantize_blocks."
             )
         else:
@@ -64,7 +64,7 @@ def check_plainly_written(model: nn.Module) -> None:
 
 
 def check_transposed(model: nn.Module, weight_quant: type) -> None:
-    """Brevitas 0.12 takes the groups of a transposed convolution for one when it shapes scales."""
+    """Refuses grouped transposed convolutions: Brevitas 0.12 gives their scales a wrong shape."""
     kind: Any = weight_quant
     per_tensor = getattr(kind, "scaling_per_output_type", None) == ScalingPerOutputType.TENSOR
     for name, module in model.named_modules():

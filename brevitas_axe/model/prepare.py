@@ -54,11 +54,12 @@ from brevitas_axe.model.running import (
 )
 
 _RECURRENT = (nn.LSTM, nn.RNN)
-# With quantizers off, outputs may differ from the model's by so much of the largest: rounding.
+# Largest difference by rounding between outputs with quantizers off and the model's, relative to
+# the largest output.
 _FLOAT_CHANGE = 1e-2
 _ACTIVATIONS = {
     **QUANT_ACT_MAP,
-    # Brevitas makes a ReLU of it, or fixes its range at 6 whatever arrives.
+    # Brevitas would make a ReLU of it, or fix its range at 6 for any input.
     nn.ReLU6: (QuantReLU6, {"act_quant": Uint8ActPerTensorFloat, "return_quant_tensor": True}),
 }
 
@@ -69,8 +70,8 @@ def as_batches(calibration: Iterable[Any], model: nn.Module | None = None) -> li
     Args:
         calibration: iterable of tensors, of (input, label, ...) tuples as data loaders give
             them, or of dictionaries of keyword arguments.
-        model: tells how many inputs its forward demands, which are then taken from the front of
-            each tuple; without it, or where one is enough, only the first is used.
+        model: so many inputs as its forward requires are taken from the front of each tuple;
+            without it, or where one is enough, only the first is used.
 
     Raises:
         EmptyCalibration: there is no batch.
@@ -98,7 +99,7 @@ def as_batches(calibration: Iterable[Any], model: nn.Module | None = None) -> li
         for value in (*batch[0], *batch[1].values()):
             if isinstance(value, np.ndarray):
                 raise InvalidOption(
-                    f"calibration batch {index} holds a numpy array; give tensors, as by "
+                    f"calibration batch {index} is a numpy array; give tensors, as by "
                     "torch.from_numpy(batch).float()."
                 )
             if not isinstance(value, Tensor):
@@ -114,7 +115,7 @@ def as_batches(calibration: Iterable[Any], model: nn.Module | None = None) -> li
 
 
 def _demanded(model: nn.Module | None) -> int:
-    """How many inputs a model's forward cannot do without, at least 1."""
+    """Number of inputs that a model's forward requires, at least 1."""
     if model is None:
         return 1
     try:
@@ -136,7 +137,7 @@ def one_sample(batch: Batch) -> Batch:
 
 
 def has_quantizers(model: nn.Module) -> bool:
-    """True for a model that already holds Brevitas layers."""
+    """True for a model that already has Brevitas layers."""
     return any(isinstance(module, DOT_PRODUCTS) for module in model.modules())
 
 
@@ -192,7 +193,7 @@ def to_brevitas(
             )
             return _calibrated(quantized, batches, progress, terminal)
         except Exception as error:
-            # Tracing breaks Python code in many ways, some of which show only when the graph runs.
+            # Tracing may fail in many ways, some of which only appear when the graph runs.
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     warnings.warn(
         f"{type(model).__name__} is quantized layer by layer, with plain numbers between its "
@@ -207,7 +208,7 @@ def to_brevitas(
 
 @contextmanager
 def _settings_kept() -> Iterator[None]:
-    """Brevitas leaves a setting changed where its quantization fails."""
+    """Context that restores a setting which Brevitas leaves changed where it fails."""
     before = config.IGNORE_MISSING_KEYS
     try:
         yield
@@ -218,11 +219,11 @@ def _settings_kept() -> Iterator[None]:
 def _on_graph(
     graph: Graph, batches: Sequence[Batch], weight: dict, input_bits: int, model_input_bits: int
 ) -> nn.Module:
-    """Brevitas's graph quantization, which computes what the graph did while quantizers are off."""
+    """Brevitas's graph quantization; with quantizers off it must compute the same as the graph."""
     sample = batches[0]
     with torch.no_grad():
         expected = tensors_in(graph(*sample[0], **sample[1]))
-    # Brevitas goes on aligning scales 9,999 times where sums of sums have no solution.
+    # Brevitas aligns scales up to 9,999 times where sums of sums have no solution.
     with patch.object(quantize_impl, "MAX_RESIDUAL_ITERS", len(graph.graph.nodes) + 50):
         quantized = brevitas_quantize(
             graph,
@@ -254,7 +255,7 @@ def _layer_by_layer(
 ) -> nn.Module:
     """A copy with a quantizer in front of every layer, calibrated.
 
-    Where none was chosen, it is unsigned at layers at which nothing negative arrives.
+    Where none was chosen, it is unsigned at layers whose inputs are never negative.
     """
     layer_map = _with_weights(LAYERWISE_COMPUTE_LAYER_MAP, weight, inputs)
     quantized = layerwise_quantize(copied(model).eval(), layer_map)
@@ -272,7 +273,7 @@ def _layer_by_layer(
 def _calibrated(
     model: nn.Module, batches: Sequence[Batch], progress: bool, terminal: Any = None
 ) -> nn.Module:
-    """Evaluation mode, calibrated, and seen to run."""
+    """The model in evaluation mode, calibrated; one forward shows that it runs."""
     model.eval()
     calibrate(model, batches, progress, terminal)
     args, kwargs = batches[0]
@@ -290,9 +291,9 @@ def calibrate(
         model: with Brevitas's quantizers.
         batches: see `as_batches`.
         progress: show a progress bar.
-        terminal: where; None for the standard error stream.
+        terminal: stream of the bar; None for the standard error stream.
     """
-    # Brevitas restores a quantizer that two activations share to what it saw at the second.
+    # After calibration Brevitas restores a shared quantizer to its state at the second activation.
     parts: list[Any] = [m for m in model.modules() if hasattr(m, "observer_only")]
     observing = [part.observer_only for part in parts]
     bar = tqdm(batches, desc="calibration", disable=not progress, file=terminal)
@@ -333,7 +334,7 @@ def _with_weights(layer_map: dict, weight: dict, inputs: dict) -> dict:
 
 
 def _lowest_inputs(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
-    """The lowest number that arrives at each module while every quantizer is off."""
+    """The lowest number in the input of each module while every quantizer is off."""
     twin = float_twin(model)
     lowest: dict[str, float] = {}
 
@@ -355,7 +356,7 @@ def _lowest_inputs(model: nn.Module, batches: Sequence[Batch]) -> dict[str, floa
 
 
 def _fit_ends(model: Graph, lowest: dict[str, float], input_bits: int) -> None:
-    """Unsigned model inputs where no sample is negative; plain outputs, however nested."""
+    """Makes model inputs unsigned where no sample is negative, and all outputs plain tensors."""
     for node in list(model.graph.nodes):
         if node.op != "call_module" or not isinstance(
             model.get_submodule(node.target), qnn.QuantIdentity
@@ -372,7 +373,7 @@ def _fit_ends(model: Graph, lowest: dict[str, float], input_bits: int) -> None:
     (end,) = (node for node in model.graph.nodes if node.op == "output")
     last = end.args[0]
     module = model.get_submodule(last.target) if getattr(last, "op", "") == "call_module" else None
-    if not hasattr(module, "return_quant_tensor"):  # nested, or no layer: a sum, a slice
+    if not hasattr(module, "return_quant_tensor"):  # nested, or not a layer: a sum, a slice
         for node in list(end.all_input_nodes):
             with model.graph.inserting_before(end):
                 end.replace_input_with(node, model.graph.call_function(tensor_of, (node,)))
@@ -382,10 +383,10 @@ def _fit_ends(model: Graph, lowest: dict[str, float], input_bits: int) -> None:
 
 
 def _fit_signs(model: Graph, lowest: dict[str, float], bits: int) -> None:
-    """Unsigned quantizers in front of layers, where no number that arrives is negative.
+    """Makes quantizers in front of layers unsigned where their inputs are never negative.
 
-    Brevitas's are signed behind pooling, whatever was pooled. What residual branches share, and so
-    aligns their scales, stays as it is.
+    Brevitas's are always signed behind pooling. Quantizers that residual branches share, to align
+    their scales, are not changed.
     """
     shared = Counter(id(part) for module in model.modules() for part in _scaling_parts(module))
     for node in model.graph.nodes:

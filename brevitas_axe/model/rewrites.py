@@ -1,4 +1,4 @@
-"""From a plain model to a clean graph: every rewrite is compared with the model, or left out."""
+"""From a plain model to a clean graph; rewrites that change its function are left out."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from brevitas_axe.model.running import Batch, copied
 Graph = Any
 _RELUS = ("relu", "relu_", torch.relu, torch.relu_)
 _SAMPLES = 4
-# Largest difference between outputs, relative to the largest output, that rounding explains.
+# Largest difference between outputs by rounding alone, relative to the largest output.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
 def rewritten(model: nn.Module, batch: Batch) -> Graph:
-    """The graph of a model as Brevitas quantizes it best, and computing what the model computes.
+    """The graph of a model in the form that Brevitas quantizes best, with the same function.
 
     Args:
         model: in evaluation mode; not modified.
-        batch: on which graph and model are compared, in float64 where the model runs so.
+        batch: on which graph and model are compared, in float64 if the model runs in it.
 
     Warns:
-        UserWarning: a rewrite would change what the model computes, and is left out.
+        UserWarning: a rewrite would change the model's function, and is left out.
 
     Raises:
-        UnsupportedLayer: the graph that tracing gives computes something else.
-        Exception: whatever tracing meets.
+        UnsupportedLayer: the traced graph computes something else.
+        Exception: any error of tracing.
     """
     compare = _Comparison(model, batch)
     with warnings.catch_warnings():
@@ -77,18 +77,18 @@ def rewritten(model: nn.Module, batch: Batch) -> Graph:
 
 
 class _Comparison:
-    """What the float model gives on a few samples, and whether others give the same."""
+    """Outputs of the float model on a few samples, with which those of others are compared."""
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
         self._batch, self._type = _few(batch), torch.float64
         try:
             self._expected = self._outputs(model)
-        except Exception:  # casts inside, or fewer samples than it can do with
+        except Exception:  # it casts inside, or needs more samples
             self._batch, self._type = batch, torch.float32
             self._expected = self._outputs(model)
 
     def agrees(self, model: nn.Module) -> bool:
-        """Whether a model computes the same but for rounding."""
+        """Whether a model computes the same up to rounding."""
         try:
             outputs = self._outputs(model)
         except Exception:
@@ -141,10 +141,10 @@ def _few(batch: Batch) -> Batch:
     return tree_map(lambda v: v[:_SAMPLES] if isinstance(v, Tensor) else v, batch)
 
 
-def _spell_for_brevitas(model: Graph) -> Graph:
-    """Rewrites what Brevitas does not read, x.relu() and torch.relu(x), or reads amiss.
+def _rewrite_for_brevitas(model: Graph) -> Graph:
+    """Rewrites what Brevitas does not recognize: x.relu(), torch.relu(x), and flattening views.
 
-    It would quantize again after a Flatten, signed, and so lose a bit of what a ReLU gave.
+    After a Flatten it would quantize again, signed, and so lose a bit of the ReLU's output.
     """
     for node in list(model.graph.nodes):
         module = model.get_submodule(node.target) if node.op == "call_module" else None
@@ -176,7 +176,7 @@ def _flattens(node: Graph) -> bool:
     if len(sizes) != 2:
         return False
     x, (size, rest) = node.args[0], sizes
-    kind = getattr(size, "op", None)  # a number has none
+    kind = getattr(size, "op", None)  # numbers have no `op`
     if rest != -1 or kind is None:
         return False
     if kind == "call_method":
@@ -195,5 +195,5 @@ _STEPS: dict[str, Callable[[Graph], Graph]] = {
     "moving batch norms in front of concatenations": MoveSplitBatchNormBeforeCat().apply,
     "folding batch norms into layers": MergeBatchNorm().apply,
     "removing dropout": RemoveStochasticModules().apply,
-    "replacing methods by modules": _spell_for_brevitas,
+    "replacing methods by modules": _rewrite_for_brevitas,
 }

@@ -1,4 +1,4 @@
-"""Running a model and watching: what gives and what reads each tensor, found by hooks."""
+"""Runs a model under observation: hooks find the givers and readers of each tensor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ After = Callable[[str, Layer, tuple, dict, Any], Any]
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and every module's own mode again afterwards, whatever happens."""
+    """Evaluation mode inside; afterwards every module has its own mode again."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -41,9 +41,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def loading_in_place() -> Iterator[None]:
-    """Loading a state leaves every part of a quantizer the object that it is.
+    """Context in which loading a state keeps the objects of every quantizer.
 
-    Brevitas builds quantizers anew otherwise, and those that residual branches share would each
+    Otherwise Brevitas builds quantizers again, and those that residual branches share would each
     get scales of their own.
     """
     before = config.REINIT_ON_STATE_DICT_LOAD
@@ -55,20 +55,20 @@ def loading_in_place() -> Iterator[None]:
 
 
 def shares_on_load(model: nn.Module) -> nn.Module:
-    """The model, whose own load_state_dict leaves shared quantizers shared from now on."""
+    """The model; from now on its load_state_dict keeps shared quantizers shared."""
     model.register_load_state_dict_pre_hook(_before_load)
     model.register_load_state_dict_post_hook(_after_load)
     return model
 
 
 def _before_load(model: Any, state: dict, *_: Any) -> None:
-    """Suspends Brevitas's building anew."""
+    """Keeps Brevitas from building quantizers again."""
     model.builds_anew = config.REINIT_ON_STATE_DICT_LOAD
     config.REINIT_ON_STATE_DICT_LOAD = False
 
 
 def _after_load(model: Any, keys: Any) -> None:
-    """Ends that."""
+    """Ends what `_before_load` began."""
     config.REINIT_ON_STATE_DICT_LOAD = model.builds_anew
 
 
@@ -76,14 +76,14 @@ def _after_load(model: Any, keys: Any) -> None:
 def hooked(
     modules: Mapping[str, nn.Module], before: Before | None = None, after: After | None = None
 ) -> Iterator[None]:
-    """Calls functions around every call of some modules inside, whatever happens only there.
+    """Context in which functions run before and after every call of some modules.
 
     Args:
-        modules: by name; one that stands there under two names is watched under both.
+        modules: by name; a module with two names is observed under both.
         before: function(name, module, args, kwargs), in front of a call. Where it returns
             (args, kwargs), the module gets these instead.
-        after: function(name, module, args, kwargs, output), behind it. What it returns takes the
-            output's place, unless it is None.
+        after: function(name, module, args, kwargs, output), behind it. Its result replaces
+            the output, unless it is None.
     """
     with ExitStack() as stack:
         for name, module in modules.items():
@@ -98,7 +98,7 @@ def hooked(
 
 
 def _bound(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    # Not `functools.partial`: a copy of the module would copy what the function belongs to.
+    # Not `functools.partial`: a copy of the module would also copy the object of the function.
     def hook(*call: Any) -> Any:
         return function(name, *call)
 
@@ -106,7 +106,7 @@ def _bound(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def first_input(args: tuple, kwargs: dict) -> Any:
-    """What a layer multiplies, of the arguments of its call."""
+    """The activation among a layer's call arguments."""
     return args[0] if args else next(iter(kwargs.values()))
 
 
@@ -118,12 +118,12 @@ def with_first_input(args: tuple, kwargs: dict, value: Any) -> Batch:
 
 
 def dequantized(layer_input: Any) -> Tensor:
-    """Plain tensor of what a layer receives."""
+    """A layer's input as a plain tensor."""
     return layer_input.value if isinstance(layer_input, IntQuantTensor) else layer_input
 
 
 def tensor_of(output: Any) -> Any:
-    """The tensor inside a QuantTensor, or what is there as it is."""
+    """The tensor inside a QuantTensor; anything else unchanged."""
     return getattr(output, "value", output)
 
 
@@ -137,9 +137,9 @@ def float_tensors(output: Any) -> list[Tensor]:
 def observe_inputs(
     model: nn.Module, layers: dict[str, Layer], args: tuple, kwargs: dict | None = None
 ) -> dict[str, list[InputRange | None]]:
-    """Runs one forward in evaluation mode and notes what arrives at every call of every layer.
+    """Runs one forward in evaluation mode and notes the input range at every call of every layer.
 
-    A2Q and A2Q+ quantizers remember their input from it, so that `integer_weight` needs none.
+    A2Q and A2Q+ quantizers remember their input from it, which `integer_weight` relies on.
 
     Args:
         model: contains the layers.
@@ -165,8 +165,8 @@ def observe_inputs(
     return calls
 
 
-def check_reached(model: nn.Module, layers: dict[str, Layer], batches: Sequence[Batch]) -> None:
-    """Refuses, before any work, layers that no calibration batch meets.
+def check_all_called(model: nn.Module, layers: dict[str, Layer], batches: Sequence[Batch]) -> None:
+    """Refuses, before any work, layers that no calibration batch runs through.
 
     Raises:
         UnsupportedLayer: names the first of them.
@@ -178,50 +178,50 @@ def check_reached(model: nn.Module, layers: dict[str, Layer], batches: Sequence[
             return
     name = next(name for name in layers if name not in met)
     raise UnsupportedLayer(
-        f"no calibration batch meets layer '{name}'; give batches that use it, or exclude it by "
-        f"name, exclude=('{name}',)."
+        f"no calibration batch runs through layer '{name}'; give batches that use it, or "
+        f"exclude it by name, exclude=('{name}',)."
     )
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Which modules gave and read the same tensors in one forward; `flow` finds it.
+    """Givers and readers of the same tensors in one forward, as `flow` finds them.
 
-    A tensor is the same where it is the same object and has not been changed in place since. So a
-    view, a sum or a reshape is another one.
+    A tensor is the same if it is the same object and was not changed in place in between. So a
+    view, a sum or a reshape is another tensor.
 
     Attributes:
-        givers: module → the modules that gave what it read, call by call; None where none of those
-            watched did.
-        same: module → it and those that read the same tensor, in the order of execution; modules
-            that were called several times, or never, are absent.
+        givers: module → the modules whose output it read, call by call; None where no observed
+            module gave it.
+        same: module → itself and those that read the same tensor, in the order of execution;
+            modules that were called several times, or never, are absent.
     """
 
     givers: Mapping[str, tuple[str | None, ...]]
     same: Mapping[str, tuple[str, ...]]
 
     def giver(self, name: str) -> str | None:
-        """The one module that gave what this one read, at all of its calls; None if there is none.
+        """The only module whose output this one read, over all its calls; None if there is none.
 
-        A module that was not called has none.
+        A module that was not called has no giver.
         """
         found = set(self.givers.get(name, (None,)))
         return found.pop() if len(found) == 1 else None
 
     def readers(self, name: str) -> tuple[str, ...]:
-        """Modules that read what this one gave, at one of their calls or more."""
+        """Modules that read the output of this one in at least one of their calls."""
         return tuple(reader for reader, givers in self.givers.items() if name in givers)
 
     def same_input(self, name: str) -> tuple[str, ...]:
         """A module and all others that read the same tensor, such as query, key and value.
 
-        Only itself where it was called several times, or never.
+        Only the module itself where it was called several times, or never.
         """
         return self.same.get(name, (name,))
 
 
 def flow(model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch) -> Flow:
-    """Runs one forward as the model is, without gradients, and notes who reads whose output.
+    """Runs one forward without gradients and notes which module reads whose output.
 
     Args:
         model: contains the modules.
@@ -231,12 +231,12 @@ def flow(model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch) -> Fl
     given: dict[tuple[int, int], str] = {}
     read: dict[str, list[tuple[int, int]]] = {}
     givers: dict[str, list[str | None]] = {}
-    kept: list[Any] = []  # an object that is gone may lend its identity to another
+    kept: list[Any] = []  # keeps objects alive: a freed one may pass its id on to another
 
     def identity(x: Any) -> tuple[int, int]:
         tensor = tensor_of(x)
         kept.append((x, tensor))
-        # A tensor that was changed in place between two modules is not the same.
+        # The version tells a tensor that was changed in place from itself before.
         return id(tensor), getattr(tensor, "_version", 0)
 
     def note(name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -259,7 +259,7 @@ def flow(model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch) -> Fl
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy of the same class name, which certificates write; torch.fx forgets it."""
+    """A deep copy that keeps the class name, which certificates show and torch.fx drops."""
     twin = copy.deepcopy(model)
     if hasattr(model, "recompile"):
         type(twin).__name__ = type(model).__name__
@@ -275,7 +275,7 @@ def float_twin(model: nn.Module) -> nn.Module:
     for module in twin.modules():
         part: Any = module
         if hasattr(module, "quant_injector"):
-            part.quant_injector = None  # a class made at run time, which cannot be pickled
+            part.quant_injector = None  # a class created at run time cannot be pickled
         if isinstance(module, torch.fx.GraphModule) or hasattr(module, "recompile"):
             for node in part.graph.nodes:
                 node.type = None  # annotations as text break torch's own pickling

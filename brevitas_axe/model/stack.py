@@ -1,8 +1,9 @@
 """The stack of blocks in a transformer, and one block on its own.
 
-A stack is a list of modules of one class that each hold linear layers: `model.layers` of Llama,
-`transformer.h` of GPT-2, `encoder.layer` of BERT. What the model hands to a block besides the
-hidden states (masks, positions) is recorded once; the hidden states then walk from block to block.
+A stack is a list of modules of one class, each with linear layers: `model.layers` of Llama,
+`transformer.h` of GPT-2, `encoder.layer` of BERT. What the model passes to a block besides the
+hidden states (masks, positions) is recorded once; the hidden states are then passed from block to
+block.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from brevitas_axe.model.running import hooked
 
 Call = Batch
 _Stack = nn.ModuleList | nn.Sequential
-# The name under which transformers hands hidden states over, where not by position.
+# Keyword of the hidden states in transformers, where they are not passed by position.
 _HIDDEN = "hidden_states"
 
 
@@ -54,7 +55,7 @@ def find_blocks(model: nn.Module, stack: str | None = None) -> dict[str, nn.Modu
     if chosen not in stacks:
         raise InvalidOption(f"'{chosen}' is no stack of blocks; there is {', '.join(stacks)}.")
     blocks = {f"{chosen}.{key}": block for key, block in stacks[chosen].named_children()}
-    if len(blocks) < len(stacks[chosen]):  # children are listed once, however often they stand here
+    if len(blocks) < len(stacks[chosen]):  # named_children lists a shared module once
         raise UnsupportedLayer(
             f"blocks of '{chosen}' share one module, and each solve would overwrite the last; "
             "copy it once per block."
@@ -108,7 +109,7 @@ def _is_linear_and_norm(block: nn.Module) -> bool:
 
 
 def _stacks(name: str, module: nn.Module) -> Iterator[tuple[str, _Stack]]:
-    """Outermost lists of one class whose members hold linear layers."""
+    """Outermost lists of one class whose members have linear layers."""
     members = list(module.children())
     if isinstance(module, _Stack) and members:
         alike = len({type(member) for member in members}) == 1
@@ -142,10 +143,10 @@ def to_linears(block: nn.Module) -> None:
 
 @contextmanager
 def restored_on_error(module: nn.Module) -> Iterator[None]:
-    """Gives a module its parts and numbers back if what happens within raises.
+    """Context that restores a module's parts and numbers if an error is raised within.
 
-    It holds a copy of the parameters meanwhile; the parameters stay the same objects, so that
-    what shares them still does.
+    It keeps a copy of the parameters meanwhile. The parameters stay the same objects, so that they
+    are still shared.
     """
     parts = [(m, dict(m._modules), dict(m._parameters)) for m in module.modules()]
     numbers = [(p, p.detach().clone()) for p in module.parameters()]
@@ -162,7 +163,7 @@ def restored_on_error(module: nn.Module) -> Iterator[None]:
 def record_calls(
     model: nn.Module, blocks: Mapping[str, nn.Module], batches: Sequence[Batch]
 ) -> tuple[list[Tensor], list[list[Call]]]:
-    """What reaches the blocks of the float model.
+    """Records the calls of the blocks of a float model.
 
     Args:
         model: runs once per batch, to the last block.
@@ -194,7 +195,7 @@ def record_calls(
             )
         calls[index].append(_without_state(args, kwargs))
         if index == len(names) - 1:
-            raise _Reached
+            raise _LastBlock
 
     def keep(name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         hidden = _hidden_in(output)
@@ -203,11 +204,11 @@ def record_calls(
                 f"block '{name}' gives a {type(hidden).__name__} instead of hidden states, so the "
                 "next one cannot be fed with them; use brevitas_axe.quantize."
             )
-        given[names.index(name)] = hidden.clone()  # the model might change its own in place
+        given[names.index(name)] = hidden.clone()  # the model may change the tensor in place
 
     with hooked(blocks, note, keep), torch.no_grad():
         for args, kwargs in batches:
-            with suppress(_Reached):
+            with suppress(_LastBlock):
                 model(*args, **kwargs)
     if any(len(seen) != len(batches) for seen in calls):
         raise UnsupportedLayer(
@@ -217,7 +218,7 @@ def record_calls(
     return first, calls
 
 
-class _Reached(BaseException):
+class _LastBlock(BaseException):
     """Ends a forward at its last block; no `except Exception` of a model may catch it."""
 
 
@@ -232,12 +233,12 @@ def _hidden_of(args: tuple, kwargs: dict) -> Tensor:
 
 
 def _hidden_in(output: Any) -> Any:
-    """Hidden states that a block returns, alone or as the first of several things."""
+    """Hidden states in a block's output: the output itself, or its first element."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def _same(given: Tensor | None, taken: Tensor) -> bool:
-    """Whether two hidden states are equal to the last bit, wherever they lie."""
+    """Whether two hidden states are equal to the last bit, on any devices."""
     if given is None or (given.shape, given.dtype) != (taken.shape, taken.dtype):
         return False
     return torch.allclose(given.to(taken.device), taken, rtol=0, atol=0, equal_nan=True)
@@ -254,7 +255,7 @@ def _without_state(args: tuple, kwargs: dict) -> Call:
 
 
 def with_hidden(call: Call, hidden: Tensor) -> Call:
-    """A recorded call with hidden states put in."""
+    """A recorded call with the given hidden states."""
     args, kwargs = call
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, _HIDDEN: hidden})
 
@@ -270,20 +271,20 @@ def first_sample(call: Call) -> Call:
     return tree_map(cut, call)
 
 
-def nest(holder: nn.Module, name: str, module: nn.Module) -> None:
+def nest(container: nn.Module, name: str, module: nn.Module) -> None:
     """Puts a module into another under a dotted name, with empty modules in between."""
     *parents, key = name.split(".")
     for parent in parents:
-        holder.add_module(parent, nn.Module())
-        holder = holder.get_submodule(parent)
-    holder.add_module(key, module)
+        container.add_module(parent, nn.Module())
+        container = container.get_submodule(parent)
+    container.add_module(key, module)
 
 
 class Alone(nn.Module):
-    """One block under its name in the whole model, fed by two streams.
+    """One block under its name in the whole model, with two streams of inputs.
 
-    Quantized layers get what the quantized blocks before them give, their float twins what the
-    float blocks give: so a solver compares the two exactly as in the whole model.
+    Quantized layers get the outputs of the quantized blocks before them, their float twins those
+    of the float blocks: so a solver compares the two exactly as in the whole model.
     """
 
     def __init__(self, name: str, block: nn.Module) -> None:

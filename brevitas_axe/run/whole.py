@@ -14,7 +14,7 @@ from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.model.apply.activations import set_input_bits
 from brevitas_axe.model.layers import Layer, find_layers, unroll_weight
 from brevitas_axe.model.prepare import Batch, has_quantizers, to_brevitas
-from brevitas_axe.model.running import check_reached
+from brevitas_axe.model.running import check_all_called
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify
 from brevitas_axe.recipe import Recipe
@@ -57,7 +57,7 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
     exclude = (*request.exclude, *recipe.excluded(layers))
     plan = _plan(layers, request)
     _follow_inputs(quantized, plan, batches, exclude, request)
-    check_reached(quantized, find_layers(quantized, exclude, tile_scales=True), batches)
+    check_all_called(quantized, find_layers(quantized, exclude, tile_scales=True), batches)
     uniform = request.widths if plan is None else LayerPrecision()
     with (
         torch.no_grad(),

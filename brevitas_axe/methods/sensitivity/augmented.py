@@ -18,7 +18,7 @@ from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.hutchinson import Hutchinson
 from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.methods.sensitivity.trials import Trials
-from brevitas_axe.methods.sensitivity.twin import Part
+from brevitas_axe.methods.sensitivity.twin import Substitute
 from brevitas_axe.registry import Facts, check_ranges
 
 
@@ -55,7 +55,7 @@ class Augmented:
         sets = [(), *((name,) for name in case.names), *pairs]
         keys = {names: f"loss of { {n: worst[n] for n in names} }" for names in sets}
         missing = {n for names in sets if not trials.knows(keys[names]) for n in names}
-        parts: dict[str, Part] = {}
+        parts: dict[str, Substitute] = {}
         for known in moments(case, [name for name in case.names if name in missing]):
             solved = trials.run(part, [(case, n, worst[n], known[n]) for n in known])
             parts.update(zip(known, solved, strict=True))

@@ -17,7 +17,7 @@ from torch import Tensor
 from brevitas_axe.accumulator import datatype_bound
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.trials import Trials, Value
-from brevitas_axe.methods.sensitivity.twin import Part, channel_axis
+from brevitas_axe.methods.sensitivity.twin import Substitute, channel_axis
 from brevitas_axe.methods.solvers import LayerProblem, LayerSolution
 from brevitas_axe.model.layers import Layer, roll_weight, unroll_weight
 from brevitas_axe.model.moments import Moments, Statistics
@@ -173,7 +173,7 @@ def error(layer: LayerProblem, solution: LayerSolution, outputs: Tensor) -> Tens
     return (solution.loss(layer) + outputs).clamp(min=0)
 
 
-def part(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> Part:
+def part(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> Substitute:
     """The layer solved at a choice, to be put into the twin."""
     layer = problem(case, name, choice, known)
     module, solution = case.layer(name), solve(layer)
@@ -181,7 +181,7 @@ def part(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> 
     bias = None
     if solution.bias_shift is not None and module.bias is not None:
         bias = module.bias.detach() + solution.bias_shift.reshape(-1).to(module.bias)
-    return Part(value, case.inputs[name][choice.input], bias)
+    return Substitute(value, case.inputs[name][choice.input], bias)
 
 
 def unlimited(case: Case, name: str, choice: LayerPrecision) -> LayerPrecision:

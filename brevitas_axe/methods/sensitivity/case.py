@@ -15,7 +15,7 @@ from brevitas_axe.errors import InvalidOption, InvalidPlan, MissingInputQuantize
 from brevitas_axe.methods.sensitivity.metrics import Metric, find_metric, output_tensor
 from brevitas_axe.methods.sensitivity.twin import (
     InputGrid,
-    Part,
+    Substitute,
     input_grids,
     set_parameter,
     sharing_copy,
@@ -114,11 +114,11 @@ class Case:
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
 
-    def loss(self, parts: Mapping[str, Part]) -> float:
+    def loss(self, parts: Mapping[str, Substitute]) -> float:
         """Mean over the data of the metric with some layers quantized, in a private copy."""
         return self.metric.mean(self.outputs(parts), self.reference, self.items)
 
-    def outputs(self, parts: Mapping[str, Part]) -> list[Tensor]:
+    def outputs(self, parts: Mapping[str, Substitute]) -> list[Tensor]:
         """Output for each batch with some layers quantized."""
         twin = sharing_copy(self.twin)
         with torch.no_grad(), substituted(twin, parts):

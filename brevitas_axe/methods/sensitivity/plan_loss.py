@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from brevitas_axe.methods.sensitivity.budgeted import LayerMoments, moments, part, unlimited
 from brevitas_axe.methods.sensitivity.case import Case
-from brevitas_axe.methods.sensitivity.twin import Part
+from brevitas_axe.methods.sensitivity.twin import Substitute
 from brevitas_axe.plan import LayerPrecision, Plan
 
 
@@ -21,13 +21,13 @@ class PlanLoss:
     def __init__(self, case: Case) -> None:
         self.case = case
         self._moments: dict[str, LayerMoments] = {}
-        self._parts: dict[tuple[str, LayerPrecision], Part] = {}
+        self._parts: dict[tuple[str, LayerPrecision], Substitute] = {}
         self._base = case.loss({})
 
     def __call__(self, plan: Plan) -> float:
         return self.case.loss({n: self._part(n, c) for n, c in plan.layers.items()}) - self._base
 
-    def _part(self, name: str, choice: LayerPrecision) -> Part:
+    def _part(self, name: str, choice: LayerPrecision) -> Substitute:
         if not self._moments:
             for known in moments(self.case, self.case.names):
                 self._moments.update(known)

@@ -9,7 +9,7 @@ from torch import Tensor
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores, from_importance
 from brevitas_axe.methods.sensitivity.trials import Trials
-from brevitas_axe.methods.sensitivity.twin import Part
+from brevitas_axe.methods.sensitivity.twin import Substitute
 from brevitas_axe.registry import Facts, check_ranges
 
 
@@ -43,7 +43,7 @@ class Pmpq:
 
 
 def _pruned_loss(case: Case, name: str, share: float) -> float:
-    return case.loss({name: Part(pruned(case.layer(name).weight.detach(), share))})
+    return case.loss({name: Substitute(pruned(case.layer(name).weight.detach(), share))})
 
 
 def pruned(weight: Tensor, share: float) -> Tensor:

@@ -12,7 +12,7 @@ from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.methods.sensitivity.slopes import weight_slopes
 from brevitas_axe.methods.sensitivity.trials import Trials
-from brevitas_axe.methods.sensitivity.twin import Part
+from brevitas_axe.methods.sensitivity.twin import Substitute
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts
 
@@ -84,7 +84,7 @@ def _by_loss(case: Case, trials: Trials, widths: LayerBits) -> list[float]:
 
 def _rounded_loss(case: Case, name: str, bits: int | None) -> float:
     value, _ = case.rounded(name, LayerPrecision(weight=bits))
-    return case.loss({name: Part(value)})
+    return case.loss({name: Substitute(value)})
 
 
 tdmpq = Tdmpq()

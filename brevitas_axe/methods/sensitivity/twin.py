@@ -54,7 +54,7 @@ class InputGrid:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Substitute:
     """Replacements of a layer's weights, input and bias in the twin; None for no replacement."""
 
     weight: Tensor | None = None
@@ -139,7 +139,7 @@ def input_grids(
 
 
 @contextmanager
-def substituted(twin: nn.Module, parts: Mapping[str, Part]) -> Iterator[None]:
+def substituted(twin: nn.Module, parts: Mapping[str, Substitute]) -> Iterator[None]:
     """Context in which some layers are quantized; afterwards they are float again."""
     modules: Any = dict(twin.named_modules())
     grids = {name: part.grid for name, part in parts.items() if part.grid is not None}

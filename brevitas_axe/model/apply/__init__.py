@@ -1,1 +1,1 @@
-"""Widths into a Brevitas model: of weights and of activations."""
+"""Applies widths to a Brevitas model: those of weights and those of activations."""

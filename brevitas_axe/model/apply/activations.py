@@ -1,7 +1,7 @@
-"""Which activation quantizer feeds which layers, and how to set its bits.
+"""Finds the activation quantizers in front of layers, and sets their bits.
 
-A quantizer feeds a layer exactly when changing its bits changes what arrives there: found by
-trying, one forward per quantizer, so that any model can be looked at, traceable or not.
+A quantizer belongs to a layer's input if changing its bits changes that input. This is found by
+trying, one forward per quantizer, so that it works for any model, traceable or not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Ranges = Mapping[str, list[InputRange | None]]
 def activation_quantizers(model: nn.Module) -> dict[str, list[Proxy]]:
     """Enabled integer activation quantizers by name of the first.
 
-    Those that share a parameter, as residual branches share their scale, come together.
+    Those that share a parameter, as residual branches share their scale, are in one list.
     """
     found: dict[str, list[Proxy]] = {}
     owner: dict[int, str] = {}
@@ -52,16 +52,16 @@ def current_bits(proxy: Proxy) -> int:
 
 @torch.no_grad()
 def set_bits(proxies: Iterable[Proxy], bits: int) -> None:
-    """Bits of activation quantizers; the scale follows.
+    """Sets the bits of activation quantizers; the scale follows.
 
-    The range stays, unless `fit_ranges` found one for these bits.
+    The range stays, unless `fit_ranges` fitted one for these bits.
     """
     for proxy in proxies:
         write_bits(proxy, bits)
 
 
 def varied(model: nn.Module) -> Iterator[str]:
-    """Name of every activation quantizer in turn, while its bits are not what they were."""
+    """Name of every activation quantizer in turn, while its bits are changed."""
     for quantizer, proxies in activation_quantizers(model).items():
         bits = current_bits(proxies[0])
         set_bits(proxies, bits + 1 if bits < 16 else bits - 1)
@@ -86,7 +86,7 @@ def input_sources(
     scratch = copy.deepcopy(model)
     layers = find_layers(scratch, exclude, tile_scales=True)
     before = observe_inputs(scratch, layers, args, kwargs)
-    args, kwargs = _enough(scratch, layers, before, (args, kwargs or {}))
+    args, kwargs = _smallest_batch(scratch, layers, before, (args, kwargs or {}))
     sources: dict[str, list[str]] = {name: [] for name in before}
     for quantizer in varied(scratch):
         after = observe_inputs(scratch, layers, args, kwargs)
@@ -96,12 +96,14 @@ def input_sources(
     return {name: tuple(found) for name, found in sources.items()}
 
 
-def _enough(model: nn.Module, layers: dict[str, Layer], seen: Ranges, batch: Batch) -> Batch:
-    """One sample of a batch where the layers see the same of it, else the whole."""
+def _smallest_batch(
+    model: nn.Module, layers: dict[str, Layer], seen: Ranges, batch: Batch
+) -> Batch:
+    """The first sample if every layer's input range is the same as with the batch, else all."""
     few = one_sample(batch)
     try:
         same = observe_inputs(model, layers, *few) == seen
-    except Exception:  # a forward may insist on its batch, and in its own words
+    except Exception:  # a forward may require its batch size, with any error
         return batch
     return few if same else batch
 
@@ -133,12 +135,12 @@ def set_input_bits(
 
     Raises:
         InvalidPlan: two layers want different bits of one quantizer, or a layer's input does not
-            come out as planned.
+            get the planned bits.
     """
     layers = find_layers(model, exclude, tile_scales=True)
     plan.check_names(layers)
     if _arrive(plan, observe_inputs(model, layers, args, kwargs)):
-        return  # without a forward per quantizer
+        return  # saves a forward per quantizer
     proxies = activation_quantizers(model)
     wanted: dict[str, tuple[int, str]] = {}
     for name, quantizers in input_sources(model, args, kwargs, exclude).items():
@@ -176,8 +178,8 @@ def check_arriving(name: str, bits: int | None, arrives: InputRange | None) -> N
 
     Args:
         name: layer name.
-        bits: that it should have; None for any.
-        arrives: integers of the input, None where it is not quantized.
+        bits: its planned input bits; None for any.
+        arrives: integers of the input; None where it is not quantized.
     """
     found = None if arrives is None else arrives.bit_width
     if bits not in (None, found):

@@ -1,4 +1,4 @@
-"""The ranges of activation quantizers: trying them, writing them, and one for every width."""
+"""Ranges of activation quantizers: tries them, writes them, and keeps one for every width."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from brevitas_axe.model.layers import Layer, Proxy
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.model.running import dequantized, evaluating, first_input, hooked
 
-# Numbers that judge a quantizer, per batch.
+# Numbers in the sample of a quantizer's input, per batch.
 SAMPLE = 2**14
 
 
 class FittedBitWidth(nn.Module):
     """Bits of an activation quantizer, together with a range for every width.
 
-    It stands where Brevitas has a constant, so that a copy of the model takes it along. Like the
-    constant, it is no part of the state.
+    It replaces a constant of Brevitas, so that copies of the model have it too. Like the constant,
+    it is not part of the state.
 
     Attributes:
         ranges: width → the range parameter that was fitted for it.
-        calibrated: the range parameter from which shares are counted.
+        calibrated: the range parameter of share 1.
     """
 
     def __init__(self, bits: int, ranges: Mapping[int, Tensor], calibrated: Tensor) -> None:
@@ -43,7 +43,7 @@ class FittedBitWidth(nn.Module):
 
 
 def range_parameter(proxy: Proxy) -> Tensor | None:
-    """The parameter that holds a quantizer's range, None where it has no static one."""
+    """The parameter of a quantizer's range; None where the range is not static."""
     scaling = getattr(proxy.fused_activation_quant_proxy.tensor_quant, "scaling_impl", None)
     return None if scaling is None else scaling._parameters.get("value")
 
@@ -55,12 +55,12 @@ def is_logarithmic(scaling: nn.Module) -> bool:
 
 
 def write_bits(proxy: Proxy, bits: int, fitted: FittedBitWidth | None = None) -> None:
-    """Bits of one activation quantizer, and the range of these bits where one was fitted.
+    """Sets the bits of one activation quantizer, and the range fitted for them, if any.
 
     Args:
         proxy: of the quantizer.
         bits: its new width.
-        fitted: ranges that it is to have from now on; None keeps those that it has.
+        fitted: its ranges from now on; None keeps the present ones.
     """
     quant = proxy.fused_activation_quant_proxy.tensor_quant
     old = quant.msb_clamp_bit_width_impl
@@ -75,9 +75,9 @@ def write_bits(proxy: Proxy, bits: int, fitted: FittedBitWidth | None = None) ->
 
 
 class AdjustableRange:
-    """The range of one static quantizer; shares count from what calibration found.
+    """The range of one static quantizer; shares are relative to the calibrated range.
 
-    What calibration or training has set since ranges were fitted counts as calibrated.
+    A range that calibration or training has set after a fit counts as calibrated.
 
     Args:
         proxies: that share the range, as `activation_quantizers` gives them.
@@ -98,7 +98,7 @@ class AdjustableRange:
 
     @property
     def widest(self) -> float:
-        """The largest magnitude that the calibrated range holds."""
+        """The largest magnitude of the calibrated range."""
         largest = self._calibrated.exp2() if self._logarithmic else self._calibrated
         return float(largest.abs().max())
 
@@ -108,28 +108,28 @@ class AdjustableRange:
         return self._calibrated + by.log2() if self._logarithmic else self._calibrated * by
 
     def set(self, bits: int, share: float) -> None:
-        """Bits and range, for the time being."""
+        """Sets bits and range temporarily."""
         for proxy in self._proxies:
             write_bits(proxy, bits)
         self.set_share(share)
 
     def set_share(self, share: float) -> None:
-        """Range, for the time being."""
+        """Sets the range temporarily."""
         self._value.copy_(self.parameter(share))
 
     def rounded(self, x: Tensor, share: float) -> Tensor:
-        """Numbers on the grid that a share gives with the present bits."""
+        """Numbers rounded to the grid of a share at the present bits."""
         self.set_share(share)
         with evaluating(self._proxies[0]):
             return dequantized(self._proxies[0](x))
 
     def has_zero_point(self, x: Tensor) -> bool:
-        """Whether the grid of these numbers lies off zero, so that its range has two ends."""
+        """Whether the grid has a zero point, so that its range has two ends."""
         with evaluating(self._proxies[0]):
             return bool(self._proxies[0](x).zero_point.any())
 
     def keep(self, shares: Mapping[int, float]) -> None:
-        """Remembers the share of every width, and goes back to the bits that it had at first."""
+        """Keeps the share of every width, and sets the original bits again."""
         ranges = {width: self.parameter(share) for width, share in shares.items()}
         fitted = FittedBitWidth(self.bits, ranges, self._calibrated)
         for proxy in self._proxies:
@@ -140,7 +140,7 @@ class AdjustableRange:
 def sample_inputs(
     model: nn.Module, quantizers: Mapping[str, Sequence[Proxy]], batches: Iterable[Batch]
 ) -> dict[str, Tensor]:
-    """Numbers that arrive at each quantizer, [n]; quantizers that no batch gets to are left out."""
+    """Quantizer → numbers [n] of its input; quantizers that no batch uses are left out."""
     seen: dict[str, list[Tensor]] = {}
 
     def note(name: str, _: Layer, args: tuple, kwargs: dict) -> None:

@@ -1,4 +1,4 @@
-"""Plan → Brevitas model: quantizers that hold the widths and the budget, in place."""
+"""Applies a plan to a Brevitas model: quantizers that keep widths and budgets, in place."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from brevitas_axe.plan import LayerPrecision, Plan
 # Ours, or one of Brevitas's.
 Quantizer = Literal["axe", "a2q", "a2q+"]
 
-# (one scale per tensor, power of two) → what replaces an A2Q quantizer.
+# (one scale per tensor, power of two) → quantizer that replaces an A2Q quantizer.
 _LIKE_A2Q = {
     (False, False): Int8WeightPerChannelFloatAXE,
     (True, False): Int8WeightPerTensorFloatAXE,
@@ -63,13 +63,13 @@ def apply_plan(
     """Gives every planned layer its widths and an accumulator-aware weight quantizer, in place.
 
     Weights stay as they are, and parameters stay the same objects, so that a live model can be
-    given another plan between two steps of an optimizer; the next forward holds the new budget.
-    Only a change of `quantizer` makes new scales, which an optimizer has to be told about.
+    given another plan between two steps of an optimizer; the next forward keeps the new budget.
+    Only a change of `quantizer` makes new scale parameters, which an optimizer must be given.
 
     Args:
         model: a Brevitas model.
         plan: widths by layer name.
-        args: arguments of one forward, from which every layer learns the range of its input;
+        args: arguments of one forward, which shows the input range of every layer;
             needed where layers have A2Q or A2Q+ quantizers, or get them, and where input bits are
             planned for a layer whose input another layer's quantizer gives.
         exclude: names of layers to leave alone.
@@ -109,7 +109,7 @@ def apply_precision(
     arriving: Sequence[InputRange | None] = (),
     quantizer: Quantizer = "axe",
 ) -> None:
-    """One layer of `apply_plan`; `arriving` is what `observe_inputs` saw at its calls."""
+    """`apply_plan` for one layer; `arriving` are its input ranges, call by call."""
     if precision.tile is not None:
         columns = unroll_weight(layer, layer.weight).shape[-1]
         if precision.tile > columns:
@@ -239,8 +239,8 @@ def current_scale(layer: Layer) -> Tensor:
 def set_scale(layer: Layer, scale: Tensor) -> Tensor:
     """Fixes the scale parameter of one of our quantizers; returns the scale it then computes.
 
-    The two may differ in the last bits (the parameter holds the range, scale × largest integer),
-    so weights are to be written with the returned one.
+    The two may differ in the last bits (the parameter is the range, scale × largest integer),
+    so weights must be written with the returned one.
     """
     quant = layer.weight_quant.tensor_quant
     impl = quant.scaling_impl
@@ -288,7 +288,7 @@ def write_solution(
 
 
 def _set_bits(layer: Layer, proxy: Proxy, quant: Proxy, bits: int) -> bool:
-    """Bit width of a proxy's quantizer, whose scale follows; False where it was that already."""
+    """Sets a proxy's bit width; its scale follows. False where it had that width already."""
     if int(quant.msb_clamp_bit_width_impl()) == bits:
         return False
     quant.msb_clamp_bit_width_impl = BitWidthConst(bits).to(layer.weight.device)
@@ -331,5 +331,5 @@ def untie(model: nn.Module, layers: Mapping[str, Layer]) -> None:
         for kind in ("weight", "bias"):
             shared = getattr(layer, kind)
             if shared is not None and owners[id(shared)] > 1:
-                # Not by setattr: Brevitas would then build the quantizer anew.
+                # Not by setattr: Brevitas would then build the quantizer again.
                 layer._parameters[kind] = nn.Parameter(shared.detach().clone())

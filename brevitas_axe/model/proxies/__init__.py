@@ -1,4 +1,4 @@
-"""What an injector runs: Brevitas proxies that keep the accumulator budget."""
+"""Brevitas proxies that keep the accumulator budget."""
 
 from brevitas_axe.model.proxies import exits as exits  # registers handlers with Brevitas
 from brevitas_axe.model.proxies.weight import (

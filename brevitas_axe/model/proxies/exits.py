@@ -1,7 +1,7 @@
-"""Brevitas's own exits for models with our quantizers: its exports, and its inference mode.
+"""Brevitas's own exports and its inference mode, for models with our quantizers.
 
-Brevitas looks for a handler by the exact type of a proxy, and its handlers round the float weights
-anew. Those here hand it the held integers × scale instead, which rounding leaves as they are.
+Brevitas finds a handler by the exact type of a proxy, and its handlers round the float weights
+again. Those here give it projected integers × scale instead, which rounding does not change.
 Importing this module registers them.
 """
 
@@ -26,49 +26,49 @@ from brevitas_axe.model.proxies.weight import (
 )
 
 
-class _Held:
-    """Mix-in for a handler of weights: what it is given to round are held integers × scale."""
+class _Projected:
+    """Mix-in for a handler of weights, which rounds projected integers × scale."""
 
     handled_layer = AccumulatorAwareWeightQuantProxy
 
     def prepare_for_export(self, module: Proxy) -> None:
-        held = [layer.quant_weight() for layer in module.tracked_module_list]
+        projected = [layer.quant_weight() for layer in module.tracked_module_list]
         super().prepare_for_export(module)  # type: ignore[misc]
         addresses = (layer.weight.data_ptr() for layer in module.tracked_module_list)
-        values = [weight.value.detach() for weight in held] if module.is_quant_enabled else []
-        # Not a buffer: some handlers are modules, and none of this belongs to a state.
-        self.__dict__["held"] = dict(zip(addresses, values, strict=False))
+        values = [weight.value.detach() for weight in projected] if module.is_quant_enabled else []
+        # Not a buffer: some handlers are modules, whose state must not have it.
+        self.__dict__["projected"] = dict(zip(addresses, values, strict=False))
 
     def of(self, x: Tensor) -> Tensor:
-        """The held values of one weight."""
-        held = self.__dict__["held"]
-        return next(iter(held.values())) if len(held) == 1 else held[x.data_ptr()]
+        """Projected integers × scale of one weight."""
+        projected = self.__dict__["projected"]
+        return next(iter(projected.values())) if len(projected) == 1 else projected[x.data_ptr()]
 
 
-class _HeldQonnx(_Held, BrevitasWeightQuantProxyHandler):
+class _ProjectedQonnx(_Projected, BrevitasWeightQuantProxyHandler):
     def symbolic_execution(self, x: Tensor) -> Any:
         return super().symbolic_execution(self.of(x))
 
 
-class _HeldQcdq(_Held):
+class _ProjectedQcdq(_Projected):
     def quantize_from_floating_point(self, x: Tensor) -> Tensor:
         return super().quantize_from_floating_point(self.of(x))  # type: ignore[misc]
 
 
-class _HeldOnnxQcdq(_HeldQcdq, StdQCDQCastONNXWeightQuantProxyHandler):
+class _ProjectedOnnxQcdq(_ProjectedQcdq, StdQCDQCastONNXWeightQuantProxyHandler):
     """Stores the integers themselves, unless quantize nodes are asked for."""
 
 
-class _HeldTorchQcdq(_HeldQcdq, TorchQCDQCastWeightQuantProxyHandler):
+class _ProjectedTorchQcdq(_ProjectedQcdq, TorchQCDQCastWeightQuantProxyHandler):
     """The same for TorchScript."""
 
 
-class _HeldInference(_Held, IntWeightInferencetHandler):
+class _ProjectedInference(_Projected, IntWeightInferencetHandler):
     def forward(self, x: Tensor, unused_scale: Tensor | None = None) -> Any:
         return self.of(x), self.scale, self.zero_point, self.bit_width
 
 
-class _TileScaled(_Held):
+class _TileScaled(_Projected):
     """Mix-in: no format has scales per tile, so the weights are written as numbers."""
 
     handled_layer = TileScaledWeightQuantProxy
@@ -76,7 +76,7 @@ class _TileScaled(_Held):
     def prepare_for_export(self, module: Proxy) -> None:
         weight = module.tracked_module_list[0].quant_weight()
         value = weight.value.detach()
-        self.__dict__["held"] = {0: value}
+        self.__dict__["projected"] = {0: value}
         self.__dict__["parts"] = (weight.scale, weight.zero_point, weight.bit_width)
 
     def symbolic_execution(self, x: Tensor) -> Any:
@@ -98,7 +98,7 @@ class _TiledTorchQcdq(_TileScaled, TorchQCDQCastWeightQuantProxyHandler): ...
 class _TiledInference(_TileScaled, IntWeightInferencetHandler): ...
 
 
-QONNXManager.handlers += [_HeldQonnx, _TiledQonnx]
-StdQCDQONNXManager.handlers += [_HeldOnnxQcdq, _TiledOnnxQcdq]
-TorchQCDQManager.handlers += [_HeldTorchQcdq, _TiledTorchQcdq]
-InferenceManager.handlers += [_HeldInference, _TiledInference]
+QONNXManager.handlers += [_ProjectedQonnx, _TiledQonnx]
+StdQCDQONNXManager.handlers += [_ProjectedOnnxQcdq, _TiledOnnxQcdq]
+TorchQCDQManager.handlers += [_ProjectedTorchQcdq, _TiledTorchQcdq]
+InferenceManager.handlers += [_ProjectedInference, _TiledInference]

@@ -133,7 +133,7 @@ def shrink(sizes, signs, norm_cost, imbalance_cost, bound, integers):
             middle = sizes.dtype.type(low + (high - low) * share)
             cost = shrunk_cost(sizes, signs, middle, norm_cost, imbalance_cost)
             found = np.log(cost + unit / 2) - target
-            # Illinois: an end that stays a second time counts half, or it would stay for good.
+            # Illinois rule: the value of an end that stays twice is halved, or it might never move.
             if cost <= bound:
                 high, below, spent = middle, found, cost
                 above = above / 2 if stayed > 0 else above
@@ -148,7 +148,7 @@ def shrink(sizes, signs, norm_cost, imbalance_cost, bound, integers):
     room = (bound - spent) // unit
     if room <= 0:
         return
-    # Units that the two ends disagree on, first weights first. The ends may be so close that
+    # Units on which the two ends differ, first weights first. The ends may be so close that
     # rounding decides; the slack never takes a size past its integer (see `select`).
     between(sizes, signs, sizes.dtype.type(low - 1e-4), high)
     for k in range(len(sizes)):
@@ -162,7 +162,7 @@ def shrink(sizes, signs, norm_cost, imbalance_cost, bound, integers):
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDERS)
 def between(sizes, signs, low, high):
-    """Replaces sizes by the units that low leaves and high takes, 0 where signs is 0."""
+    """Replaces sizes by the units that low keeps and high removes, 0 where signs is 0."""
     zero, half = sizes.dtype.type(0), sizes.dtype.type(0.5)
     for k in range(len(sizes)):
         more = np.floor(sizes[k] - low + half) - np.floor(max(sizes[k] - high + half, zero))

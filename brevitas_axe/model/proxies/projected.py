@@ -44,7 +44,7 @@ class ProjectedIntegers(torch.autograd.Function):
             scale: broadcastable to the weights.
             layer: whose weights they are.
             low, high: smallest and largest weight integer.
-            budget: what each tile has to fit.
+            budget: of each tile.
         """
         integers = rounded.round().clamp_(low, high)
         unrolled = unroll_weight(layer, integers)
@@ -70,7 +70,7 @@ class ProjectedIntegers(torch.autograd.Function):
         values = unroll_weight(ctx.layer, ratio).flatten(0, 1).contiguous()
         scaled = subtract_mean(flat, rows, values, ctx.over, ctx.budget)
         gradient = roll_weight(ctx.layer, flat.view_as(unrolled))
-        # Each tile's part stands at its first weight, from where it finds its scale.
+        # Each tile's sum is put at its first weight, so that it is added to that weight's scale.
         spread = torch.zeros_like(unrolled)
         spread[..., :: ctx.budget.tile(unrolled.shape[2])] = scaled.view(*unrolled.shape[:2], -1)
         back = roll_weight(ctx.layer, spread).sum_to_size(scale.shape) / scale

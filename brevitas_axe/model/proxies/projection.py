@@ -17,14 +17,14 @@ from brevitas_axe.accumulator import InputRange, accumulator_limit
 from brevitas_axe.errors import UnsupportedLayer
 from brevitas_axe.model.proxies.kernels import project_tiles, subtract_mean_tiles
 
-# Off the CPU the bracket is closed in a fixed number of steps, so that nothing waits for the
-# device: the squared error is then less than 1 ‰ above the smallest one.
+# On other devices than the CPU the number of steps is fixed, so that nothing waits for the device:
+# the squared error is then less than 1 ‰ above the smallest one.
 _STEPS = 8
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What every tile of a layer has to fit.
+    """The accumulator budget of every tile of a layer.
 
     With S⁺ and S⁻ the sums of its positive and of its |negative| weights, h and l the magnitudes
     of the largest and the smallest input, the largest magnitude of any partial sum is
@@ -70,15 +70,15 @@ def project(integers: Tensor, values: Tensor, budget: Budget, largest: int) -> T
 
     Of all integers whose magnitudes have a bounded sum, those nearest to v are
     sign(v)·round(max(|v| − λ, 0)) for the smallest λ ≥ 0 that fits. λ is bracketed by false
-    position; units that the ends of the bracket disagree on are added back, first weights first,
-    as long as there is room. For unsigned inputs positive and negative weights have budgets of
+    position; units on which the ends of the bracket differ are added back, first weights first,
+    as long as they fit. For unsigned inputs positive and negative weights have budgets of
     their own, hence each its own λ (AXE, arXiv 2409.17092, Eq. 15-17; A2Q+ for the one-sided
     form); otherwise they share one. No weight grows or changes its sign.
 
     Args:
         integers: whole numbers [rows, K], contiguous float32 or float64; updated.
         values: what they were rounded from, alike.
-        budget: what each tile has to fit.
+        budget: of each tile.
         largest: bound on the integers' magnitudes.
 
     Returns:
@@ -123,12 +123,12 @@ def _cost(absolute: Tensor, signed: Tensor, budget: Budget) -> Tensor:
 
 
 def projected_tiles(integers: Tensor, values: Tensor, budget: Budget) -> Tensor:
-    """What `project` does, as tensor operations, for any device.
+    """`project` as tensor operations, for any device.
 
     Args:
         integers: tiles of whole numbers [tiles, T].
         values: what they were rounded from.
-        budget: what each has to fit.
+        budget: of each tile.
     """
     signs = integers.sign()
     # A size never rounds to more than its integer.
@@ -147,7 +147,7 @@ def projected_tiles(integers: Tensor, values: Tensor, budget: Budget) -> Tensor:
         return _cost(total, signed, budget)
 
     def height(cost: Tensor) -> Tensor:
-        """Falls almost linearly with λ, to 0 where the budget is used up."""
+        """A function of the cost that falls almost linearly with λ, to 0 at the budget."""
         return ((cost + unit / 2).log() - target).to(sizes.dtype)
 
     low, high = sizes.new_zeros(*sizes.shape[:-1], 1), sizes.amax(-1, keepdim=True)
@@ -159,7 +159,7 @@ def projected_tiles(integers: Tensor, values: Tensor, budget: Budget) -> Tensor:
         found = cost(shrunk(middle))
         fits = found <= budget.bound
         found = height(found)
-        # Illinois: an end that stays a second time counts half, or it would stay for good.
+        # Illinois rule: the value of an end that stays twice is halved, or it might never move.
         above = torch.where(fits, torch.where(stayed == 1, above / 2, above), found)
         below = torch.where(fits, found, torch.where(stayed == 0, below / 2, below))
         low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
@@ -202,7 +202,7 @@ def subtract_mean(
 
 
 def without_mean(gradient: Tensor, projected: Tensor, budget: Budget) -> Tensor:
-    """What `subtract_mean` leaves of a gradient, as tensor operations, for any device.
+    """`subtract_mean` as tensor operations, for any device.
 
     Args:
         gradient: its tiles [..., T].

@@ -42,12 +42,12 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         if self.accumulator_bit_width is not None:
             self.accumulator_bit_width = check_bit_width(self.accumulator_bit_width)
         tile_starts(1, self.accumulator_tile_size)
-        # 0 in both means that no quantized input has been seen yet.
+        # Both 0: no quantized input has been observed yet.
         self.register_buffer("input_low", torch.zeros((), dtype=torch.int64))
         self.register_buffer("input_high", torch.zeros((), dtype=torch.int64))
         self._cached_budget: Budget | None = None
         self._anew: str | None = None
-        self.register_load_state_dict_post_hook(_starts_anew)
+        self.register_load_state_dict_post_hook(_reset_scale)
 
     @property
     def scale_tile(self) -> int | None:
@@ -65,12 +65,12 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
     @property
     def input_range(self) -> InputRange | None:
         """Widest range of input integers seen, None before the first quantized input."""
-        # Read anew each time: averaged and parallel copies write into the buffers.
+        # Read at every call: averaged and parallel copies of a model write into the buffers.
         low, high = int(self.input_low), int(self.input_high)
         return InputRange(low, high) if high > low else None
 
     def set_input_range(self, input_range: InputRange | None) -> None:
-        """Replaces what has been seen; None forgets it (after narrowing the activations)."""
+        """Replaces the observed range; None resets it (after narrowing the activations)."""
         self.input_low.fill_(input_range.low if input_range else 0)
         self.input_high.fill_(input_range.high if input_range else 0)
 
@@ -113,7 +113,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
             self._cached_weight = None
         if self._cached_weight is not None:
             return self._cached_weight.quant_tensor
-        # Half precision cannot hold w/scale closely enough to round 8-bit integers back.
+        # Half precision is not precise enough for w/scale to round to the same 8-bit integers.
         wide = x.float() if x.dtype in _LOW_PRECISION else x
         # Autocast would do the division or the sums in half precision.
         with torch.autocast(x.device.type, enabled=False):
@@ -121,7 +121,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         value = value.to(x.dtype)
         if self.skip_create_quant_tensor:
             return value
-        parts: Any = value, scale, zero_point, bit_width  # Brevitas says a tuple of one
+        parts: Any = value, scale, zero_point, bit_width  # Brevitas annotates a tuple of one
         out = self.create_quant_tensor(parts)
         # A cache of the scale alone would save nothing: the budget needs the integers.
         scale_alone = self.cache_inference_quant_weight_metadata_only
@@ -162,8 +162,8 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
                 missing_keys.remove(prefix + key)
 
 
-def _starts_anew(proxy: AccumulatorAwareWeightQuantProxy, keys: Any) -> None:
-    """A checkpoint of another quantizer has no scale: ours starts from the loaded weights."""
+def _reset_scale(proxy: AccumulatorAwareWeightQuantProxy, keys: Any) -> None:
+    """Computes the scale from loaded weights, where a checkpoint of another quantizer has none."""
     if proxy._anew is not None:
         keys.missing_keys[:] = [k for k in keys.missing_keys if not k.startswith(proxy._anew)]
 
@@ -171,7 +171,7 @@ def _starts_anew(proxy: AccumulatorAwareWeightQuantProxy, keys: Any) -> None:
 class TileScaledWeightQuantProxy(AccumulatorAwareWeightQuantProxy):
     """The same for a linear layer with one scale per tile of each row (`group_size` inputs).
 
-    Every inner accumulator still adds integers of one unit; their results are scaled and added.
+    Every inner accumulator still adds integers of one scale; their results are scaled and added.
     """
 
     @property

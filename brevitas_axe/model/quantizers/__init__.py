@@ -1,4 +1,4 @@
-"""What a user names in `weight_quant=` and `input_quant=`."""
+"""Quantizers for `weight_quant=` and `input_quant=`."""
 
 from brevitas_axe.model.quantizers.axe import (
     AccumulatorAware,

@@ -1,7 +1,7 @@
-"""Brevitas's own A2Q and A2Q+ (arXiv 2308.13504, 2401.10432), built for a layer that exists.
+"""Brevitas's own A2Q and A2Q+ (arXiv 2308.13504, 2401.10432), for layers that exist already.
 
-Their weights are normalized, w/||w||_1 times a learned norm g, and g/s is cut at the largest l1
-norm T that the accumulator admits, so every step of training changes every weight. Brevitas keeps
+Their weights are normalized, w/||w||_1 times a learned norm g, and g/s is clipped to the largest
+l1 norm T within the budget, so every step of training changes every weight. Brevitas keeps
 the scale s twice, before and after rounding; both start out equal here.
 """
 
@@ -87,7 +87,7 @@ def set_a2q_scale(layer: Layer, scale: Tensor) -> None:
 
 @dataclass(frozen=True)
 class A2QNorm:
-    """The norm of a layer's rows and what bounds it, in units of the weights, [rows, 1, ...].
+    """Norm of a layer's rows and its bound, in units of the weights, [rows, 1, ...].
 
     Attributes:
         norm: g, differentiable.
@@ -118,8 +118,8 @@ def a2q_norm(name: str, layer: Layer) -> A2QNorm:
     return A2QNorm(norm, bound, _is_centred(layer))
 
 
-def cut_a2q_norm(name: str, layer: Layer) -> None:
-    """Lowers g to its bound where it is above: there, the clamp would give g no gradient."""
+def clip_a2q_norm(name: str, layer: Layer) -> None:
+    """Lowers g to its bound where it is above: there, the clamp gives g no gradient."""
     found = a2q_norm(name, layer)
     pre = layer.weight_quant.tensor_quant.pre_scaling_impl
     with torch.no_grad():

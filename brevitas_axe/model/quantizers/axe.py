@@ -36,7 +36,7 @@ class Int8WeightPerTileFloatAXE(Int8WeightPerChannelFloatAXE):
     """8-bit narrow signed weights, one float scale per output and `group_size` inputs.
 
     For linear layers whose tile size is the group size: only then does every inner accumulator add
-    numbers of one unit. The outer sum is one of scaled values, and no integer.
+    integers of one scale. The outer sum is one of scaled values, not of integers.
     """
 
     proxy_class = TileScaledWeightQuantProxy

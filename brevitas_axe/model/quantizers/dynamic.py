@@ -63,20 +63,20 @@ class _PerToken(_Dynamic):
 
 
 class Int8DynamicActPerTensorFloat(_Dynamic, Int8ActPerTensorFloat):
-    """8-bit signed activations, one float scale per tensor, found at run time."""
+    """8-bit signed activations, one float scale per tensor, computed at run time."""
 
 
 class Int8DynamicActPerTokenFloat(_PerToken, Int8ActPerTensorFloat):
-    """8-bit signed activations, one float scale per token, found at run time."""
+    """8-bit signed activations, one float scale per token, computed at run time."""
 
 
 class ShiftedUint8DynamicActPerTensorFloat(_Dynamic, ShiftedUint8ActPerTensorFloat):
-    """8-bit unsigned activations, float scale and zero point per tensor, found at run time."""
+    """8-bit unsigned activations, float scale and zero point per tensor, computed at run time."""
 
     zero_point_impl = DynamicZeroPoint
 
 
 class ShiftedUint8DynamicActPerTokenFloat(_PerToken, ShiftedUint8ActPerTensorFloat):
-    """8-bit unsigned activations, float scale and zero point per token, found at run time."""
+    """8-bit unsigned activations, float scale and zero point per token, computed at run time."""
 
     zero_point_impl = DynamicZeroPoint

@@ -1,4 +1,4 @@
-"""ReLU6 as a quantized activation: nothing above 6 comes out."""
+"""ReLU6 as a quantized activation: its outputs are at most 6."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _END = 6.0
 class QuantReLU6(qnn.QuantReLU):
     """QuantReLU of min(x, 6), so that calibration finds a range that ends at 6 at most.
 
-    Where the range ends there, quantizing cuts by itself, and an exported file has no other clip.
+    Where the range ends at 6, quantization clips by itself, and an exported file has no other clip.
     """
 
     _ends_at_6 = False

@@ -16,7 +16,7 @@ from brevitas_axe.model.l1_ball import project_on_ball
 from brevitas_axe.model.layers import Layer, find_layers, roll_weight, unroll_weight
 from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
 from brevitas_axe.model.proxies.projection import Budget, tiled
-from brevitas_axe.model.quantizers.a2q import a2q_kind, a2q_norm, cut_a2q_norm
+from brevitas_axe.model.quantizers.a2q import a2q_kind, a2q_norm, clip_a2q_norm
 from brevitas_axe.model.running import observe_inputs
 
 # log2 of the scale multiples that `ep_init` tries, the end excluded: from half to eight times.
@@ -80,7 +80,7 @@ def ep_init(model: nn.Module, args: tuple, exclude: tuple[str, ...] = ()) -> nn.
 
 
 def _project_rows(name: str, layer: Layer) -> None:
-    cut_a2q_norm(name, layer)
+    clip_a2q_norm(name, layer)
     found = a2q_norm(name, layer)
     rows = unroll_weight(layer, layer.weight)
     mean = rows.mean(-1, keepdim=True) if found.centred else torch.zeros_like(rows[..., :1])

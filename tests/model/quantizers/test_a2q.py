@@ -17,7 +17,7 @@ from brevitas_axe.model.quantizers.a2q import (
     a2q_norm,
     a2q_scale,
     build_a2q,
-    cut_a2q_norm,
+    clip_a2q_norm,
     set_a2q_scale,
 )
 
@@ -78,7 +78,7 @@ def test_the_norm_is_bounded_by_the_scale_times_the_papers_bound(kind, bound):
 def test_only_norms_above_their_bound_are_cut(kind):
     built = layer(kind, 12)
     before = a2q_norm("layer", built)
-    cut_a2q_norm("layer", built)
+    clip_a2q_norm("layer", built)
     after = a2q_norm("layer", built)
     over = before.norm > before.bound
     assert over.any()
