@@ -1,7 +1,7 @@
-"""QONNX files that carry the integers that were proven, and what FINN and hls4ml make of them."""
+"""QONNX files with proven integers, and checks of what FINN and hls4ml build from them."""
 
 from brevitas_axe.export.finn import Finding, check_finn
-from brevitas_axe.export.finn.mend import Change, mend_for_finn
+from brevitas_axe.export.finn.mend import Mending, mend_for_finn
 from brevitas_axe.export.finn.prepare import prepare_for_finn
 from brevitas_axe.export.hls4ml import (
     Hls4mlProject,
@@ -13,9 +13,9 @@ from brevitas_axe.export.hls4ml import (
 from brevitas_axe.export.qonnx import export_qonnx
 
 __all__ = [
-    "Change",
     "Finding",
     "Hls4mlProject",
+    "Mending",
     "check_finn",
     "check_hls4ml",
     "export_hls4ml",

@@ -1,7 +1,7 @@
 """The linear layers of solved blocks as QONNX files of their own.
 
-FINN builds integer dot products; it has no LayerNorm, GELU, SiLU or softmax. So what it can take of
-a transformer is its linear layers, one subgraph each, and a host computes the rest.
+FINN builds integer dot products; it has no LayerNorm, GELU, SiLU or softmax. So it can build
+the linear layers of a transformer, one subgraph each, and a host computes the rest.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def export_layers(
 ) -> dict[str, Path]:
     """Writes one QONNX file per linear layer: input quantizer, integer weights, bias.
 
-    A file takes one vector, [1, inputs], as FINN's streams do. What stands before a layer in the
-    model is not in its file: behind `rotate` and `smooth` the host must rotate and scale the vector
+    A file takes one vector, [1, inputs], as FINN's streams do. Modules in front of a layer in the
+    model are not in its file: behind `rotate` and `smooth` the host must rotate and scale the
+        vector
     first, as the modules around the layer do (Brevitas's `RotatedModule`, `EqualizedModule`).
 
     Args:
@@ -60,7 +61,7 @@ def export_layers(
 
     Raises:
         InvalidOption: a name is no quantized layer.
-        ExportRefused: a layer finds its input scale at run time, or as `export_qonnx` says.
+        ExportRefused: a layer computes its input scale at run time, or as `export_qonnx` says.
     """
     layers = find_layers(model)
     wanted = list(layers if names is None else names)
@@ -74,7 +75,7 @@ def export_layers(
         layer = on_cpu(layers[name])
         if isinstance(layer.input_quant, DynamicActQuantProxyFromInjector):
             raise ExportRefused(
-                f"layer '{name}' finds its input scale at run time, which QONNX does not have; "
+                f"layer '{name}' computes its input scale at run time, which QONNX does not have; "
                 "quantize with activations='static'."
             )
         example = torch.randn(1, layer.in_features, generator=torch.Generator().manual_seed(0))
@@ -84,7 +85,7 @@ def export_layers(
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The file of a layer; raises ExportRefused for a name that leads out of the folder."""
+    """The file of a layer; raises ExportRefused for a name outside the folder."""
     path = folder / f"{name}.onnx"
     if path.resolve().parent != folder.resolve():
         raise ExportRefused(

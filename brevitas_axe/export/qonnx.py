@@ -45,19 +45,19 @@ from brevitas_axe.model.rewrites import tensors_in
 from brevitas_axe.model.running import evaluating, observe_inputs
 from brevitas_axe.proof.certificate import Certificate, certify_file
 
-# Who is to read the file: FINN, or any tool that knows QONNX.
+# Reader of the file: FINN, or any tool that supports QONNX.
 Target = Literal["finn", "qonnx"]
 
 # Key of the metadata (qonnx's `get_metadata_prop`) that lists the proven accumulators by node name.
 ACCUMULATORS_KEY = "brevitas_axe.accumulators"
 _WEIGHT_OPS = ("Quant", "BipolarQuant")
 _TOLERANCE = 1e-4
-# Factors of the example inputs on which file and model are compared, until they agree.
+# File and model are compared on the example inputs times these factors, until they agree on one.
 _NEARBY = tuple(1 - step / 64 for step in range(12))
 
 
 class _ExactScale(BrevitasWeightQuantProxyHandler):
-    """Writes the scale that the integers were read with; a statistic of them may be another."""
+    """Writes the scale with which the integers were read; their statistics may give another."""
 
     def prepare_for_export(self, module: Proxy) -> None:
         super().prepare_for_export(module)
@@ -93,12 +93,12 @@ def export_qonnx(
     dynamo: bool = False,
     **kwargs,
 ) -> onnx.ModelProto:
-    """Exports a Brevitas model whose file holds exactly the model's integers.
+    """Exports a Brevitas model to a file with exactly the model's integers.
 
     Args:
-        model: a Brevitas model; ours, or with A2Q, A2Q+ or ordinary integer weight quantizers.
+        model: a Brevitas model with our, A2Q, A2Q+ or ordinary integer weight quantizers.
         args: example input(s) of the forward.
-        export_path: where the file goes; it appears whole or not at all.
+        export_path: path of the file, which appears whole or not at all.
         target: "finn" refuses what FINN would refuse or silently get wrong; "qonnx" refuses only
             what would be wrong in the file itself.
         dynamo: torch's newer exporter. FINN needs False (see the README).
@@ -110,7 +110,7 @@ def export_qonnx(
         `brevitas_axe.accumulators`.
 
     Warns:
-        UserWarning: FINN would round ties otherwise than torch; `mend_for_finn` helps.
+        UserWarning: FINN would round ties differently from torch; `mend_for_finn` removes them.
 
     Raises:
         ExportRefused: one sentence with the layer's name and the way out.
@@ -139,7 +139,7 @@ def export_qonnx(
 
 
 def _solved_weights(layers: dict[str, Layer]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Integers and scale by layer; refuses what no QONNX file can hold, or no accelerator build."""
+    """Integers and scale by layer; refuses what QONNX cannot represent or no accelerator builds."""
     solved = {}
     for name, layer in layers.items():
         if layer.weight.dtype != torch.float32:
@@ -169,13 +169,13 @@ def _check_finn(proto: onnx.ModelProto) -> None:
 def _integer_exact_weights(
     layers: dict[str, Layer], solved: dict[str, tuple[Tensor, Tensor]]
 ) -> Iterator[None]:
-    """Lets every layer hold integers × scale while it is traced."""
+    """Context in which the weights of every layer are integers × scale, for tracing."""
     saved = {name: layer.weight for name, layer in layers.items()}
     try:
         for name, (integers, scale) in solved.items():
             exact = (integers.double() * scale.double()).to(saved[name].dtype)
-            # A parameter of its own, as a tied weight may have another scale elsewhere; set so
-            # that Brevitas does not notice, which would build the quantizer anew.
+            # A parameter of its own, as a tied weight may have another scale elsewhere. Not by
+            # setattr: Brevitas would then build the quantizer again.
             layers[name]._parameters["weight"] = nn.Parameter(exact, requires_grad=False)
             layers[name].weight_quant.exact_scale = scale
         yield
@@ -202,7 +202,7 @@ def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict
 
 @contextmanager
 def _explicit_padding(layers: dict[str, Layer]) -> Iterator[None]:
-    """Numbers for padding="same", whose ONNX form ONNX Runtime does not take with dilation."""
+    """Replaces padding="same" by numbers, since ONNX Runtime has no such form with dilation."""
     saved = {}
     for name, layer in layers.items():
         if getattr(layer, "padding", None) == "same":
@@ -219,7 +219,7 @@ def _explicit_padding(layers: dict[str, Layer]) -> Iterator[None]:
 
 @contextmanager
 def _plain_outputs(model: nn.Module) -> Iterator[None]:
-    """A model that ends in a quantizer gives its values, not every part of a QuantTensor."""
+    """Context in which a model returns plain values instead of the parts of a QuantTensor."""
 
     def values(module: nn.Module, args: tuple, outputs: Any) -> Any:
         found = tensors_in(outputs)
@@ -278,8 +278,8 @@ def _check_integers(proto: onnx.ModelProto, integers: dict[str, np.ndarray]) -> 
 def _check_output(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> None:
     """The file must compute what the model computes.
 
-    Float rounding can turn one integer, which spreads: in a deep net of few bits for one input in
-    three. It does not do so for all nearby inputs, where a wrong file stays wrong.
+    Float rounding can change one integer, and so the outputs: in a deep net of few bits for one
+    input in three. It does not do so for all nearby inputs, on which a wrong file stays wrong.
     """
     execution, errors = Execution(proto), []
     for share in _NEARBY if any(arg.is_floating_point() for arg in args) else _NEARBY[:1]:

@@ -1,4 +1,4 @@
-"""What FINN would make of a file or model, found before FINN."""
+"""Checks and preparation of files and models for FINN, without FINN."""
 
 from brevitas_axe.export.finn.check import check_finn
 from brevitas_axe.export.finn.finding import Finding

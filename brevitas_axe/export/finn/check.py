@@ -1,9 +1,9 @@
 """Finds, from a QONNX file alone, what FINN would refuse or get wrong.
 
-The rules say what FINN's own flow makes of a graph: quantized weights become integers, activation
-quantizers thresholds, and every scale and offset between them is moved into these thresholds.
+The rules follow FINN's own flow: quantized weights become integers, activation quantizers become
+thresholds, and every scale and offset between them is moved into these thresholds.
 Measured with finn-plus 1.6.1 (its streamlining for residual nets) and qonnx 1.0.0; every rule is
-held against FINN itself in tests/finn/test_refusals.py.
+compared with FINN itself in tests/finn/test_refusals.py.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _STANDARD: dict[str, Rule] = {
 def check_finn(
     path_or_model: str | os.PathLike | onnx.ModelProto | Any, *, notes: bool = False
 ) -> list[Finding]:
-    """What FINN would refuse, or build wrong, of a QONNX file.
+    """Findings of what FINN would refuse, or build wrong, in a QONNX file.
 
     Args:
         path_or_model: path of the file, a ModelProto, or a qonnx ModelWrapper.
@@ -68,7 +68,7 @@ def check_finn(
 
 
 def walk(path_or_model: str | os.PathLike | onnx.ModelProto | Any) -> Graph:
-    """The graph of a file after every rule has seen it. Raises as `check_finn`."""
+    """The graph of a file after all rules. Raises the same errors as `check_finn`."""
     original = read(path_or_model)
     try:
         with warnings.catch_warnings():
@@ -82,7 +82,7 @@ def walk(path_or_model: str | os.PathLike | onnx.ModelProto | Any) -> Graph:
                 joins.end(graph.values.get(output.name, Host()), output.name, graph)
     except InvalidModelFile:
         raise
-    except Exception as error:  # what a broken file can provoke in a library
+    except Exception as error:  # a broken file can make a library raise anything
         raise InvalidModelFile(
             f"{original.subject} cannot be analysed ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:120]}); export the model again."

@@ -1,4 +1,4 @@
-"""What a check says about one layer."""
+"""A check's finding about one layer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 # refused: the target (FINN, hls4ml) raises, never ends, or leaves the layer in float.
-# wrong: it builds it without a word, and it computes something else.
-# tie: equal but for values halfway between two levels, up to float rounding.
+# wrong: the target builds it without an error, but it computes something else.
+# tie: equal except for values halfway between two levels, up to float rounding.
 # note: the same, where only a coincidence of scale and offset puts a sum there.
 Severity = Literal["refused", "wrong", "tie", "note"]
 
@@ -18,7 +18,7 @@ class Finding:
 
     Attributes:
         layer: module it concerns, or the node where the file names no module.
-        rule: short name of the rule, the same in every version.
+        rule: short name of the rule, stable over versions.
         severity: how the target fails.
         problem: what is wrong, layer named, without a full stop.
         way_out: what to do about it, without a full stop.

@@ -1,4 +1,4 @@
-"""Rules for what stands between dot products: constants, branches, pools, moves, and the rest."""
+"""Rules for operators between dot products: constants, branches, pools, moves and others."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _ACTIVATIONS = (
     *("Sigmoid", "Tanh", "Elu", "Selu", "Celu", "Gelu", "LeakyRelu", "PRelu", "Clip", "Softplus"),
     *("HardSigmoid", "HardSwish", "Mish", "Erf", "Softsign", "ThresholdedRelu"),
 )
-# FINN leaves them, and moves the scale before them to behind them.
+# FINN does not build them, and moves the scale in front of them behind them.
 _MOVERS = ("Resize", "Upsample", "Slice", "Squeeze", "DepthToSpace", "SpaceToDepth")
 _SHARE = "give both one shared activation quantizer"
 
 
 def lost(node: Node, graph: Graph, problem: str, way_out: str, rule: str = "operator") -> Lost:
-    """What an operator gives that FINN does not build; reported only if FINN needs it."""
+    """Value of an operator that FINN does not build; reported only if FINN needs the value."""
     severity: Severity = "wrong" if node.op == "Selu" else "refused"
     return Lost(Finding(graph.name(node), rule, severity, problem, way_out))
 
 
 def unknown(node: Node, inputs: list[Value], graph: Graph) -> Value:
-    """Any operator without a rule of its own: the host may compute it, FINN cannot."""
+    """Any operator without a rule of its own: the host may compute it, but FINN cannot."""
     settled = _settled(inputs)
     if settled is not None:
         return settled
@@ -43,7 +43,7 @@ def unknown(node: Node, inputs: list[Value], graph: Graph) -> Value:
 
 
 def _settled(inputs: list[Value]) -> Value | None:
-    """What any node gives where an input is lost, or where the host computes them all."""
+    """Value of any node with a lost input, or with inputs that the host computes; else None."""
     lost_ones = (value for value in inputs if isinstance(value, Lost))
     return next(lost_ones, Host() if all(isinstance(value, Host) for value in inputs) else None)
 
@@ -105,9 +105,9 @@ def _folded(
     if source.rectified:
         problem = "comes between a ReLU and its quantizer"
     elif len(axes) > 1:
-        problem = "has other values for every position"
+        problem = "has different values at different positions"
     elif not np.isfinite(scale).all() or not np.isfinite(offset).all():
-        problem = "holds values that are not finite"
+        problem = "has values that are not finite"
     if problem:
         problem = f"the {node.op} '{graph.name(node)}' {problem}, so FINN cannot fold it"
         return lost(node, graph, problem, "scale and shift per channel, before the quantizer")
@@ -119,7 +119,7 @@ def _folded(
 
 
 def _branches(node: Node, inputs: list[Value], graph: Graph) -> Value:
-    """Two computed values meet."""
+    """Two computed values are combined."""
     settled = _settled(inputs)
     if settled is not None:
         return settled
@@ -255,7 +255,7 @@ def global_average_pool(node: Node, inputs: list[Value], graph: Graph) -> Value:
 
 
 def move(node: Node, inputs: list[Value], graph: Graph) -> Value:
-    """Flatten, Reshape, Transpose: values stay, channels move."""
+    """Flatten, Reshape, Transpose: the same values, but channels move."""
     source = inputs[0]
     if not isinstance(source, Signal):
         return source
@@ -283,7 +283,7 @@ def pad(node: Node, inputs: list[Value], graph: Graph) -> Value:
 
 
 def end(value: Value, output: str, graph: Graph) -> None:
-    """What leaves the model: FINN puts the last scale behind it, so no Flatten may stand there."""
+    """Output of the model: FINN puts the last scale behind it, so it may not be a Flatten."""
     node = graph.producer(output)
     if isinstance(value, Signal) and value.flattened and node is not None:
         problem = f"'{graph.name(node)}' flattens the output, and FINN builds that only before a"

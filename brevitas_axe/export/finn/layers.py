@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from brevitas_axe.export.finn.finding import Finding
-from brevitas_axe.export.finn.signal import DotProduct, Graph, Host, Lost, Signal, Value
+from brevitas_axe.export.finn.signal import Accumulation, Graph, Host, Lost, Signal, Value
 from brevitas_axe.export.finn.ties import is_power_of_two
 from brevitas_axe.proof.certificate.dot_products import rows_of
 from brevitas_axe.proof.graph.grid import Grid
 from brevitas_axe.proof.graph.modelfile import Node
 from brevitas_axe.proof.graph.quantizers import datatype_range
 
-# Beyond it FINN's thresholds, computed in single precision, miss integers (measured).
+# With wider weights, FINN's thresholds, computed in single precision, miss integers (measured).
 _WIDEST_WEIGHTS = 22
 
 
@@ -57,7 +57,7 @@ def _without_integers(node: Node, layer: str, graph: Graph) -> Finding:
 
 
 def _check_input(node: Node, layer: str, source: Signal, graph: Graph) -> Finding | None:
-    """Reports what keeps a signal from being multiplied as integers."""
+    """Reports why a signal cannot be multiplied as integers."""
     pads = node.attribute("pads", [0], "INTS") if node.op == "Conv" else [0]
     scalar_offset = source.offset.size == 1 or np.ptp(source.offset) == 0
     if source.rectified:
@@ -73,7 +73,7 @@ def _check_input(node: Node, layer: str, source: Signal, graph: Graph) -> Findin
         return graph.report(name, "channel_scales", problem, "use a per-tensor one")
     offset = source.shifted and (any(pads) or not scalar_offset)
     if not source.one_scale or offset:
-        problem = f"sums reach layer '{layer}' without being quantized, so FINN leaves it in float"
+        problem = f"sums enter layer '{layer}' without being quantized, so FINN leaves it in float"
         way_out = "put an activation quantizer between them"
         return graph.report(layer, "float_sums", problem, way_out)
     return None
@@ -146,20 +146,20 @@ def _sums(
     if node.op == "Gemm":
         spread, offset = node.attribute("alpha", 1.0) * spread, node.attribute("beta", 1.0) * offset
     carried = scales * source.offset.max() * rows.sum(axis=1)
-    # Of products of powers of two all sums are exact; others have the size that sums of random
-    # signs have, which is what the partial sums measure, not the worst case.
+    # Sums of products of powers of two are exact. For others, the size is that of sums with random
+    # signs, which is typical of partial sums; the worst case would be far larger.
     typical = np.where(is_power_of_two(spread), 0, np.abs(spread) * np.linalg.norm(rows, axis=1))
     size = np.abs(offset) + np.abs(carried) + typical * max(-low, high)
     least, _ = datatype_range(weights.type, layer)
-    # FINN folds the sign of a negative gain into the weights; of MatMuls it can leave it behind.
+    # FINN folds the sign of a negative gain into the weights; behind MatMuls it may leave it.
     lowest = (rows == least).any(axis=1) & (least < -1) & (node.op == "Conv")
     return Signal(
         scale=spread.reshape(channels),
         offset=(offset + carried).reshape(channels),
         low=np.minimum(*ends).sum(axis=1).reshape(channels),
         high=np.maximum(*ends).sum(axis=1).reshape(channels),
-        # One more of an integer; from -1 to 1 it is two more.
+        # Neighbouring inputs differ by 1, or by 2 where they are -1 and 1.
         step=np.maximum(np.gcd.reduce(rows, axis=1), 1).reshape(channels) * (1 + source.bipolar),
         size=size.reshape(channels),
-        dot=DotProduct(layer, spread.reshape(channels), lowest.reshape(channels)),
+        dot=Accumulation(layer, spread.reshape(channels), lowest.reshape(channels)),
     )

@@ -1,4 +1,4 @@
-"""Mends what can be mended safely in a live Brevitas model, and says what it did.
+"""Mends what can be mended safely in a live Brevitas model, and lists what was done.
 
 Three mends. Residual branches get the wider of their two quantizers, weights of full range lose
 their most negative integer, and sums move by a part of their step so that none lies halfway between
@@ -31,12 +31,12 @@ _ROUNDS = 8
 
 
 @dataclass(frozen=True)
-class Change:
-    """One mend.
+class Mending:
+    """One change that was made for FINN.
 
     Attributes:
         layer: name of the module that was changed.
-        rule: the finding that it answers.
+        rule: rule of the finding that it resolves.
         sentence: what was done.
     """
 
@@ -45,7 +45,7 @@ class Change:
     sentence: str
 
 
-def mend_for_finn(model: nn.Module, args: Tensor | tuple) -> tuple[nn.Module, list[Change]]:
+def mend_for_finn(model: nn.Module, args: Tensor | tuple) -> tuple[nn.Module, list[Mending]]:
     """Mends a calibrated Brevitas model where that is safe.
 
     Args:
@@ -53,10 +53,10 @@ def mend_for_finn(model: nn.Module, args: Tensor | tuple) -> tuple[nn.Module, li
         args: example input(s) of the forward.
 
     Returns:
-        (mended copy, changes). What cannot be mended stays, for `check_finn` to say.
+        (mended copy, changes). `check_finn` reports what could not be mended.
     """
     mended, changes = copy.deepcopy(model).eval(), []
-    # One mend can bring another to light, such as ties behind branches that had to be shared.
+    # One change can expose another, such as ties behind branches that had to be shared.
     for _ in range(_ROUNDS):
         graph = _graph(mended, args)
         done = [*_share(mended, graph), *_narrow(mended, graph)] or _shift(mended, graph)
@@ -73,31 +73,31 @@ def _graph(model: nn.Module, args: Tensor | tuple) -> Graph:
         return walk(path)
 
 
-def _share(model: nn.Module, graph: Graph) -> list[Change]:
-    """One quantizer for both branches of an addition: the one that reaches further."""
+def _share(model: nn.Module, graph: Graph) -> list[Mending]:
+    """One quantizer for both branches of an addition: the one with the wider range."""
     changes = []
     for left, right in graph.unequal:
         quantizers: list[Any] = [dict(model.named_modules()).get(name) for name in (left, right)]
         if not all(isinstance(q, qnn.QuantIdentity) for q in quantizers):
-            continue  # a ReLU's quantizer has no negative values, so none can take its place
-        names = sorted((left, right), key=lambda n: _reach(model.get_submodule(n)))
+            continue  # behind a ReLU no other quantizer fits, as it has no negative values
+        names = sorted((left, right), key=lambda n: _largest_magnitude(model.get_submodule(n)))
         kinds = {bool(q.act_quant.is_signed) for q in quantizers}
         if len(kinds) > 1:
             continue
         model.set_submodule(names[0], model.get_submodule(names[1]))
         sentence = f"'{names[0]}' is now the same quantizer as '{names[1]}'."
-        changes.append(Change(names[0], "branches", sentence))
+        changes.append(Mending(names[0], "branches", sentence))
     return changes
 
 
-def _reach(quantizer: Any) -> float:
+def _largest_magnitude(quantizer: Any) -> float:
     """Largest magnitude that an activation quantizer represents."""
     proxy = quantizer.act_quant
     return float(proxy.scale()) * 2 ** (float(proxy.bit_width()) - bool(proxy.is_signed))
 
 
-def _narrow(model: nn.Module, graph: Graph) -> list[Change]:
-    """Weights without the most negative integer, whose sign FINN could not flip."""
+def _narrow(model: nn.Module, graph: Graph) -> list[Mending]:
+    """Removes the most negative integer of weights, whose sign FINN could not flip."""
     changes = []
     names = {finding.layer for finding in graph.findings if finding.rule == "full_range"}
     for name, layer in find_layers(model).items():
@@ -108,36 +108,36 @@ def _narrow(model: nn.Module, graph: Graph) -> list[Change]:
         proxy.quant_injector = proxy.quant_injector.let(narrow_range=True)
         proxy.init_tensor_quant()
         proxy.tensor_quant.load_state_dict(learned)
-        changes.append(Change(name, "full_range", f"the weights of '{name}' are now narrow."))
+        changes.append(Mending(name, "full_range", f"the weights of '{name}' are now narrow."))
     return changes
 
 
-def _shift(model: nn.Module, graph: Graph) -> list[Change]:
-    """Sums moved away from the halfway points between two levels; nothing else changes."""
+def _shift(model: nn.Module, graph: Graph) -> list[Mending]:
+    """Moves sums away from the halfway points between two levels; nothing else changes."""
     changes, layers = [], find_layers(model)
     for name, (signal, ties) in graph.ties.items():
-        shift = np.nan_to_num(ties.shift)  # stays where another sum would cross a level
+        shift = np.nan_to_num(ties.shift)  # no shift where another sum would cross a level
         if not shift.any():
             continue
         layer = layers.get(name)
         if signal.dot is not None:
             if layer is None or (layer.bias is not None and layer.bias_quant.is_quant_enabled):
-                continue  # a quantized bias would be rounded back
+                continue  # a quantized bias would be rounded to its old value
             _move_bias(layer, shift * signal.dot.scale)
             what = f"the bias of '{name}'"
         else:
             if graph.quantizations(name) != 1 or not _is_activation(model, name):
-                continue  # a second input of this quantizer would move, too
+                continue  # it would also move the quantizer's other input
             offset = Offset(torch.from_numpy(np.asarray(shift * signal.scale, np.float32)))
             model.set_submodule(name, nn.Sequential(offset, model.get_submodule(name)))
             what = f"the input of '{name}'"
         part = float(np.abs(shift).max())
-        changes.append(Change(name, "tie", f"{what} moved by up to {part:g} of its step."))
+        changes.append(Mending(name, "tie", f"{what} moved by up to {part:g} of its step."))
     return changes
 
 
 def _move_bias(layer: Layer, shift: np.ndarray) -> None:
-    """Adds to the bias, which is made if there is none. shift: of each output channel or of all."""
+    """Adds a shift, of each output channel or of all, to the bias; creates a missing bias."""
     rows = layer.weight.shape[0]
     moved = torch.from_numpy(np.broadcast_to(shift.reshape(-1), (rows,)).astype(np.float32))
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """From an ordinary PyTorch CNN to a Brevitas model that FINN builds.
 
-`to_brevitas` traces, folds batch norms and shares residual quantizers. What FINN needs beyond that
-is done here, each step without changing the function: averages over windows become depthwise
+`to_brevitas` traces, folds batch norms and shares residual quantizers. What else FINN needs
+is done here, by steps that preserve the function: averages over windows become depthwise
 convolutions with equal weights, and quantizers move from behind a Flatten to before it.
 """
 
@@ -36,7 +36,7 @@ def prepare_for_finn(
     input_bit_width: int = 4,
     model_input_bit_width: int = 8,
 ) -> nn.Module:
-    """Makes of a plain CNN a calibrated Brevitas model that `check_finn` accepts.
+    """Makes a calibrated Brevitas model that `check_finn` accepts from a plain CNN.
 
     Args:
         model: a plain PyTorch model of convolutions, linear layers, ReLU, batch norm, pooling,
@@ -61,7 +61,7 @@ def prepare_for_finn(
         model_input_bit_width=model_input_bit_width,
     )
     for module in prepared.modules():
-        # Brevitas's calibration leaves a quantizer that two modules share switched off.
+        # Brevitas's calibration leaves a quantizer that two modules share disabled.
         if hasattr(module, "observer_only"):
             vars(module)["observer_only"] = False
     if hasattr(prepared, "graph"):  # traced, not quantized layer by layer
@@ -77,7 +77,7 @@ def prepare_for_finn(
 
 
 def _with_window_averages(model: nn.Module, batch: Batch) -> nn.Module:
-    """Averages over windows as depthwise convolutions; an average over the image stays."""
+    """Replaces averages over windows by depthwise convolutions; those over the image stay."""
     args, kwargs = batch
     adaptive = AdaptiveAvgPoolToAvgPool()
     adaptive.register_hooks(model)
@@ -103,7 +103,7 @@ def _with_window_averages(model: nn.Module, batch: Batch) -> nn.Module:
 
 
 def _is_plain(pool: Any) -> bool:
-    """Every window counts as many pixels."""
+    """True if every window has the same number of pixels."""
     whole = pool.count_include_pad or pool.padding in (0, (0, 0))
     return whole and pool.divisor_override is None and not pool.ceil_mode
 
@@ -116,7 +116,7 @@ def _as_convolution(pool: Any, channels: int) -> nn.Conv2d:
 
 
 def _quantize_before_flatten(model: Graph) -> None:
-    """Flatten → quantizer becomes quantizer → flatten: the same, and FINN can build it."""
+    """Flatten → quantizer becomes quantizer → flatten: the same values, and FINN builds it."""
     for node in list(model.graph.nodes):
         if node.op != "call_module" or not isinstance(
             model.get_submodule(node.target), qnn.QuantIdentity

@@ -1,4 +1,4 @@
-"""Rules for quantizers of activations: what FINN turns into thresholds, and where ties lie."""
+"""Rules for activation quantizers, which FINN turns into thresholds, and for their ties."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from brevitas_axe.proof.graph.grid import quantizer_range
 from brevitas_axe.proof.graph.modelfile import Node
 
 _WIDEST = 8
-# They differ from FINN's rounding, half up, at most halfway between two levels.
+# They differ from FINN's rounding, half up, only halfway between two levels.
 _NEAREST = ("ROUND", "HALF_EVEN", "HALF_UP", "HALF_DOWN")
 _POOL = "use TruncAvgPool2d with trunc_quant=TruncTo8bit, or AdaptiveAvgPool2d(1) and a quantizer"
 _SWAP = "use a symmetric one (Int8ActPerTensorFloat, Uint8ActPerTensorFloat)"
@@ -40,7 +40,7 @@ def quant(node: Node, inputs: list[Value], graph: Graph) -> Value:
         problem = f"{_what(name)} is signed or narrow behind a ReLU, which FINN refuses"
         graph.report(name, "relu_quantizer", problem, "use QuantReLU, or Uint8ActPerTensorFloat")
     _check_rounding(node, name, graph)
-    # Wider ones are refused above; 2 to an absurd power would take all memory.
+    # Wider ones are refused above; 2^bits of a broken file could take all memory.
     low, high = quantizer_range(min(bits, 32), signed, narrow)
     if isinstance(source, Host) and np.any(source.scale < 0):
         problem = f"the input of {_what(name)} has a negative scale, which FINN leaves in float"
@@ -133,17 +133,17 @@ def _shifts_alike(pool: Node, scale: float, bits: int, out_scale: float, out_bit
 
 
 def _levels(scale: np.ndarray, low: int, high: int, name: str) -> Signal:
-    """Integers as they leave a quantizer."""
+    """Signal behind a quantizer."""
     low_, high_, one = (np.asarray(value, np.int64) for value in (low, high, 1))
     scale, size = scale.astype(np.float64), np.abs(scale) * max(-low, high)
     return Signal(scale, np.zeros(()), low_, high_, one, size, quantizer=name)
 
 
 def _check_source(name: str, source: Signal, graph: Graph) -> None:
-    """Reports what keeps a signal from being compared with thresholds."""
-    if source.split:
+    """Reports why a signal cannot be compared with thresholds."""
+    if source.needs_copies:
         problem = (
-            f"sums that reach {_what(name)} are used elsewhere too, so FINN leaves them in float"
+            f"sums in front of {_what(name)} are used elsewhere too, so FINN leaves them in float"
         )
         graph.report(name, "split_sums", problem, "quantize them once, before they are shared")
     if source.flattened:

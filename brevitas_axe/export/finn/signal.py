@@ -1,9 +1,9 @@
-"""What FINN can know of a tensor, and the graph in which rules look things up.
+"""Values of tensors as FINN sees them, and the graph with what the rules look up.
 
 FINN moves every scale and offset towards the next quantizer and folds it into its thresholds. So a
 tensor is one of: `Host` (float values before FINN's first layer), `Signal` (integers with a scale
-and an offset that are still to be folded) or `Lost` (FINN cannot follow; why, is reported only if
-something that FINN must build depends on it).
+and an offset that are still to be folded) or `Lost` (FINN cannot follow it; the reason is reported
+only if something that FINN must build depends on it).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Host:
     """Float values that are not quantized yet.
 
     Attributes:
-        scale: of the constants that they were multiplied by, broadcastable to the tensor.
+        scale: product of the constants by which they were multiplied, broadcastable to the tensor.
     """
 
     scale: np.ndarray = field(default_factory=lambda: np.ones(()), compare=False)
@@ -46,8 +46,8 @@ class Lost:
 
 
 @dataclass(frozen=True)
-class DotProduct:
-    """Where a signal was accumulated.
+class Accumulation:
+    """The dot product that accumulated a signal.
 
     Attributes:
         layer: name of the layer.
@@ -69,15 +69,16 @@ class Signal:
         scale: float64, broadcastable to the tensor.
         offset: float64, likewise.
         low, high: int64, smallest and largest integer, likewise.
-        step: int64, between two integers; all are `low` plus multiples of it.
-        size: float64, magnitude of the values that were added up, in value units, likewise: what
-            the rounding errors of float32 are relative to.
+        step: int64, distance of neighbouring integers, which are `low` plus multiples of it.
+        size: float64, likewise: magnitude of the values that were added up, to which the rounding
+            errors of float32 are relative.
         quantizer: layer whose quantizer gave these integers, "" for sums of products.
-        dot: the dot product behind it, as long as FINN can still flip the sign of its weights.
+        dot: the dot product that gave it, as long as FINN can still flip the sign of its weights.
         rectified: a ReLU that a quantizer must follow.
         pooled: averaged over the whole image, so that only thresholds may follow.
-        flattened: lost its image axes, so that only a dot product may follow.
-        split: has several consumers, and an offset or scales that FINN cannot give all of them.
+        flattened: without image axes, so that only a dot product may follow.
+        needs_copies: several consumers, and a bias or per-channel scales that FINN cannot
+            duplicate to all of them.
         bipolar: integers -1 and 1, to which no zero can be padded.
     """
 
@@ -88,11 +89,11 @@ class Signal:
     step: np.ndarray
     size: np.ndarray
     quantizer: str = ""
-    dot: DotProduct | None = None
+    dot: Accumulation | None = None
     rectified: bool = False
     pooled: bool = False
     flattened: bool = False
-    split: bool = False
+    needs_copies: bool = False
     bipolar: bool = False
 
     @property
@@ -110,7 +111,7 @@ class Signal:
 
     @property
     def joinable(self) -> bool:
-        """One positive scale: it can be added to another of the same scale, offsets and all."""
+        """One positive scale: it can be added to another of the same scale, offsets included."""
         plain = self.one_scale and bool(np.all(self.scale > 0))
         return plain and not self.rectified and not self.pooled
 
@@ -120,13 +121,13 @@ Value = Host | Lost | Signal
 
 @dataclass(frozen=True)
 class Ties:
-    """Halfway points between a quantizer's levels that sums can reach (ties.py finds them).
+    """Sums that can lie halfway between a quantizer's levels, as ties.py finds them.
 
     Attributes:
-        count: how many, over all channels.
-        systematic: how many of them are no coincidence of scales and offsets.
-        shift: float64, what to add to the integers so that FINN and torch round these alike and
-            nothing else changes; broadcastable to the tensor, NaN where there is no room.
+        count: number of ties, over all channels.
+        systematic: number of those that are no coincidence of scales and offsets.
+        shift: float64, to be added to the integers so that FINN and torch round the ties alike and
+            nothing else changes; broadcastable to the tensor, NaN where no such shift exists.
     """
 
     count: int
@@ -137,7 +138,7 @@ class Ties:
 class Graph:
     """A model, the facts of its constants, and the findings so far.
 
-    `written` holds the names of the file as it was, before its constants were folded.
+    `written` has the names of the file before its constants were folded.
     """
 
     def __init__(
@@ -164,12 +165,12 @@ class Graph:
                 self._consumers.setdefault(tensor, []).append(node)
 
     def constant(self, tensor: str) -> np.ndarray | None:
-        """Values of a tensor that the file holds, None for a computed one."""
+        """Values of a constant of the file; None for a computed tensor."""
         fact = self.facts.get(tensor)
         return constant_values(fact, tensor) if fact is not None and is_constant(fact) else None
 
     def grid(self, tensor: str) -> Grid | None:
-        """The integers of a constant that went through a quantizer."""
+        """The grid of a quantized constant."""
         fact = self.facts.get(tensor)
         return fact if isinstance(fact, Grid) and fact.integers is not None else None
 
@@ -178,15 +179,15 @@ class Graph:
         return self._shapes.get(tensor, ())
 
     def uses(self, tensor: str) -> int:
-        """How many nodes and graph outputs take a tensor."""
+        """Number of nodes and graph outputs that read a tensor."""
         return self._uses[tensor]
 
     def consumers(self, tensor: str) -> list[Node]:
-        """The nodes that take a tensor."""
+        """The nodes that read a tensor."""
         return self._consumers.get(tensor, [])
 
     def name(self, node: Node) -> str:
-        """The module that a node belongs to, the node's own name where the file does not tell."""
+        """The module that a node belongs to; the node's own name where the file has no module."""
         scopes = [
             p.strip("/").split("/")[:-1] for p in (node.proto.name, *node.outputs) if p[:1] == "/"
         ]
@@ -205,7 +206,7 @@ class Graph:
         return self.written.layer(node, node.inputs[1]) or self.name(node)
 
     def quantizations(self, name: str) -> int:
-        """How many quantizers of computed values belong to a module."""
+        """Number of quantizers of computed values that belong to a module."""
         return sum(
             node.op in ("Quant", "IntQuant")
             and self.constant(node.inputs[0]) is None
@@ -226,7 +227,7 @@ class Graph:
         return finding
 
     def report_ties(self, name: str, signal: Signal, ties: Ties) -> None:
-        """Reports that a quantizer meets sums halfway between its levels."""
+        """Reports sums halfway between the levels of a quantizer."""
         layer = signal.dot.layer if signal.dot else name
         self.ties[layer] = (signal, ties)
         problem = f"sums of '{layer}' can lie halfway between two levels of '{name}', exactly or up"
@@ -249,7 +250,10 @@ class Graph:
 
 
 def forked(value: Value) -> Value:
-    """What several consumers see: FINN moves one scale past a fork, but no bias and no sign."""
+    """Value of a tensor with several consumers.
+
+    FINN can move a single scale past the fork, but no bias and no sign flip.
+    """
     if not isinstance(value, Signal):
         return value
-    return replace(value, dot=None, split=not value.integral and not value.rectified)
+    return replace(value, dot=None, needs_copies=not value.integral and not value.rectified)

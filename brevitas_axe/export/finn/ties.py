@@ -1,13 +1,13 @@
-"""Where FINN's rounding differs from torch's: halfway between two levels, up to float rounding.
+"""Ties, where FINN may round differently from torch: halfway between two levels.
 
 FINN compares integers with thresholds, so it rounds half up; torch computes in float32 and rounds
 half to even. They differ where `scale × integer + offset` can be exactly (k + ½) × output scale for
 an even k, which is the rule with powers of two, unless a bias or a batch norm moves the sums off
-the grid. With other scales both carry rounding errors, FINN in its thresholds and torch in its
-sums, and a value that these reach over the halfway point may be rounded either way, for any k. So
-systematic ties need no more than a simple ratio of the scales, and no offset: 62 / 15, when two
-quantizers saturate on the same tensor. Scales and biases in no relation meet now and then by
-chance, in one sum of one channel; such a tie is moved with the others, but is no finding.
+the grid. With other scales both have rounding errors, FINN in its thresholds and torch in its
+sums, and a value within these errors of the halfway point may be rounded either way, for any k. So
+systematic ties need only a simple ratio of the scales, such as 62 / 15 where the largest integers
+of two quantizers stand for the same number, and no offset. Unrelated scales and biases may give a
+tie by chance, in one sum of one channel; it is moved with the others, but is no finding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from brevitas_axe.export.finn.signal import Signal, Ties
 
-# Bound of the rounding errors of torch's sums and FINN's thresholds, relative to what is added up.
+# Bound of the rounding errors of torch's sums and FINN's thresholds, relative to `Signal.size`.
 # Measured: less than 7.5 × 2^-24 for dot products of 9 to 4608 terms, 2 to 8 bits (float64 here has
 # errors of 2^-50).
 _NOISE = 2.0**-21
@@ -29,12 +29,12 @@ _LARGEST_DENOMINATOR = 255
 
 
 def is_power_of_two(scale: np.ndarray) -> np.ndarray:
-    """Where a scale, whatever its sign, rounds nothing that it is multiplied by."""
+    """Where a scale is a power of two of either sign, so that products with it are exact."""
     return np.frexp(np.abs(scale))[0] == 0.5
 
 
 def find_ties(signal: Signal, scale: float, low: int, high: int) -> Ties | None:
-    """Halfway points of a quantizer that its input can reach and that FINN may round otherwise.
+    """Halfway points of a quantizer in the range of its input that FINN may round differently.
 
     Args:
         signal: the quantizer's input.
@@ -56,7 +56,7 @@ def _is_simple(ratio: float) -> bool:
 
 
 def find_sign_ties(signal: Signal) -> Ties | None:
-    """Sums around zero, where a quantizer to -1 and 1 changes; both take an exact zero as 1."""
+    """Ties around zero of a quantizer to -1 and 1; FINN and torch both map an exact zero to 1."""
     exact = is_power_of_two(signal.scale)
     return _ties(signal, np.zeros(1), exact, np.ones_like(exact), np.zeros(1, bool))
 
@@ -86,7 +86,7 @@ def _ties(
     if not ties.any():
         return None
     systematic = ties & (halves | (simple[..., None] & (offset == 0)))
-    # How far values may rise, or fall, before one crosses a level that it is not close to.
+    # Largest rise, or fall, of the values before one of them crosses another level.
     rise = np.where(close, step, np.mod(distance, step)).min(axis=-1)
     fall = np.where(close, step, np.mod(-distance, step)).min(axis=-1)
     up = halves.any(axis=-1) | (rise >= fall)

@@ -1,4 +1,4 @@
-"""What hls4ml needs of a model, found wanting before hls4ml, and written with proven types."""
+"""Checks of models for hls4ml, without hls4ml, and projects with proven types."""
 
 from brevitas_axe.export.hls4ml.alone import WorstCase, export_layers_alone
 from brevitas_axe.export.hls4ml.check import check_hls4ml

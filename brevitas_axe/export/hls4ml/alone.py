@@ -1,7 +1,7 @@
-"""Every layer alone, with the inputs that bring its accumulator to both of its ends.
+"""Every layer alone, with the inputs that give its largest and its smallest sum.
 
-What may come to a layer inside a net depends on the layers before it; alone, it can be given the
-inputs that its proof speaks of: the largest integer where a weight is positive and the smallest
+Inside a net, the inputs of a layer depend on the layers before it. Alone, it can be given the
+extreme inputs of its proof: the largest integer where a weight is positive and the smallest
 where it is negative, and the other way round. In C++ or in hardware these inputs show whether an
 accumulator is wide enough, and one bit less whether the proof is tight.
 """
@@ -38,7 +38,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True, eq=False)
 class WorstCase:
-    """The extreme inputs of one layer, and what must come out.
+    """The extreme inputs of one layer, and the expected sums.
 
     Attributes:
         node: the layer's name in the project.
@@ -53,12 +53,12 @@ class WorstCase:
     exponent: int
 
     def outputs(self, width: int) -> np.ndarray:
-        """What an accumulator of `width` bits that wraps around gives, float64 [2, rows]."""
+        """Results of an accumulator of `width` bits that wraps around, float64 [2, rows]."""
         half = 2 ** (width - 1)
         return np.ldexp(((self.sums + half) % (2 * half) - half).astype(np.float64), self.exponent)
 
     def needs(self, width: int) -> bool:
-        """One bit less than `width` does not hold the extreme sums."""
+        """True if the extreme sums do not fit one bit less than `width`."""
         half = 2 ** (width - 2)
         return bool(self.sums.min() < -half or self.sums.max() > half - 1)
 
@@ -72,7 +72,7 @@ def export_layers_alone(
 
     Args:
         model: as `export_hls4ml` takes it.
-        folder: where the files go.
+        folder: of the files.
         args: example input(s) of the forward, for a Brevitas model.
 
     Returns:
@@ -205,11 +205,11 @@ def _worst_case(part: _Part, dot: Dot) -> WorstCase:
 def _image(
     row_inputs: np.ndarray, row: int, part: _Part, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The layer's input, and which of its integers each row multiplies, [rows or 1, K]."""
+    """The layer's input, and the indices of the integers that each row uses, [rows or 1, K]."""
     whole = int(np.prod(part.shape))
     if whole == shape[1]:
         return row_inputs.reshape(part.shape[1:]), row_inputs[None]
-    # A convolution in groups: only the row's own group is driven, the others see zeros.
+    # A grouped convolution: only the row's own group gets inputs, the others get zeros.
     groups = whole // shape[1]
     image = np.zeros((groups, shape[1]), np.int64)
     group = row // (shape[0] // groups)

@@ -1,7 +1,7 @@
 """Averages over windows as depthwise convolutions, whose accumulators are proven like all others.
 
-hls4ml averages in a type that it infers and returns the type of the input, which drops the bits
-behind the point; and qonnx has no average in the layout that hls4ml demands.
+hls4ml averages in a type that it infers and returns the type of the input, which drops fractional
+bits; and qonnx has no average in the layout that hls4ml needs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ QUANT_DOMAIN = "qonnx.custom_op.general"
 def averages_as_convolutions(proto: onnx.ModelProto) -> None:
     """Replaces every AveragePool and GlobalAveragePool, in place.
 
-    The weights are ones. A window of 2^k pixels gives them the scale 2^-k; behind any other comes
-    a multiplication by the share of one pixel.
+    The weights are ones. For a window of 2^k pixels their scale is 2^-k; any other window is
+    followed by a multiplication by 1 / (number of pixels).
     """
     model = ModelWrapper(proto)
     for node in list(model.graph.node):

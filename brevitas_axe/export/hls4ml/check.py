@@ -1,8 +1,8 @@
-"""Finds, from a QONNX file alone, what hls4ml would refuse or compute otherwise.
+"""Finds, from a QONNX file alone, what hls4ml would refuse or compute differently.
 
-The rules say what hls4ml 1.3.0 makes of a graph after `rewrite` has brought it into the form that
-hls4ml computes exactly: scales of weights may be any, those of activations must be powers of two.
-Every rule is held against hls4ml itself in tests/hls4ml/test_refusals.py.
+The rules follow hls4ml 1.3.0 on a graph that `rewrite` has brought into the form that hls4ml
+computes exactly: scales of weights are free, those of activations must be powers of two. Every rule
+is compared with hls4ml itself in tests/hls4ml/test_refusals.py.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _POWERS = "use fixed-point quantizers (Int8ActPerTensorFixedPoint, Uint8ActPerTe
 def check_hls4ml(
     path_or_model: str | os.PathLike | onnx.ModelProto | Any, *, notes: bool = False
 ) -> list[Finding]:
-    """What hls4ml would refuse, or compute otherwise, of a QONNX file.
+    """Findings of what hls4ml would refuse, or compute differently, in a QONNX file.
 
     Args:
         path_or_model: path of the file, a ModelProto, or a qonnx ModelWrapper.
-        notes: also names layers whose bias or scale torch itself rounds, so that C++ equals torch
-            up to torch's own rounding only.
+        notes: also names layers whose bias or scale torch rounds, so that C++ and torch are equal
+            only up to that rounding.
 
     Returns:
         The findings in order of execution; empty if `export_hls4ml` takes the file.
@@ -58,7 +58,7 @@ def check_hls4ml(
         findings = check_streamlined(streamlined(copied))
     except InvalidModelFile:
         raise
-    except Exception as error:  # what a broken file can provoke in a library
+    except Exception as error:  # a broken file can make a library raise anything
         raise InvalidModelFile(
             f"{file.subject} cannot be analysed ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:120]}); export the model again."
@@ -86,7 +86,7 @@ def check_streamlined(proto: onnx.ModelProto) -> list[Finding]:
 
 
 def _chains(state: Rewriting) -> set[str]:
-    """Nodes that `rewrite` takes into the layer before them."""
+    """Nodes that `rewrite` folds into the layer before them."""
     return {
         follower.name
         for node in state.file.nodes
@@ -153,7 +153,7 @@ def _dot_product(node: Node, graph: Graph, state: Rewriting) -> Iterator[Complai
 
 
 def _rounded(node: Node, state: Rewriting) -> Iterator[Complaint]:
-    """What torch rounds in float32 and C++ does not."""
+    """Complaints about values that torch rounds in float32 and C++ does not."""
     gain, offset, _ = state.affine_after(node)
     scale = getattr(state.facts[node.inputs[1]], "scale", np.ones(1))
     source = getattr(state.facts[node.inputs[0]], "scale", np.ones(1))

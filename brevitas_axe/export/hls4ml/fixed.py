@@ -1,7 +1,7 @@
 """Fixed-point types as hls4ml writes them, in exact arithmetic.
 
-`fixed<W,I>` holds integers of W bits times 2^(I-W). W is all bits, the sign among them; I may be
-negative or larger than W. A type wraps around and drops bits unless it says otherwise.
+`fixed<W,I>` has integers of W bits times 2^(I-W). W counts all bits, the sign included; I may be
+negative or larger than W. Without modes, a type wraps around and truncates.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Span:
         return Span(self.low << shift, self.high << shift, exponent)
 
     def joined(self, other: Span) -> Span:
-        """Numbers of both."""
+        """The smallest span that contains both."""
         fine = min(self.exponent, other.exponent)
         a, b = self.at(fine), other.at(fine)
         return Span(min(a.low, b.low), max(a.high, b.high), fine)
@@ -90,7 +90,7 @@ class Span:
 
     @property
     def type(self) -> Fixed:
-        """The narrowest type that holds them all."""
+        """The narrowest type with all of these numbers."""
         signed = self.low < 0
         bits = max(max(self.high, 0).bit_length(), (-self.low - 1).bit_length() if signed else 0)
         return Fixed(max(bits + signed, 1 + signed), self.exponent, signed)
@@ -100,7 +100,7 @@ def span_of(values: np.ndarray) -> Span:
     """The span of floats, exactly: every float is an integer times a power of two."""
     numbers = [Fraction(float(value)) for value in np.unique(values)]
     exponent = -max(number.denominator.bit_length() - 1 for number in numbers)
-    if exponent == 0:  # whole numbers: as coarse a unit as all of them allow
+    if exponent == 0:  # integers: the coarsest unit that all of them allow
         whole = [abs(int(number)) for number in numbers if number]
         exponent = min(((n & -n).bit_length() - 1 for n in whole), default=0)
     unit = Fraction(2) ** exponent

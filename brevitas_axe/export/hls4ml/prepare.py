@@ -1,7 +1,7 @@
 """From an ordinary PyTorch net to a Brevitas model that hls4ml computes to the last bit.
 
 `to_brevitas` traces, folds batch norms and shares residual quantizers. Here every scale becomes a
-power of two and every bias a multiple of its accumulator's unit, which fixed-point types are.
+power of two and every bias a multiple of its accumulator's unit, as fixed-point types require.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def prepare_for_hls4ml(
     model_input_bit_width: int = 8,
     weight_quant: type = Int8WeightPerChannelFixedPointAXE,
 ) -> nn.Module:
-    """Makes of a plain net a calibrated fixed-point Brevitas model that `check_hls4ml` accepts.
+    """Makes a calibrated fixed-point Brevitas model that `check_hls4ml` accepts from a plain net.
 
     Args:
         model: a plain PyTorch model of linear layers, 1-D and 2-D convolutions, ReLU, batch norm,
@@ -74,7 +74,7 @@ def prepare_for_hls4ml(
     calibrate(prepared.train(), batches)
     prepared.eval()
     for module in prepared.modules():
-        # Brevitas's calibration leaves a quantizer that two modules share switched off.
+        # Brevitas's calibration leaves a quantizer that two modules share disabled.
         if hasattr(module, "observer_only"):
             vars(module)["observer_only"] = False
     args, kwargs = one_sample(batches[0])

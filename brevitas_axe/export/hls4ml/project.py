@@ -1,4 +1,4 @@
-"""Writes what hls4ml needs: a QONNX file that it reads, and its configuration with exact types."""
+"""Writes the input of hls4ml: a QONNX file, and a configuration with exact types."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from brevitas_axe.proof.graph.modelfile import read
 MODEL = "model.onnx"
 CONFIGURATION = "hls4ml.yml"
 CERTIFICATE = "certificate.json"
-# What hls4ml asks for where nothing says otherwise; no value of a graph gets it.
+# Default type, which hls4ml requires; no value of a graph gets it.
 _DEFAULT = "fixed<16,6>"
 _WARNINGS, _ERRORS = 2, 3
 
 
 @dataclass(frozen=True, eq=False)
 class Accumulator:
-    """The accumulator of one layer, as hls4ml is told to build it.
+    """The accumulator of one layer, as the configuration gives it to hls4ml.
 
     Attributes:
-        layer: module, as a Plan writes it.
+        layer: module name, as in a Plan.
         node: its name in the file and in the configuration.
         type: hls4ml's fixed-point type.
         width: proven bits.
-        bias_inside: the bias is added in it; else behind it, with the scale of each channel.
+        bias_inside: True if the bias is added in it, False if behind it, with the channels' scales.
     """
 
     layer: str
@@ -59,7 +59,7 @@ class Accumulator:
 
 @dataclass(frozen=True, eq=False)
 class Hls4mlProject:
-    """What was written, and what it says.
+    """The files that were written, and their contents.
 
     Attributes:
         folder: where the three files are.
@@ -85,17 +85,17 @@ def export_hls4ml(
     strategy: str = "Latency",
     channels_last_input: bool = False,
 ) -> Hls4mlProject:
-    """Writes a model for hls4ml with every accumulator as wide as is proven to be enough.
+    """Writes a model for hls4ml; every accumulator gets its proven width.
 
     Args:
         model: a Brevitas model with power-of-two activation scales, or a QONNX file of one.
-        folder: where model.onnx, hls4ml.yml and certificate.json go; made if it is missing.
+        folder: for model.onnx, hls4ml.yml and certificate.json; created if it is missing.
         args: example input(s) of the forward, for a Brevitas model.
         backend: hls4ml's name of the tool that builds the result.
         io_type: "io_parallel" or "io_stream".
-        reuse_factor: products per multiplier; the user's to choose.
-        strategy: "Latency" or "Resource"; the user's to choose.
-        channels_last_input: the model takes [N, H, W, C], which spares a transposition.
+        reuse_factor: products per multiplier, passed on to hls4ml.
+        strategy: "Latency" or "Resource", passed on to hls4ml.
+        channels_last_input: the model takes [N, H, W, C], which saves a transposition.
 
     Raises:
         ExportRefused: hls4ml would refuse the model or compute something else.
@@ -131,8 +131,8 @@ def write_project(
         graph: as `rewrite` gives it.
         last: the same in the layout of `channels_last`.
         dots: its dot products.
-        folder: where the files go.
-        options: what the user chooses, by hls4ml's names.
+        folder: of the files.
+        options: the user's options, by hls4ml's names.
 
     Raises:
         NotProven: a dot product has no proof.
@@ -177,7 +177,7 @@ def qonnx_of(model: Any, args: Tensor | tuple | None) -> onnx.ModelProto:
 
 
 def channels_last(proto: onnx.ModelProto, channels_last_input: bool) -> onnx.ModelProto:
-    """Convolutions and pooling in the layout that hls4ml demands, under the same names."""
+    """Convolutions and pooling in the layout that hls4ml needs, under the same names."""
     model = ModelWrapper(proto, make_deepcopy=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -185,7 +185,7 @@ def channels_last(proto: onnx.ModelProto, channels_last_input: bool) -> onnx.Mod
             InferShapes(),
             ConvertToChannelsLastAndClean(channels_last_input),
             InferShapes(),
-            # hls4ml takes a constant away with the first node that reads it.
+            # hls4ml removes a constant with the first node that reads it.
             GiveUniqueParameterTensors(),
         ):
             model = model.transform(step)
@@ -211,10 +211,10 @@ def channels_last(proto: onnx.ModelProto, channels_last_input: bool) -> onnx.Mod
 
 
 def _share_transposes(graph: onnx.GraphProto) -> None:
-    """One transposition where several readers of a tensor each got their own.
+    """Merges the transpositions of several readers of one tensor.
 
-    hls4ml removes that of a single-channel input by giving the input another shape, which breaks a
-    second one without a word.
+    hls4ml removes the transposition of a single-channel input by changing the input's shape, which
+    silently breaks a second one.
     """
     first: dict[tuple, str] = {}
     for node in list(graph.node):
@@ -231,7 +231,7 @@ def _share_transposes(graph: onnx.GraphProto) -> None:
 
 
 def _outputs_last(graph: onnx.GraphProto) -> None:
-    """The nodes that give the outputs, in their order: hls4ml numbers its outputs as nodes come."""
+    """Moves the nodes of the outputs to the end: hls4ml orders outputs by nodes."""
     read = {tensor for node in graph.node for tensor in node.input}
     for value in graph.output:
         node = next((n for n in graph.node if value.name in n.output), None)
@@ -241,13 +241,13 @@ def _outputs_last(graph: onnx.GraphProto) -> None:
 
 
 def _layers(proto: onnx.ModelProto, types: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """hls4ml's `LayerName`: every node and input, with the types that are known of it."""
+    """hls4ml's `LayerName`: every node and input, with its known types."""
     names = [*(value.name for value in proto.graph.input), *(n.name for n in proto.graph.node)]
     return {name: {"Precision": {"default": AUTO, **types.get(name, {})}} for name in names}
 
 
 def _check_same(before: onnx.ModelProto, after: onnx.ModelProto, channels_last: bool) -> None:
-    """The rewritten graph must compute what the graph computed, on numbers from everywhere."""
+    """Checks on random numbers that the rewritten graph computes the same as the graph."""
     generator = np.random.default_rng(0)
     feeds: list[dict[str, np.ndarray]] = [{}, {}]
     old, new = ModelWrapper(before), ModelWrapper(after)
@@ -257,7 +257,7 @@ def _check_same(before: onnx.ModelProto, after: onnx.ModelProto, channels_last: 
         feeds[0][first] = values
         moved = channels_last and len(shape) > 2
         feeds[1][second.name] = np.moveaxis(values, 1, -1).copy() if moved else values
-    # onnxruntime warns of every single node in qonnx's channels-last domain.
+    # onnxruntime warns about every node in qonnx's channels-last domain.
     onnxruntime.set_default_logger_severity(_ERRORS)
     try:
         with warnings.catch_warnings():

@@ -1,10 +1,11 @@
 """Rewrites a QONNX graph into the form in which hls4ml computes exactly.
 
-hls4ml turns a quantizer into a fixed-point type where its scale is one power of two. A weight
-whose scale is not goes into the graph as plain integers, and its scale, exactly, behind the
-accumulator, where batch norms and biases that are not multiples of the accumulator's unit go too:
-one BatchNormalization with the gain and the offset of each channel. Everything else stays, but
-for names: a node is called as its layer.
+hls4ml turns a quantizer into a fixed-point type if its scale is one power of two. Weights with
+other scales are written as plain integers, and their exact scale follows behind the accumulator,
+with batch norms and with biases that are no multiples of the accumulator's unit: one
+BatchNormalization
+with the gain and the offset of each channel. Nothing else changes, except names: a node gets the
+name of its layer.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ class Dot:
 
     Attributes:
         name: its node.
-        layer: module that it belongs to, or its node in the original file.
-        integers: what it adds up; `step` is one unit of its accumulator, `bias` in these units.
+        layer: its module, or its node in the original file.
+        integers: of its accumulator; `step` is one unit of its accumulator, `bias` in these units.
         exponent: one unit is 2^exponent.
         weight_exponent: one unit of the weights is 2^weight_exponent.
-        gain, offset: float64 [rows], what follows behind the accumulator; None where nothing does.
-        affine: name of the node that does it.
+        gain, offset: float64 [rows], applied behind the accumulator; None where nothing is.
+        affine: name of the node that applies them.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Rewriting:
             self._uses[output.name] = self._uses.get(output.name, 0) + 2
 
     def name(self, wish: str) -> str:
-        """A name that C++ takes, different from all others whatever the case of its letters."""
+        """A valid C++ name, which differs from all others in more than upper and lower case."""
         plain = _NOT_IN_NAMES.sub("_", wish).strip("_") or "layer"
         plain = f"layer_{plain}" if plain[0].isdigit() else plain
         chosen, number = plain, 1
@@ -86,7 +87,7 @@ class Rewriting:
         return chosen
 
     def readers(self, tensor: str) -> int:
-        """How many nodes read a tensor."""
+        """Number of nodes that read a tensor."""
         return sum(tensor in node.inputs for node in self.file.nodes)
 
     def constant(self, name: str, values: np.ndarray) -> str:
@@ -98,8 +99,7 @@ class Rewriting:
         """Gain and offset per channel of the constants that follow a dot product.
 
         Returns:
-            (gain [rows] or scalar, offset likewise, the nodes that they stand for), which may be
-            none.
+            (gain [rows] or scalar, offset likewise, the nodes that they replace), possibly none.
         """
         gain, offset, chain = np.ones(1), np.zeros(1), []
         tensor = node.outputs[0]
@@ -114,7 +114,7 @@ class Rewriting:
         return gain, offset, chain
 
     def _affine(self, node: Node, tensor: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Gain and offset of one node per channel, None where it is something else."""
+        """Gain and offset of one node per channel; None if it is no such node."""
         others = [name for name in node.inputs if name != tensor]
         if node.op not in ("Add", "Sub", "Mul", "Div", "BatchNormalization") or not all(
             is_constant(self.facts[name]) for name in others
@@ -145,7 +145,7 @@ class Rewriting:
 
 
 def rewrite(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Dot]]:
-    """A graph whose dot products hold integers on power-of-two grids.
+    """A graph whose dot products have integers on power-of-two grids.
 
     Args:
         proto: a streamlined QONNX graph that `check_hls4ml` accepts; not modified.
@@ -214,7 +214,7 @@ def _rewrite(node: Node, state: Rewriting) -> Dot:
 
 
 def _whole(units: np.ndarray, rows: int) -> np.ndarray | None:
-    """A bias in units of the accumulator if it is made of whole ones, float64 [rows]."""
+    """A bias in units of the accumulator, float64 [rows]; None unless all are integers."""
     nearest = np.rint(units)
     if bool(np.any(np.abs(units - nearest) > _EXACT * np.maximum(np.abs(units), 1))):
         return None
@@ -260,7 +260,7 @@ def _write_weight(node: Node, name: str, weights: Grid, exponent: int, state: Re
 def _bias_inside(
     node: Node, name: str, chain: list[Node], offset: np.ndarray, rows: int, state: Rewriting
 ) -> None:
-    """One bias that hls4ml adds in the accumulator: of the convolution, or behind the product."""
+    """A bias that hls4ml adds in the accumulator: of the convolution, or behind the product."""
     if not chain:
         return
     graph = state.model.graph
@@ -289,7 +289,7 @@ def _affine_behind(
     offset: np.ndarray,
     state: Rewriting,
 ) -> None:
-    """One BatchNormalization in place of the chain, or behind a product without one."""
+    """One BatchNormalization instead of the chain, or behind a product without a chain."""
     graph = state.model.graph
     accumulated = node.outputs[0]
     end = chain[-1].outputs[0] if chain else accumulated
@@ -312,7 +312,7 @@ def _affine_behind(
 
 
 def _rename(state: Rewriting, kept: set[str]) -> None:
-    """Names that C++ takes, for every other node and for the ends of the graph."""
+    """Valid C++ names for all other nodes, and for inputs and outputs of the graph."""
     model = state.model
     for index, value in enumerate(list(model.graph.input)):
         model.rename_tensor(value.name, f"input_{index}")

@@ -1,8 +1,8 @@
 """The exact type of every value of a rewritten graph.
 
-A walk in execution order that knows of every tensor which numbers it can hold: integers from low
-to high times a power of two. From these follow the types that hls4ml is given, none wider than
-what can occur, none too narrow.
+A pass in execution order finds the possible numbers of every tensor: integers from low to high
+times a power of two. The types for hls4ml follow from these: none is wider than needed, none is too
+narrow.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MOVES = ("Flatten", "Reshape", "Transpose", "Identity", "Dropout", "Pad")
 
 @dataclass
 class Walk:
-    """What is known so far.
+    """Spans and types that are known so far.
 
     Attributes:
         facts: constants by tensor.
@@ -50,11 +50,11 @@ class Walk:
     types: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def constant(self, tensor: str) -> np.ndarray:
-        """Values of a tensor that the file holds."""
+        """Values of a constant of the file."""
         return np.asarray(constant_values(self.facts[tensor], tensor))
 
     def only_quantized(self, tensor: str) -> bool:
-        """Its one reader is a quantizer."""
+        """True if the tensor has one reader, a quantizer."""
         readers = [node.op for node in self.nodes if tensor in node.inputs]
         return readers in (["Quant"], ["IntQuant"])
 
@@ -101,7 +101,7 @@ def _quantizer(node: Node, walk: Walk) -> tuple[Fixed, Span] | None:
 
 
 def _input_type(name: str, nodes: tuple[Node, ...], walk: Walk) -> str:
-    """A model input has the type of the quantizer behind it: it is quantized outside, or by C++."""
+    """Type of a model input: that of the quantizer behind it, outside or in C++."""
     readers = [node for node in nodes if name in node.inputs]
     while len(readers) == 1 and readers[0].op in _MOVES:
         readers = [node for node in nodes if readers[0].outputs[0] in node.inputs]
@@ -172,10 +172,10 @@ def _other(node: Node, walk: Walk) -> None:
     types: dict[str, str] = {}
     if node.op == "Relu":
         span = Span(max(span.low, 0), max(span.high, 0), span.exponent)
-        # Without a type it takes that of the quantizer behind it, and rounds as this one does.
+        # Without a type, hls4ml gives it that of the quantizer behind it, rounding included.
         types["result"] = AUTO if walk.only_quantized(output) else str(span.type)
     elif node.op == "Add" and len(spans) == 1:
-        # A bias, which hls4ml takes into the product before it.
+        # A bias, which hls4ml merges into the product before it.
         constant = next(t for t in node.inputs if t not in walk.spans)
         span = span.plus(span_of(walk.constant(constant)))
     elif node.op in _JOINS:
