@@ -36,7 +36,6 @@ from brevitas_axe.run.result import BlocksResult
 
 # What the integers depend on besides the solvers.
 SOURCES = ("methods", "run", "model", "accumulator.py")
-TRAINING_SOURCES = (*SOURCES, "finetune", "proxies")
 ROWS = 16  # windows per training batch of the language model
 
 
@@ -144,7 +143,7 @@ def table(
             "content": judge.content,
             "torch": torch.__version__,
             "brevitas": brevitas.__version__,
-            "code": solver_fingerprint(TRAINING_SOURCES if chosen.steps else SOURCES),
+            "code": solver_fingerprint(SOURCES),
         }
         found = recorded(
             f"blocks_{judge.name}", key, partial(solve, judge, recipe, chosen, limit, tile)
