@@ -58,10 +58,10 @@ def quantize_blocks(
     the head stay in float.
 
     Args:
-        model: a float model with one stack of blocks (Llama, GPT-2, OPT, BERT, ViT and their
-            kin) that passes hidden states unchanged from block to block. Changed in place, since
-            a copy would double the memory; unchanged where an option is refused. Only a recipe's
-            split makes a copy.
+        model: a float model with one stack of blocks (Llama, GPT-2, OPT, BERT, ViT and
+            similar ones) that passes hidden states unchanged from block to block. Changed in place,
+            since a copy would double the memory; unchanged where an option is refused. Only a
+            recipe's split makes a copy.
         calibration: batches, see `brevitas_axe.model.prepare.as_batches`.
         plan: widths by layer name, or one precision for all layers of the blocks. Layers that a
             plan does not name stay in float; bits that it does not give are those of the keywords.

@@ -20,7 +20,7 @@ class Greedy:
     A move changes one layer without its input bits, or the input bits of all layers that share
     them. The saving is the fall of `Problem.expense`, which falls with every move; so the path does
     not depend on the budgets; of its assignments within budget, the least harmful is returned. The
-    paper measures the loss anew after every move; ours adds up scores, pairs included.
+    paper measures the loss again after every move; ours adds up scores, pairs included.
     """
 
     exact = False

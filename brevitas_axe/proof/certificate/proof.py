@@ -88,7 +88,7 @@ def prove(found: Found, targets: Targets) -> DotProduct:
     minimum, maximum = worst_case_sums(integers.weights, integers.low, integers.high, tile)
     low, high = int(minimum.min()), int(maximum.max())
     width = required_bit_width(low, high)
-    # Computed anew for the whole row: the sum over int64 tiles could wrap.
+    # Computed from the whole row, since the sum over int64 tiles could wrap.
     row_low, row_high = (
         worst_case_sums(integers.weights, integers.low, integers.high)
         if tile

@@ -107,7 +107,7 @@ def translated(mode: str, ours: AllWidths, given: Mapping[str, Any]) -> AllWidth
     Raises:
         InvalidOption: a keyword that asks for what our modes do not do, or that repeats what was
             given by our name.
-        TypeError: neither we nor Brevitas have such a keyword.
+        TypeError: neither these modes nor Brevitas's have such a keyword.
     """
     widths = {name: getattr(ours, name) for name in _RENAMED.values()}
     for name, value in given.items():
