@@ -25,7 +25,6 @@ REFUSED = {
     r"bargains?": "move",
     r"bit(es|ing)": "binds, exceeds",
     r"vouch(es|ed)?": "check, trust",
-    r"anew": "again",
     r"riddles?": "question",
     r"runners?-up": "next best",
     r"kin": "similar models",

@@ -1,8 +1,8 @@
 """A QONNX graph whose tensors are found by name, and the steps that every export and check needs.
 
 qonnx's ModelWrapper searches a list for every type, constant and producer, and its steps start
-anew after each node that they change: their time grows with the square of the graph. These are the
-same steps with an index, and the graphs that come out are the same.
+again after each node that they change: their time grows with the square of the graph. These are the
+same steps with an index, and give the same graphs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from brevitas_axe.export.execution import run_node
 from brevitas_axe.proof.emulator.session import needed
 
 QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant", "Trunc")
-# A constant of more elements tells no shape.
+# A constant with more elements is not a shape.
 _SHAPE = 64
 _COMMUTATIVE = ("Add", "Mul", "And", "Or", "Xor", "Sum")
 
@@ -91,7 +91,7 @@ class IndexedGraph:
         return tuple(d.dim_value for d in dims) if all(d.dim_value for d in dims) else None
 
     def set_type(self, name: str, element: int, shape: Iterable[int] | None) -> None:
-        """Says what a tensor that is no input or output of the graph holds."""
+        """Sets type and shape of an inner tensor of the graph."""
         if name not in self._ends:
             dims = None if shape is None else list(shape)
             self.types[name] = helper.make_tensor_value_info(name, element, dims)
@@ -123,7 +123,7 @@ class IndexedGraph:
         """Computes what follows from constants alone, other than by the operators of `kept`."""
         self.infer_shapes()
         while self._fold_once(kept):
-            self.infer_shapes()  # a shape that is a constant now may tell others
+            self.infer_shapes()  # a new constant may be a shape on which others depend
 
     def _fold_once(self, kept: Collection[str]) -> bool:
         arrays = {name: numpy_helper.to_array(t) for name, t in self.constants.items()}
@@ -173,7 +173,7 @@ class IndexedGraph:
         return f"new_{self._count}"
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Calls inner tensors otherwise: old name → new name."""
+        """Renames inner tensors: old name → new name."""
         for node in self.nodes:
             for tensors in (node.input, node.output):
                 for index, name in enumerate(tensors):
@@ -207,7 +207,7 @@ class IndexedGraph:
 
 
 class _Lookup(ModelWrapper):
-    """What QONNX's operators ask a ModelWrapper about shapes, answered from the index."""
+    """Answers from the index what QONNX's operators ask a ModelWrapper about shapes."""
 
     def __init__(self, graph: IndexedGraph) -> None:
         self._indexed = graph

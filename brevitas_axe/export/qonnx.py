@@ -233,7 +233,7 @@ def _plain_outputs(model: nn.Module) -> Iterator[None]:
 
 
 def _with_weight_names(proto: onnx.ModelProto, weights: dict[str, np.ndarray]) -> onnx.ModelProto:
-    """Calls every quantized weight `<layer>.weight`; dynamo loses these names."""
+    """Names every quantized weight `<layer>.weight`; dynamo loses these names."""
     graph = IndexedGraph(proto)
     unnamed = [name for name in sorted(weights) if f"{name}.weight" not in graph.constants]
     if not unnamed:
@@ -253,7 +253,7 @@ def _with_weight_names(proto: onnx.ModelProto, weights: dict[str, np.ndarray]) -
 
 
 def _digest(values: np.ndarray) -> tuple:
-    """Equal for equal arrays only."""
+    """A key that is equal for equal arrays only."""
     return values.shape, values.dtype, values.tobytes()
 
 
@@ -317,7 +317,7 @@ def _annotate(proto: onnx.ModelProto, certificate: Certificate) -> None:
     for entry in certificate.entries:
         if entry.proven:
             width = entry.outer_width or entry.width
-            # Scaled: the tensor holds integers times the weight and input scales.
+            # Scaled: the tensor is integers times the weight and input scales.
             types[outputs[entry.name]] = DataType[f"SCALEDINT<{width}>"].name
             accumulators[entry.name] = {"layer": entry.layer, "bit_width": width}
     annotations = proto.graph.quantization_annotation

@@ -91,7 +91,7 @@ def walk(path_or_model: str | os.PathLike | onnx.ModelProto | Any) -> Graph:
 
 
 def _prepared(file: ModelFile) -> onnx.ModelProto:
-    """Shapes inferred and constants folded, as FINN does first; names stay."""
+    """The file with shapes inferred and constants folded, FINN's first steps; names stay."""
     model = onnx.ModelProto()
     model.CopyFrom(file.model)
     if file.external:
