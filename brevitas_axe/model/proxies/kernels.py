@@ -14,22 +14,22 @@ _REORDERS = {"contract", "reassoc", "nsz"}
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def project_tiles(integers, values, tile, one_sided, norm_cost, imbalance_cost, bound, over):
+def project_tiles(integers, values, tile_size, one_sided, norm_cost, imbalance_cost, bound, over):
     """Projects every tile that does not fit, in place.
 
     Args:
         integers: whole numbers [rows, K]; updated.
         values: what they were rounded from [rows, K].
-        tile: inputs per tile; the last tile may be short.
+        tile_size: inputs per tile; the last tile may be short.
         one_sided: whether positive and negative weights have budgets of their own.
         norm_cost, imbalance_cost: coefficients of S⁺ + S⁻ and of |S⁺ − S⁻| in the cost.
         bound: largest cost that fits.
         over: booleans [rows, tiles]; written, True for tiles that did not fit.
     """
-    sizes, signs = np.empty(tile, values.dtype), np.empty(tile, values.dtype)
+    sizes, signs = np.empty(tile_size, values.dtype), np.empty(tile_size, values.dtype)
     for task in range(over.size):
         row, part = task // over.shape[1], task % over.shape[1]
-        some = slice(part * tile, min(part * tile + tile, integers.shape[1]))
+        some = slice(part * tile_size, min(part * tile_size + tile_size, integers.shape[1]))
         chosen, wanted = integers[row, some], values[row, some]
         over[row, part] = cost_of(chosen, norm_cost, imbalance_cost) > bound
         if over[row, part]:
@@ -170,7 +170,7 @@ def between(sizes, signs, low, high):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def subtract_mean_tiles(gradient, integers, values, over, tile, one_sided, scaled):
+def subtract_mean_tiles(gradient, integers, values, over, tile_size, one_sided, scaled):
     """Subtracts the mean signed gradient of the nonzero weights of projected tiles, in place.
 
     Args:
@@ -178,14 +178,14 @@ def subtract_mean_tiles(gradient, integers, values, over, tile, one_sided, scale
         integers: whole numbers [rows, K] as `project_tiles` left them.
         values: what they were rounded from [rows, K].
         over: booleans [rows, tiles], the tiles that were projected.
-        tile, one_sided: as in `project_tiles`.
+        tile_size, one_sided: as in `project_tiles`.
         scaled: [rows, tiles]; written, the sum of gradient × values in projected tiles, else 0.
     """
     for row in range(len(gradient)):
         for part in range(over.shape[1]):
             scaled[row, part] = 0
             if over[row, part]:
-                some = slice(part * tile, min(part * tile + tile, gradient.shape[1]))
+                some = slice(part * tile_size, min(part * tile_size + tile_size, gradient.shape[1]))
                 tile_gradient, projected = gradient[row, some], integers[row, some]
                 for turn in range(2 if one_sided else 1):
                     subtract_mean(tile_gradient, projected, side_of(turn, one_sided, tile_gradient))

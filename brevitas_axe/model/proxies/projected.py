@@ -72,6 +72,8 @@ class ProjectedIntegers(torch.autograd.Function):
         gradient = roll_weight(ctx.layer, flat.view_as(unrolled))
         # Each tile's sum is put at its first weight, so that it is added to that weight's scale.
         spread = torch.zeros_like(unrolled)
-        spread[..., :: ctx.budget.tile(unrolled.shape[2])] = scaled.view(*unrolled.shape[:2], -1)
+        spread[..., :: ctx.budget.tile_size_in(unrolled.shape[2])] = scaled.view(
+            *unrolled.shape[:2], -1
+        )
         back = roll_weight(ctx.layer, spread).sum_to_size(scale.shape) / scale
         return gradient, None, back, *[None] * 4

@@ -60,7 +60,7 @@ class Budget:
         """True where inputs have one sign, so that positive and negative weights never add up."""
         return self.norm_cost == self.imbalance_cost
 
-    def tile(self, columns: int) -> int:
+    def tile_size_in(self, columns: int) -> int:
         """Inputs per tile of a row with so many of them."""
         return columns if self.tile_size is None else min(self.tile_size, columns)
 
@@ -88,28 +88,28 @@ def project(integers: Tensor, values: Tensor, budget: Budget, largest: int) -> T
         UnsupportedLayer: worst-case sums beyond 64 bits.
     """
     rows, columns = integers.shape
-    tile = budget.tile(columns)
+    tile_size = budget.tile_size_in(columns)
     farthest = budget.norm_cost + budget.imbalance_cost
-    if tile * largest * farthest <= budget.bound:
+    if tile_size * largest * farthest <= budget.bound:
         return None
-    _check_exact(integers.dtype, tile * largest, tile * largest * farthest)
+    _check_exact(integers.dtype, tile_size * largest, tile_size * largest * farthest)
     if integers.device.type == "cpu":
-        over = torch.empty(rows, -(-columns // tile), dtype=torch.bool)
+        over = torch.empty(rows, -(-columns // tile_size), dtype=torch.bool)
         costs = budget.one_sided, budget.norm_cost, budget.imbalance_cost, budget.bound
-        project_tiles(integers.numpy(), values.numpy(), tile, *costs, over.numpy())
+        project_tiles(integers.numpy(), values.numpy(), tile_size, *costs, over.numpy())
         return over
-    tiles = tiled(integers, tile)
+    tiles = tiled(integers, tile_size)
     over = exceeds(tiles, budget)
     if over.any():
         tiles = tiles.clone()
-        tiles[over] = projected_tiles(tiles[over], tiled(values, tile)[over], budget)
+        tiles[over] = projected_tiles(tiles[over], tiled(values, tile_size)[over], budget)
         integers.copy_(tiles.flatten(1)[:, :columns])
     return over
 
 
-def tiled(rows: Tensor, tile: int) -> Tensor:
+def tiled(rows: Tensor, tile_size: int) -> Tensor:
     """[rows, K] → [rows, tiles, T], the short last tile filled with zeros (they add nothing)."""
-    return F.pad(rows, (0, -rows.shape[1] % tile)).unflatten(1, (-1, tile))
+    return F.pad(rows, (0, -rows.shape[1] % tile_size)).unflatten(1, (-1, tile_size))
 
 
 def exceeds(tiles: Tensor, budget: Budget) -> Tensor:
@@ -189,16 +189,16 @@ def subtract_mean(
     Returns:
         [rows, tiles], the sum of the new gradient × values in projected tiles, else 0.
     """
-    tile = budget.tile(integers.shape[1])
+    tile_size = budget.tile_size_in(integers.shape[1])
     if gradient.device.type == "cpu":
         scaled = torch.empty_like(over, dtype=gradient.dtype)
-        some = (over.numpy(), tile, budget.one_sided, scaled.numpy())
+        some = (over.numpy(), tile_size, budget.one_sided, scaled.numpy())
         subtract_mean_tiles(gradient.numpy(), integers.numpy(), values.numpy(), *some)
         return scaled
     inside = over.unsqueeze(-1)
-    tiles = without_mean(tiled(gradient, tile), tiled(integers, tile) * inside, budget)
+    tiles = without_mean(tiled(gradient, tile_size), tiled(integers, tile_size) * inside, budget)
     gradient.copy_(tiles.flatten(1)[:, : integers.shape[1]])
-    return (tiles * inside * tiled(values, tile)).sum(-1)
+    return (tiles * inside * tiled(values, tile_size)).sum(-1)
 
 
 def without_mean(gradient: Tensor, projected: Tensor, budget: Budget) -> Tensor:

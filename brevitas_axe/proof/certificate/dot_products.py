@@ -31,14 +31,14 @@ from brevitas_axe.proof.graph.operators import CHANNELS_LAST, QONNX, fault, oper
 from brevitas_axe.proof.graph.quantizers import constant_values
 from brevitas_axe.proof.graph.shapes import Shapes
 
-Facts = dict[str, Fact]
+TensorFacts = dict[str, Fact]
 DOT_PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _MAX_DYNAMIC_INPUTS = 2**24
 # Cost of Python integers, which sums beyond int64 need, relative to int64.
 _OBJECT_COST = 32
 
 
-def find(file: ModelFile, facts: Facts) -> Iterator[Found]:
+def find(file: ModelFile, facts: TensorFacts) -> Iterator[Found]:
     """Every dot product of the main graph, and every node that may hide one."""
     names, shapes = Names(file), Shapes(file, facts)
     hidden = Hidden(file, facts, shapes)
@@ -61,7 +61,7 @@ def is_dot_product(node: Node) -> bool:
     return node.op in DOT_PRODUCTS if group == "" else (group, node.op) == (CHANNELS_LAST, "Conv")
 
 
-def operand(tensor: str, facts: Facts) -> Grid:
+def operand(tensor: str, facts: TensorFacts) -> Grid:
     """A tensor as integers times a scale; raises Unprovable where it is not."""
     fact = facts[tensor]
     if isinstance(fact, Unknown):
@@ -69,7 +69,7 @@ def operand(tensor: str, facts: Facts) -> Grid:
     return integer_constant(fact) if isinstance(fact, Constant) else fact.widened
 
 
-def weight_side(node: Node, facts: Facts) -> int | None:
+def weight_side(node: Node, facts: TensorFacts) -> int | None:
     """Index of a dot product's weight input: 1, 0, or None for two activations."""
     if node.op in ("Conv", "ConvTranspose") or is_constant(facts[node.inputs[1]]):
         return 1
@@ -102,7 +102,9 @@ def rows_of(node: Node, side: int, shape: tuple[int, ...]) -> Callable[[np.ndarr
     return lambda w: np.swapaxes(w, -1, -2).reshape(-1, shape[-2])
 
 
-def _describe(node: Node, facts: Facts, names: Names, shapes: Shapes, file: ModelFile) -> Found:
+def _describe(
+    node: Node, facts: TensorFacts, names: Names, shapes: Shapes, file: ModelFile
+) -> Found:
     """A dot product with its integers, or with the reason why it has none."""
     found = Found(node.name, node.op)
     try:
@@ -145,7 +147,7 @@ def _describe(node: Node, facts: Facts, names: Names, shapes: Shapes, file: Mode
         return replace(found, reason=f"it is malformed ({type(error).__name__})")
 
 
-def _labelled(what: str, tensor: str, facts: Facts) -> Grid:
+def _labelled(what: str, tensor: str, facts: TensorFacts) -> Grid:
     try:
         return operand(tensor, facts)
     except Unprovable as reason:
@@ -154,7 +156,7 @@ def _labelled(what: str, tensor: str, facts: Facts) -> Grid:
 
 
 def _integers(
-    node: Node, side: int, weights: Grid, inputs: Grid, facts: Facts, names: Names
+    node: Node, side: int, weights: Grid, inputs: Grid, facts: TensorFacts, names: Names
 ) -> Integers:
     shape = weights.constant.shape
     if node.op in ("Conv", "ConvTranspose") and len(shape) < 3:
@@ -226,7 +228,7 @@ def _input_scale(node: Node, side: int, shape: tuple[int, ...], inputs: Grid) ->
 
 
 def _bias(
-    node: Node, facts: Facts, names: Names, rows: int, step: np.ndarray, axis: int
+    node: Node, facts: TensorFacts, names: Names, rows: int, step: np.ndarray, axis: int
 ) -> np.ndarray | None:
     """Bias in units of the accumulator, float64 [rows]; None when there is none for each row.
 
@@ -257,7 +259,7 @@ def _bias(
     return np.broadcast_to(bias.reshape(-1) * factor / step, rows)
 
 
-def _of_activations(node: Node, facts: Facts, shapes: Shapes) -> Found:
+def _of_activations(node: Node, facts: TensorFacts, shapes: Shapes) -> Found:
     """Product of two activations: K times the worst product."""
     left, right = (
         _labelled(f"{which} input", tensor, facts)

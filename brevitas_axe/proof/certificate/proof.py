@@ -77,31 +77,31 @@ def prove(found: Found, targets: Targets) -> DotProduct:
         reason = found.reason or "its weights are empty"
         return DotProduct(**entry, target=target, reason=reason, assumptions=found.assumptions)
     inputs = integers.weights.shape[1]
-    tile = tile_size if tile_size is not None and tile_size < inputs else None
+    tile_size = tile_size if tile_size is not None and tile_size < inputs else None
     span = integers.scale_span
-    if span is not None and (tile is None or span % tile != 0):
+    if span is not None and (tile_size is None or span % tile_size != 0):
         reason = (
             f"its weights have one scale per {span} inputs, and an accumulator adds numbers of one "
             f"scale only; give tiles of {span}"
         )
         return DotProduct(**entry, target=target, reason=reason, assumptions=found.assumptions)
-    minimum, maximum = worst_case_sums(integers.weights, integers.low, integers.high, tile)
+    minimum, maximum = worst_case_sums(integers.weights, integers.low, integers.high, tile_size)
     low, high = int(minimum.min()), int(maximum.max())
     width = required_bit_width(low, high)
     # Computed from the whole row, since the sum over int64 tiles could wrap.
     row_low, row_high = (
         worst_case_sums(integers.weights, integers.low, integers.high)
-        if tile
+        if tile_size
         else (minimum, maximum)
     )
     with_bias, note = width_with_bias(row_low[:, 0], row_high[:, 0], integers.bias)
-    misses_target = tile is not None and target is not None and target < width
+    misses_target = tile_size is not None and target is not None and target < width
     # Results of tiles with different scales are scaled before they are added: no integer sum.
-    adds_tiles = tile is not None and span is None
+    adds_tiles = tile_size is not None and span is None
     return DotProduct(
         **entry,
         inputs=inputs,
-        tile_size=tile,
+        tile_size=tile_size,
         input_range=(integers.low, integers.high),
         minimum=low,
         maximum=high,
@@ -110,7 +110,7 @@ def prove(found: Found, targets: Targets) -> DotProduct:
             required_bit_width(int(row_low.min()), int(row_high.max())) if adds_tiles else None
         ),
         outer_bound=(
-            outer_bit_width(width if misses_target or target is None else target, inputs, tile)
+            outer_bit_width(width if misses_target or target is None else target, inputs, tile_size)
             if adds_tiles
             else None
         ),

@@ -191,8 +191,8 @@ class _Run:
                 self.result.float_nodes[found.name] = "it counts bits, which qonnx executes"
             else:
                 self._steps[found.name] = found.integers.step
-                width, tile = targets.of(aliases[-1])
-                self._widths[found.name] = width or plain, tile
+                width, tile_size = targets.of(aliases[-1])
+                self._widths[found.name] = width or plain, tile_size
         targets.check_aliases(aliases)
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -293,8 +293,8 @@ class _Run:
         return output.astype(np.float32)
 
     def _accumulate(self, node: Node, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        width, tile = self._widths[node.name]
-        done: Accumulated = accumulate(left, right, width, tile, self._overflow)
+        width, tile_size = self._widths[node.name]
+        done: Accumulated = accumulate(left, right, width, tile_size, self._overflow)
         counts, largest = self.result.overflow_counts, self.result.largest_sums
         counts[node.name] = counts.get(node.name, 0) + done.overflows
         largest[node.name] = max(largest.get(node.name, 0), done.largest)

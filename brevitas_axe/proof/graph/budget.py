@@ -14,7 +14,7 @@ _FREE = 2**24
 _PER_BYTE = 8
 
 
-class Budget:
+class WorkBudget:
     """Elements of constants that the analysis of one file may still compute.
 
     Args:

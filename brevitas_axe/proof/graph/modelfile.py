@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
 from brevitas_axe.errors import AxeError, InvalidModelFile
-from brevitas_axe.proof.graph.budget import Budget
+from brevitas_axe.proof.graph.budget import WorkBudget
 from brevitas_axe.proof.graph.doubts import refuse_doubtful, refuse_doubts
 
 _MAX_ELEMENTS = 2**31
@@ -93,7 +93,7 @@ class ModelFile:
     folder: Path | None
     external: tuple[tuple[str, str], ...] = ()
     types: dict[str, str] = field(default_factory=dict)
-    budget: Budget = field(default_factory=Budget)
+    budget: WorkBudget = field(default_factory=WorkBudget)
 
     @property
     def graph(self) -> onnx.GraphProto:
@@ -218,7 +218,7 @@ def read(path_or_model: str | os.PathLike | onnx.ModelProto | object) -> ModelFi
             (p.relative_to(folder).as_posix(), hashlib.sha256(p.read_bytes()).hexdigest())
             for p in dict.fromkeys(external)
         ),
-        budget=Budget(len(data) + sum(p.stat().st_size for p in dict.fromkeys(external))),
+        budget=WorkBudget(len(data) + sum(p.stat().st_size for p in dict.fromkeys(external))),
         types={
             annotation.tensor_name: pair.value
             for annotation in model.graph.quantization_annotation

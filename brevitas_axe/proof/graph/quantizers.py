@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 
-from brevitas_axe.proof.graph.budget import Budget
+from brevitas_axe.proof.graph.budget import WorkBudget
 from brevitas_axe.proof.graph.grid import (
     MAX_INPUT_BITS,
     Constant,
@@ -52,7 +52,7 @@ class Reading:
 
     honour_narrow: bool = False
     opset: int = 11
-    budget: Budget = field(default_factory=Budget)
+    budget: WorkBudget = field(default_factory=WorkBudget)
     imports: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -46,7 +46,7 @@ def accumulator_penalty(model: nn.Module) -> Tensor:
             excesses.append((found.norm - found.bound).relu().sum())
     for layer, budget in _budgeted_layers(model):
         rows, scale = _rows_and_scale(layer)
-        tiles = tiled(rows, budget.tile(rows.shape[1]))
+        tiles = tiled(rows, budget.tile_size_in(rows.shape[1]))
         room = (budget.bound / (budget.norm_cost + budget.imbalance_cost)) * scale.unsqueeze(-1)
         for norm in _norms(tiles, budget):
             excesses.append((norm - room).relu().sum())

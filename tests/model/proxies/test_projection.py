@@ -52,7 +52,7 @@ def compiled(values, reach, bits, tile, top):
 def tensorial(values, reach, bits, tile, top):
     """What other devices compute."""
     budget, integers = Budget(reach, bits, tile), values.round()
-    size = budget.tile(values.shape[1])
+    size = budget.tile_size_in(values.shape[1])
     tiles = tiled(integers, size)
     over = exceeds(tiles, budget)
     tiles = tiles.clone()
@@ -164,7 +164,10 @@ def test_sums_that_the_type_would_round_are_refused():
 @settings(max_examples=100, deadline=None)
 @given(layers(), RANGES, st.integers(2, 16), st.sampled_from([None, 3, 8]))
 def test_both_ways_take_the_same_out_of_a_gradient(values, reach, bits, tile):
-    budget, size = Budget(reach, bits, tile), Budget(reach, bits, tile).tile(values.shape[1])
+    budget, size = (
+        Budget(reach, bits, tile),
+        Budget(reach, bits, tile).tile_size_in(values.shape[1]),
+    )
     values = values.clamp(-7, 7)
     integers, over = compiled(values, reach, bits, tile, 7)
     if over is None:
