@@ -1,4 +1,4 @@
-"""Which layer of ResNet-32 gets which bits, under a budget of FPGA look-up tables.
+"""Bits of every layer of ResNet-32 under a budget of FPGA look-up tables.
 
     python benchmarks/allocation.py [--quick] [--seeds N ...] [--output FILE] [--plot PNG]
     python benchmarks/allocation.py --allocators uniform ilp search --shares 0.8 --judge train
@@ -18,9 +18,9 @@ by the divergence, on fewer choices (27 per layer). "ilp W, A" leaves every accu
 its data types need. "augmented" and "layer-wise" are bisection with and without what layers lose
 together, at one precision per layer (W = A) and the middle budget.
 
-2,500 images do not tell accuracies apart that differ by less than about a percent. "--judge train"
-judges on 8,000 training images that no arm has seen; the float net has, and so all of them score
-higher there.
+On 2,500 images, differences in accuracy below about a percent are not significant. "--judge train"
+evaluates on 8,000 training images that no arm has used. The float net was trained on them, so that
+all arms score higher there.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def rows_of(
 
 
 def main() -> None:
-    """Measures every row and prints the table and what it shows."""
+    """Measures every row and prints the table and the verdict."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small run that proves it works")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the calibration images; 0 1 2")

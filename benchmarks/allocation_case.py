@@ -1,4 +1,4 @@
-"""One seed of `allocation.py`: a calibrated ResNet-32, its costs and scores, the judge of plans."""
+"""One seed of `allocation.py`: a calibrated ResNet-32, its costs and scores, and evaluation."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ QUICK = Size(
 
 
 class Bench:
-    """One seed: a calibrated model, its costs, and how a plan is judged."""
+    """One seed: a calibrated model, its costs, and the evaluation of plans."""
 
     def __init__(self, size: Size, seed: int, judge: str = "val", metric: str = "kl") -> None:
         self.size, self.seed, self.judge, self.metric = size, seed, judge, metric
@@ -200,14 +200,14 @@ class Bench:
         return recorded("allocation", key, measured)["loss"]
 
     def solved(self, plan: Plan) -> dict:
-        """What became of a plan, from the cache if it is there."""
+        """Results of a solved plan, from the cache if they are there."""
         key = {**self._content(plan), "exports": True, "judged": self.size.judged, "kept": KEPT}
         if self.judge != "val":
             key["judge"] = self.judge
         return recorded("allocation", key, lambda: self._solved(plan))
 
     def _content(self, plan: Plan) -> dict:
-        """What a solved plan depends on."""
+        """Everything that a solved plan depends on."""
         return {
             "plan": plan.to_json(),
             "held_out": self.size.held_out,
@@ -267,7 +267,7 @@ class Bench:
     def score(
         self, choices: Choices, scorer: Any, batches: list[Tensor], metric: str = "kl"
     ) -> Scores:
-        """Kept on disk, by content and code."""
+        """Scores, kept on disk by content and code."""
         code = solver_fingerprint((*SOLVERS, "sensitivity"))[:12]
         cache = CACHE / "allocation" / f"scores-{code}"
         return score(
@@ -276,7 +276,7 @@ class Bench:
 
     @cached_property
     def joint(self) -> Scores:
-        """Of every combination of widths, with the squared error of the logits besides."""
+        """Scores of every combination of widths, by the squared error of the logits too."""
         choices = self.choices(self.size.bits, self.size.accumulators)
         own, error = (
             self.score(choices, "local", self.batches, metric) for metric in (self.metric, "mse")
@@ -285,7 +285,7 @@ class Bench:
 
     @cached_property
     def wide(self) -> Scores:
-        """Those of the combinations without an accumulator's width."""
+        """Scores of the combinations without an accumulator's width."""
         kept = {
             name: [k for k, c in enumerate(options) if c.accumulator is None]
             for name, options in self.joint.choices.layers.items()

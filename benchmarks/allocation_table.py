@@ -1,4 +1,4 @@
-"""What `allocation.py` shows: means over seeds, the verdict, the plot."""
+"""Results of `allocation.py`: means over seeds, the verdict, the plot."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def averages(rows: Sequence[dict]) -> list[dict]:
 
 
 def verdict(table: Sequence[dict]) -> dict:
-    """What the benchmark is to show, as numbers.
+    """The claims of the benchmark, as numbers.
 
     Returns:
         least_gain: smallest accuracy of the joint search minus that of uniform, over budgets.

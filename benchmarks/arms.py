@@ -50,12 +50,12 @@ class Setting:
 
 @dataclass
 class Experiment:
-    """A trained model, its data, and how to quantize and judge it.
+    """A trained model, its data, and functions to quantize and evaluate it.
 
     Attributes:
         name: of the benchmark; also its folder in the cache.
         metric: name of the number that `evaluate` returns.
-        lower_is_better: whether a smaller number is a better one.
+        lower_is_better: whether smaller numbers are better.
         model: the trained float model.
         quantize: (weight bits, input bits) to a Brevitas model, not yet calibrated.
         batches: calibration inputs.
@@ -112,7 +112,7 @@ class Experiment:
         )
 
     def best(self, rows: Iterable[dict]) -> dict:
-        """The row with the best metric among those that hold their accumulator's width."""
+        """The row with the best metric among those that keep their accumulator's width."""
         sign = 1 if self.lower_is_better else -1
         return min((r for r in rows if r["fits"]), key=lambda r: sign * r[self.metric])
 

@@ -3,7 +3,7 @@
     python benchmarks/certified_training.py [--quick] [--output FILE]
 
 A ResNet-8 and a transformer block (`trained_nets`), 4-bit weights, 8-bit inputs, are trained by
-AdamW on random images and a random task, at a learning rate that turns most integers over. After
+AdamW on random images and a random task, at a learning rate that changes most integers. After
 every step the live model is certified at P bits; every few steps, and at the end, so is the
 exported QONNX file, from nothing but the integers in it. Any dot product that is not proven counts
 as a violation.
@@ -61,7 +61,7 @@ def integers(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def turned_over(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
+def changed_share(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
     """Fraction of all weight integers that differ."""
     differing = sum(int((before[name] != after[name]).sum()) for name in before)
     return differing / sum(q.numel() for q in before.values())
@@ -123,7 +123,7 @@ def train(net: str, bits: int, steps: int, every: int, folder: Path) -> dict[str
             bad_files += exported_violations(model, x, bits, folder / f"{step}.onnx")
             files += 1
         present = integers(model)
-        moved.append(turned_over(previous, present))
+        moved.append(changed_share(previous, present))
         previous = present
         if step % every == 0:
             print(f"{net}, step {step}: {bad} violations, {bad_files} in files", flush=True)
@@ -136,7 +136,7 @@ def train(net: str, bits: int, steps: int, every: int, folder: Path) -> dict[str
         "files": files,
         "violations in files": bad_files,
         "moved per step": sum(moved) / steps,
-        "moved in all": turned_over(first, previous),
+        "moved in all": changed_share(first, previous),
         "loss, first": losses[0],
         "loss, last": losses[-1],
         "seconds": time.perf_counter() - begun,

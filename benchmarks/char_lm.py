@@ -27,7 +27,7 @@ from records import CACHE, DATA
 from torch import Tensor, nn
 
 CONTEXT = 128
-# Widths P at which Brevitas's own code runs; elsewhere our `fast` stands for it.
+# Widths P at which Brevitas's own code runs; at others our `fast` replaces it.
 REFERENCE = (16, 14)
 
 

@@ -63,7 +63,7 @@ def compare(
         own_code: those that Brevitas's own code runs.
 
     Returns:
-        What the JSON holds.
+        The content of the JSON file.
     """
     owners, measure = arguments.owners, experiment.measure
     rows = [measure(Setting("none float"))] if "none" in owners else []

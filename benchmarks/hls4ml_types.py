@@ -114,7 +114,7 @@ def _without_budget(net: str, origin: str, widths: dict[str, int], folder: Path)
 
 
 def narrowed(kind: str, width: int) -> str:
-    """The type fixed<W,I> with `width` bits, taken from the end that carries the sign."""
+    """The type fixed<W,I> with only `width` bits: high bits are dropped."""
     given, integer = (int(part) for part in kind.removeprefix("fixed<").rstrip(">").split(","))
     return f"fixed<{width},{integer - (given - width)}>"
 

@@ -30,7 +30,7 @@ LIMITS = (None, 14, 12)
 
 
 def layer(seed: int, rows: int, columns: int) -> tuple[LayerProblem, Tensor]:
-    """A layer whose halves have inputs of their own bits, and the energy of each row's output."""
+    """A layer whose halves have inputs of different bits, and the energy of each row's output."""
     generator = torch.Generator().manual_seed(seed)
     samples, half = 4 * columns, columns // 2
     mix = torch.randn(columns, columns, generator=generator, dtype=torch.float64) / columns**0.5

@@ -1,4 +1,4 @@
-"""Do the certificate of a live model and that of its file agree? Random one-layer models say.
+"""Compares the certificate of a live model with that of its file, on random one-layer models.
 
     python benchmarks/live_against_file.py [--models 600] [--seed 0]
 
@@ -90,7 +90,7 @@ def random_model(draw: np.random.Generator, kind: str) -> tuple[nn.Module, Tenso
 
 
 def disagreements(draw: np.random.Generator, kind: str, folder: Path) -> list[str]:
-    """What the two certificates of one random model say differently; empty where they agree.
+    """Differences of the two certificates of one random model; empty where they agree.
 
     Raises:
         ExportRefused: the model has no file.

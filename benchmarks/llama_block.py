@@ -3,10 +3,12 @@
     python benchmarks/llama_block.py [--quick] [--output FILE]
     python benchmarks/llama_block.py --hidden 512 --mlp 1408 --blocks 8
 
-Time: the limit of a layer is what no solver can do without, the two second moments of its inputs,
+Time: the limit of a layer is the work that every solver needs: the two second moments of its
+    inputs,
 one Cholesky factorization and half of one product of weights and moments, all in float32.
 
-Memory: the peak of the process, less what it held before the model was built (a tiny model has then
+Memory: the peak of the process, minus what it used before the model was built (a tiny model has
+    then
 been solved, so that all code is loaded and all kernels compiled), beside the model, two blocks'
 activations (a quantized block and its float twin: inputs and outputs of their linear
 layers for every calibration token) and the block's second moments in float64.
@@ -42,7 +44,7 @@ def seconds_of(work) -> float:
 
 
 def limit_seconds(rows: int, columns: int, tokens: int) -> float:
-    """What no solver can do without, for one layer."""
+    """Seconds of the work that every solver needs for one layer."""
     x, weight = torch.randn(tokens, columns), torch.randn(columns, rows)
     moments = 2 * seconds_of(lambda: x.mT @ x)
     hessian = x.mT @ x / tokens + torch.eye(columns)
@@ -53,13 +55,13 @@ def limit_seconds(rows: int, columns: int, tokens: int) -> float:
 
 
 def resident() -> int:
-    """Bytes that the process holds now."""
+    """Bytes that the process uses now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
 
 def peak() -> int:
-    """The most bytes that the process ever held."""
+    """The most bytes that the process has used so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -127,7 +127,7 @@ def survives(data: bytes, finn: bool = False) -> str:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except Exception:  # protobuf's own answer; certify_file gives ours for the same file
+    except Exception:  # an error of protobuf; certify_file raises ours for the same file
         return ""
     inputs = {
         value.name: np.ones(

@@ -2,8 +2,8 @@
 
     python benchmarks/random_layers.py [--layers 100000] [--seed 0] [--output FILE]
 
-Every layer's integers are judged by Python-integer worst-case sums, which share no code with the
-solvers. Only the package's own named errors are allowed; they are counted by class.
+Every layer's integers are checked by worst-case sums in Python integers, which share no code with
+the solvers. Only the package's own named errors are allowed; they are counted by class.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def random_problem(draw: np.random.Generator) -> tuple[LayerProblem, str]:
 
 
 def varied(draw: np.random.Generator, problem: LayerProblem) -> tuple[LayerProblem, str]:
-    """The layer with what branches bring, each in a part of the cases, and a line that says so.
+    """The layer with the options of branches, each in a part of the cases, and their names.
 
     Tiles of any lengths, an accumulator per tile, some of them without a limit, a range of the
     integer weights per column, a scale per tile.

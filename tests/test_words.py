@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "brevitas_axe"
-MODULES = sorted(PACKAGE.rglob("*.py"))
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(p for f in ("brevitas_axe", "benchmarks") for p in (ROOT / f).rglob("*.py"))
 
 # Word → the term to use. Only words that are never right in this package stand here.
 REFUSED = {
@@ -63,7 +63,7 @@ def refused_in(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_words_are_those_of_the_field(path: Path) -> None:
     assert not refused_in(path.read_text(encoding="utf-8"))
 
