@@ -65,7 +65,8 @@ class Recipe:
         inputs: how the inputs of layers are quantized.
         symmetric: True for signed inputs without a zero point, False for unsigned ones with one.
         ranges: how the range of a static input is fitted to its bits; "calibrated" keeps the
-            calibrated range, and None fits only ranges of inputs whose bits a plan or rule sets.
+            calibrated range (Brevitas's percentile of 99.999), and None is the least squared
+            error, or what a model with quantizers of its own has.
         weights: one scale per output channel, per tensor, or per output and tile.
         power_of_two: weight scales are powers of two.
         solver: method that finds the integers.

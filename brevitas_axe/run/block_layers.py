@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.inputs.protocol import input_quantizer
-from brevitas_axe.methods.ranges import fit_ranges
+from brevitas_axe.methods.ranges import fit_ranges_to
 from brevitas_axe.methods.transforms.linears import linears
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.model.quantizers import (
@@ -76,12 +76,12 @@ def transformed(
 
 
 def fit_inputs(
-    recipe: Recipe, module: nn.Module, items: Sequence[Any], widths: Iterable[LayerPrecision]
+    recipe: Recipe, module: nn.Module, batches: Sequence[Batch], widths: Iterable[LayerPrecision]
 ) -> None:
     """Fits the ranges of a calibrated module's inputs to their bits, by the recipe's method."""
     bits = {p.input for p in widths if p.input is not None}
     for fitter in recipe.methods("ranges") if bits else ():
-        fit_ranges(module, items, bits, fitter)
+        fit_ranges_to(module, batches, bits, fitter)
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,7 @@ class BlockLayers:
         with calibration_mode(alone):
             outputs = [alone(*pair) for pair in calls]
         if self.fit:
-            items = [{"quantized": quantized, "real": real} for quantized, real in calls]
-            fit_inputs(self.recipe, alone, items, plan.layers.values())
+            fit_inputs(self.recipe, alone, batches, plan.layers.values())
         return outputs, plan, assumptions
 
     def _widths(self, name: str) -> LayerPrecision | None:

@@ -64,7 +64,7 @@ _WIDTHS = {
 _FIRST_WIDTHS = LayerPrecision(weight=4, input=8)
 # Keyword → field of the recipe, where the names differ.
 _OF_RECIPE = {"activations": "inputs"}
-# Method for the ranges of inputs whose bits are planned, where the recipe names none.
+# Method for the ranges of inputs, where the recipe names none.
 _FITTED = "mse"
 _FORMER = {"algorithm": "solver", "cache": "state", "jobs": "workers"}
 
@@ -91,13 +91,11 @@ class Request:
         """The request with the recipe's ranges known.
 
         Args:
-            plain: the model has no quantizers, and so no ranges of its own.
+            plain: the model has no quantizers, and so no ranges of its own to keep.
         """
         if self.recipe.ranges is not None:
             return self
-        planned = self.plan is not None and any(p.input for p in self.plan.layers.values())
-        ruled = any("input" in rule for rule in self.recipe.rules.values())
-        ranges = _FITTED if plain and (planned or ruled) else Recipe.CALIBRATED
+        ranges = _FITTED if plain else Recipe.CALIBRATED
         return replace(self, recipe=replace(self.recipe, ranges=ranges))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from brevitas_axe.methods.splits.layers import split_layers
+from brevitas_axe.methods.splits.layers import split_layers_by
 from brevitas_axe.model.branches import branch_plan
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.run.request import Request
@@ -26,10 +26,9 @@ def split_model(
         request: names the split.
         whole: further layers, besides the excluded ones, that are not split.
     """
-    items = [args[0] if args else kwargs for args, kwargs in batches]
     for split in request.recipe.methods("split"):
         exclude = (*request.exclude, *whole)
-        model = split_layers(model, items, split, exclude, request.plan)
+        model = split_layers_by(model, batches, split, exclude, request.plan)
         if request.plan is not None:
             request = replace(request, plan=branch_plan(model, request.plan))
     return model, request

@@ -150,8 +150,7 @@ def _follow_inputs(
 ) -> None:
     """Fits ranges of activations by the recipe's method, and sets planned input bits."""
     planned = [] if plan is None else [p for p in plan.layers.values() if p.input is not None]
-    items = [args[0] if args else kwargs for args, kwargs in batches]
-    fit_inputs(request.recipe, model, items, planned or [request.widths])
+    fit_inputs(request.recipe, model, batches, planned or [request.widths])
     if plan is not None and planned:
         set_input_bits(model, plan, *batches[0], exclude)
 

@@ -117,6 +117,38 @@ def test_a_plain_model_gets_ranges_that_fit_its_planned_bits():
     assert errors[0] < 0.8 * errors[1]
 
 
+def test_ranges_are_fitted_unless_the_recipe_says_otherwise():
+    source = conv_net().eval()
+    errors = {}
+    for ranges in (None, "mse", "calibrated"):
+        options = {"ranges": ranges, "weight_bit_width": 8, "input_bit_width": 3}
+        result = run(source, quality="fast", **options)
+        with torch.no_grad():
+            errors[ranges] = float((result.model(X) - source(X)).square().mean())
+    assert errors[None] == errors["mse"] < errors["calibrated"]
+
+
+class Gated(nn.Module):
+    """Two inputs, by position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.gate, self.outer = nn.Linear(6, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x, y):
+        return self.outer(self.inner(x).relu() * self.gate(y))
+
+
+def test_ranges_are_fitted_where_a_model_takes_two_inputs():
+    generator = torch.Generator().manual_seed(0)
+    pairs = [tuple(torch.randn(8, n, generator=generator) for n in (6, 4)) for _ in range(2)]
+    result = quantize(
+        Gated(), pairs, accumulator_bit_width=16, input_bit_width=4, quality="fast", progress=False
+    )
+    assert result.recipe.ranges == "mse"
+    assert set(result.plan.layers) == {"inner", "gate", "outer"}
+
+
 def test_excluded_layers_stay_out_of_plan_and_verdict():
     result = run(conv_net(), exclude=("0",), accumulator_bit_width=10, input_bit_width=4)
     assert set(result.plan.layers) == {"4", "7"}
@@ -160,7 +192,7 @@ def test_plan_and_recipe_that_come_back_give_the_same_integers(tmp_path):
     options = {"input_bit_width": 5, "solver": "gptq", "quality": "fast"}
     first = run(conv_net(), accumulator_bit_width=12, weight_bit_width=4, **options)
     assert first.recipe == Recipe.from_yaml(first.recipe.to_yaml())
-    assert (first.recipe.ranges, first.recipe.act_order) == ("calibrated", False)
+    assert (first.recipe.ranges, first.recipe.act_order) == ("mse", False)
     first.recipe.save(tmp_path / "recipe.yaml")
     quiet = Run(progress=False)
     again = quantize(conv_net(), BATCHES, first.plan, tmp_path / "recipe.yaml", run=quiet)

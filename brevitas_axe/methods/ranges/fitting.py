@@ -6,7 +6,7 @@ for each width, and `set_bits` sets the one that belongs to the new width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from brevitas_axe.model.running import evaluating, float_tensors, float_twin
 from brevitas_axe.registry import method
 
 
-@torch.no_grad()
 def fit_ranges(
     model: nn.Module,
     calibration: Iterable[Any],
@@ -47,17 +46,35 @@ def fit_ranges(
         InvalidOption: a width below 2, or a fitter that is not registered.
         EmptyCalibration, NonFiniteValues: unusable batches.
     """
+    return fit_ranges_to(model, as_batches(calibration), bits, fitter)
+
+
+@torch.no_grad()
+def fit_ranges_to(
+    model: nn.Module, batches: Sequence[Batch], bits: Iterable[int], fitter: str | RangeFitter
+) -> dict[str, dict[int, float]]:
+    """`fit_ranges` for batches that are arguments of forwards already.
+
+    Where no quantizer has a static range, the model does not run; else once per batch, besides
+    what the fitter asks for.
+    """
     widths = sorted({*bits})
     if not widths or widths[0] < 2:
         raise InvalidOption(f"activations need widths of 2 bits or more, not {widths}.")
     chosen: RangeFitter = method("ranges", fitter)
-    batches = as_batches(calibration)
-    quantizers = activation_quantizers(model)
-    samples = sample_inputs(model, quantizers, batches)
+    static = {
+        name: (proxies, value)
+        for name, proxies in activation_quantizers(model).items()
+        if (value := range_parameter(proxies[0])) is not None
+    }
+    if not static:
+        return {}
+    samples = sample_inputs(
+        model, {name: proxies for name, (proxies, _) in static.items()}, batches
+    )
     ranges: dict[str, AdjustableRange] = {}
-    for name, proxies in quantizers.items():
-        value = range_parameter(proxies[0])
-        if value is None or name not in samples:
+    for name, (proxies, value) in static.items():
+        if name not in samples:
             continue
         adjustable = AdjustableRange(proxies, value)
         if not adjustable.has_zero_point(samples[name]):
@@ -98,7 +115,7 @@ def _case(
 class _Loss:
     """Mean squared error of a model's outputs, against its float twin as it was at first."""
 
-    def __init__(self, model: nn.Module, batches: list[Batch]) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         self._model, self._batches = model, batches
         self._wanted: list[list[Tensor]] | None = None
 

@@ -87,6 +87,17 @@ def split_layers(
         InvalidOption: an excluded layer does not exist, or there is nothing to split.
         NonFiniteValues: a batch, or the input of a layer, contains NaN or infinity.
     """
+    return split_layers_by(model, as_batches(calibration), split, exclude, plan)
+
+
+def split_layers_by(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    split: Split,
+    exclude: Iterable[str] = (),
+    plan: Plan | None = None,
+) -> nn.Module:
+    """`split_layers` for batches that are arguments of forwards already."""
     if isinstance(exclude, str):
         raise InvalidOption(f"exclude is a list of names; give ['{exclude}'].")
     planned: Mapping[str, LayerPrecision] = {} if plan is None else plan.layers
@@ -104,7 +115,7 @@ def split_layers(
         and module.in_features > 1
         and module not in kept
     }
-    samples = _samples(holder[_ROOT], linears, as_batches(calibration))
+    samples = _samples(holder[_ROOT], linears, batches)
     if not samples:
         raise InvalidOption(
             "no float linear layer with two or more inputs is called; split the model before it is "

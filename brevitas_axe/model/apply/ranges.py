@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from brevitas_axe.model.layers import Layer, Proxy
 from brevitas_axe.model.prepare import Batch
-from brevitas_axe.model.running import dequantized, evaluating, first_input, hooked
+from brevitas_axe.model.running import dequantized, evaluating, first_input, float_twin, hooked
 
 # Numbers in the sample of a quantizer's input, per batch.
 SAMPLE = 2**14
@@ -36,6 +36,10 @@ class FittedBitWidth(nn.Module):
 
     def forward(self) -> Tensor:
         return self.bit_width()
+
+    def has_written(self, bits: int, value: Tensor) -> bool:
+        """Whether a range parameter is still what these bits brought along."""
+        return torch.equal(self.nearest(bits).to(value), value)
 
     def nearest(self, bits: int) -> Tensor:
         """The range of these bits, or of the nearest width that has one."""
@@ -91,10 +95,8 @@ class AdjustableRange:
         bit_width = tensor_quant.msb_clamp_bit_width_impl
         self.bits = int(bit_width())
         self._calibrated = value.detach().clone()
-        if isinstance(bit_width, FittedBitWidth):
-            fitted = bit_width.ranges.get(self.bits)
-            if fitted is not None and torch.equal(fitted, value):
-                self._calibrated = bit_width.calibrated
+        if isinstance(bit_width, FittedBitWidth) and bit_width.has_written(self.bits, value):
+            self._calibrated = bit_width.calibrated.to(value)
 
     @property
     def widest(self) -> float:
@@ -140,8 +142,21 @@ class AdjustableRange:
 def sample_inputs(
     model: nn.Module, quantizers: Mapping[str, Sequence[Proxy]], batches: Iterable[Batch]
 ) -> dict[str, Tensor]:
-    """Quantizer → numbers [n] of its input; quantizers that no batch uses are left out."""
+    """Samples of what each quantizer quantizes, while all are off, as in calibration.
+
+    So the bits that quantizers happen to have do not matter. One forward per batch.
+
+    Args:
+        model: holds the quantizers; not modified.
+        quantizers: name → its proxies, as `activation_quantizers` gives them.
+        batches: arguments of the forwards.
+
+    Returns:
+        Quantizer → [n]; quantizers that no batch uses are left out.
+    """
     seen: dict[str, list[Tensor]] = {}
+    names = {proxy: name for name, proxy in model.named_modules()}
+    twin = float_twin(model)
 
     def note(name: str, _: Layer, args: tuple, kwargs: dict) -> None:
         x = dequantized(first_input(args, kwargs)).flatten()
@@ -150,8 +165,7 @@ def sample_inputs(
     with ExitStack() as stack:
         for name, proxies in quantizers.items():
             for proxy in proxies:
-                stack.enter_context(hooked({name: proxy}, before=note))
-        stack.enter_context(evaluating(model))
+                stack.enter_context(hooked({name: twin.get_submodule(names[proxy])}, before=note))
         for args, kwargs in batches:
-            model(*args, **kwargs)
+            twin(*args, **kwargs)
     return {name: torch.cat(parts) for name, parts in seen.items()}

@@ -17,6 +17,7 @@ from torch import nn
 
 from brevitas_axe import Int8WeightPerChannelFloatAXE
 from brevitas_axe.errors import EmptyCalibration, InvalidOption
+from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.methods.ranges import fit_ranges
 from brevitas_axe.methods.sensitivity import make_choices, score
 from brevitas_axe.model.apply.activations import (
@@ -27,7 +28,9 @@ from brevitas_axe.model.apply.activations import (
 )
 from brevitas_axe.model.apply.ranges import range_parameter
 from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.registry import method
 
+DYNAMIC = input_quantizer(method("inputs", "dynamic"), True)
 X = torch.randn(512, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -95,6 +98,31 @@ def test_fitting_again_starts_from_the_calibrated_range() -> None:
     with torch.no_grad():
         value *= 0.5  # as training or another calibration would
     assert fit_ranges(model, [X])["0.input_quant"][2] > first[2]
+
+
+def test_a_width_between_the_fitted_ones_leads_back_to_the_calibrated_range() -> None:
+    model = net()
+    first = fit_ranges(model, [X], bits=(2, 8))["0.input_quant"]
+    set_bits(activation_quantizers(model)["0.input_quant"], 3)  # takes the range of 2 bits
+    assert fit_ranges(model, [X], bits=(2, 8))["0.input_quant"][2] == first[2]
+
+
+def test_the_bits_that_a_model_has_do_not_change_what_is_fitted() -> None:
+    models = [net(), net()]
+    for proxies in activation_quantizers(models[0]).values():
+        set_bits(proxies, 2)
+    found = [fit_ranges(model, [X], bits=(2, 4)) for model in models]
+    for name, shares in found[0].items():
+        assert {bits: shares[bits] for bits in (2, 4)} == {b: found[1][name][b] for b in (2, 4)}
+
+
+@pytest.mark.parametrize(("quantizer", "runs"), [(Int8ActPerTensorFloat, 3), (DYNAMIC, 0)])
+def test_a_model_runs_once_per_batch_and_not_at_all_without_a_static_range(quantizer, runs) -> None:
+    model, calls = net(quantizer), []
+    # A copy of the model counts in the same list, for a function is not copied.
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    fit_ranges(model, X.split(200))
+    assert len(calls) == runs
 
 
 def test_scores_see_the_fitted_ranges() -> None:
