@@ -15,6 +15,7 @@ filled in. Methods are named as everywhere, "NAME:key=value":
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ _FORMAT = "brevitas_axe.recipe.v1"
 Spec = Any
 Weights = Literal["channel", "tensor", "tile"]
 Quality = Literal["fast", "best"]
+Widths = Literal["auto"]
 
 # Field of the recipe → room of its methods.
 _ROOMS = {
@@ -41,9 +43,11 @@ _ROOMS = {
     "ranges": "ranges",
     "solver": "solvers",
 }
+# Key of a budget that is no cost.
+MAX_CYCLES = "max_cycles"
 _OF_TYPE = "type:"
 _EXCLUDE = "exclude"
-_WIDTHS = tuple(f.name for f in fields(LayerPrecision))
+_RULED = tuple(f.name for f in fields(LayerPrecision))
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
     # What FINN builds: static inputs, one weight scale per channel, ranges that fit few bits.
@@ -76,6 +80,11 @@ class Recipe:
             ("type:Conv2d") → widths ("weight", "input", "accumulator", "tile") or {"exclude":
             true}. All rules that apply do so in order, a later one over an earlier one. Layers
             that a plan names keep the plan's widths.
+        widths: "auto" chooses weight and input bits for every layer, under the accumulator that is
+            asked for, the budget, or both; None leaves them to the plan.
+        budget: with widths "auto", name of a cost → most that it may be for one sample, or a share
+            of what 4 bits for all weights and inputs take ("80%"); beside these "max_cycles", to
+            which every layer is folded for costs of hardware.
 
     Raises:
         InvalidOption, InvalidPlan: a value that cannot be used, by its name.
@@ -92,6 +101,8 @@ class Recipe:
     quality: Quality = "best"
     act_order: bool | None = None
     rules: Mapping[str, Mapping[str, int | bool | None]] = field(default_factory=dict)
+    widths: Widths | None = None
+    budget: Mapping[str, float | str] = field(default_factory=dict)
 
     # What `ranges` may be besides a method.
     CALIBRATED: ClassVar[str] = "calibrated"
@@ -118,6 +129,8 @@ class Recipe:
                 "a recipe cannot have power_of_two scales for every tile; set weights to channel "
                 "or tensor."
             )
+        _one_of("widths", self.widths, (*get_args(Widths), None))
+        _check_budget(self.widths, self.budget)
         if not isinstance(self.rules, Mapping):
             raise InvalidOption("a recipe's rules are a mapping from patterns to widths.")
         for pattern, rule in self.rules.items():
@@ -162,7 +175,7 @@ class Recipe:
         }
         return replace(self, transforms=tuple(names), **single)
 
-    def widths(self, name: str, layer: object, widths: LayerPrecision) -> LayerPrecision | None:
+    def ruled(self, name: str, layer: object, widths: LayerPrecision) -> LayerPrecision | None:
         """Widths of one layer after the rules; None where a rule excludes it.
 
         Args:
@@ -188,7 +201,7 @@ class Recipe:
     def excluded(self, layers: Mapping[str, object]) -> tuple[str, ...]:
         """Names of the layers that the rules exclude."""
         anything = LayerPrecision()
-        return tuple(n for n, layer in layers.items() if self.widths(n, layer, anything) is None)
+        return tuple(n for n, layer in layers.items() if self.ruled(n, layer, anything) is None)
 
     def to_yaml(self) -> str:
         """Text that `from_yaml` reads.
@@ -209,8 +222,18 @@ class Recipe:
                 value = {pattern: dict(rule) for pattern, rule in value.items()}
             elif f.name == "transforms":
                 value = []
+            elif f.name == "budget":
+                value = dict(value)
             content[f.name] = value
         return yaml.safe_dump(content, sort_keys=False, width=100)
+
+    @staticmethod
+    def share(text: str) -> float:
+        """The number that a share of a budget stands for: "80%" is 0.8; NaN for other text."""
+        try:
+            return float(text.removesuffix("%")) / 100 if text.endswith("%") else math.nan
+        except ValueError:
+            return math.nan
 
     def save(self, path: str | Path) -> None:
         """Writes the YAML file, whole or not at all."""
@@ -325,10 +348,27 @@ def _one_of(key: str, value: object, choices: Iterable[object]) -> None:
         raise InvalidOption(f"{key} '{value}' is unknown; choose from {listed}.")
 
 
+def _check_budget(widths: Widths | None, budget: object) -> None:
+    if not isinstance(budget, Mapping):
+        raise InvalidOption("a budget is a mapping from costs to limits, such as {finn_lut: 80%}.")
+    if budget and widths is None:
+        raise InvalidOption("a budget is for widths that are chosen; set widths to auto, too.")
+    for name, limit in budget.items():
+        number = Recipe.share(limit) if isinstance(limit, str) else limit
+        known = type(number) in (int, float) and math.isfinite(number) and number > 0
+        if name == MAX_CYCLES and (type(limit) is not int or limit < 1):
+            raise InvalidOption(f"{MAX_CYCLES} must be an integer of at least 1, not {limit!r}.")
+        if not isinstance(name, str) or not known:
+            raise InvalidOption(
+                f"the budget of {name!r} must be a positive number, or a share such as '80%', not "
+                f"{limit!r}."
+            )
+
+
 def _check_rule(pattern: object, rule: object) -> None:
     if not isinstance(pattern, str) or not pattern:
         raise InvalidOption(f"a rule starts with a pattern of names, not {pattern!r}.")
-    known = (*_WIDTHS, _EXCLUDE)
+    known = (*_RULED, _EXCLUDE)
     if not isinstance(rule, Mapping) or not rule or not set(rule) <= set(known):
         raise InvalidOption(
             f"the rule '{pattern}' must be a mapping with keys among {', '.join(known)}."
@@ -336,7 +376,7 @@ def _check_rule(pattern: object, rule: object) -> None:
     if not isinstance(rule.get(_EXCLUDE, False), bool):
         raise InvalidOption(f"the rule '{pattern}': exclude must be true or false.")
     name_matches(pattern, "")  # refuses a broken expression
-    for key in _WIDTHS:
+    for key in _RULED:
         if rule.get(key) is not None and type(rule[key]) is not int:
             raise InvalidPlan(f"the rule '{pattern}': {key} must be an integer or null.")
     LayerPrecision(**{key: value for key, value in rule.items() if key != _EXCLUDE})

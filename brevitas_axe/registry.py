@@ -64,6 +64,7 @@ class Facts:
         source: paper, or "ours".
         gradients: whether it differentiates the model.
         labels: whether it needs labelled calibration data.
+        baseline: whether the other methods of its room are compared with it.
     """
 
     kind: Kind
@@ -73,6 +74,7 @@ class Facts:
     source: str
     gradients: bool = False
     labels: bool = False
+    baseline: bool = False
 
 
 @cache
@@ -114,6 +116,11 @@ def methods(room: str) -> dict[str, Any]:
             ) from error
         found[entry.name] = check_method(room, entry.name, loaded)
     return found
+
+
+def baselines(room: str) -> tuple[str, ...]:
+    """Names of the methods that the others of a room are compared with."""
+    return tuple(name for name, found in methods(room).items() if found.facts.baseline)
 
 
 def check_method(room: str, name: str, found: Any) -> Any:

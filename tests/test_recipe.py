@@ -31,6 +31,12 @@ RECIPES = st.builds(
     solver=st.sampled_from(["gpfq", "gptq"]),
     quality=st.sampled_from(["fast", "best"]),
     act_order=st.none() | st.booleans(),
+    widths=st.just("auto"),
+    budget=st.dictionaries(
+        st.from_regex(r"[a-z_]{1,9}", fullmatch=True).filter(lambda name: name != "max_cycles"),
+        st.floats(1e-3, 1e9) | st.integers(1, 10**9) | st.just("80%"),
+        max_size=2,
+    ),
     rules=st.dictionaries(st.from_regex(r"[a-z.*:]{1,9}", fullmatch=True), WIDTHS, max_size=3),
 )
 
@@ -64,6 +70,9 @@ def test_any_other_text_is_refused_by_our_error_or_is_empty(text: str) -> None:
         ("symmetric: 1", "symmetric '1' is unknown; choose from true, false"),
         ("quality: 'on'", "choose from fast, best"),
         ("{weights: tile, power_of_two: true}", "power_of_two scales for every tile"),
+        ("widths: best", "widths 'best' is unknown; choose from auto, null"),
+        ("budget: {bops: 9}", "set widths to auto"),
+        ("{widths: auto, budget: {bops: 9%%}}", "positive number, or a share"),
         ("rules: [a]", "rules are a mapping"),
         ("rules: {a: 8}", "rule 'a' must be a mapping with keys among weight"),
         ("rules: {a: {}}", "rule 'a' must be a mapping"),
@@ -134,10 +143,10 @@ def test_rules_apply_in_order_and_to_what_they_name() -> None:
     )
     uniform = LayerPrecision(2, 8, 16, 64)
     linear, conv = nn.Linear(2, 2), nn.Conv2d(1, 1, 1)
-    assert recipe.widths("h.fc", linear, uniform) == LayerPrecision(6, 8, 16, 8)
-    assert recipe.widths("head", linear, uniform) == LayerPrecision(8, 8, 16, None)
-    assert recipe.widths("body", conv, uniform) is None
-    assert recipe.widths("stem", conv, uniform) == LayerPrecision(4, 8, 16, 8)
+    assert recipe.ruled("h.fc", linear, uniform) == LayerPrecision(6, 8, 16, 8)
+    assert recipe.ruled("head", linear, uniform) == LayerPrecision(8, 8, 16, None)
+    assert recipe.ruled("body", conv, uniform) is None
+    assert recipe.ruled("stem", conv, uniform) == LayerPrecision(4, 8, 16, 8)
     assert recipe.excluded({"body": conv, "stem": conv, "head": linear}) == ("body",)
     recipe.check_rules({"stem": conv, "head": linear})
     with pytest.raises(InvalidOption, match="'stem' applies to no layer; there are: body, head"):

@@ -150,6 +150,7 @@ def _choices(arguments: argparse.Namespace) -> Choices | OfferedWidths:
 
 
 def _write_report(found: AllocateResult, arguments: argparse.Namespace) -> None:
+    from brevitas_axe.registry import baselines
     from brevitas_axe.show import write_allocation
 
     swept = next(iter(found.problem.budgets))
@@ -158,7 +159,7 @@ def _write_report(found: AllocateResult, arguments: argparse.Namespace) -> None:
         unit += f", every layer in at most {arguments.max_cycles} cycles"
     fronts = {
         name: found.front(swept, allocator=name)
-        for name in dict.fromkeys((arguments.allocator, "uniform"))
+        for name in dict.fromkeys((arguments.allocator, *baselines("allocate")))
     }
     write_allocation(arguments.report, found.problem, found, fronts, swept, unit)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:
     from brevitas_axe.plan import Plan
@@ -83,6 +86,64 @@ def recipe_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("solver", "quality", "act_order")
     written = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in written.items() if value is not None}
+
+
+def add_widths(parser: argparse.ArgumentParser) -> None:
+    """Bits that are chosen layer by layer."""
+    parser.add_argument(
+        "--widths",
+        choices=["auto"],
+        help="auto: choose the bits of weights and inputs for every layer, under "
+        "--accumulator-bits, --budget, or both",
+    )
+    parser.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="with --widths auto, most that a cost may be for one sample, or a share of what W4A4 "
+        "takes, such as finn_lut=80%%; may be repeated; costs: see `methods`",
+    )
+    parser.add_argument(
+        "--validate",
+        metavar="FILE.py:FUNCTION",
+        help="with --widths auto, a function of the model that returns how good it is, larger is "
+        "better; widths are then chosen by it",
+    )
+
+
+def widths_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the user wrote of `add_widths`, as keywords of `quantize`."""
+    from brevitas_axe.cli.usercode import function_of
+
+    written: dict[str, Any] = {}
+    if arguments.widths is not None:
+        written["widths"] = arguments.widths
+    if arguments.budget:
+        written["budget"] = dict(_limit(text) for text in arguments.budget)
+        if len(written["budget"]) < len(arguments.budget):
+            raise InvalidOption("a budget is given twice; give every cost one.")
+    if arguments.validate is not None:
+        written["validate"] = function_of(arguments.validate)
+    return written
+
+
+def refuse_widths(arguments: argparse.Namespace) -> None:
+    """Raises InvalidOption where one of `add_widths` was written and would be ignored."""
+    stray = [n for n in ("widths", "budget", "validate") if getattr(arguments, n)]
+    if stray:
+        raise InvalidOption(
+            f"--{stray[0]} does not go with --hf, whose rows tell all widths; use "
+            "brevitas_axe.quantize(..., widths='auto') in Python."
+        )
+
+
+def _limit(text: str) -> tuple[str, float | int | str]:
+    name, _, value = text.rpartition("=")  # a cost's options hold the others
+    for kind in (int, float):
+        with suppress(ValueError):
+            return name, kind(value)
+    return name, value  # a share, or what the recipe refuses
 
 
 def add_run(parser: argparse.ArgumentParser, state: str, workers: str) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from brevitas_axe.run.result import QuantizeResult
 
 _LEAST_WEIGHT_BITS = 2  # symmetric and narrow: from -1 to 1
+_USUAL_BITS = {"weight": 4, "input": 8}
 
 
 def add(commands) -> None:
@@ -35,8 +36,9 @@ def add(commands) -> None:
     )
     language.add_options(parser)
     options.add_accumulator(parser)
-    parser.add_argument("--weight-bits", type=int, default=4, metavar="N", help="default 4")
-    parser.add_argument("--input-bits", type=int, default=8, metavar="N", help="default 8")
+    for name, usual in _USUAL_BITS.items():
+        parser.add_argument(f"--{name}-bits", type=int, metavar="N", help=f"default {usual}")
+    options.add_widths(parser)
     options.add_tile(parser)
     options.add_plan(parser)
     options.add_recipe(parser)
@@ -51,12 +53,16 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.weight_bits < _LEAST_WEIGHT_BITS:
+    if arguments.weight_bits is not None and arguments.weight_bits < _LEAST_WEIGHT_BITS:
         raise InvalidOption(
             f"--weight-bits {arguments.weight_bits} leaves no weight but zero; give "
             f"{_LEAST_WEIGHT_BITS} or more."
         )
     if arguments.hf is not None:
+        options.refuse_widths(arguments)
+        for name, usual in _USUAL_BITS.items():
+            if getattr(arguments, f"{name}_bits") is None:
+                setattr(arguments, f"{name}_bits", usual)
         return language.run(arguments)
     _check(arguments)
     from brevitas_axe.cli.screen import console
@@ -68,7 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
     plan = options.plan_of(arguments)
     exclude = tuple(arguments.exclude)
     run = Run(state=arguments.state, workers=arguments.workers)
-    keywords = {**_widths(arguments), **options.recipe_keywords(arguments)}
+    keywords = {
+        **_widths(arguments),
+        **options.recipe_keywords(arguments),
+        **options.widths_keywords(arguments),
+    }
     requested(plan, arguments.recipe, exclude, run, keywords)  # refuses before anything is loaded
     folder = open_folder(arguments.output)
     model = model_of(arguments.model)
@@ -84,11 +94,14 @@ def run(arguments: argparse.Namespace) -> int:
         "arms": [],
         "layers": result.layers,
         "resources": resources,
+        "tried": list(result.tried),
         "seconds": round(time.perf_counter() - start, 1),
         "assumptions": list(result.assumptions),
         "environment": {"solver": str(result.recipe.solver), "quality": result.recipe.quality},
     }
     files = write_folder(folder, summary, certificate, result.plan, result.recipe)
+    for row in result.tried:
+        print(", ".join(f"{key} {row[key]:.4g}" if key != "widths" else row[key] for key in row))
     console().print(certificate.table())
     for file in [path, *files]:
         print(file)
@@ -129,18 +142,24 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InvalidOption(
             "give FILE.py:FUNCTION and --calibration FILE.py:FUNCTION, or --hf and --text."
         )
-    if arguments.accumulator_bits is None and arguments.plan is None:
-        raise InvalidOption("give --accumulator-bits, or --plan with a width per layer.")
+    limited = arguments.accumulator_bits is not None or arguments.budget
+    if not limited and arguments.plan is None:
+        raise InvalidOption(
+            "give --accumulator-bits, --plan with a width per layer, or --widths auto and --budget."
+        )
 
 
 def _widths(arguments: argparse.Namespace) -> dict[str, Any]:
     """Widths of all layers, as keywords of `quantize`; a plan has accumulators and tiles."""
-    return {
+    widths = {
         "accumulator_bit_width": arguments.accumulator_bits,
-        "weight_bit_width": arguments.weight_bits,
-        "input_bit_width": arguments.input_bits,
         "tile_size": arguments.tile_size,
     }
+    for name in _USUAL_BITS:
+        bits = getattr(arguments, f"{name}_bits")
+        if bits is not None:
+            widths[f"{name}_bit_width"] = bits
+    return widths
 
 
 def _example(model: Any, batch: Any) -> tuple[Any, ...]:

@@ -40,6 +40,12 @@ def batches_of(reference: str) -> list[Any]:
     return batches
 
 
+def function_of(reference: str) -> Callable[[Any], Any]:
+    """A function of one argument; what it raises becomes one sentence with file and line."""
+    function = _function(reference)
+    return lambda given: _call(lambda: function(given), reference)
+
+
 def _listed(value: object) -> list[Any] | None:
     return list(value) if isinstance(value, Iterable) else None
 

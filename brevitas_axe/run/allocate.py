@@ -31,7 +31,7 @@ from brevitas_axe.methods.allocate import (
     pareto,
 )
 from brevitas_axe.methods.cost import Folding, layer_shapes
-from brevitas_axe.methods.ranges import fit_ranges
+from brevitas_axe.methods.ranges import fit_ranges_to
 from brevitas_axe.methods.sensitivity import (
     Metric,
     PlanLoss,
@@ -49,6 +49,8 @@ from brevitas_axe.registry import method
 
 # Widths offered to every layer by default.
 WIDTHS: Mapping[str, Sequence[int | None]] = {"weight": (2, 3, 4, 6, 8), "input": (4, 6, 8)}
+# Widths for which ranges of a float model's inputs are fitted, and how.
+_FITTED, _FITTER = range(2, 9), "mse"
 _OFFERED = ("weight", "input", "accumulator", "tile")
 
 OfferedWidths = Mapping[str, Sequence[int | None]]
@@ -140,8 +142,8 @@ def allocate(
     judge, chooser = method("sensitivity", scorer), method("allocate", allocator)
     spec = load_backend(backend) if isinstance(backend, str | Path) else backend
     items = list(calibration)
-    batches = as_batches(items)
-    model = _calibrated(model, items, batches, run)
+    batches = as_batches(items, model)
+    model = _calibrated(model, batches, run)
     args, kwargs = one_sample(batches[0])
     choices = _choices(model, args, kwargs, choices, exclude)
     check_groups(scorer, allocator, choices.layers)
@@ -205,14 +207,12 @@ def check_names(
     return list(names.values())
 
 
-def _calibrated(
-    model: nn.Module, items: list[Any], batches: Sequence[Batch], run: Run
-) -> nn.Module:
+def _calibrated(model: nn.Module, batches: Sequence[Batch], run: Run) -> nn.Module:
     """The model itself, or a float model with quantizers whose ranges fit any bits."""
     if has_quantizers(model):
         return model
     quantized = to_brevitas(model, batches, progress=run.progress)
-    fit_ranges(quantized, items)
+    fit_ranges_to(quantized, batches, _FITTED, _FITTER)
     return quantized
 
 

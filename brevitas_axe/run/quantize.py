@@ -18,7 +18,7 @@ from brevitas_axe.model.stack import blocks_in_turn, find_blocks
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.run.checks import check_runs
-from brevitas_axe.run.quantize_blocks import solve_blocks
+from brevitas_axe.run.quantize_blocks import best_block_widths, solve_blocks
 from brevitas_axe.run.request import Keywords, Request, requested
 from brevitas_axe.run.result import QuantizeResult
 from brevitas_axe.run.whole import quantize_whole
@@ -88,7 +88,10 @@ def quantize(
             "parts of the model are not in memory, so it cannot be copied; use quantize_blocks, "
             "which changes the model itself."
         )
-    return solve_blocks(copy.deepcopy(model), batches, _inside(request, model, stack), stack)
+    request = _inside(request, model, stack)
+    if request.recipe.widths is not None:
+        return best_block_widths(model, batches, request, stack)
+    return solve_blocks(copy.deepcopy(model), batches, request, stack)
 
 
 def _inside(request: Request, model: nn.Module, stack: str | None) -> Request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from brevitas_axe.errors import InvalidOption, NotEnoughMemory
+from brevitas_axe.methods.inputs.protocol import input_quantizer
+from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.offload import bring_in, check_offload, send_out
-from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers
+from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, to_brevitas
 from brevitas_axe.model.stack import (
     Alone,
     Call,
@@ -28,13 +31,20 @@ from brevitas_axe.model.stack import (
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
 from brevitas_axe.recipe import Recipe, Run
-from brevitas_axe.run.block_layers import BlockLayers, columns_of
+from brevitas_axe.run.block_layers import (
+    BlockLayers,
+    columns_of,
+    fit_inputs,
+    transformed,
+    weight_quantizer,
+)
 from brevitas_axe.run.checks import check_runs, check_widths, ran_out_of_memory, without_remarks
 from brevitas_axe.run.request import Keywords, Request, layer_widths, requested
-from brevitas_axe.run.result import BlocksResult
+from brevitas_axe.run.result import BlocksResult, QuantizeResult
 from brevitas_axe.run.solve import axe_mode
 from brevitas_axe.run.solve.state import SavedLayers
 from brevitas_axe.run.splitting import split_model
+from brevitas_axe.run.widths import INPUT_BITS, best_widths
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,6 +94,11 @@ def quantize_blocks(
     if has_quantizers(model):
         raise InvalidOption("the model has Brevitas layers already; use brevitas_axe.quantize.")
     request = requested(plan, recipe, exclude, run, keywords)
+    if request.recipe.widths is not None:
+        raise InvalidOption(
+            "quantize_blocks changes the model itself, and widths='auto' tries several plans; use "
+            "quantize, which works on copies, and give quantize_blocks the plan that it finds."
+        )
     return solve_blocks(model, as_batches(calibration), request, stack)
 
 
@@ -130,8 +145,42 @@ def solve_blocks(
         [{"block": i, **entry} for i, solved in enumerate(done) for entry in solved.log],
         request.recipe,
         assumptions,
-        tuple(dict.fromkeys((*left_in_float(model), *certificate.excluded))),
+        floats=tuple(dict.fromkeys((*left_in_float(model), *certificate.excluded))),
     )
+
+
+@without_remarks()
+def best_block_widths(
+    model: nn.Module, batches: Sequence[Batch], request: Request, stack: str | None = None
+) -> QuantizeResult:
+    """Solves the blocks of copies of a float model by several plans, and gives the best.
+
+    Harm is estimated with static inputs, whatever the recipe's, for a scale of the run time has no
+    integers to look at; what is compared in the end are solved models.
+
+    Args:
+        model: not modified.
+        batches: of calibration.
+        request: asks for widths to be chosen.
+        stack: see `quantize`.
+    """
+    request = request.settled(plain=True)
+    recipe = request.recipe
+    outside = [n for n in left_in_float(model) if not _inside(n, tuple(find_blocks(model, stack)))]
+    scored = copy.deepcopy(model).eval()
+    exclude = (*request.exclude, *outside)
+    with torch.no_grad():
+        transformed(recipe, scored, batches, request.widths, exclude)
+    [static] = Recipe().methods("inputs")
+    inputs = input_quantizer(static, recipe.symmetric)
+    scored = to_brevitas(scored, batches, weight_quant=weight_quantizer(recipe), input_quant=inputs)
+    fit_inputs(recipe, scored, batches, [LayerPrecision(input=bits) for bits in INPUT_BITS])
+    exclude = (*exclude, *recipe.excluded(find_layers(scored, exclude)))
+
+    def solve(planned: Request) -> BlocksResult:
+        return solve_blocks(copy.deepcopy(model), batches, planned, stack)
+
+    return best_widths(scored, batches, request, solve, exclude)
 
 
 def _check_folders(run: Run) -> None:

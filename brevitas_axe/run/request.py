@@ -5,7 +5,7 @@ A plan and a recipe can express everything; the keywords are a short form of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,8 +13,11 @@ from typing import Any, TypedDict
 from torch import nn
 
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.methods.allocate import check_budget
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.recipe import Quality, Recipe, Run, Spec
+from brevitas_axe.recipe import MAX_CYCLES, Quality, Recipe, Run, Spec, Widths
+
+Validate = Callable[[nn.Module], float]
 
 
 class Keywords(TypedDict, total=False):
@@ -32,6 +35,11 @@ class Keywords(TypedDict, total=False):
         tile_scales: one weight scale per output and tile, instead of per output. The results of
             the inner accumulators are then scaled before they are added, so there is no outer
             integer accumulator to prove.
+        widths: "auto" chooses the bits of weights and inputs layer by layer, instead of the two
+            above; see `brevitas_axe.run.widths`.
+        budget: limits of costs for these, see `Recipe`.
+        validate: function(model) → how good it is, larger is better; then widths are chosen by it,
+            among a few more plans, instead of by the divergence from the float model.
         state, offload, workers, progress: those of `Run`.
     """
 
@@ -49,6 +57,9 @@ class Keywords(TypedDict, total=False):
     solver: Spec
     quality: Quality
     act_order: bool | None
+    widths: Widths | None
+    budget: Mapping[str, float | str]
+    validate: Validate | None
     state: str | Path | None
     offload: str | Path | None
     workers: int | None
@@ -79,6 +90,7 @@ class Request:
         recipe: resolved.
         exclude: names of layers to leave alone.
         run: what changes no integer.
+        validate: tells how good a model is, where widths are chosen.
     """
 
     widths: LayerPrecision
@@ -86,6 +98,7 @@ class Request:
     recipe: Recipe
     exclude: tuple[str, ...]
     run: Run
+    validate: Validate | None = None
 
     def settled(self, plain: bool) -> Request:
         """The request with the recipe's ranges known.
@@ -114,7 +127,7 @@ def requested(
     """
     _check_keywords(keywords)
     given = {field: keywords[key] for key, field in _WIDTHS.items() if key in keywords}
-    uniform = _FIRST_WIDTHS
+    uniform, given_plan = _FIRST_WIDTHS, plan
     if isinstance(plan, LayerPrecision):
         if given:
             raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
@@ -132,13 +145,50 @@ def requested(
         _changed(Recipe.of(recipe), keywords),
         (exclude,) if isinstance(exclude, str) else tuple(exclude),
         replace(run, **changed),
+        keywords.get("validate"),
     )
+    bits = [key for key in ("weight_bit_width", "input_bit_width") if key in keywords]
+    _check_chosen_widths(request, given_plan, bits)
     chosen = request.recipe.resolved()
     if chosen.weights == "tile" and plan is None and uniform.tile is None:
         raise InvalidOption("tile_scales needs the size of the tiles: tile_size=64, say.")
     if chosen.act_order is None:
         chosen = replace(chosen, act_order=chosen.quality == "best")
     return replace(request, recipe=chosen)
+
+
+def _check_chosen_widths(
+    request: Request, given: Plan | LayerPrecision | None, bits: Sequence[str]
+) -> None:
+    """Refuses what does not go with widths that are to be chosen, or goes with them alone.
+
+    Raises:
+        InvalidOption: by name, with the way out.
+    """
+    recipe, widths = request.recipe, request.widths
+    if recipe.widths is None:
+        if request.validate is not None:
+            raise InvalidOption("validate judges widths that are chosen; give widths='auto' too.")
+        return
+    if isinstance(given, LayerPrecision):
+        bits = [*bits, *(key for key in ("weight", "input") if getattr(given, key) is not None)]
+    if isinstance(given, Plan) or bits:
+        what = "a plan" if isinstance(given, Plan) else bits[0]
+        raise InvalidOption(f"widths='auto' chooses the bits itself; leave out {what}, or widths.")
+    limits = [name for name in recipe.budget if name != MAX_CYCLES]
+    if widths.accumulator is None and not limits:
+        raise InvalidOption(
+            "widths='auto' needs a limit: accumulator_bit_width=P, or budget={'finn_lut': '80%'}."
+        )
+    for name in limits:
+        check_budget(name)
+    if recipe.split is not None or recipe.weights == "tile":
+        raise InvalidOption(
+            "widths='auto' chooses for whole layers with one scale per output; leave out the split "
+            "and the scales per tile, or give the plan that it finds without them."
+        )
+    if request.validate is not None and not callable(request.validate):
+        raise InvalidOption("validate must be a function of the model that returns a number.")
 
 
 def _check_keywords(keywords: Mapping[str, Any]) -> None:
@@ -184,7 +234,7 @@ def layer_widths(
     recipe.check_rules(layers)
     found: dict[str, LayerPrecision] = {}
     for name, layer in layers.items():
-        mine = recipe.widths(name, layer, widths)
+        mine = recipe.ruled(name, layer, widths)
         if mine is not None:
             whole = mine.tile is not None and mine.tile >= columns[name]
             found[name] = replace(mine, tile=None) if whole else mine

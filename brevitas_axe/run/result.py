@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -24,6 +25,9 @@ class QuantizeResult:
             it gives the same integers again.
         assumptions: what must be true of the data for the rewrites of the float model to be
             exact, one sentence each.
+        tried: where widths were chosen automatically, one row for every plan that was solved: its
+            "widths", the "divergence" of its outputs from the float model's on the calibration
+            data, and its "validation" where a function gives one.
     """
 
     model: nn.Module
@@ -32,6 +36,7 @@ class QuantizeResult:
     layers: list[dict]
     recipe: Recipe
     assumptions: tuple[str, ...] = ()
+    tried: tuple[dict[str, Any], ...] = ()
 
     def __repr__(self) -> str:
         head = f"{type(self).__name__} of {type(self.model).__name__}"

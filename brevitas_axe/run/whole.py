@@ -14,7 +14,7 @@ from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.model.apply.activations import set_input_bits
 from brevitas_axe.model.layers import Layer, find_layers, unroll_weight
 from brevitas_axe.model.prepare import Batch, has_quantizers, to_brevitas
-from brevitas_axe.model.running import check_all_called
+from brevitas_axe.model.running import check_all_called, copied
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify
 from brevitas_axe.recipe import Recipe
@@ -29,6 +29,7 @@ from brevitas_axe.run.request import Request, layer_widths
 from brevitas_axe.run.result import QuantizeResult
 from brevitas_axe.run.solve import axe_mode
 from brevitas_axe.run.splitting import split_model
+from brevitas_axe.run.widths import INPUT_BITS, REFERENCE, best_widths
 
 # Recipe fields that do not apply to a model with quantizers of its own.
 _OF_FLOAT_MODELS = ("transforms", "split", "inputs", "symmetric", "weights", "power_of_two")
@@ -44,19 +45,52 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
         )
     plain = not has_quantizers(model)
     request = request.settled(plain)
-    recipe, run = request.recipe, request.run
     if not plain:
-        _check_own_quantizers(recipe)
+        _check_own_quantizers(request.recipe)
     quantized = copy.deepcopy(model).eval()
     check_runs(quantized, batches[0])
     assumptions: tuple[str, ...] = ()
+    if request.recipe.widths is not None:
+        # Another width than that of the model's own input, to tell which layers read it.
+        request = replace(request, widths=replace(request.widths, input=REFERENCE.input))
     if plain:
         quantized, request = split_model(quantized, batches, request)
         quantized, assumptions = _with_quantizers(quantized, batches, request)
+    if request.recipe.widths is None:
+        return _solved(quantized, batches, request, assumptions)
+    # Ranges of all widths, which follow the bits of every plan.
+    fit_inputs(request.recipe, quantized, batches, [LayerPrecision(input=b) for b in INPUT_BITS])
+    layers = find_layers(quantized, request.exclude, tile_scales=True)
+
+    def solve(planned: Request) -> QuantizeResult:
+        return _solved(copied(quantized), batches, planned, assumptions, fitted=True)
+
+    exclude = (*request.exclude, *request.recipe.excluded(layers))
+    usual = request.widths.input if plain else None
+    return best_widths(quantized, batches, request, solve, exclude, usual)
+
+
+def _solved(
+    quantized: nn.Module,
+    batches: Sequence[Batch],
+    request: Request,
+    assumptions: tuple[str, ...],
+    fitted: bool = False,
+) -> QuantizeResult:
+    """A calibrated model solved in place, and proven.
+
+    Args:
+        quantized: has quantizers.
+        batches: of calibration.
+        request: has the widths; with nothing left open but ranges that are fitted already.
+        assumptions: of the rewrites that made it.
+        fitted: its ranges follow its bits.
+    """
+    recipe, run = request.recipe, request.run
     layers = find_layers(quantized, request.exclude, tile_scales=True)
     exclude = (*request.exclude, *recipe.excluded(layers))
     plan = _plan(layers, request)
-    _follow_inputs(quantized, plan, batches, exclude, request)
+    _follow_inputs(quantized, plan, batches, exclude, request, fitted)
     check_all_called(quantized, find_layers(quantized, exclude, tile_scales=True), batches)
     uniform = request.widths if plan is None else LayerPrecision()
     with (
@@ -147,10 +181,12 @@ def _follow_inputs(
     batches: Sequence[Batch],
     exclude: tuple[str, ...],
     request: Request,
+    fitted: bool,
 ) -> None:
     """Fits ranges of activations by the recipe's method, and sets planned input bits."""
     planned = [] if plan is None else [p for p in plan.layers.values() if p.input is not None]
-    fit_inputs(request.recipe, model, batches, planned or [request.widths])
+    if not fitted:
+        fit_inputs(request.recipe, model, batches, planned or [request.widths])
     if plan is not None and planned:
         set_input_bits(model, plan, *batches[0], exclude)
 

@@ -35,6 +35,9 @@ def labelled():
 def named():
     return [{"input": x} for x in data()]
 
+def small(model):
+    return -float(model(data()[0]).square().mean())
+
 def nothing():
     return []
 
@@ -218,6 +221,38 @@ def test_quantize_refuses_a_file_that_cannot_be_imported(user_file, capsys) -> N
 def test_quantize_wants_a_width(user_file, capsys) -> None:
     command = ["quantize", "my_model.py:build", "--calibration", "my_model.py:data"]
     assert "--accumulator-bits" in refused(capsys, *command)
+
+
+def test_quantize_chooses_widths_by_a_function_of_the_user(user_file, tmp_path, capsys) -> None:
+    command = ["quantize", "my_model.py:build", "--calibration", "my_model.py:data"]
+    command += ["--widths", "auto", "--quality", "fast", "--output", str(tmp_path / "out")]
+    limits = ["--accumulator-bits", "9", "--budget", "bops=90%", "--validate", "my_model.py:small"]
+    assert main([*command, *limits]) == 0
+    assert "validation" in capsys.readouterr().out
+    plan = Plan.load(tmp_path / "out" / "plan.json")
+    assert [p.accumulator for p in plan.layers.values()] == [9, 9]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    best = max(row["validation"] for row in summary["tried"])
+    assert len(summary["tried"]) >= 2
+    assert Recipe.load(tmp_path / "out" / "recipe.yaml").widths is None
+    assert best < 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--widths", "auto"], "give --accumulator-bits"),
+        (["--widths", "auto", "--accumulator-bits", "9", "--input-bits", "4"], "leave out input"),
+        (["--accumulator-bits", "9", "--budget", "bops=80%"], "set widths to auto"),
+        (["--widths", "auto", "--budget", "bops"], "a positive number"),
+        (["--widths", "auto", "--budget", "bops=1", "--budget", "bops=2"], "given twice"),
+    ],
+)
+def test_quantize_says_what_does_not_go_with_chosen_widths(
+    options, says, user_file, capsys
+) -> None:
+    command = ["quantize", "my_model.py:build", "--calibration", "my_model.py:data"]
+    assert says in refused(capsys, *command, *options)
 
 
 def test_quantize_wants_weights_other_than_zero(user_file, capsys) -> None:

@@ -167,7 +167,7 @@ class Problem:
         bits, accumulator and tile. Layers that share their input bits agree on them.
         """
         offered = dict.fromkeys(choice for options in self.options for choice in options)
-        found = {self._nearest(choice) for choice in offered}
+        found = {self.nearest(choice) for choice in offered}
         return sorted(found, key=lambda a: (-self.expense(a), a))
 
     @cached_property
@@ -179,7 +179,8 @@ class Problem:
                 rungs.append(rung)
         return rungs[::-1]
 
-    def _nearest(self, wanted: LayerPrecision) -> Assignment:
+    def nearest(self, wanted: LayerPrecision) -> Assignment:
+        """One precision for all layers, or what each may get that is nearest to it."""
         chosen = [0] * len(self.names)
         for unit in self.units:
             widths = self.input_widths(unit)

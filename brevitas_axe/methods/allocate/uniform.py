@@ -23,6 +23,7 @@ class Uniform:
         signal="harm",
         export="finn",
         source="ours",
+        baseline=True,
     )
 
     def __call__(self, problem: Problem) -> Assignment:

@@ -169,7 +169,7 @@ def make_case(
     if isinstance(calibration, Tensor) or not isinstance(calibration, Iterable):
         as_batches(calibration)  # for its error messages
     items = list(calibration)
-    batches = as_batches(items)
+    batches = as_batches(items, model)
     args, kwargs = batches[0]
     scratch = copy.deepcopy(model).eval()
     layers = find_layers(scratch, exclude)
