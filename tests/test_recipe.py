@@ -33,9 +33,7 @@ RECIPES = st.builds(
     act_order=st.none() | st.booleans(),
     widths=st.just("auto"),
     budget=st.dictionaries(
-        st.from_regex(r"[a-z_]{1,9}", fullmatch=True).filter(lambda name: name != "max_cycles"),
-        st.floats(1e-3, 1e9) | st.integers(1, 10**9) | st.just("80%"),
-        max_size=2,
+        st.sampled_from(["bops", "finn_lut"]), st.integers(1, 10**9) | st.sampled_from([0.5, "80%"])
     ),
     rules=st.dictionaries(st.from_regex(r"[a-z.*:]{1,9}", fullmatch=True), WIDTHS, max_size=3),
 )
