@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ def bring_in(block: nn.Module) -> None:
                     module._parameters[name] = nn.Parameter(here)
             one.offload = False  # otherwise its removal offloads them again
     remove_hook_from_module(block, recurse=True)
+
+
+def in_memory(model: nn.Module) -> nn.Module:
+    """The model itself, or a copy with all of it in memory where parts are on the disk."""
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        return model
+    model = copy.deepcopy(model)
+    bring_in(model)
+    return model
 
 
 def send_out(block: nn.Module, folder: Path) -> None:

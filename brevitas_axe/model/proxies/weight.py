@@ -47,7 +47,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         self.register_buffer("input_high", torch.zeros((), dtype=torch.int64))
         self._cached_budget: Budget | None = None
         self._anew: str | None = None
-        self.register_load_state_dict_post_hook(_reset_scale)
+        self.register_load_state_dict_post_hook(reset_scale)
 
     @property
     def scale_tile(self) -> int | None:
@@ -157,12 +157,13 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         )
         self._cached_weight = None
         self._anew = None if any(key.startswith(prefix) for key in state_dict) else prefix
-        for key in ("input_low", "input_high"):
-            if (config.IGNORE_MISSING_KEYS or self._anew) and prefix + key in missing_keys:
-                missing_keys.remove(prefix + key)
+        ours = (f"{prefix}input_low", f"{prefix}input_high")
+        # A checkpoint of another quantizer knows neither; one without one of them is broken.
+        if config.IGNORE_MISSING_KEYS or not any(key in state_dict for key in ours):
+            missing_keys[:] = [key for key in missing_keys if key not in ours]
 
 
-def _reset_scale(proxy: AccumulatorAwareWeightQuantProxy, keys: Any) -> None:
+def reset_scale(proxy: AccumulatorAwareWeightQuantProxy, keys: Any) -> None:
     """Computes the scale from loaded weights, where a checkpoint of another quantizer has none."""
     if proxy._anew is not None:
         keys.missing_keys[:] = [k for k in keys.missing_keys if not k.startswith(proxy._anew)]

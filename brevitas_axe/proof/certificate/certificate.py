@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from brevitas_axe.accumulator import accumulator_limit, check_bit_width, tile_starts
 from brevitas_axe.display import cell, html_table, one_line
-from brevitas_axe.errors import InvalidOption, NotProven
-from brevitas_axe.files import write_whole
+from brevitas_axe.errors import InvalidOption, InvalidState, NotProven
+from brevitas_axe.files import read_text, write_whole
 from brevitas_axe.plan import Plan
 
 _FORMAT = "brevitas_axe.certificate.v1"
@@ -207,6 +208,32 @@ class Certificate:
         """Writes the JSON file, whole or not at all."""
         write_whole(path, self.to_json().encode())
 
+    @classmethod
+    def from_json(cls, text: str) -> Certificate:
+        """Parses what `to_json` wrote.
+
+        Raises:
+            InvalidState: anything else.
+        """
+        try:
+            data = json.loads(text)
+            if data["format"] != _FORMAT:
+                raise ValueError(f"its format is {data['format']!r}, expected {_FORMAT!r}")
+            names = {f.name for f in fields(cls)}
+            content = {key: _tuples(value) for key, value in data.items() if key in names}
+            for key in ("entries", "sums"):
+                content[key] = tuple(DotProduct(**_known(entry)) for entry in data[key])
+            return cls(**content)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise InvalidState(
+                f"the certificate is none that this version reads: {error}."
+            ) from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Certificate:
+        """Reads a JSON file."""
+        return cls.from_json(read_text(path, "certificate", InvalidState))
+
     def table(self) -> Table:
         """A rich table, one row per dot product."""
         table = Table(title=Text(f"{self.subject}: {self._word}"))
@@ -228,6 +255,17 @@ class Certificate:
         names = (e.layer or e.name, e.inputs, e.tile_size, e.weight_type, e.input_type)
         sums = (e.minimum, e.maximum, e.width, e.outer_width, e.width_with_bias, e.target)
         return (*names, *sums, "excluded" if e.name in self.excluded else e.verdict)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _known(entry: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dot product, without what `to_json` adds to them."""
+    names = {f.name for f in fields(DotProduct)}
+    return {key: _tuples(value) for key, value in entry.items() if key in names}
 
 
 @dataclass(frozen=True)
