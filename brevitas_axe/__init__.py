@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from brevitas_axe.run.quantize import quantize
     from brevitas_axe.run.quantize_blocks import quantize_blocks
     from brevitas_axe.run.result import BlocksResult, QuantizeResult
+    from brevitas_axe.run.saving.load import load
+    from brevitas_axe.run.saving.save import save
     from brevitas_axe.run.solve import axe_gpfq_mode, axe_gptq_mode, axe_qronos_mode
 
 __version__ = "0.1.0"
@@ -74,11 +76,13 @@ __all__ = [
     "export_layers",
     "export_qonnx",
     "finetune",
+    "load",
     "mend_for_finn",
     "prepare_for_finn",
     "prepare_for_hls4ml",
     "quantize",
     "quantize_blocks",
+    "save",
 ]
 
 # Where each name is found; a new one also goes into the two lists above (a test compares them).
@@ -110,6 +114,8 @@ _NAMES_OF = {
     "run.quantize": ("quantize",),
     "run.quantize_blocks": ("quantize_blocks",),
     "run.result": ("BlocksResult", "QuantizeResult"),
+    "run.saving.load": ("load",),
+    "run.saving.save": ("save",),
     "run.solve": ("axe_gpfq_mode", "axe_gptq_mode", "axe_qronos_mode"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}

@@ -41,6 +41,7 @@ from brevitas_axe.run.block_layers import (
 from brevitas_axe.run.checks import check_runs, check_widths, ran_out_of_memory, without_remarks
 from brevitas_axe.run.request import Keywords, Request, layer_widths, requested
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
+from brevitas_axe.run.saving.huggingface import refuse_save_pretrained
 from brevitas_axe.run.solve import axe_mode
 from brevitas_axe.run.solve.state import SavedLayers
 from brevitas_axe.run.splitting import split_model
@@ -139,12 +140,13 @@ def solve_blocks(
     certificate = _joined([solved.certificate for solved in done], type(model).__name__)
     certificate = certificate.assuming(assumptions)
     return BlocksResult(
-        model,
+        refuse_save_pretrained(model),
         Plan({name: p for solved in done for name, p in solved.plan.layers.items()}),
         certificate,
         [{"block": i, **entry} for i, solved in enumerate(done) for entry in solved.log],
         request.recipe,
         assumptions,
+        example=batches[0],
         floats=tuple(dict.fromkeys((*left_in_float(model), *certificate.excluded))),
     )
 

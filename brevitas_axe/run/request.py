@@ -6,7 +6,7 @@ A plan and a recipe can express everything; the keywords are a short form of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -91,6 +91,7 @@ class Request:
         exclude: names of layers to leave alone.
         run: what changes no integer.
         validate: tells how good a model is, where widths are chosen.
+        told: of `widths`, what the caller said; a model with quantizers keeps the others.
     """
 
     widths: LayerPrecision
@@ -99,6 +100,7 @@ class Request:
     exclude: tuple[str, ...]
     run: Run
     validate: Validate | None = None
+    told: LayerPrecision = field(default_factory=LayerPrecision)
 
     def settled(self, plain: bool) -> Request:
         """The request with the recipe's ranges known.
@@ -126,13 +128,14 @@ def requested(
         InvalidPlan, AccumulatorTooNarrow, InvalidTile: an impossible width.
     """
     _check_keywords(keywords)
-    given = {field: keywords[key] for key, field in _WIDTHS.items() if key in keywords}
+    given = {width: keywords[key] for key, width in _WIDTHS.items() if key in keywords}
     uniform, given_plan = _FIRST_WIDTHS, plan
     if isinstance(plan, LayerPrecision):
         if given:
             raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
-        told = {f.name: getattr(plan, f.name) for f in fields(plan)}
-        uniform, plan = replace(uniform, **{k: v for k, v in told.items() if v is not None}), None
+        said = {f.name: getattr(plan, f.name) for f in fields(plan)}
+        given = {key: value for key, value in said.items() if value is not None}
+        plan = None
     elif plan is not None and not isinstance(plan, Plan):
         raise InvalidOption(f"a plan is a Plan or a LayerPrecision, not a {type(plan).__name__}.")
     elif plan is not None and (given.get("accumulator"), given.get("tile")) != (None, None):
@@ -146,6 +149,7 @@ def requested(
         (exclude,) if isinstance(exclude, str) else tuple(exclude),
         replace(run, **changed),
         keywords.get("validate"),
+        LayerPrecision(**given),
     )
     bits = [key for key in ("weight_bit_width", "input_bit_width") if key in keywords]
     _check_chosen_widths(request, given_plan, bits)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from brevitas_axe.model.prepare import Batch
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate import Certificate
 from brevitas_axe.recipe import Recipe
@@ -28,6 +29,9 @@ class QuantizeResult:
         tried: where widths were chosen automatically, one row for every plan that was solved: its
             "widths", the "divergence" of its outputs from the float model's on the calibration
             data, and its "validation" where a function gives one.
+        exclude: names of layers and products that stay out of the certificate's verdict.
+        example: arguments of one forward that meets every layer, with which the certificate is
+            given again.
     """
 
     model: nn.Module
@@ -37,6 +41,8 @@ class QuantizeResult:
     recipe: Recipe
     assumptions: tuple[str, ...] = ()
     tried: tuple[dict[str, Any], ...] = ()
+    exclude: tuple[str, ...] = ()
+    example: Batch | None = None
 
     def __repr__(self) -> str:
         head = f"{type(self).__name__} of {type(self.model).__name__}"

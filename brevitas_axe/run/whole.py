@@ -33,7 +33,6 @@ from brevitas_axe.run.widths import INPUT_BITS, REFERENCE, best_widths
 
 # Recipe fields that do not apply to a model with quantizers of its own.
 _OF_FLOAT_MODELS = ("transforms", "split", "inputs", "symmetric", "weights", "power_of_two")
-_AS_IT_IS: dict[str, None] = {"weight": None, "input": None}
 
 
 @without_remarks()
@@ -45,6 +44,8 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
         )
     plain = not has_quantizers(model)
     request = request.settled(plain)
+    if plain:  # its quantizers are made with these widths
+        request = replace(request, told=LayerPrecision())
     if not plain:
         _check_own_quantizers(request.recipe)
     quantized = copy.deepcopy(model).eval()
@@ -118,7 +119,8 @@ def _solved(
     args, kwargs = batches[0]
     certificate = certify(quantized, plan=final, exclude=exclude, args=args, kwargs=kwargs)
     certificate = certificate.assuming(assumptions)
-    return QuantizeResult(quantized, final, certificate, axe.log, recipe, assumptions)
+    result = QuantizeResult(quantized, final, certificate, axe.log, recipe, assumptions)
+    return replace(result, exclude=exclude, example=batches[0])
 
 
 def _check_own_quantizers(recipe: Recipe) -> None:
@@ -168,11 +170,26 @@ def _with_quantizers(
 
 def _plan(layers: dict[str, Layer], request: Request) -> Plan | None:
     """Widths by layer; None where all layers have the same."""
-    if request.plan is not None or not request.recipe.rules:
-        return request.plan
+    told = request.told
+    said = request.recipe.rules or told.weight or told.input
+    if request.plan is not None:
+        return _filled(request.plan, told)
+    if not said:
+        return None
     columns = {name: unroll_weight(m, m.weight).shape[2] for name, m in layers.items()}
-    # Bits that no rule sets stay unchanged.
-    return layer_widths(layers, columns, request.recipe, replace(request.widths, **_AS_IT_IS))
+    # Bits that nothing sets stay what they are.
+    widths = replace(request.widths, weight=told.weight, input=told.input)
+    return layer_widths(layers, columns, request.recipe, widths)
+
+
+def _filled(plan: Plan, told: LayerPrecision) -> Plan:
+    """A plan with bits where it leaves them open."""
+    return Plan(
+        {
+            name: replace(p, weight=p.weight or told.weight, input=p.input or told.input)
+            for name, p in plan.layers.items()
+        }
+    )
 
 
 def _follow_inputs(

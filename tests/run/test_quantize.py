@@ -78,7 +78,7 @@ def test_every_level_is_proven(solver, quality, bits, tile):
 
 def test_the_plan_says_what_the_model_has_and_gives_the_same_again():
     calibrated = to_brevitas(conv_net(), as_batches(BATCHES), weight_bit_width=3, input_bit_width=5)
-    first = run(calibrated, accumulator_bit_width=13)
+    first = quantize(calibrated, BATCHES, accumulator_bit_width=13, progress=False)
     assert first.plan["0"] == LayerPrecision(3, 8, 13, None)
     assert first.plan["4"] == LayerPrecision(3, 5, 13, None)
     again = quantize(calibrated, BATCHES, plan=Plan.from_json(first.plan.to_json()), progress=False)

@@ -40,7 +40,7 @@ def accumulator_penalty(model: nn.Module) -> Tensor:
         MissingInputQuantizer: a budget is not known before the first forward.
     """
     excesses = []
-    for name, layer in find_layers(model).items():
+    for name, layer in find_layers(model, tile_scales=True).items():
         if a2q_kind(layer) is not None:
             found = a2q_norm(name, layer)
             excesses.append((found.norm - found.bound).relu().sum())
@@ -123,7 +123,7 @@ def _budgeted_layers(
     model: nn.Module, exclude: tuple[str, ...] = ()
 ) -> Iterator[tuple[Layer, Budget]]:
     """Layers with one of our quantizers and an accumulator width, each with its budget."""
-    for name, layer in find_layers(model, exclude).items():
+    for name, layer in find_layers(model, exclude, tile_scales=True).items():
         proxy = layer.weight_quant
         if not isinstance(proxy, AccumulatorAwareWeightQuantProxy):
             continue
@@ -139,9 +139,11 @@ def _budgeted_layers(
 
 
 def _rows_and_scale(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Weights [rows, K] and their scale [rows, 1], both differentiable."""
+    """Weights [rows, K] and their scale [rows, 1] or [rows, tiles], both differentiable."""
     rows = unroll_weight(layer, layer.weight).flatten(0, 1)
     quant = layer.weight_quant.tensor_quant
     threshold = quant.int_scaling_impl(quant.msb_clamp_bit_width_impl())
     scale = quant.scaling_impl(layer.weight, threshold).flatten()
+    if layer.weight_quant.scale_tile is not None:
+        return rows, scale.view(len(rows), -1)
     return rows, scale.expand(len(rows)).unsqueeze(-1)

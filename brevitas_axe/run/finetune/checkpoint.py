@@ -41,6 +41,17 @@ class SavedRun:
         data = buffer.getvalue()
         write_whole(self._path, hashlib.sha256(data).digest() + data)
 
+    def check(self) -> None:
+        """Raises InvalidState, before a long run, where what was saved cannot be read back."""
+        try:
+            self.load()
+        except InvalidState as error:
+            self._path.unlink()
+            raise InvalidState(
+                "the state of this optimizer or scheduler cannot be written, because it holds more "
+                "than tensors and numbers; choose another, or leave state out."
+            ) from error
+
     def load(self) -> dict[str, Any] | None:
         """What was saved last, None before the first save.
 

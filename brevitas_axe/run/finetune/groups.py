@@ -37,7 +37,7 @@ def parameter_groups(
     default = _STEPS_PER_SCALE * learning_rate
     rate = default if scale_learning_rate is None else scale_learning_rate
     groups: list[dict[str, Any]] = []
-    for layer in find_layers(model).values():
+    for layer in find_layers(model, tile_scales=True).values():
         if layer.weight.requires_grad:
             step = _STEPS_PER_SCALE * learning_rate * _mean_scale(layer)
             groups.append({"params": [layer.weight], "lr": step})

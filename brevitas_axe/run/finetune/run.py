@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from brevitas_axe.display import html_table
 from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers
+from brevitas_axe.model.prepare import Batch
 from brevitas_axe.model.quantizers.a2q import a2q_kind
 from brevitas_axe.model.running import copied
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
+from brevitas_axe.recipe import Recipe
 from brevitas_axe.run.finetune.balls import accumulator_penalty
 from brevitas_axe.run.finetune.checkpoint import SavedRun, load_model_state, model_state, seeded
 from brevitas_axe.run.finetune.groups import parameter_groups
@@ -32,6 +34,7 @@ from brevitas_axe.run.finetune.losses import (
     on_device,
     run,
 )
+from brevitas_axe.run.result import QuantizeResult
 
 Optimizer = torch.optim.Optimizer
 Validation = Iterable[Any] | Callable[[nn.Module], float]
@@ -47,12 +50,20 @@ class FinetuneResult:
             the epoch), score, learning_rate, certified, accumulator_bits (the widest), seconds.
         certificate: proof of that model.
         best_epoch: number of that epoch.
+        plan: the widths that it holds.
+        recipe: of the result that was trained on; None where a bare model was.
+        exclude: names that stay out of the certificate's verdict.
+        example: arguments of one forward, with which the certificate is given again.
     """
 
     model: nn.Module
     history: list[dict[str, Any]]
     certificate: Certificate
     best_epoch: int
+    plan: Plan
+    recipe: Recipe | None = None
+    exclude: tuple[str, ...] = ()
+    example: Batch | None = None
 
     def __repr__(self) -> str:
         return f"{self._head}\n  {self.certificate!r}"
@@ -71,7 +82,7 @@ class FinetuneResult:
 def accumulator_plan(model: nn.Module, exclude: tuple[str, ...] = ()) -> Plan:
     """The accumulator widths and tiles that the quantizers of a model keep."""
     layers = {}
-    for name, layer in find_layers(model, exclude).items():
+    for name, layer in find_layers(model, exclude, tile_scales=True).items():
         proxy = layer.weight_quant
         if a2q_kind(layer) is not None:
             width = int(proxy.tensor_quant.pre_scaling_impl.accumulator_bit_width())
@@ -84,13 +95,28 @@ def accumulator_plan(model: nn.Module, exclude: tuple[str, ...] = ()) -> Plan:
     return Plan(layers)
 
 
+def _with_bits(plan: Plan, model: nn.Module) -> Plan:
+    """The same plan with the bits that weights and inputs have."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    layers = {}
+    for name, precision in plan.layers.items():
+        proxy = modules[name].weight_quant
+        arrives = getattr(proxy, "input_range", None)
+        layers[name] = replace(
+            precision,
+            weight=int(proxy.tensor_quant.msb_clamp_bit_width_impl()),
+            input=None if arrives is None else arrives.bit_width,
+        )
+    return Plan(layers)
+
+
 def cosine(optimizer: Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """Learning rates that fall to 0 along a cosine."""
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
 
 def finetune(
-    model: nn.Module,
+    model: nn.Module | QuantizeResult | FinetuneResult,
     loader: Iterable[Any],
     *,
     epochs: int = 10,
@@ -109,7 +135,9 @@ def finetune(
     """Fine-tunes a model; budgets are kept at every forward and proven at every epoch.
 
     Args:
-        model: with accumulator-aware quantizers, from `quantize` or `apply_plan`. Not modified.
+        model: with accumulator-aware quantizers, from `apply_plan`; or a result of `quantize`,
+            `quantize_blocks`, `load` or of this function, which says what to leave out. Not
+            modified.
         loader: batches, iterated once per epoch: (input, ..., label) tuples, or, with a loss of
             your own, tensors or dictionaries of keyword arguments.
         epochs: how many.
@@ -124,7 +152,7 @@ def finetune(
         optimizer: groups of parameters → optimizer.
         scheduler: (optimizer, steps in all) → scheduler, stepped after every step.
         exclude: names of layers and products that stay out of the certificate, `floats` of
-            `quantize_blocks` for instance.
+            `quantize_blocks` for instance; those of a result need not be named again.
         state: folder for progress; a killed run continues from its last whole epoch to the same
             bits. The data must be the same, which is not checked.
         seed: of order, dropout and whatever else draws numbers; each epoch has its own.
@@ -137,10 +165,13 @@ def finetune(
     if type(epochs) is not int or epochs < 1:
         raise InvalidOption(f"finetune takes a whole number of epochs from 1, not {epochs!r}.")
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    result, network = (None, model) if isinstance(model, nn.Module) else (model, model.model)
+    if result is not None:
+        exclude = tuple(dict.fromkeys((*exclude, *result.exclude, *getattr(result, "floats", ()))))
     settings = (epochs, learning_rate, scale_learning_rate, penalty, list(exclude), seed)
-    trained = copied(model)
+    trained = copied(network)
     judge = _judge(trained, loader, loss, validation, exclude, seed)
-    saved_run = None if state is None else _opened(state, settings, trained)
+    saved_run = None if state is None else _opened(state, settings, trained, judge.plan)
     saved = None if saved_run is None else saved_run.load()
     if saved is not None:
         load_model_state(trained, saved["model"])  # before the optimizer sees the parameters
@@ -150,6 +181,10 @@ def finetune(
         certificate = judge.prove()
         history = [_entry(0, None, None, judge.score(), stepper, certificate, 0.0)]
         best = {"epoch": 0, **model_state(trained)}
+        load_model_state(trained, best)  # what cannot be read back is told before the first step
+        if saved_run is not None:
+            saved_run.save(_progress(trained, history, best, stepper, schedule))
+            saved_run.check()
     else:
         stepper.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["scheduler"])
@@ -164,16 +199,24 @@ def finetune(
         best = _better(entry, history, best, trained)
         history.append(entry)
         if saved_run is not None:
-            states = {"optimizer": stepper.state_dict(), "scheduler": schedule.state_dict()}
-            states |= {"model": model_state(trained), "history": history, "best": best}
-            saved_run.save(states)
+            saved_run.save(_progress(trained, history, best, stepper, schedule))
     load_model_state(trained, best)
-    return FinetuneResult(trained.eval(), history, judge.prove(), best["epoch"])
+    recipe = None if result is None else result.recipe
+    proof, number, plan = judge.prove(), best["epoch"], _with_bits(judge.plan, trained)
+    return FinetuneResult(trained.eval(), history, proof, number, plan, recipe, exclude, judge.call)
 
 
-def _opened(state: str | Path, settings: tuple, model: nn.Module) -> SavedRun:
+def _progress(
+    model: nn.Module, history: list, best: dict, optimizer: Optimizer, schedule: Any
+) -> dict[str, Any]:
+    """All that a run needs to go on."""
+    states = {"optimizer": optimizer.state_dict(), "scheduler": schedule.state_dict()}
+    return {**states, "model": model_state(model), "history": history, "best": best}
+
+
+def _opened(state: str | Path, settings: tuple, model: nn.Module, plan: Plan) -> SavedRun:
     """The folder of a run with these settings, which starts from this model."""
-    fingerprint = Fingerprint({"finetune": settings})
+    fingerprint = Fingerprint({"finetune": settings, "plan": plan.to_json()})
     fingerprint.add(model)
     return SavedRun(state, fingerprint.hexdigest())
 

@@ -15,7 +15,9 @@ from brevitas.quant import Int8WeightPerChannelFloat, Uint8ActPerTensorFloat
 from torch import nn
 
 from brevitas_axe.errors import InvalidState
+from brevitas_axe.model.apply.weights import apply_plan
 from brevitas_axe.model.quantizers import Int8WeightPerChannelFloatAXE
+from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify
 from brevitas_axe.run.finetune import finetune
 from brevitas_axe.run.finetune.checkpoint import SavedRun, load_model_state, model_state, seeded
@@ -115,6 +117,49 @@ def test_a_residual_net_trains_and_its_shared_quantizers_stay_shared(tmp_path):
     assert shared(again.model) == before
 
 
+def test_a_plan_that_changed_does_not_go_on_from_the_state_of_another(tmp_path):
+    torch.manual_seed(0)
+    x, labels = torch.rand(32, 6), torch.randint(3, (32,))
+    result = quantize(Residual(), [x], accumulator_bit_width=14, progress=False)
+    options = {"epochs": 1, "progress": False, "state": tmp_path / "run"}
+    finetune(result, [(x, labels)], **options)
+    narrower = Plan.uniform(result.plan.layers, LayerPrecision(accumulator=12))
+    apply_plan(result.model, narrower, args=(x,))
+    with pytest.raises(InvalidState, match="another model or setting"):
+        finetune(result, [(x, labels)], **options)
+    options["state"] = tmp_path / "narrower"
+    tuned = finetune(result, [(x, labels)], **options)
+    assert {p.accumulator for p in tuned.plan.layers.values()} == {12}
+    assert {p.weight for p in tuned.plan.layers.values()} == {4}
+    assert torch.equal(finetune(result, [(x, labels)], **options).model(x), tuned.model(x))
+
+
+def test_what_cannot_be_written_is_told_before_the_first_step(tmp_path):
+    class Schedule(torch.optim.lr_scheduler.LambdaLR):
+        def state_dict(self):
+            return {"shape": print}
+
+    x = torch.rand(32, 6)
+    steps = []
+
+    def loss(output, batch):
+        steps.append(output)
+        return output.square().mean()
+
+    result = quantize(Residual(), [x], accumulator_bit_width=14, quality="fast", progress=False)
+    with pytest.raises(InvalidState, match="optimizer or scheduler"):
+        finetune(
+            result,
+            [x],
+            loss=loss,
+            scheduler=lambda optimizer, _: Schedule(optimizer, lambda step: 1.0),
+            state=tmp_path,
+            progress=False,
+        )
+    assert not steps
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_checkpoint_of_another_quantizer_loads():
     torch.manual_seed(0)
     x = torch.rand(16, 6)
@@ -133,6 +178,21 @@ def test_a_checkpoint_of_another_quantizer_loads():
     broken = {k: v for k, v in ours.state_dict().items() if not k.endswith("input_low")}
     with pytest.raises(RuntimeError, match="input_low"):
         ours.load_state_dict(broken)
+
+
+def test_a_checkpoint_of_a_learned_scale_keeps_it():
+    learned = Int8WeightPerChannelFloat.let(scaling_impl_type="parameter_from_stats")
+    trained, ours = (
+        qnn.QuantLinear(6, 4, weight_quant=quantizer, input_quant=Uint8ActPerTensorFloat)
+        for quantizer in (learned, Int8WeightPerChannelFloatAXE)
+    )
+    x = torch.rand(8, 6)
+    for model in (trained, ours):
+        model.train()(x)
+    with torch.no_grad():
+        trained.weight_quant.tensor_quant.scaling_impl.value.mul_(1.5)
+    ours.load_state_dict(trained.state_dict())
+    assert torch.equal(ours.eval()(x), trained.eval()(x))
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04", b"\x80\x02N.", b"\x80\x02]."])

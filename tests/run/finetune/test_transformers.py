@@ -68,6 +68,25 @@ def test_a_solved_transformer_follows_its_float_model(kind: str) -> None:
     assert moved > 0
 
 
+def test_scales_of_tiles_train_on_too() -> None:
+    model, data = tiny("llama").eval(), batches("llama")
+    result = quantize_blocks(
+        copy.deepcopy(model),
+        data,
+        accumulator_bit_width=P,
+        tile_size=TILE,
+        tile_scales=True,
+        quality="fast",
+        progress=False,
+    )
+    options = {"epochs": 4, "learning_rate": 5e-3, "penalty": 1e-4, "progress": False}
+    tuned = finetune(result, data, loss=distillation(model, weight=1.0), **options)
+    losses = [entry["loss"] for entry in tuned.history[1:]]
+    assert losses[-1] < losses[0]
+    assert tuned.certificate.ok
+    assert tuned.plan == result.plan
+
+
 def test_what_stays_in_float_must_be_named_and_exist() -> None:
     teacher, result = solved("llama")
     options = {"epochs": 1, "loss": distillation(teacher, weight=1.0), "progress": False}
