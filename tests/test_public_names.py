@@ -20,6 +20,7 @@ COMMANDS = (
     "quickstart",
     "quantize",
     "allocate",
+    "finetune",
     "methods",
     "certify",
     "check",

@@ -22,12 +22,16 @@ from brevitas_axe.cli import (
     check,
     emulate,
     export,
+    finetune,
     methods,
     quantize,
     quickstart,
 )
 from brevitas_axe.errors import AxeError
 
+_COMMANDS = (
+    quickstart, quantize, allocate, finetune, methods, certify, check, export, emulate,
+)  # fmt: skip
 _UNUSABLE = 2
 _INTERRUPTED = 130
 
@@ -68,6 +72,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (quickstart, quantize, allocate, methods, certify, check, export, emulate):
+    for command in (
+        quickstart,
+        quantize,
+        allocate,
+        finetune,
+        methods,
+        certify,
+        check,
+        export,
+        emulate,
+    ):
         command.add(commands)
     return parser

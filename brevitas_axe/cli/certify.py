@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from brevitas_axe.cli import options
+from brevitas_axe.cli import folders, options
 from brevitas_axe.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from brevitas_axe.proof.certificate import Certificate
 
 
 def add(commands) -> None:
@@ -15,7 +19,10 @@ def add(commands) -> None:
         help="prove from a QONNX file that no accumulator can overflow",
         description="Exit status 0: proven. 1: not proven. 2: the input cannot be used.",
     )
-    parser.add_argument("model", help="a QONNX file, of any origin")
+    parser.add_argument(
+        "model", help="a QONNX file, of any origin, or a folder that `quantize` wrote"
+    )
+    folders.add_model(parser)
     options.add_accumulator(parser)
     options.add_tile(parser)
     options.add_plan(parser)
@@ -40,20 +47,44 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.cli.screen import console
     from brevitas_axe.proof.certificate import certify_file
 
-    certificate = certify_file(
-        arguments.model,
-        accumulator_bit_width=arguments.accumulator_bits,
-        tile_size=arguments.tile_size,
-        plan=options.plan_of(arguments),
-        exclude=tuple(arguments.exclude),
-        input_types=_input_types(arguments.input_type),
-        fixed_initializers=arguments.fixed_initializers,
-    )
+    if folders.is_folder(arguments.model):
+        certificate = _of_folder(arguments)
+    else:
+        certificate = certify_file(
+            arguments.model,
+            accumulator_bit_width=arguments.accumulator_bits,
+            tile_size=arguments.tile_size,
+            plan=options.plan_of(arguments),
+            exclude=tuple(arguments.exclude),
+            input_types=_input_types(arguments.input_type),
+            fixed_initializers=arguments.fixed_initializers,
+        )
     if arguments.json:
         print(certificate.to_json())
     else:
         console().print(certificate.table())
     return 0 if certificate.ok else 1
+
+
+def _of_folder(arguments: argparse.Namespace) -> Certificate:
+    """Of a saved model: proven again as it was, or for the widths that are asked for."""
+    from brevitas_axe.proof.certificate import certify
+
+    result = folders.result_of(arguments.model, arguments)
+    plan = options.plan_of(arguments)
+    if (arguments.accumulator_bits, arguments.tile_size, plan) == (None, None, None):
+        return result.certificate
+    assert result.example is not None
+    args, kwargs = result.example
+    return certify(
+        result.model,
+        accumulator_bit_width=arguments.accumulator_bits,
+        tile_size=arguments.tile_size,
+        plan=plan,
+        exclude=(*result.exclude, *getattr(result, "floats", ()), *arguments.exclude),
+        args=args,
+        kwargs=kwargs,
+    )
 
 
 def _input_types(given: Sequence[str]) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from brevitas_axe.cli import folders
+
 _NAMES = {"finn": "FINN", "hls4ml": "hls4ml"}
 
 
@@ -15,7 +17,7 @@ def add(commands) -> None:
         description="Exit status 0: accepted, with notes at most. 1: findings. 2: the input cannot "
         "be used.",
     )
-    parser.add_argument("model", help="a QONNX file, of any origin")
+    parser.add_argument("model", help="a QONNX file, of any origin, or a folder with model.onnx")
     parser.add_argument(
         "--target", choices=[*_NAMES], default="finn", help="the tool that builds it"
     )
@@ -34,13 +36,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     check = {"finn": check_finn, "hls4ml": check_hls4ml}[arguments.target]
     target = _NAMES[arguments.target]
-    findings = check(arguments.model, notes=True)
+    file = folders.model_file(arguments.model)
+    findings = check(file, notes=True)
     status = int(any(finding.severity != "note" for finding in findings))
     if arguments.json:
         content = {"target": arguments.target, "findings": [f.to_dict() for f in findings]}
         print(json.dumps(content, indent=2))
         return status
-    name = Path(arguments.model).name
+    name = Path(file).name
     if not findings:
         print(f"{name}: {target} builds it as it is.")
         return 0

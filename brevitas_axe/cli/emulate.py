@@ -6,16 +6,16 @@ import argparse
 import io
 from pathlib import Path
 
-from brevitas_axe.cli import options
+from brevitas_axe.cli import folders, options
 from brevitas_axe.errors import InvalidOption
 
 
 def add(commands) -> None:
     parser = commands.add_parser("emulate", help="run a QONNX file with P-bit accumulators")
-    parser.add_argument("model", help="a QONNX file")
+    parser.add_argument("model", help="a QONNX file, or a folder that `quantize` wrote")
     parser.add_argument("--inputs", required=True, metavar="X.npy", help="one batch of inputs")
     parser.add_argument("--output", required=True, metavar="Y.npy", help="where the result goes")
-    options.add_accumulator(parser, required=True)
+    options.add_accumulator(parser)
     options.add_tile(parser)
     options.add_plan(parser)
     parser.add_argument(
@@ -33,11 +33,17 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.files import write_whole
     from brevitas_axe.proof.emulator import emulate
 
+    arguments.plan = folders.planned(arguments.model, arguments)
+    if arguments.accumulator_bits is None and arguments.plan is None:
+        raise InvalidOption("give --accumulator-bits, or --plan with a width per layer.")
+    widths = {}
+    if arguments.accumulator_bits is not None:
+        widths["accumulator_bit_width"] = arguments.accumulator_bits
     inputs = _load(arguments.inputs)
     result = emulate(
-        arguments.model,
+        folders.model_file(arguments.model),
         inputs,
-        arguments.accumulator_bits,
+        **widths,
         tile_size=arguments.tile_size,
         overflow=arguments.overflow,
         plan=options.plan_of(arguments),

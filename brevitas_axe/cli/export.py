@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from brevitas_axe.cli import folders
+
 
 def add(commands) -> None:
     parser = commands.add_parser(
@@ -15,10 +17,13 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "model",
-        help="a QONNX file, of any origin; or a function my_model.py:function that returns a "
-        "calibrated Brevitas model",
+        help="a folder that `quantize` or `finetune` wrote; a QONNX file, of any origin; or a "
+        "function my_model.py:function that returns a calibrated Brevitas model",
     )
-    parser.add_argument("output", help="folder for hls4ml, otherwise a file")
+    folders.add_model(parser)
+    parser.add_argument(
+        "output", help="folder for hls4ml and for models solved by blocks, otherwise a file"
+    )
     parser.add_argument(
         "--target",
         choices=["hls4ml", "finn", "qonnx"],
@@ -46,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _hls4ml(arguments)
     from brevitas_axe.errors import InvalidOption
     from brevitas_axe.export import export_qonnx
+    from brevitas_axe.export.layers import export_layers
 
     model, args = _model_and_args(arguments)
     if args is None:
@@ -53,13 +59,20 @@ def run(arguments: argparse.Namespace) -> int:
             f"--target {arguments.target} writes a model, and {arguments.model} is a file already; "
             "give my_model.py:function and --calibration."
         )
+    if args == ():  # blocks, which no one file holds
+        files = export_layers(model, arguments.output, target=arguments.target).values()
+        written = [str(file) for file in files]
+        print(json.dumps({"files": written}) if arguments.json else "\n".join(written))
+        return 0
     export_qonnx(model, args, arguments.output, target=arguments.target)
     print(json.dumps({"file": arguments.output}) if arguments.json else arguments.output)
     return 0
 
 
 def _model_and_args(arguments: argparse.Namespace):
-    """The model and its example inputs; a file needs none."""
+    """The model and its example inputs: none of blocks, None of a file."""
+    if folders.is_folder(arguments.model):
+        return folders.model_and_example(folders.result_of(arguments.model, arguments))
     from brevitas_axe.cli.usercode import batches_of, model_of
     from brevitas_axe.errors import InvalidOption
     from brevitas_axe.model.prepare import as_batches, one_sample

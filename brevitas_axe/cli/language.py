@@ -137,6 +137,8 @@ def _solved(
     from brevitas_axe.files import write_whole
     from brevitas_axe.recipe import Run
     from brevitas_axe.run.quantize_blocks import quantize_blocks
+    from brevitas_axe.run.saving.folder import INSIDE
+    from brevitas_axe.run.saving.save import save
     from brevitas_axe.run.text import perplexity
     from brevitas_axe.show import open_folder, write_folder
 
@@ -156,6 +158,8 @@ def _solved(
         **_keywords(arguments),
     )
     seconds = round(time.perf_counter() - start, 1)
+    place = open_folder(Path(arguments.output) / name)
+    save(result, place / INSIDE)
     after = perplexity(result.model, judged)
     summary = {
         "title": f"{arguments.hf}, quantized for narrow accumulators",
@@ -172,7 +176,6 @@ def _solved(
             "perplexity": round(after, 4),
         },
     }
-    place = open_folder(Path(arguments.output) / name)
     write_whole(place / "integers.npz", integers(result.model))
     write_folder(place, summary, result.certificate, result.plan, result.recipe)
     return {

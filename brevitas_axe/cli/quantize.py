@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from brevitas_axe.cli import language, options
 from brevitas_axe.cli.usercode import batches_of, model_of
-from brevitas_axe.errors import InvalidOption
+from brevitas_axe.errors import AxeError, InvalidOption
 
 if TYPE_CHECKING:
     from brevitas_axe.proof.certificate import Certificate
@@ -24,9 +24,10 @@ def add(commands) -> None:
     parser = commands.add_parser(
         "quantize",
         help="quantize, prove and export your own model",
-        description="Writes model.onnx, plan.json, recipe.yaml, certificate.json, summary.json "
-        "and report.html. A model that is solved block by block has integers.npz instead of "
-        "model.onnx; for a language model (--hf), there are rows.json and such a folder per row.",
+        description="Writes model.onnx, plan.json, recipe.yaml, certificate.json, summary.json, "
+        "report.html and the folder model, with which `finetune`, `certify` and `export` go on. A "
+        "model that is solved block by block has integers.npz instead of model.onnx; for a "
+        "language model (--hf), there are rows.json and such a folder per row.",
     )
     parser.add_argument(
         "model", nargs="?", metavar="FILE.py:FUNCTION", help="returns the torch model"
@@ -37,7 +38,12 @@ def add(commands) -> None:
     language.add_options(parser)
     options.add_accumulator(parser)
     for name, usual in _USUAL_BITS.items():
-        parser.add_argument(f"--{name}-bits", type=int, metavar="N", help=f"default {usual}")
+        parser.add_argument(
+            f"--{name}-bits",
+            type=int,
+            metavar="N",
+            help=f"default {usual}; a model with quantizers keeps its own",
+        )
     options.add_widths(parser)
     options.add_tile(parser)
     options.add_plan(parser)
@@ -47,6 +53,13 @@ def add(commands) -> None:
         parser,
         "folder for progress; a killed run continues from it",
         "solve the rows of a layer in N processes, -1 for one per core",
+    )
+    parser.add_argument(
+        "--target",
+        choices=["finn", "qonnx"],
+        default="qonnx",
+        help="finn: a float model is prepared for it, and what FINN would refuse is told before "
+        "anything is solved; qonnx (default): any tool that reads QONNX",
     )
     parser.add_argument("--output", default="results", metavar="DIR", help="default: results")
     parser.set_defaults(run=run)
@@ -69,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.recipe import Run
     from brevitas_axe.run.quantize import quantize
     from brevitas_axe.run.request import requested
+    from brevitas_axe.run.saving.folder import INSIDE, check_place
+    from brevitas_axe.run.saving.save import save
     from brevitas_axe.show import open_folder, write_folder
 
     plan = options.plan_of(arguments)
@@ -81,12 +96,22 @@ def run(arguments: argparse.Namespace) -> int:
     }
     requested(plan, arguments.recipe, exclude, run, keywords)  # refuses before anything is loaded
     folder = open_folder(arguments.output)
+    kept = check_place(folder / INSIDE)
     model = model_of(arguments.model)
     batches = batches_of(arguments.calibration)
+    if arguments.target == "finn":
+        model = _for_finn(model, batches, arguments)
 
     start = time.perf_counter()
     result = quantize(model, batches, plan, arguments.recipe, exclude=exclude, run=run, **keywords)
-    path, certificate, resources = _export(result, batches[0], folder, exclude)
+    save(result, kept)
+    try:
+        path, certificate, resources = _export(
+            result, batches[0], folder, exclude, arguments.target
+        )
+    except AxeError as error:
+        sentence = str(error).rstrip(".")
+        raise type(error)(f"{sentence}; what was solved is kept in {kept}.") from error
     summary = {
         "title": f"{arguments.model}, quantized for narrow accumulators",
         "accumulator": arguments.accumulator_bits,
@@ -103,13 +128,13 @@ def run(arguments: argparse.Namespace) -> int:
     for row in result.tried:
         print(", ".join(f"{key} {row[key]:.4g}" if key != "widths" else row[key] for key in row))
     console().print(certificate.table())
-    for file in [path, *files]:
+    for file in [path, *files, kept]:
         print(file)
     return 0 if certificate.ok else 1
 
 
 def _export(
-    result: QuantizeResult, batch: Any, folder: Path, exclude: tuple[str, ...]
+    result: QuantizeResult, batch: Any, folder: Path, exclude: tuple[str, ...], target: Any
 ) -> tuple[Path, Certificate, list[Any]]:
     """Writes the model's file; returns its path, its proof and the resources of its layers."""
     from brevitas_axe.export import export_qonnx
@@ -125,10 +150,24 @@ def _export(
         return path, result.certificate, []
     path = folder / "model.onnx"
     example = _example(result.model, batch)
-    export_qonnx(result.model, example, path)
+    export_qonnx(result.model, example, path, target=target)
     # The file is proven, not the live model: the next tool reads the file.
     certificate = certify_file(path, plan=result.plan, exclude=exclude)
     return path, certificate, resource_rows(result.model, example, result.plan, exclude)
+
+
+def _for_finn(model: Any, batches: list[Any], arguments: argparse.Namespace) -> Any:
+    """The model as FINN builds it; what FINN would refuse is told here, before the solve."""
+    from brevitas_axe.export.finn.prepare import prepare_for_finn, refuse_for_finn
+    from brevitas_axe.model.prepare import as_batches, has_quantizers
+
+    if has_quantizers(model):
+        refuse_for_finn(model.eval(), as_batches(batches, model)[0])
+        return model
+    widths = _widths(arguments)
+    names = ("weight_bit_width", "input_bit_width")
+    options = {"input_bit_width": 8, **{key: widths[key] for key in names if key in widths}}
+    return prepare_for_finn(model, batches, **options)
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ def model_of(reference: str) -> Any:
     """The model that a function returns; raises InvalidOption for anything else."""
     import torch
 
-    model = _call(_function(reference), reference)
+    model = _call(function_of(reference), reference)
     if not isinstance(model, torch.nn.Module):
         raise InvalidOption(
             f"{reference} must return a torch.nn.Module, but it returned {type(model).__name__}."
@@ -31,7 +31,7 @@ def batches_of(reference: str) -> list[Any]:
         InvalidOption: it returns nothing that can be iterated.
         EmptyCalibration: there is no batch.
     """
-    function = _function(reference)
+    function = function_of(reference)
     batches = _call(lambda: _listed(function()), reference)
     if batches is None:
         raise InvalidOption(f"{reference} must return an iterable of input batches.")
@@ -50,7 +50,7 @@ def _listed(value: object) -> list[Any] | None:
     return list(value) if isinstance(value, Iterable) else None
 
 
-def _function(reference: str) -> Callable[..., Any]:
+def function_of(reference: str) -> Callable[..., Any]:
     """Imports the file, with its folder on the path, and returns the function.
 
     Raises:

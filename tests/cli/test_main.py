@@ -180,6 +180,7 @@ def test_quantize_leaves_a_folder_that_proves_itself(user_file, tmp_path, capsys
         "certificate.json",
         "summary.json",
         "report.html",
+        "model",
     }
     assert names == {path.name for path in (tmp_path / "out").iterdir()}
     onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"))

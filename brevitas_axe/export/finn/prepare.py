@@ -66,14 +66,19 @@ def prepare_for_finn(
             vars(module)["observer_only"] = False
     if hasattr(prepared, "graph"):  # traced, not quantized layer by layer
         _quantize_before_flatten(prepared)
-    args, kwargs = one_sample(batches[0])
+    refuse_for_finn(prepared, batches[0])
+    return prepared
+
+
+def refuse_for_finn(model: nn.Module, batch: Batch) -> None:
+    """Raises ExportRefused where FINN cannot build a calibrated Brevitas model, solved or not."""
+    args, kwargs = one_sample(batch)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_qonnx(prepared, (*args, *kwargs.values()), path, target="qonnx")
+        export_qonnx(model, (*args, *kwargs.values()), path, target="qonnx")
         refused = [finding for finding in check_finn(path) if finding.severity != "tie"]
     if refused:
         raise ExportRefused(refused[0].sentence)
-    return prepared
 
 
 def _with_window_averages(model: nn.Module, batch: Batch) -> nn.Module:
