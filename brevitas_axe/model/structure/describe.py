@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from _dependencies.raw import _RawSpec
 from brevitas.inject import ExtendedInjector
 from brevitas.proxy.quant_proxy import QuantProxyFromInjector
 from torch import Tensor, nn
@@ -237,13 +236,24 @@ def _own_injector(proxy: Any) -> Any:
     own["module"] = layers[0] if len(layers) == 1 else tuple(layers)
     if "tracked_parameter_list" in injector:
         own["tracked_parameter_list"] = proxy.tracked_parameter_list
+    fused = getattr(proxy, "fused_activation_quant_proxy", None)
+    quant = proxy.tensor_quant if fused is None else fused.tensor_quant
+    for key, spec in injector.__dependencies__.items():
+        part = getattr(quant, key, None)
+        if key not in own and isinstance(part, nn.Module) and _is_value(spec[1]):
+            own[key] = part
     return injector.let(**own)
+
+
+def _is_value(found: Any) -> bool:
+    """Whether an injector was given a value, and not something that makes one."""
+    return type(found).__name__ == "_RawSpec"
 
 
 def _dependency(spec: Any, key: str, where: str) -> Any:
     """What an injector was given under a name."""
     found = spec[1]
-    if isinstance(found, _RawSpec):
+    if _is_value(found):
         return found.dependency
     if isinstance(found, type):
         return found

@@ -34,7 +34,7 @@ from brevitas_axe.run.finetune.losses import (
     on_device,
     run,
 )
-from brevitas_axe.run.result import QuantizeResult
+from brevitas_axe.run.result import BlocksResult, QuantizeResult
 
 Optimizer = torch.optim.Optimizer
 Validation = Iterable[Any] | Callable[[nn.Module], float]
@@ -164,10 +164,7 @@ def finetune(
     """
     if type(epochs) is not int or epochs < 1:
         raise InvalidOption(f"finetune takes a whole number of epochs from 1, not {epochs!r}.")
-    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    result, network = (None, model) if isinstance(model, nn.Module) else (model, model.model)
-    if result is not None:
-        exclude = tuple(dict.fromkeys((*exclude, *result.exclude, *getattr(result, "floats", ()))))
+    network, recipe, exclude = _subject(model, exclude)
     settings = (epochs, learning_rate, scale_learning_rate, penalty, list(exclude), seed)
     trained = copied(network)
     judge = _judge(trained, loader, loss, validation, exclude, seed)
@@ -178,13 +175,7 @@ def finetune(
     stepper = optimizer(parameter_groups(trained.train(), learning_rate, scale_learning_rate))
     schedule = scheduler(stepper, epochs * _length(loader))
     if saved is None:
-        certificate = judge.prove()
-        history = [_entry(0, None, None, judge.score(), stepper, certificate, 0.0)]
-        best = {"epoch": 0, **model_state(trained)}
-        load_model_state(trained, best)  # what cannot be read back is told before the first step
-        if saved_run is not None:
-            saved_run.save(_progress(trained, history, best, stepper, schedule))
-            saved_run.check()
+        history, best = _beginning(judge, stepper, schedule, saved_run)
     else:
         stepper.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["scheduler"])
@@ -201,9 +192,34 @@ def finetune(
         if saved_run is not None:
             saved_run.save(_progress(trained, history, best, stepper, schedule))
     load_model_state(trained, best)
-    recipe = None if result is None else result.recipe
     proof, number, plan = judge.prove(), best["epoch"], _with_bits(judge.plan, trained)
     return FinetuneResult(trained.eval(), history, proof, number, plan, recipe, exclude, judge.call)
+
+
+def _subject(
+    model: nn.Module | QuantizeResult | FinetuneResult, exclude: tuple[str, ...]
+) -> tuple[nn.Module, Recipe | None, tuple[str, ...]]:
+    """The model itself, the recipe of a result, and all names that stay out of the verdict."""
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    if isinstance(model, nn.Module):
+        return model, None, exclude
+    floats = model.floats if isinstance(model, BlocksResult) else ()
+    names = tuple(dict.fromkeys((*exclude, *model.exclude, *floats)))
+    return model.model, model.recipe, names
+
+
+def _beginning(
+    judge: _Judge, optimizer: Optimizer, schedule: Any, saved_run: SavedRun | None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """History and best state before training, which are seen to be written and read back."""
+    model = judge.model
+    history = [_entry(0, None, None, judge.score(), optimizer, judge.prove(), 0.0)]
+    best = {"epoch": 0, **model_state(model)}
+    load_model_state(model, best)
+    if saved_run is not None:
+        saved_run.save(_progress(model, history, best, optimizer, schedule))
+        saved_run.check()
+    return history, best
 
 
 def _progress(
