@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = model_of(arguments.model)
     batches = batches_of(arguments.calibration)
     if arguments.target == "finn":
-        model = _for_finn(model, batches, arguments)
+        model, keywords = _for_finn(model, batches, keywords)
 
     start = time.perf_counter()
     result = quantize(model, batches, plan, arguments.recipe, exclude=exclude, run=run, **keywords)
@@ -156,18 +156,23 @@ def _export(
     return path, certificate, resource_rows(result.model, example, result.plan, exclude)
 
 
-def _for_finn(model: Any, batches: list[Any], arguments: argparse.Namespace) -> Any:
-    """The model as FINN builds it; what FINN would refuse is told here, before the solve."""
+def _for_finn(
+    model: Any, batches: list[Any], keywords: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The model as FINN builds it, and the keywords that are left for the solve.
+
+    What FINN would refuse is told here, before the solve.
+    """
     from brevitas_axe.export.finn.prepare import prepare_for_finn, refuse_for_finn
     from brevitas_axe.model.prepare import as_batches, has_quantizers
 
     if has_quantizers(model):
         refuse_for_finn(model.eval(), as_batches(batches, model)[0])
-        return model
-    widths = _widths(arguments)
-    names = ("weight_bit_width", "input_bit_width")
-    options = {"input_bit_width": 8, **{key: widths[key] for key in names if key in widths}}
-    return prepare_for_finn(model, batches, **options)
+        return model, keywords
+    bits = {f"{name}_bit_width": usual for name, usual in _USUAL_BITS.items()}
+    given = {key: keywords.get(key, usual) for key, usual in bits.items()}
+    prepared = prepare_for_finn(model, batches, **given)
+    return prepared, {key: value for key, value in keywords.items() if key not in bits}
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ def model_of(reference: str) -> Any:
     """The model that a function returns; raises InvalidOption for anything else."""
     import torch
 
-    model = _call(function_of(reference), reference)
+    model = _call(_function(reference), reference)
     if not isinstance(model, torch.nn.Module):
         raise InvalidOption(
             f"{reference} must return a torch.nn.Module, but it returned {type(model).__name__}."
@@ -31,7 +31,7 @@ def batches_of(reference: str) -> list[Any]:
         InvalidOption: it returns nothing that can be iterated.
         EmptyCalibration: there is no batch.
     """
-    function = function_of(reference)
+    function = _function(reference)
     batches = _call(lambda: _listed(function()), reference)
     if batches is None:
         raise InvalidOption(f"{reference} must return an iterable of input batches.")
@@ -40,17 +40,17 @@ def batches_of(reference: str) -> list[Any]:
     return batches
 
 
-def function_of(reference: str) -> Callable[[Any], Any]:
-    """A function of one argument; what it raises becomes one sentence with file and line."""
+def function_of(reference: str) -> Callable[..., Any]:
+    """A function with arguments; what it raises becomes one sentence with file and line."""
     function = _function(reference)
-    return lambda given: _call(lambda: function(given), reference)
+    return lambda *given: _call(lambda: function(*given), reference)
 
 
 def _listed(value: object) -> list[Any] | None:
     return list(value) if isinstance(value, Iterable) else None
 
 
-def function_of(reference: str) -> Callable[..., Any]:
+def _function(reference: str) -> Callable[..., Any]:
     """Imports the file, with its folder on the path, and returns the function.
 
     Raises:

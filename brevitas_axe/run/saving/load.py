@@ -36,7 +36,7 @@ from brevitas_axe.run.saving.save import (
 )
 
 Architecture = nn.Module | Callable[[], nn.Module] | str
-_TUPLES = ("assumptions", "exclude", "floats")
+_TUPLES = ("assumptions", "tried", "exclude", "floats")
 
 
 def load(folder: str | Path, model: Architecture | None = None) -> Result:

@@ -28,7 +28,7 @@ KINDS: dict[str, type] = {k.__name__: k for k in (QuantizeResult, BlocksResult, 
 STRUCTURE, TENSORS, RESULT = "structure.json", "model.tensors", "result.json"
 PLAN, RECIPE, CERTIFICATE = "plan.json", "recipe.yaml", "certificate.json"
 # What of a result is kept in result.json as it is.
-KEPT = ("layers", "assumptions", "exclude", "floats", "history", "best_epoch")
+KEPT = ("layers", "assumptions", "tried", "exclude", "floats", "history", "best_epoch")
 
 
 def save(result: Result, folder: str | Path) -> Path:
