@@ -189,6 +189,8 @@ def hidden(b: Builder) -> None:
         return
     by = np.float32(b.draw.permutation(size) + 1)
     how = b.pick("mul", "div", "quant") if not b.plain else b.pick("mul", "div")
+    if how != "quant" and b.step is not None and not b.scalar:
+        return  # the factors might make the steps equal again
     if how == "quant":
         parameters = [b.constant(np.float32(v)) for v in (0, 8)]
         step = b.constant(by.reshape(*[1] * axis, size))

@@ -87,7 +87,7 @@ def joined(b: Builder) -> None:
     other = b.x
     if b.step is not None and b.draw.random() < 0.6 and not b.plain and b.scalar:
         mine, step = b.x, b.step
-        one, point, bits = (b.constant(np.float32(v)) for v in (step.reshape(()), 0, 3))
+        one, point, bits = (b.constant(np.float32(v)) for v in (step.reshape(-1)[0], 0, 3))
         other = b.op("Quant", b.x, one, point, bits, domain=QONNX, signed=1, narrow=b.number(0, 1))
         b.x, b.step = mine, step
     how = b.pick("Add", "Concat", "Where")

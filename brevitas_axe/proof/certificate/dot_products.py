@@ -116,7 +116,7 @@ def _describe(
         if side is None and isinstance(facts[node.inputs[1]], Unknown):
             side = 1 if names.initializer(node.inputs[1]) else None
         if side is None:
-            return _of_activations(node, facts, shapes)
+            return _of_activations(node, facts, shapes, file)
         tensor = node.inputs[side]
         found = replace(found, layer=names.layer(node, tensor), weight=names.initializer(tensor))
         weights = _labelled("weights", tensor, facts)
@@ -259,7 +259,7 @@ def _bias(
     return np.broadcast_to(bias.reshape(-1) * factor / step, rows)
 
 
-def _of_activations(node: Node, facts: TensorFacts, shapes: Shapes) -> Found:
+def _of_activations(node: Node, facts: TensorFacts, shapes: Shapes, file: ModelFile) -> Found:
     """Product of two activations: K times the worst product."""
     left, right = (
         _labelled(f"{which} input", tensor, facts)
@@ -275,10 +275,13 @@ def _of_activations(node: Node, facts: TensorFacts, shapes: Shapes) -> Found:
             found,
             reason="it multiplies two activations and its length is not fixed by the input shape",
         )
+    file.budget.spend(length, "the sum of its products")
     corners = [x * y for x in (left.low, left.high) for y in (right.low, right.high)]
     note = f"its length is {length}, as the declared input shape implies"
     return replace(
         found,
-        integers=Integers(np.ones((1, length), np.int64), min(*corners, 0), max(*corners, 0)),
+        integers=Integers(
+            np.broadcast_to(np.int8(1), (1, length)), min(*corners, 0), max(*corners, 0)
+        ),
         assumptions=tuple(dict.fromkeys((*left.assumptions, *right.assumptions, note))),
     )

@@ -8,6 +8,7 @@ pooling does. An operator on no list of known ones is never harmless.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from brevitas_axe.proof.certificate.proof import Found
@@ -22,6 +23,8 @@ Functions = dict[tuple[str, str], str]
 # Two of them in a chain multiply, without an operator of that name.
 _SCALES = (Kind.PRODUCT, Kind.QUANTIZER)
 _MOVES = (Kind.MOVE, Kind.STAY, Kind.FRESH, Kind.UNARY)
+# Summands of one operator that are compared with each other.
+_MAX_TRACES = 256
 _ADDS = ("Add", "Sub", "Sum", "Mean")
 _DOT_LIKE = (
     *("MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul", "Einsum", "LSTM", "GRU"),
@@ -108,14 +111,17 @@ class Hidden:
 
     def _added(self, node: Node) -> str:
         """Adding pieces of one tensor is a sum over its elements."""
-        traces = [self._traces.of(t) for t in node.inputs if t]
-        traces = [t for t in traces if t is not None]
+        counts = Counter(filter(None, map(self._traces.of, filter(None, node.inputs))))
         grids = [self._facts[t] for t in node.inputs if t]
         scales = [float(g.scale) if isinstance(g, Grid) and g.scalar else None for g in grids]
         if None not in scales and len(set(scales)) == 1:
             return ""  # whole steps of one size
-        for index, left in enumerate(traces):
-            for right in traces[index + 1 :]:
+        traces = list(counts)
+        if len(traces) > _MAX_TRACES and any(t.moved and t.scaled for t in traces):
+            return "it adds more tensors than are followed"
+        for index, left in enumerate(traces[:_MAX_TRACES]):
+            twice = counts[left] > 1
+            for right in traces[index if twice else index + 1 : _MAX_TRACES]:
                 apart = left.shares(right) and (left.moved or right.moved)
                 if apart and (left.scaled or right.scaled):
                     return "it adds products of parts of one tensor; write it as MatMul"

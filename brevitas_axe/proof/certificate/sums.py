@@ -19,6 +19,8 @@ from brevitas_axe.proof.graph.flow import local_functions
 from brevitas_axe.proof.graph.grid import Fact, is_constant
 from brevitas_axe.proof.graph.modelfile import ModelFile
 
+# Results that one entry adds; a chain of doublings would name 2^n of them.
+_MAX_TERMS = 64
 # Operators whose results have one row per output on the same axis, if their weights agree in it.
 _LAYOUTS = (
     {"MatMul", "Gemm", "QuantLinear"},
@@ -54,7 +56,7 @@ def joins_of(file: ModelFile, facts: Mapping[str, Fact]) -> Iterator[Join]:
             results[output] = Join(node.name, (node.name,), own)
         elif node.op == "Add" and len(node.inputs) == 2:
             left, right = (results.get(tensor) for tensor in node.inputs)
-            if left and right:
+            if left and right and len(left.terms) + len(right.terms) <= _MAX_TERMS:
                 shifted = (*left.shifted, *right.shifted)
                 results[output] = Join(node.name, (*left.terms, *right.terms), shifted)
                 yield results[output]

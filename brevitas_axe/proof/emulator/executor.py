@@ -21,7 +21,7 @@ from brevitas_axe.proof.certificate.dot_products import find, operand
 from brevitas_axe.proof.emulator.allowance import Allowance
 from brevitas_axe.proof.emulator.convolution import Product, convolve
 from brevitas_axe.proof.emulator.overflow import Accumulated, Overflow, accumulate
-from brevitas_axe.proof.emulator.session import needed, session
+from brevitas_axe.proof.emulator.session import needed, renamed, session
 from brevitas_axe.proof.graph.flow import analyse
 from brevitas_axe.proof.graph.grid import Fact, Grid, Unprovable
 from brevitas_axe.proof.graph.modelfile import ModelFile, Node, analysing, read, shown
@@ -230,17 +230,22 @@ class _Run:
             execute_custom_node(proto, context, self.file.graph, version)
             return
         feeds = {i: context[i] for i in needed(node.proto) if i in context}
-        context.update(self._run_standard(node.name, node.proto, feeds))
+        context.update(self._run_standard(node.proto, feeds))
 
     def _run_standard(
-        self, name: str, proto: onnx.NodeProto, feeds: dict[str, np.ndarray]
+        self, proto: onnx.NodeProto, feeds: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         """Outputs of a node of ONNX, by ONNX Runtime."""
         self._allowance.check(proto, feeds)
-        if name not in self._sessions:
-            self._sessions[name] = session(proto, feeds, self.file.model)
         outputs = [o for o in proto.output if o]
-        return dict(zip(outputs, self._sessions[name].run(outputs, feeds), strict=True))
+        # Nodes that differ in their names alone share one session.
+        alike, feeds = renamed(proto, feeds)
+        kinds = [(np.asarray(array).dtype.str, np.ndim(array)) for array in feeds.values()]
+        key = f"{alike.SerializeToString(deterministic=True)!r}{kinds}"
+        if key not in self._sessions:
+            self._sessions[key] = session(alike, feeds, self.file.model)
+        results = self._sessions[key].run([o for o in alike.output if o], feeds)
+        return dict(zip(outputs, results, strict=True))
 
     def _channels_last(self, node: Node, context: dict[str, Any]) -> None:
         """Runs a node whose channels are its last axis as the one of ONNX."""
@@ -259,7 +264,7 @@ class _Run:
             self._allowance.check(proto, feeds)
             result = self._product(node, context)
         else:
-            result = self._run_standard(node.name, proto, feeds)[node.outputs[0]]
+            result = self._run_standard(proto, feeds)[node.outputs[0]]
         context[node.outputs[0]] = np.ascontiguousarray(np.moveaxis(result, 1, -1))
 
     def _product(self, node: Node, context: dict[str, Any]) -> np.ndarray:

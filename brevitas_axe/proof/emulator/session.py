@@ -20,6 +20,21 @@ def needed(proto: onnx.NodeProto) -> list[str]:
     return list(dict.fromkeys(i for i in (*proto.input, *captured(proto)) if i))
 
 
+def renamed(
+    proto: onnx.NodeProto, feeds: Mapping[str, np.ndarray]
+) -> tuple[onnx.NodeProto, Mapping[str, np.ndarray]]:
+    """The node and its feeds under names that say nothing; branches keep the names they take."""
+    if any(a.HasField("g") or a.graphs for a in proto.attribute):
+        return proto, feeds
+    names = {name: f"i{place}" for place, name in enumerate(dict.fromkeys(proto.input)) if name}
+    alike = onnx.NodeProto()
+    alike.CopyFrom(proto)
+    alike.name = alike.doc_string = ""
+    alike.input[:] = [names.get(name, "") for name in proto.input]
+    alike.output[:] = [f"o{place}" if name else "" for place, name in enumerate(proto.output)]
+    return alike, {names[name]: array for name, array in feeds.items()}
+
+
 def session(
     proto: onnx.NodeProto, feeds: Mapping[str, np.ndarray], whole: onnx.ModelProto
 ) -> onnxruntime.InferenceSession:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -43,6 +44,16 @@ class Constant:
     name: str
     onnx_type: int
     note: str = ""
+
+    @cached_property
+    def grid(self) -> Grid | None:
+        """The values as a grid of scale 1, None unless all are integers; thousands may ask."""
+        integers = exact_integers(self.values)
+        if integers is None:
+            return None
+        low, high = int(integers.min()), int(integers.max())
+        declared = covering_type(low, high)
+        return Grid(np.ones(()), low, high, declared, integers, weight=self.name)
 
 
 @dataclass(frozen=True)
@@ -275,15 +286,6 @@ def integer_constant(constant: Constant) -> Grid:
     """An unscaled constant as a grid of scale 1, if its values are integers."""
     if constant.note:
         raise Unprovable(constant.note)
-    integers = exact_integers(constant.values)
-    if integers is None:
+    if constant.grid is None:
         raise Unprovable(f"'{constant.name}' holds values that are not integers; quantize it")
-    low, high = int(integers.min()), int(integers.max())
-    return Grid(
-        scale=np.ones(()),
-        low=low,
-        high=high,
-        type=covering_type(low, high),
-        integers=integers,
-        weight=constant.name,
-    )
+    return constant.grid

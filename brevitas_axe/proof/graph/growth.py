@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -24,6 +24,32 @@ def output_shapes(
         inputs: its inputs; of large ones only the shape is used.
         file: for the versions of the operator sets.
     """
+    return _inferred([proto], inputs, [name for name in proto.output if name], file)
+
+
+def branch_sizes(
+    graph: onnx.GraphProto, inputs: Mapping[str, np.ndarray], file: ModelFile
+) -> int | None:
+    """Elements that all nodes of a branch compute; None where they are not known.
+
+    Args:
+        graph: the branch.
+        inputs: tensors that it takes from outside.
+        file: for the versions of the operator sets.
+    """
+    own = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    made = [name for node in graph.node for name in node.output if name]
+    shapes = _inferred(list(graph.node), {**inputs, **own}, made, file)
+    return None if shapes is None else elements(shapes)
+
+
+def _inferred(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, np.ndarray],
+    wanted: Sequence[str],
+    file: ModelFile,
+) -> list[tuple[int, ...]] | None:
+    """Shapes of the wanted tensors, None unless all of them are known."""
     given, constants = [], []
     for name, array in inputs.items():
         array = np.asarray(array)
@@ -33,8 +59,8 @@ def output_shapes(
         given.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
         if array.size <= _SHAPE_LIKE:
             constants.append(onnx.numpy_helper.from_array(array, name))
-    outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
-    graph = onnx.helper.make_graph([proto], "one", given, outputs, constants)
+    outputs = [onnx.ValueInfoProto(name=name) for name in wanted]
+    graph = onnx.helper.make_graph(nodes, "one", given, outputs, constants)
     standard = onnx.helper.make_opsetid("", file.opset())
     model = onnx.helper.make_model(graph, opset_imports=[standard])
     try:
