@@ -9,59 +9,33 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-import math
 import sys
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr, suppress
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
-from brevitas import config
-from brevitas import nn as qnn
-from brevitas.graph import quantize_impl
 from brevitas.graph.calibrate import calibration_mode
-from brevitas.graph.quantize import (
-    COMPUTE_LAYER_MAP,
-    LAYERWISE_COMPUTE_LAYER_MAP,
-    QUANT_ACT_MAP,
-    QUANT_IDENTITY_MAP,
-    layerwise_quantize,
-)
-from brevitas.graph.quantize import quantize as brevitas_quantize
-from brevitas.graph.standardize import DisableLastReturnQuantTensor
+from brevitas.graph.quantize import LAYERWISE_COMPUTE_LAYER_MAP, layerwise_quantize
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from brevitas.quant import Uint8ActPerTensorFloat
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues, UnsupportedLayer
-from brevitas_axe.model.layers import DOT_PRODUCTS, find_unquantized
+from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues
+from brevitas_axe.model.layers import DOT_PRODUCTS
+from brevitas_axe.model.on_graph import (
+    lowest_inputs,
+    missing_keys_ignored,
+    quantized_graph,
+    with_weights,
+)
 from brevitas_axe.model.plain import check_plainly_written, check_transposed, plain_classes
 from brevitas_axe.model.quantizers import Int8WeightPerChannelFloatAXE
-from brevitas_axe.model.quantizers.relu6 import QuantReLU6
-from brevitas_axe.model.rewrites import Graph, differ, rewritten, tensors_in
-from brevitas_axe.model.running import (
-    Batch,
-    copied,
-    first_input,
-    float_twin,
-    shares_on_load,
-    tensor_of,
-)
-
-_RECURRENT = (nn.LSTM, nn.RNN)
-# Largest difference by rounding between outputs with quantizers off and the model's, relative to
-# the largest output.
-_FLOAT_CHANGE = 1e-2
-_ACTIVATIONS = {
-    **QUANT_ACT_MAP,
-    # Brevitas would make a ReLU of it, or fix its range at 6 for any input.
-    nn.ReLU6: (QuantReLU6, {"act_quant": Uint8ActPerTensorFloat, "return_quant_tensor": True}),
-}
+from brevitas_axe.model.rewrites import rewritten
+from brevitas_axe.model.running import Batch, copied, shares_on_load
 
 
 def as_batches(calibration: Iterable[Any], model: nn.Module | None = None) -> list[Batch]:
@@ -185,10 +159,10 @@ def to_brevitas(
         inputs["input_quant"] = input_quant
         return _layer_by_layer(plain, weight, inputs, batches, progress, terminal)
     # torch.fx prints its own traceback where a graph does not run.
-    with redirect_stderr(io.StringIO()), _settings_kept():
+    with redirect_stderr(io.StringIO()), missing_keys_ignored():
         try:
             graph = rewritten(plain, batches[0])
-            quantized = _on_graph(
+            quantized = quantized_graph(
                 copied(graph), batches, weight, input_bit_width, model_input_bit_width
             )
             return _calibrated(quantized, batches, progress, terminal)
@@ -201,48 +175,9 @@ def to_brevitas(
         stacklevel=2,
     )
     if graph is not None:
-        with redirect_stderr(io.StringIO()), _settings_kept(), suppress(Exception):
+        with redirect_stderr(io.StringIO()), missing_keys_ignored(), suppress(Exception):
             return _layer_by_layer(graph, weight, inputs, batches, progress, terminal)
     return _layer_by_layer(plain, weight, inputs, batches, progress, terminal)
-
-
-@contextmanager
-def _settings_kept() -> Iterator[None]:
-    """Context that restores a setting which Brevitas leaves changed where it fails."""
-    before = config.IGNORE_MISSING_KEYS
-    try:
-        yield
-    finally:
-        config.IGNORE_MISSING_KEYS = before
-
-
-def _on_graph(
-    graph: Graph, batches: Sequence[Batch], weight: dict, input_bits: int, model_input_bits: int
-) -> nn.Module:
-    """Brevitas's graph quantization; with quantizers off it must compute the same as the graph."""
-    sample = batches[0]
-    with torch.no_grad():
-        expected = tensors_in(graph(*sample[0], **sample[1]))
-    # Brevitas aligns scales up to 9,999 times where sums of sums have no solution.
-    with patch.object(quantize_impl, "MAX_RESIDUAL_ITERS", len(graph.graph.nodes) + 50):
-        quantized = brevitas_quantize(
-            graph,
-            quant_identity_map=_with_bits(QUANT_IDENTITY_MAP, input_bits),
-            compute_layer_map=_with_weights(COMPUTE_LAYER_MAP, weight, {}),
-            quant_act_map=_with_bits(_ACTIVATIONS, input_bits),
-        )
-    lowest = _lowest_inputs(quantized, batches)
-    _fit_ends(quantized, lowest, model_input_bits)
-    _fit_signs(quantized, lowest, input_bits)
-    with torch.no_grad():
-        outputs = tensors_in(float_twin(quantized)(*sample[0], **sample[1]))
-    left = find_unquantized(quantized)
-    if left:
-        raise UnsupportedLayer(f"layer '{left[0]}' is inside a module that tracing takes as one")
-    hard = any(isinstance(m, qnn.QuantHardTanh) for m in quantized.modules())  # clips by quantizing
-    if not hard and differ(expected, outputs) > _FLOAT_CHANGE:
-        raise UnsupportedLayer("Brevitas's quantized graph computes another function")
-    return quantized
 
 
 def _layer_by_layer(
@@ -257,9 +192,9 @@ def _layer_by_layer(
 
     Where none was chosen, it is unsigned at layers whose inputs are never negative.
     """
-    layer_map = _with_weights(LAYERWISE_COMPUTE_LAYER_MAP, weight, inputs)
+    layer_map = with_weights(LAYERWISE_COMPUTE_LAYER_MAP, weight, inputs)
     quantized = layerwise_quantize(copied(model).eval(), layer_map)
-    lowest = {} if "input_quant" in inputs else _lowest_inputs(quantized, batches)
+    lowest = {} if "input_quant" in inputs else lowest_inputs(quantized, batches)
     quantizer: Any = Uint8ActPerTensorFloat
     for name, module in quantized.named_modules():
         part: Any = module
@@ -304,104 +239,3 @@ def calibrate(
     finally:
         for part, before in zip(parts, observing, strict=True):
             part.observer_only = before
-
-
-def _with_bits(layer_map: dict, bits: int) -> dict:
-    return {
-        kind: None if entry is None else (entry[0], {**entry[1], "bit_width": bits})
-        for kind, entry in layer_map.items()
-    }
-
-
-def _with_weights(layer_map: dict, weight: dict, inputs: dict) -> dict:
-    """Brevitas's layer map with our weights, float biases and without recurrent layers."""
-    result = {}
-    for kind, entry in layer_map.items():
-        if kind in _RECURRENT:
-            continue
-        if entry is None:
-            result[kind] = None
-        elif kind is nn.MultiheadAttention:
-            parts = {
-                f"{part}_{key}": value
-                for part in ("in_proj", "out_proj")
-                for key, value in {**weight, **inputs, "bias_quant": None}.items()
-            }
-            result[kind] = (entry[0], {**entry[1], **parts})
-        else:
-            result[kind] = (entry[0], {**entry[1], **weight, **inputs, "bias_quant": None})
-    return result
-
-
-def _lowest_inputs(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
-    """The lowest number in the input of each module while every quantizer is off."""
-    twin = float_twin(model)
-    lowest: dict[str, float] = {}
-
-    def note(name: str):
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            x = tensor_of(first_input(args, kwargs)) if args or kwargs else None
-            if isinstance(x, Tensor) and x.numel():
-                lowest[name] = min(lowest.get(name, math.inf), float(x.min()))
-
-        return hook
-
-    for name, module in twin.named_modules():
-        if hasattr(module, "input_quant") or hasattr(module, "act_quant"):
-            module.register_forward_pre_hook(note(name), with_kwargs=True)
-    with torch.no_grad():
-        for args, kwargs in batches:
-            twin(*args, **kwargs)
-    return lowest
-
-
-def _fit_ends(model: Graph, lowest: dict[str, float], input_bits: int) -> None:
-    """Makes model inputs unsigned where no sample is negative, and all outputs plain tensors."""
-    for node in list(model.graph.nodes):
-        if node.op != "call_module" or not isinstance(
-            model.get_submodule(node.target), qnn.QuantIdentity
-        ):
-            continue
-        if node.args[0].op == "placeholder":
-            kind = {"bit_width": input_bits, "return_quant_tensor": True}
-            if lowest.get(node.target, -1.0) >= 0:
-                kind["act_quant"] = Uint8ActPerTensorFloat
-            model.set_submodule(node.target, qnn.QuantIdentity(**kind))
-        elif all(user.op == "output" for user in node.users):
-            node.replace_all_uses_with(node.args[0])
-            model.graph.erase_node(node)
-    (end,) = (node for node in model.graph.nodes if node.op == "output")
-    last = end.args[0]
-    module = model.get_submodule(last.target) if getattr(last, "op", "") == "call_module" else None
-    if not hasattr(module, "return_quant_tensor"):  # nested, or not a layer: a sum, a slice
-        for node in list(end.all_input_nodes):
-            with model.graph.inserting_before(end):
-                end.replace_input_with(node, model.graph.call_function(tensor_of, (node,)))
-    model.recompile()
-    model.delete_all_unused_submodules()
-    DisableLastReturnQuantTensor().apply(model)
-
-
-def _fit_signs(model: Graph, lowest: dict[str, float], bits: int) -> None:
-    """Makes quantizers in front of layers unsigned where their inputs are never negative.
-
-    Brevitas's are always signed behind pooling. Quantizers that residual branches share, to align
-    their scales, are not changed.
-    """
-    shared = Counter(id(part) for module in model.modules() for part in _scaling_parts(module))
-    for node in model.graph.nodes:
-        module = model.get_submodule(node.target) if node.op == "call_module" else None
-        if not isinstance(module, qnn.QuantIdentity) or node.args[0].op == "placeholder":
-            continue
-        alone = all(shared[id(part)] == 1 for part in _scaling_parts(module))
-        if alone and module.act_quant.is_signed and lowest.get(node.target, -1.0) >= 0:
-            kind = {"act_quant": Uint8ActPerTensorFloat, "bit_width": bits}
-            unsigned = qnn.QuantIdentity(**kind, return_quant_tensor=module.return_quant_tensor)
-            model.set_submodule(node.target, unsigned)
-
-
-def _scaling_parts(module: nn.Module) -> tuple[Any, ...]:
-    """What an activation quantizer may share with others."""
-    proxy: Any = getattr(module, "act_quant", None)
-    quant = getattr(getattr(proxy, "fused_activation_quant_proxy", None), "tensor_quant", None)
-    return () if quant is None else (quant, quant.scaling_impl)

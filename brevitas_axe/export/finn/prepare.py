@@ -22,8 +22,9 @@ from torch import nn
 from brevitas_axe.errors import ExportRefused
 from brevitas_axe.export.finn.check import check_finn
 from brevitas_axe.export.qonnx import export_qonnx
-from brevitas_axe.model.prepare import Batch, Graph, as_batches, one_sample, to_brevitas
-from brevitas_axe.model.running import first_input, hooked
+from brevitas_axe.model.prepare import as_batches, one_sample, to_brevitas
+from brevitas_axe.model.rewrites import Graph
+from brevitas_axe.model.running import Batch, first_input, hooked
 
 _FLATTENS = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 

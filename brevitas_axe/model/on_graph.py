@@ -1,0 +1,279 @@
+"""Brevitas's graph quantization, of graphs that hold what Brevitas does not know.
+
+What only moves numbers stays on its grid (`moves`). Sums get one scale where there is one (`sums`).
+Every other operation runs on plain numbers, which are quantized again where a dot product reads
+them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from brevitas import config
+from brevitas import nn as qnn
+from brevitas.graph.quantize import (
+    COMPUTE_LAYER_MAP,
+    QUANT_ACT_MAP,
+    QUANT_IDENTITY_MAP,
+    UNSIGNED_ACT_TUPLE,
+)
+from brevitas.graph.quantize_impl import (
+    act_handler,
+    add_output_quant_handler,
+    inp_placeholder_handler,
+    layer_handler,
+)
+from brevitas.graph.standardize import DisableLastReturnQuantTensor
+from brevitas.quant import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
+from brevitas.quant_tensor import IntQuantTensor
+from torch import Tensor, nn
+
+from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.model.layers import DOT_PRODUCTS, find_unquantized
+from brevitas_axe.model.moves import moves_as_modules
+from brevitas_axe.model.quantizers.relu6 import QuantReLU6
+from brevitas_axe.model.rewrites import Graph, differ, few, tensors_in
+from brevitas_axe.model.running import Batch, first_input, float_twin, hooked, tensor_of
+from brevitas_axe.model.sizes import set_sizes_aside
+from brevitas_axe.model.sums import aligned, is_sum, with_aligned_sums
+
+# With quantizers off, outputs may differ from the model's by so much of the largest: rounding.
+_FLOAT_CHANGE = 1e-2
+_ACTIVATIONS = {
+    **QUANT_ACT_MAP,
+    # Brevitas makes a ReLU of it, or fixes its range at 6 whatever arrives.
+    nn.ReLU6: (QuantReLU6, {"act_quant": Uint8ActPerTensorFloat, "return_quant_tensor": True}),
+}
+# What QuantTensors know by themselves, beside sums.
+_OF_QUANT_TENSORS = (
+    torch.flatten, torch.reshape, torch.transpose, getattr, "view", "reshape", "flatten",
+    "size", "dim",
+)  # fmt: skip
+
+
+def quantized_graph(
+    graph: Graph,
+    batches: Sequence[Batch],
+    weight: dict[str, Any],
+    input_bits: int,
+    model_input_bits: int,
+) -> Graph:
+    """A graph with quantizers, not calibrated, that computes what it did while they are off.
+
+    Args:
+        graph: of a float model, as `rewrites.rewritten` gives it; changed.
+        batches: calibration batches, which show where nothing negative arrives.
+        weight: options of all weights.
+        input_bits: of all activations but the model's inputs.
+        model_input_bits: of these.
+
+    Raises:
+        UnsupportedLayer: something is left that has no quantizer, or the function is another.
+        Exception: whatever tracing and Brevitas meet.
+    """
+    sample = batches[0]
+    with torch.no_grad():
+        expected = tensors_in(graph(*sample[0], **sample[1]))
+    identities = with_bits(QUANT_IDENTITY_MAP, input_bits)
+    acts = with_bits(_ACTIVATIONS, input_bits)
+    quantized = moves_as_modules(graph)
+    put_back = set_sizes_aside(quantized, few(sample))
+    with missing_keys_ignored():
+        quantized = _with_quantizers(quantized, identities, acts, weight)
+    _run_on_values(quantized, acts)
+    put_back(quantized)
+    _quantize_all_inputs(quantized, sample, input_bits)
+    lowest = lowest_inputs(quantized, batches)
+    _fit_ends(quantized, lowest, model_input_bits)
+    _fit_signs(quantized, lowest, input_bits)
+    with torch.no_grad():
+        outputs = tensors_in(float_twin(quantized)(*sample[0], **sample[1]))
+    left = find_unquantized(quantized)
+    if left:
+        raise UnsupportedLayer(f"layer '{left[0]}' is inside a module that tracing takes as one")
+    hard = any(isinstance(m, qnn.QuantHardTanh) for m in quantized.modules())  # clips by quantizing
+    if not hard and differ(expected, outputs) > _FLOAT_CHANGE:
+        raise UnsupportedLayer("Brevitas's quantized graph computes another function")
+    return quantized
+
+
+def _with_quantizers(graph: Graph, identities: dict, acts: dict, weight: dict) -> Graph:
+    """The steps of Brevitas's own `quantize`, but for sums."""
+    graph = inp_placeholder_handler(graph, identities["signed"])
+    graph.graph.eliminate_dead_code()  # quantizers of inputs that are not there
+    graph.recompile()
+    graph = act_handler(graph, layer_map=acts)
+    graph = add_output_quant_handler(graph, identities, acts, UNSIGNED_ACT_TUPLE)
+    # Before layers are, so that every quantizer that a sum needs is there and shared.
+    graph = with_aligned_sums(graph, identities, acts)
+    graph = layer_handler(
+        graph,
+        # A layer that is called again has its quantizers by then.
+        layer_map={**with_weights(COMPUTE_LAYER_MAP, weight, {}), **dict.fromkeys(DOT_PRODUCTS)},
+        quant_identity_map=identities,
+        quant_act_map=acts,
+        unsigned_act_tuple=UNSIGNED_ACT_TUPLE,
+        requantize_output=True,
+    )
+    return DisableLastReturnQuantTensor().apply(graph)
+
+
+@contextmanager
+def missing_keys_ignored() -> Iterator[None]:
+    """As Brevitas gives layers quantizers: their states hold more than those of plain layers."""
+    before = config.IGNORE_MISSING_KEYS
+    config.IGNORE_MISSING_KEYS = True
+    try:
+        yield
+    finally:
+        config.IGNORE_MISSING_KEYS = before
+
+
+def with_bits(layer_map: dict, bits: int) -> dict:
+    """Brevitas's map of activation quantizers, with so many bits."""
+    return {
+        kind: None if entry is None else (entry[0], {**entry[1], "bit_width": bits})
+        for kind, entry in layer_map.items()
+    }
+
+
+def with_weights(layer_map: dict, weight: dict, inputs: dict) -> dict:
+    """Brevitas's layer map with our weights, float biases and without recurrent layers."""
+    result = {}
+    for kind, entry in layer_map.items():
+        if kind in (nn.LSTM, nn.RNN):
+            continue
+        if entry is None:
+            result[kind] = None
+        elif kind is nn.MultiheadAttention:
+            parts = {
+                f"{part}_{key}": value
+                for part in ("in_proj", "out_proj")
+                for key, value in {**weight, **inputs, "bias_quant": None}.items()
+            }
+            result[kind] = (entry[0], {**entry[1], **parts})
+        else:
+            result[kind] = (entry[0], {**entry[1], **weight, **inputs, "bias_quant": None})
+    return result
+
+
+def _run_on_values(model: Graph, acts: dict) -> None:
+    """Takes the numbers out of QuantTensors in front of what does not know these."""
+
+    def plain(node: Graph) -> Graph:
+        with model.graph.inserting_after(node):
+            return model.graph.call_function(tensor_of, (node,))
+
+    for node in list(model.graph.nodes):
+        if node.op not in ("call_function", "call_method") or node.target in _OF_QUANT_TENSORS:
+            continue
+        if node.target is tensor_of or (is_sum(node) and aligned(model, node, acts)):
+            continue
+        for source in list(node.all_input_nodes):
+            node.replace_input_with(source, plain(source))
+    model.recompile()
+
+
+def _quantize_all_inputs(model: Graph, sample: Batch, bits: int) -> None:
+    """A quantizer in front of every layer at which plain numbers arrive."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, DOT_PRODUCTS)}
+    plain: set[str] = set()
+
+    def note(name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        if not isinstance(first_input(args, kwargs), IntQuantTensor):
+            plain.add(name)
+
+    with hooked(layers, before=note), torch.no_grad():
+        model(*sample[0], **sample[1])
+    made: dict[Graph, Graph] = {}
+    for node in list(model.graph.nodes):
+        if node.op != "call_module" or node.target not in plain:
+            continue
+        source = node.args[0]
+        if source not in made:
+            name = f"{node.name}_own_quant"
+            options = {"act_quant": Int8ActPerTensorFloat, "bit_width": bits}
+            model.add_submodule(name, qnn.QuantIdentity(**options, return_quant_tensor=True))
+            with model.graph.inserting_before(node):
+                made[source] = model.graph.call_module(name, (source,))
+        node.replace_input_with(source, made[source])
+    model.recompile()
+
+
+def lowest_inputs(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
+    """The lowest number that arrives at each module while every quantizer is off."""
+    twin = float_twin(model)
+    lowest: dict[str, float] = {}
+
+    def note(name: str):
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            x = tensor_of(first_input(args, kwargs)) if args or kwargs else None
+            if isinstance(x, Tensor) and x.numel():
+                lowest[name] = min(lowest.get(name, math.inf), float(x.min()))
+
+        return hook
+
+    for name, module in twin.named_modules():
+        if hasattr(module, "input_quant") or hasattr(module, "act_quant"):
+            module.register_forward_pre_hook(note(name), with_kwargs=True)
+    with torch.no_grad():
+        for args, kwargs in batches:
+            twin(*args, **kwargs)
+    return lowest
+
+
+def _fit_ends(model: Graph, lowest: dict[str, float], input_bits: int) -> None:
+    """Unsigned model inputs where no sample is negative; plain outputs, however nested."""
+    for node in list(model.graph.nodes):
+        if node.op != "call_module" or not isinstance(
+            model.get_submodule(node.target), qnn.QuantIdentity
+        ):
+            continue
+        if node.args[0].op == "placeholder":
+            kind = {"bit_width": input_bits, "return_quant_tensor": True}
+            if lowest.get(node.target, -1.0) >= 0:
+                kind["act_quant"] = Uint8ActPerTensorFloat
+            model.set_submodule(node.target, qnn.QuantIdentity(**kind))
+        elif all(user.op == "output" for user in node.users):
+            node.replace_all_uses_with(node.args[0])
+            model.graph.erase_node(node)
+    (end,) = (node for node in model.graph.nodes if node.op == "output")
+    last = end.args[0]
+    module = model.get_submodule(last.target) if getattr(last, "op", "") == "call_module" else None
+    if not hasattr(module, "return_quant_tensor"):  # nested, or no layer: a sum, a slice
+        for node in list(end.all_input_nodes):
+            with model.graph.inserting_before(end):
+                end.replace_input_with(node, model.graph.call_function(tensor_of, (node,)))
+    model.recompile()
+    model.delete_all_unused_submodules()
+    DisableLastReturnQuantTensor().apply(model)
+
+
+def _fit_signs(model: Graph, lowest: dict[str, float], bits: int) -> None:
+    """Unsigned quantizers in front of layers, where no number that arrives is negative.
+
+    Brevitas's are signed behind pooling, whatever was pooled. What residual branches share, and so
+    aligns their scales, stays as it is.
+    """
+    shared = Counter(id(part) for module in model.modules() for part in _scaling_parts(module))
+    for node in model.graph.nodes:
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        if not isinstance(module, qnn.QuantIdentity) or node.args[0].op == "placeholder":
+            continue
+        alone = all(shared[id(part)] == 1 for part in _scaling_parts(module))
+        if alone and module.act_quant.is_signed and lowest.get(node.target, -1.0) >= 0:
+            kind = {"act_quant": Uint8ActPerTensorFloat, "bit_width": bits}
+            unsigned = qnn.QuantIdentity(**kind, return_quant_tensor=module.return_quant_tensor)
+            model.set_submodule(node.target, unsigned)
+
+
+def _scaling_parts(module: nn.Module) -> tuple[Any, ...]:
+    """What an activation quantizer may share with others."""
+    proxy: Any = getattr(module, "act_quant", None)
+    quant = getattr(getattr(proxy, "fused_activation_quant_proxy", None), "tensor_quant", None)
+    return () if quant is None else (quant, quant.scaling_impl)

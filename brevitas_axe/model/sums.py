@@ -1,0 +1,107 @@
+"""One scale for what is added or concatenated, as far as there is one.
+
+Brevitas's way of it, `residual_handler`, goes on 9,999 times where sums of sums have no solution,
+and then gives up the whole model. Here such a sum is left alone: it adds plain numbers, which are
+quantized again where a dot product reads them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from brevitas import nn as qnn
+from brevitas.graph.quantize import UNSIGNED_ACT_TUPLE, align_input_quant
+from brevitas.graph.quantize_impl import (
+    ADD_FNS,
+    ADD_METHODS,
+    are_inputs_quantized_and_aligned,
+    are_inputs_unsigned,
+    recursive_input_handler,
+)
+
+from brevitas_axe.model.running import copied
+
+# A GraphModule or Node, of torch.fx or of Brevitas's copy of it.
+Graph = Any
+# So often may one sum be aligned anew, because another one changed what it reads.
+_ROUNDS = 4
+
+
+def is_sum(node: Graph) -> bool:
+    """Whether a node adds or concatenates."""
+    if node.op == "call_method":
+        return node.target in ADD_METHODS
+    return node.op == "call_function" and node.target in (*ADD_FNS, torch.cat)
+
+
+def aligned(model: Graph, node: Graph, acts: dict) -> bool:
+    """Whether the inputs of a sum have one scale, and those of a concatenation one sign too."""
+    same_sign = node.target is torch.cat
+    return are_inputs_quantized_and_aligned(model, node, [], acts, same_sign=same_sign)
+
+
+def with_aligned_sums(model: Graph, identities: dict, acts: dict) -> Graph:
+    """The graph with shared quantizers in front of its sums.
+
+    Args:
+        model: with quantized activations; not modified.
+        identities: Brevitas's map of quantizers, "signed" and "unsigned".
+        acts: Brevitas's map of quantized activations.
+    """
+    alone: set[str] = set()
+    while True:
+        graph = copied(model)
+        left = _align(graph, identities, acts, alone)
+        if not left:
+            return graph
+        # Again, without the quantizers that the vain attempts left behind.
+        alone |= left
+
+
+def _align(model: Graph, identities: dict, acts: dict, alone: set[str]) -> set[str]:
+    """Aligns all sums but some, in place; the names of those that cannot be."""
+    left: set[str] = set()
+    rounds: dict[str, int] = {}
+
+    def wanting(node: Graph) -> bool:
+        waits = is_sum(node) and node.name not in alone | left
+        return waits and not aligned(model, node, acts)
+
+    while True:
+        node = next(filter(wanting, model.graph.nodes), None)
+        if node is None:
+            return left
+        rounds[node.name] = rounds.get(node.name, 0) + 1
+        if rounds[node.name] > _ROUNDS or not _align_one(model, node, identities, acts):
+            left.add(node.name)
+
+
+def _align_one(model: Graph, node: Graph, identities: dict, acts: dict) -> bool:
+    """Gives the inputs of one sum a shared quantizer; False where their signs forbid it."""
+    unsigned = are_inputs_unsigned(model, node, [], acts, UNSIGNED_ACT_TUPLE)
+    name = f"{node.name}_quant"
+    for kind in ("unsigned", "signed") if unsigned else ("signed",):
+        quantizer, options = identities[kind]
+        shared: qnn.QuantIdentity = quantizer(**options)
+        rewriters: list[Any] = []
+        try:
+            recursive_input_handler(
+                model,
+                node,
+                name,
+                shared,
+                rewriters,
+                identities,
+                align_input_quant,
+                align_sign=node.target is torch.cat,
+            )
+        except AssertionError:  # something signed stands where nothing but unsigned was expected
+            continue
+        model.add_module(name, shared)
+        for rewriter in rewriters:
+            model = rewriter.apply(model)
+        model.graph.lint()
+        model.recompile()
+        return True
+    return False
