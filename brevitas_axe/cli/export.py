@@ -82,7 +82,7 @@ def _model_and_args(arguments: argparse.Namespace):
     if arguments.calibration is None:
         raise InvalidOption(f"{arguments.model} is traced: give --calibration for an input batch.")
     model = model_of(arguments.model).eval()
-    args, kwargs = one_sample(as_batches(batches_of(arguments.calibration))[0])
+    args, kwargs = one_sample(as_batches(batches_of(arguments.calibration), model)[0])
     return model, (*args, *kwargs.values())
 
 

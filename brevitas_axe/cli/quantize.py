@@ -210,6 +210,6 @@ def _example(model: Any, batch: Any) -> tuple[Any, ...]:
     """One sample of a calibration batch as export arguments, which are positional."""
     from brevitas_axe.model.prepare import as_batches, one_sample
 
-    [batch] = as_batches([batch])
+    [batch] = as_batches([batch], model)
     args, kwargs = one_sample(batch)
     return inspect.signature(model.forward).bind(*args, **kwargs).args

@@ -7,7 +7,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from brevitas_axe.errors import EmptyCalibration, NonFiniteValues
+from brevitas_axe.errors import EmptyCalibration, NonFiniteValues, UnsupportedLayer
 from brevitas_axe.model.layers import Layer, unroll_input, unroll_weight
 
 # Numbers in a chunk of unrolled inputs: few enough to bound memory and to stay in the cache.
@@ -50,8 +50,17 @@ class Moments:
         """Adds one batch of layer inputs (dequantized, and float where cross is collected).
 
         Products are summed in float32 within a batch and in float64 over batches.
+
+        Raises:
+            UnsupportedLayer: other samples reach the layer in the float model.
         """
         inputs = [quant_input] if self._cross is None else [quant_input, float_input]
+        if float_input is not None and inputs[-1].shape != quant_input.shape:
+            raise UnsupportedLayer(
+                f"layer '{self.name}' gets other samples in the quantized model than in the float "
+                "one, as where data decides which layer reads them; exclude it by name, or use "
+                "quality='fast' and solver='gptq', which does not compare the two."
+            )
         inputs = [_batched(self.layer, x) for x in inputs]
         kernel = torch.Size(getattr(self.layer, "kernel_size", ())).numel()
         step = max(1, _CHUNK * inputs[0].shape[0] // (inputs[0].numel() * kernel + 1))

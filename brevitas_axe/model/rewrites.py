@@ -82,6 +82,11 @@ def rewritten(model: nn.Module, batch: Batch) -> Graph:
     return graph
 
 
+def same_function(model: nn.Module, other: nn.Module, batch: Batch) -> bool:
+    """Whether two models in evaluation mode compute the same on a batch, but for rounding."""
+    return _Comparison(model, batch).agrees(other)
+
+
 def _stepped(graph: Graph, *steps: Callable[[Graph], Graph]) -> Graph | None:
     """A copy behind some steps; None where one of them does not know what it finds."""
     found = copied(graph)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from brevitas_axe.accumulator import InputRange
-from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.errors import AxeError, InvalidOption, NotEnoughMemory, UnsupportedLayer
 from brevitas_axe.model.layers import Layer, input_range, is_accumulator_aware
 
 # Positional and keyword arguments of a forward.
@@ -29,14 +29,43 @@ After = Callable[[str, Layer, tuple, dict, Any], Any]
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module has its own mode again."""
-    training = {module: module.training for module in model.modules()}
+    """Evaluation mode inside, and every module's own mode again afterwards, whatever happens.
+
+    Modules that were made meanwhile get the model's.
+    """
+    training, usual = {module: module.training for module in model.modules()}, model.training
     model.eval()
     try:
         yield
     finally:
-        for module, mode in training.items():
-            module.training = mode
+        for module in {**training, **dict.fromkeys(model.modules())}:
+            module.training = training.get(module, usual)
+
+
+def check_runs(model: nn.Module, batch: Batch) -> None:
+    """One forward, so that what is wrong with model or data is told apart from what is ours."""
+    args, kwargs = batch
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except AxeError:
+        raise
+    except Exception as error:
+        if ran_out_of_memory(error):
+            raise NotEnoughMemory(
+                "memory ran out in one forward on calibration batch 0; give smaller batches."
+            ) from error
+        reason = next(iter(str(error).splitlines()), "")
+        raise InvalidOption(
+            f"the model fails on calibration batch 0 ({type(error).__name__}: {reason}); give "
+            "batches as its forward takes them."
+        ) from error
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether this is what Python, torch or we say where memory ends; torch's CPU has no type."""
+    kinds = MemoryError | torch.OutOfMemoryError | NotEnoughMemory
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 @contextmanager

@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
 from brevitas_axe.accumulator import one_sided_budgets, required_bit_width
-from brevitas_axe.errors import AccumulatorTooNarrow, AxeError, InvalidOption, NotEnoughMemory
-from brevitas_axe.model.prepare import Batch
+from brevitas_axe.errors import AccumulatorTooNarrow, NotEnoughMemory
+from brevitas_axe.model.layers import Layer, unroll_weight
 from brevitas_axe.run.solve import axe_mode
 
-
-def check_runs(model: nn.Module, batch: Batch) -> None:
-    """Runs one forward, so that faults of model or data are reported as such."""
-    args, kwargs = batch
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    except AxeError:
-        raise
-    except Exception as error:
-        if ran_out_of_memory(error):
-            raise NotEnoughMemory(
-                "memory ran out in one forward on calibration batch 0; give smaller batches."
-            ) from error
-        reason = next(iter(str(error).splitlines()), "")
-        raise InvalidOption(
-            f"the model fails on calibration batch 0 ({type(error).__name__}: {reason}); give "
-            "batches as its forward takes them."
-        ) from error
-
-
-def ran_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out. On the CPU torch raises a RuntimeError, told by its text."""
-    kinds = MemoryError | torch.OutOfMemoryError | NotEnoughMemory
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+# Of each layer, at once: products of its inputs in float64, and of a batch, and their mean.
+_MATRICES, _BYTES = 3, 8
 
 
 def check_widths(axe: axe_mode) -> None:
@@ -51,6 +27,41 @@ def check_widths(axe: axe_mode) -> None:
                 f"in [{inputs.low}, {inputs.high}], so all its weights would be zero; give it "
                 f"{required_bit_width(inputs.low, inputs.high)} bits or more, or its input fewer."
             )
+
+
+def check_memory(layers: Mapping[str, Layer]) -> None:
+    """Refuses, before any work, layers whose second moments do not fit into memory.
+
+    Raises:
+        NotEnoughMemory: names the layer with the most inputs.
+    """
+    sizes: dict[str, int] = {}
+    for name, layer in layers.items():
+        groups, _, columns = unroll_weight(layer, layer.weight).shape
+        sizes[name] = _MATRICES * _BYTES * groups * columns**2
+    name = max(sizes, key=sizes.__getitem__, default=None)
+    if name is None:
+        return
+    free = _free_memory(layers[name].weight.device)
+    if free is not None and sizes[name] > free:
+        columns = unroll_weight(layers[name], layers[name].weight).shape[2]
+        raise NotEnoughMemory(
+            f"layer '{name}' multiplies {columns:,} inputs, whose products with each other take "
+            f"{sizes[name] / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; exclude it by "
+            f"name, exclude=('{name}',), or reduce its inputs, by pooling in front of it, say."
+        )
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as file:
+            [line] = [line for line in file if line.startswith("MemAvailable:")]
+        return 1024 * int(line.split()[1])
+    except (OSError, ValueError):
+        return None
 
 
 @contextmanager

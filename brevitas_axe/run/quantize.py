@@ -13,11 +13,10 @@ from torch import nn
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.model.plain import check_plainly_written
 from brevitas_axe.model.prepare import as_batches, has_quantizers
-from brevitas_axe.model.running import evaluating
+from brevitas_axe.model.running import check_runs, evaluating
 from brevitas_axe.model.stack import blocks_in_turn, find_blocks
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import Recipe, Run
-from brevitas_axe.run.checks import check_runs
 from brevitas_axe.run.quantize_blocks import best_block_widths, solve_blocks
 from brevitas_axe.run.request import Keywords, Request, requested
 from brevitas_axe.run.result import QuantizeResult

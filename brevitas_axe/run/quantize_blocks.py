@@ -18,6 +18,7 @@ from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.offload import bring_in, check_offload, send_out
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, to_brevitas
+from brevitas_axe.model.running import check_runs, evaluating, ran_out_of_memory
 from brevitas_axe.model.stack import (
     Alone,
     Call,
@@ -38,7 +39,7 @@ from brevitas_axe.run.block_layers import (
     transformed,
     weight_quantizer,
 )
-from brevitas_axe.run.checks import check_runs, check_widths, ran_out_of_memory, without_remarks
+from brevitas_axe.run.checks import check_widths, without_remarks
 from brevitas_axe.run.request import Keywords, Request, layer_widths, requested
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
 from brevitas_axe.run.saving.huggingface import refuse_save_pretrained
@@ -100,7 +101,7 @@ def quantize_blocks(
             "quantize_blocks changes the model itself, and widths='auto' tries several plans; use "
             "quantize, which works on copies, and give quantize_blocks the plan that it finds."
         )
-    return solve_blocks(model, as_batches(calibration), request, stack)
+    return solve_blocks(model, as_batches(calibration, model), request, stack)
 
 
 def solve_blocks(
@@ -119,7 +120,7 @@ def solve_blocks(
     tile = request.widths.tile if request.plan is None else None
     layers = BlockLayers(request.recipe, plan, tile, fit)
     bar = tqdm(total=len(plan.layers), desc="layers", disable=not request.run.progress)
-    with torch.no_grad(), _evaluating(model), bar, without_remarks():
+    with torch.no_grad(), evaluating(model), bar, without_remarks():
         with _memory_advice("the float model"):
             check_runs(model, batches[0])
             hidden, calls = record_calls(model, blocks, batches)
@@ -318,7 +319,10 @@ class _Walk:
 def _proof(alone: Alone, pair: tuple[Call, Call], plan: Plan) -> Certificate:
     """The certificate of one block, without the layers that stay in float."""
     # A proof needs no data, only a forward through every layer.
-    certificate = certify(alone, plan=plan, args=tuple(map(first_sample, pair)))
+    try:
+        certificate = certify(alone, plan=plan, args=tuple(map(first_sample, pair)))
+    except InvalidOption:  # a tensor has rows that are not samples: one for every head and sample
+        certificate = certify(alone, plan=plan, args=pair)
     names = (entry.name for entry in certificate.entries)
     return replace(certificate, excluded=tuple(name for name in names if name not in plan.layers))
 
@@ -345,17 +349,6 @@ def _joined(parts: Sequence[Certificate], subject: str) -> Certificate:
         sums=tuple(entry for part in parts for entry in part.sums),
         assumptions=tuple(dict.fromkeys(said for part in parts for said in part.assumptions)),
     )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards the mode as before, also for layers made meanwhile."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from dataclasses import fields, replace
 import torch
 from torch import nn
 
-from brevitas_axe.errors import InvalidOption
+from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.model.apply.activations import set_input_bits
 from brevitas_axe.model.layers import Layer, find_layers, unroll_weight
 from brevitas_axe.model.prepare import Batch, has_quantizers, to_brevitas
-from brevitas_axe.model.running import check_all_called, copied
+from brevitas_axe.model.running import check_all_called, check_runs, copied
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify
 from brevitas_axe.recipe import Recipe
@@ -24,7 +24,7 @@ from brevitas_axe.run.block_layers import (
     transformed,
     weight_quantizer,
 )
-from brevitas_axe.run.checks import check_runs, check_widths, without_remarks
+from brevitas_axe.run.checks import check_memory, check_widths, without_remarks
 from brevitas_axe.run.request import Request, layer_widths
 from brevitas_axe.run.result import QuantizeResult
 from brevitas_axe.run.solve import axe_mode
@@ -49,6 +49,7 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
     if not plain:
         _check_own_quantizers(request.recipe)
     quantized = copy.deepcopy(model).eval()
+    _check_type(quantized)
     check_runs(quantized, batches[0])
     assumptions: tuple[str, ...] = ()
     if request.recipe.widths is not None:
@@ -113,6 +114,7 @@ def _solved(
         for args, kwargs in batches:
             axe.model(*args, **kwargs)
         check_widths(axe)
+        check_memory(axe.layers)
         while axe.update():
             pass
     final = _final_plan(axe)
@@ -121,6 +123,16 @@ def _solved(
     certificate = certificate.assuming(assumptions)
     result = QuantizeResult(quantized, final, certificate, axe.log, recipe, assumptions)
     return replace(result, exclude=exclude, example=batches[0])
+
+
+def _check_type(model: nn.Module) -> None:
+    """Refuses numbers too coarse for scales: the integers in them could not be told apart."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype == torch.bfloat16:
+            raise UnsupportedLayer(
+                f"parameter '{name}' is in bfloat16, in which integers times a scale are not "
+                "exact; convert model and batches first, by model.float() and batch.float()."
+            )
 
 
 def _check_own_quantizers(recipe: Recipe) -> None:

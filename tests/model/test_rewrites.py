@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -37,18 +39,78 @@ def test_relu6_stays_what_it_is() -> None:
     assert differ(tensors_in(model(x)), tensors_in(float_twin(quantized)(x))) < 1e-4
 
 
-def test_a_rewrite_that_changes_the_function_is_left_out_and_named(monkeypatch) -> None:
+# Every rewrite that is made of a user's model before it gets quantizers.
+REWRITES = [
+    "replacing functions by modules",
+    "copying modules that are called twice",
+    "replacing means by pooling",
+    "joining concatenations",
+    "moving batch norms in front of concatenations",
+    "folding batch norms into layers",
+    "removing dropout",
+    "replacing methods by modules",
+]
+
+
+def test_these_are_all_rewrites() -> None:
+    assert list(rewrites._STEPS) == REWRITES
+
+
+@pytest.mark.parametrize("name", [*REWRITES, "another"])
+def test_a_rewrite_that_changes_the_function_is_left_out_and_named(name, monkeypatch) -> None:
     def wrong(graph):
         graph.get_parameter("0.weight").data.mul_(2)
         return graph
 
-    monkeypatch.setitem(rewrites._STEPS, "doubling weights", wrong)
+    monkeypatch.setitem(rewrites._STEPS, name, wrong)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
-    with pytest.warns(UserWarning, match="doubling weights would change what the model computes"):
+    with pytest.warns(UserWarning, match=f"{name} would change what the model computes"):
         graph = rewritten(model, ((X,), {}))
     assert differ(tensors_in(model(X)), tensors_in(graph(X))) < 1e-4
+    folds = name != "folding batch norms into layers"
+    assert any(isinstance(m, nn.BatchNorm2d) for m in graph.modules()) != folds
+
+
+def test_a_rewrite_that_fails_is_left_out(monkeypatch) -> None:
+    def fails(graph):
+        raise AssertionError
+
+    monkeypatch.setitem(rewrites._STEPS, "joining concatenations", fails)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    graph = rewritten(model, ((X,), {}))
     assert not any(isinstance(m, nn.BatchNorm2d) for m in graph.modules())
+
+
+def test_deep_nets_that_enlarge_rounding_are_folded_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(
+            layer
+            for _ in range(40)
+            for layer in (nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())
+        )
+    ).train()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = None
+    with torch.no_grad():
+        model(X)
+    graph = rewritten(model.eval(), ((X,), {}))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in graph.modules())
+
+
+def test_a_fall_back_says_one_thing_on_stderr_and_no_foreign_traceback() -> None:
+    script = """
+import torch
+from brevitas_axe.model.prepare import as_batches, to_brevitas
+from tests.model.test_rewrites import DataDecides, X
+to_brevitas(DataDecides().eval(), as_batches([X]))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    said = [line for line in ran.stderr.splitlines() if "fast_hadamard" not in line]
+    assert [line for line in said if "DataDecides is quantized layer by layer" in line]
+    assert len(said) <= 2, ran.stderr  # the warning, and the line that it stands at
 
 
 class Cat(nn.Module):

@@ -18,6 +18,7 @@ from brevitas.graph.calibrate import calibration_mode
 from brevitas.graph.quantize import layerwise_quantize
 from brevitas.quant import Int8ActPerTensorFloat
 from torch import nn
+from transformers import BloomConfig, BloomForCausalLM
 
 from brevitas_axe import Int8WeightPerChannelFloatAXE
 from brevitas_axe.errors import (
@@ -87,6 +88,17 @@ def test_the_log_says_how_wide_every_accumulator_is() -> None:
         assert entry["outer_bits"] <= entry["outer_bound"] == P + (tiles - 1).bit_length()
         assert 0 <= entry["budget_used"] <= 1
         assert {"error", "error_rounded", "seconds"} <= set(entry)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_tensors_with_a_row_for_every_head_and_sample_are_proven_too(samples: int) -> None:
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4)
+    tokens = torch.randint(0, 50, (samples, 9))
+    options = {"accumulator_bit_width": 18, "progress": False}
+    result = quantize_blocks(BloomForCausalLM(config).eval(), [tokens], **options)
+    assert result.certificate.require().ok
+    assert len(result.plan.layers) == 8
 
 
 def three_blocks() -> nn.Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from brevitas_axe.errors import ExportRefused
 from brevitas_axe.export.finn.check import check_finn
 from brevitas_axe.export.qonnx import export_qonnx
 from brevitas_axe.model.prepare import as_batches, one_sample, to_brevitas
-from brevitas_axe.model.rewrites import Graph
-from brevitas_axe.model.running import Batch, first_input, hooked
+from brevitas_axe.model.rewrites import Graph, same_function
+from brevitas_axe.model.running import Batch, check_runs, evaluating, first_input, hooked
 
 _FLATTENS = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 
@@ -53,9 +54,20 @@ def prepare_for_finn(
     Raises:
         ExportRefused: something is left that FINN cannot build; one sentence with the way out.
     """
-    batches = as_batches(calibration)
+    batches = as_batches(calibration, model)
+    with evaluating(model):
+        check_runs(model, batches[0])
+    plain = copy.deepcopy(model).eval()
+    averaged = _with_window_averages(copy.deepcopy(plain), batches[0])
+    if not same_function(plain, averaged, batches[0]):
+        warnings.warn(
+            "writing averages over windows as convolutions would change what the model computes, "
+            "so it was left out.",
+            stacklevel=2,
+        )
+        averaged = plain
     prepared = to_brevitas(
-        _with_window_averages(copy.deepcopy(model).eval(), batches[0]),
+        averaged,
         batches,
         weight_bit_width=weight_bit_width,
         input_bit_width=input_bit_width,

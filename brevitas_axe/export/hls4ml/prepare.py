@@ -23,6 +23,7 @@ from brevitas_axe.export.qonnx import export_qonnx
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.prepare import as_batches, calibrate, one_sample, to_brevitas
 from brevitas_axe.model.quantizers import Int8WeightPerChannelFixedPointAXE
+from brevitas_axe.model.running import check_runs, evaluating
 
 
 def prepare_for_hls4ml(
@@ -51,7 +52,9 @@ def prepare_for_hls4ml(
     Raises:
         ExportRefused: something is left that hls4ml cannot build; one sentence with the way out.
     """
-    batches = as_batches(calibration)
+    batches = as_batches(calibration, model)
+    with evaluating(model):
+        check_runs(model, batches[0])
     prepared = to_brevitas(
         model,
         batches,

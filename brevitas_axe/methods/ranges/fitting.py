@@ -46,7 +46,7 @@ def fit_ranges(
         InvalidOption: a width below 2, or a fitter that is not registered.
         EmptyCalibration, NonFiniteValues: unusable batches.
     """
-    return fit_ranges_to(model, as_batches(calibration), bits, fitter)
+    return fit_ranges_to(model, as_batches(calibration, model), bits, fitter)
 
 
 @torch.no_grad()

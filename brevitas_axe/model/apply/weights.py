@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import torch
 from brevitas.core.bit_width import BitWidthConst
-from brevitas.inject.enum import ScalingImplType, ScalingPerOutputType
+from brevitas.inject.enum import ScalingImplType, ScalingPerOutputType, StatsOp
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
@@ -51,6 +51,9 @@ _LIKE_A2Q = {
     (False, True): Int8WeightPerChannelFixedPointAXE,
     (True, True): Int8WeightPerTensorFixedPointAXE,
 }
+
+# A quantizer with a constant scale has no statistics to begin with; its scale is set anyway.
+_STATISTICS = {"scaling_stats_op": StatsOp.MAX}
 
 
 def apply_plan(
@@ -155,8 +158,11 @@ def make_accumulator_aware(name: str, layer: Layer) -> None:
         )
         layer.weight.data = (integers * scale.double()).to(layer.weight.dtype)
     else:
+        _check_integers(name, old)
         _, scale = integer_weight(name, layer)  # refuses asymmetric weights
+        statistics = {} if "scaling_stats_op" in old.quant_injector else _STATISTICS
         injector = old.quant_injector.let(
+            **statistics,
             proxy_class=AccumulatorAwareWeightQuantProxy,
             scaling_impl_type=ScalingImplType.PARAMETER_FROM_STATS,
             accumulator_bit_width=None,
@@ -166,6 +172,15 @@ def make_accumulator_aware(name: str, layer: Layer) -> None:
     layer.weight_quant.to(layer.weight.device)
     set_scale(layer, scale.detach())
     layer.train(training)
+
+
+def _check_integers(name: str, proxy: Proxy) -> None:
+    if not hasattr(proxy.tensor_quant, "int_quant"):
+        raise UnsupportedLayer(
+            f"layer '{name}' has binary or ternary weights, which no solver can make smaller; give "
+            "it integers of 2 bits or more, such as Int8WeightPerChannelFloatAXE, or "
+            f"exclude it by name, exclude=('{name}',)."
+        )
 
 
 def _check_unshared(name: str, layer: Layer) -> None:
