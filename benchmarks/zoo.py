@@ -1,4 +1,4 @@
-"""Public architectures through the front door: a process and a line for each.
+"""Public architectures quantized, proven and exported: a process and a line for each.
 
     pip install --no-deps --target FOLDER pytorchcv
     python benchmarks/zoo.py --packages FOLDER [--models resnet20_cifar10 bert] [--output FILE]

@@ -43,7 +43,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_runs(model: nn.Module, batch: Batch) -> None:
-    """One forward, so that what is wrong with model or data is told apart from what is ours."""
+    """Runs one forward, so that faults of model or data are reported as such."""
     args, kwargs = batch
     try:
         with torch.no_grad():
@@ -63,7 +63,7 @@ def check_runs(model: nn.Module, batch: Batch) -> None:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether this is what Python, torch or we say where memory ends; torch's CPU has no type."""
+    """Whether memory ran out. On the CPU torch raises a RuntimeError, told by its text."""
     kinds = MemoryError | torch.OutOfMemoryError | NotEnoughMemory
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
