@@ -144,6 +144,7 @@ def run(kills: int, seed: int, root: Path) -> Counter[str]:
     begun = time.monotonic()
     ended(started(root / "first"), None)
     whole, expected = time.monotonic() - begun, result(root / "first")
+    print(f"one walk takes {whole:.1f} s", file=sys.stderr, flush=True)
     where: Counter[str] = Counter()
     number = 0
     while where.total() < kills:
@@ -151,6 +152,7 @@ def run(kills: int, seed: int, root: Path) -> Counter[str]:
         while where.total() < kills and not ended(started(folder), draw.uniform(0, whole)):
             at = folder / "at"
             where[at.read_text() if at.is_file() else "start"] += 1
+            print(f"kill {where.total()} of {kills}: {dict(where)}", file=sys.stderr, flush=True)
         ended(started(folder), None)
         found = result(folder)
         other = [name for name in expected if found[name] != expected[name]]
