@@ -4,8 +4,9 @@
 
 One walk is allocate → quantize → finetune → certify → export → check → emulate over a small
 residual net. It is run once without a kill, and then again and again in new folders, each time
-killed (SIGKILL) at random moments and started anew with the same commands until it comes to its
-end. There, integers, plans, certificates and the exported file must be those of the first walk.
+killed (SIGKILL) once at a random moment of each command, started anew with the same commands after
+every kill, and led to its end. There, integers, plans, certificates and the exported file must be
+those of the first walk.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import signal
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 USER_FILE = """
@@ -83,12 +86,15 @@ def walk(folder: Path) -> None:
     os.chdir(folder)
     Path("user.py").write_text(USER_FILE)
     np.save("x.npy", np.full((1, 3, 8, 8), 0.5, np.float32))
+    times: list[tuple[str, float]] = []
     for command in COMMANDS:
         Path("at").write_text(command[0])
+        times.append((command[0], time.monotonic()))
         status = main(command)
         # `check` finds what FINN would refuse, with status 1.
         if status != 0 and command[0] != "check":
             raise SystemExit(f"{' '.join(command)} ended with {status}")
+    Path("times").write_text(json.dumps([*times, ("", time.monotonic())]))
 
 
 def started(folder: Path) -> int:
@@ -112,23 +118,36 @@ def result(folder: Path) -> dict[str, str]:
     return {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in _COMPARED}
 
 
-def ended(child: int, seconds: float | None) -> bool:
-    """Whether a walk came to its end within so many seconds; else it is killed.
+def ended(child: int, until: Callable[[], bool] = lambda: False) -> bool:
+    """Whether a walk came to its end before a condition held, at which it is killed.
 
     Raises:
         SystemExit: it failed.
     """
-    until = None if seconds is None else time.monotonic() + seconds
-    while until is None or time.monotonic() < until:
-        done, status = os.waitpid(child, 0 if until is None else os.WNOHANG)
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
         if done:
             if status:
                 raise SystemExit(f"the walk failed with status {status}")
             return True
+        if until():
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return False
         time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+
+
+def moment(folder: Path, command: str, seconds: float) -> Callable[[], bool]:
+    """Whether so much time has gone by since a walk came to a command."""
+    at, seen = folder / "at", [math.inf]
+    at.unlink(missing_ok=True)
+
+    def reached() -> bool:
+        if seen[0] == math.inf and at.is_file() and at.read_text() == command:
+            seen[0] = time.monotonic()
+        return time.monotonic() - seen[0] >= seconds
+
+    return reached
 
 
 def run(kills: int, seed: int, root: Path) -> Counter[str]:
@@ -141,24 +160,32 @@ def run(kills: int, seed: int, root: Path) -> Counter[str]:
     from brevitas_axe import export_qonnx, finetune, load, quantize  # noqa: F401
 
     draw = random.Random(seed)
-    begun = time.monotonic()
-    ended(started(root / "first"), None)
-    whole, expected = time.monotonic() - begun, result(root / "first")
-    print(f"one walk takes {whole:.1f} s", file=sys.stderr, flush=True)
+    ended(started(root / "first"))
+    expected, lasts = result(root / "first"), durations(root / "first")
+    print(f"seconds: {lasts}", file=sys.stderr, flush=True)
     where: Counter[str] = Counter()
+    names = [command[0] for command in COMMANDS]
     number = 0
     while where.total() < kills:
         folder, number = root / f"walk-{number}", number + 1
-        while where.total() < kills and not ended(started(folder), draw.uniform(0, whole)):
-            at = folder / "at"
-            where[at.read_text() if at.is_file() else "start"] += 1
-            print(f"kill {where.total()} of {kills}: {dict(where)}", file=sys.stderr, flush=True)
-        ended(started(folder), None)
+        for name in names[: kills - where.total()]:
+            if ended(started(folder), moment(folder, name, draw.uniform(0, lasts[name]))):
+                continue  # it was faster than the first one
+            where[name] += 1
+            print(f"kill {where.total()} of {kills}, in {name}", file=sys.stderr, flush=True)
+        ended(started(folder))
         found = result(folder)
         other = [name for name in expected if found[name] != expected[name]]
         if other:
             raise SystemExit(f"walk {number} ended with another {', '.join(other)}")
+        print(f"walk {number} ended with the same files", file=sys.stderr, flush=True)
     return where
+
+
+def durations(folder: Path) -> dict[str, float]:
+    """Seconds of each command of a walk."""
+    times = json.loads((folder / "times").read_text())
+    return {name: round(times[i + 1][1] - start, 2) for i, (name, start) in enumerate(times[:-1])}
 
 
 def main() -> None:
