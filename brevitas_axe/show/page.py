@@ -218,7 +218,10 @@ def _resources(rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         "<h2>What it costs on an FPGA</h2>\n"
         + table(headings, [(c, "") for c in [*cells, ["sum", "", "", *sums]]], range(1, 5))
-        + paragraph("FINN's estimates of its matrix units at one multiplication per cycle.")
+        + paragraph(
+            "FINN's estimates of its matrix units in HLS (MVAU_hls, VVAU_hls) at one "
+            "multiplication per cycle; for MVAU_rtl it reports DSP blocks and 0 LUT."
+        )
     )
 
 

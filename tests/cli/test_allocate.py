@@ -140,7 +140,7 @@ def test_foldings_keep_the_pace_and_are_shown(user, tmp_path, monkeypatch, capsy
     for name, products in (("0", 12 * 8), ("2", 8 * 3)):
         pe, simd = map(int, rows[name][-2:])
         assert products / (pe * simd) <= 8
-    assert axes == ["LUTs, every layer in at most 8 cycles"]
+    assert axes == ["LUTs (MVAU_hls), every layer in at most 8 cycles"]
     # What folded hardware costs is what is charged: the serial one is cheaper.
     spent = float(re.findall(r"finn_lut (\S+) of", shown)[0])
     assert main([*command[: command.index("--max-cycles")], "--budget", "memory=9999"]) == 0

@@ -59,6 +59,9 @@ def resource_table(
 ) -> ResourceTable:
     """Estimates of every layer with and without the plan's accumulator widths.
 
+    With the default hardware they hold for MVAU_hls and VVAU_hls; FINN reports 0 LUT for MVAU_rtl
+    and VVAU_rtl (`Hardware(style="auto")`).
+
     Raises:
         InvalidPlan: plan and shapes do not name the same layers, or bits are missing.
         InvalidOption: a folding is missing or does not divide its layer.
