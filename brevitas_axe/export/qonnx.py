@@ -19,12 +19,14 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 import onnx
 import torch
+from brevitas.core.quant import RescalingIntQuant
 from brevitas.export.onnx.qonnx.handler import (
     BrevitasDecoupledWeightQuantWithInputProxyHandler,
     BrevitasWeightQuantProxyHandler,
 )
 from brevitas.export.onnx.qonnx.manager import QONNXDynamoManager, QONNXManager
 from brevitas.proxy import (
+    ActQuantProxyFromInjector,
     DecoupledWeightQuantProxyFromInjector,
     DecoupledWeightQuantWithInputProxyFromInjector,
     WeightQuantProxyFromInjector,
@@ -118,6 +120,7 @@ def export_qonnx(
     if target not in get_args(Target):
         raise InvalidOption(f"export target '{target}' is unknown; choose 'finn' or 'qonnx'.")
     args = args if isinstance(args, tuple) else (args,)
+    _refuse_single_bits(model)
     layers = find_layers(model)
     observe_inputs(model, layers, args)
     solved = _solved_weights(layers)
@@ -136,6 +139,19 @@ def export_qonnx(
     _annotate(proto, certificate)
     write_whole(export_path, proto.SerializeToString())
     return proto
+
+
+def _refuse_single_bits(model: nn.Module) -> None:
+    """Refuses integers of one bit in activations, which Brevitas writes as signs."""
+    for name, proxy in model.named_modules():
+        if not isinstance(proxy, ActQuantProxyFromInjector) or not proxy.is_quant_enabled:
+            continue
+        quant = getattr(proxy.fused_activation_quant_proxy, "tensor_quant", None)
+        if isinstance(quant, RescalingIntQuant) and proxy.bit_width() == 1:
+            raise ExportRefused(
+                f"the activation quantizer '{name}' has integers of one bit, which QONNX does not "
+                "have for activations; use 2 bits, or a sign (SignedBinaryActPerTensorConst)."
+            )
 
 
 def _solved_weights(layers: dict[str, Layer]) -> dict[str, tuple[Tensor, Tensor]]:

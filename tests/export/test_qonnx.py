@@ -18,6 +18,7 @@ from brevitas.quant import (
     Int8WeightPerChannelFloat,
     Int8WeightPerTensorFixedPoint,
     Int8WeightPerTensorFloat,
+    ShiftedUint8ActPerTensorFixedPoint,
     SignedBinaryWeightPerTensorConst,
     SignedTernaryWeightPerTensorConst,
     Uint8ActPerTensorFloat,
@@ -375,3 +376,14 @@ def test_nested_outputs_and_dilated_same_padding_are_exported(tmp_path):
         for tensor, array in zip(expected, found.values(), strict=True):
             assert np.allclose(tensor.detach().numpy(), array, atol=1e-5)
     assert quantized.get_submodule("0").padding == "same"
+
+
+@pytest.mark.parametrize("quant", [ShiftedUint8ActPerTensorFixedPoint, Int8ActPerTensorFloat])
+def test_integers_of_one_bit_in_activations_are_refused_by_name(quant, tmp_path) -> None:
+    act = qnn.QuantIdentity(quant, bit_width=1, return_quant_tensor=True)
+    model = nn.Sequential(act, qnn.QuantLinear(6, 4, bias=True, weight_bit_width=4))
+    x = torch.randn(8, 6)
+    model(x)
+    with pytest.raises(ExportRefused, match=r"'0\.act_quant' has integers of one bit"):
+        export_qonnx(model.eval(), x[:1], tmp_path / "m.onnx", target="qonnx")
+    assert not any(tmp_path.iterdir())
