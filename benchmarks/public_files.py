@@ -188,7 +188,7 @@ class Bounds:
     def _given(self, name: str) -> tuple[int, int, float]:
         if name in self.stored or name not in self.inputs:
             raise Unknown("a constant input")
-        kinds = {onnx.TensorProto.UINT8: "UINT8", onnx.TensorProto.INT8: "INT8"}
+        kinds: dict[int, str] = {onnx.TensorProto.UINT8: "UINT8", onnx.TensorProto.INT8: "INT8"}
         kind = kinds.get(self.inputs[name], self.types.get(name, "FLOAT32"))
         if not kind.startswith(("INT", "UINT", "BIP", "BIN", "TER")):
             raise Unknown("a float input")

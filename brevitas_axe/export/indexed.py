@@ -8,7 +8,8 @@ same steps with an index, and give the same graphs.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -21,10 +22,14 @@ from qonnx.custom_op.registry import getCustomOp, is_custom_op
 
 from brevitas_axe.export.execution import run_node
 from brevitas_axe.proof.emulator.session import needed
+from brevitas_axe.proof.graph.operators import CHANNELS_LAST
 
 QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant", "Trunc")
 # A constant with more elements is not a shape.
 _SHAPE = 64
+_BROADCAST = ("Quant", "IntQuant", "FloatQuant")
+# Whether a node may be run on these arrays.
+Allowed = Callable[[onnx.NodeProto, Mapping[str, np.ndarray]], bool]
 _COMMUTATIVE = ("Add", "Mul", "And", "Or", "Xor", "Sum")
 
 
@@ -36,6 +41,7 @@ class IndexedGraph:
         nodes: in their order.
         constants: initializers by name.
         types: element type and shape of tensors by name, inputs and outputs of the graph included.
+        opaque: tensors whose shapes are not to be inferred.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -43,6 +49,7 @@ class IndexedGraph:
         self.whole.CopyFrom(model)
         graph = self.whole.graph
         self.nodes = list(graph.node)
+        self.opaque: frozenset[str] = frozenset()
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.types: dict[str, onnx.ValueInfoProto] = {}
         # A caller could replace the weights of a file that lists them among its inputs.
@@ -110,22 +117,28 @@ class IndexedGraph:
         # Large constants are no shapes; a message may not grow beyond 2 GiB.
         graph.initializer.extend(t for t in whole.graph.initializer if _elements(t) <= _SHAPE)
         for node in self.nodes:
-            custom = is_custom_op(node.domain)
-            graph.node.append(
-                getCustomOp(node).make_shape_compatible_op(lookup) if custom else node
-            )
+            if not self.opaque.isdisjoint(node.output):
+                continue
+            graph.node.append(_stand_in(node, lookup) if is_custom_op(node.domain) else node)
         inferred = onnx.shape_inference.infer_shapes(question).graph
         for value in (*inferred.value_info, *inferred.output):
             self.types[value.name] = value
         _replace(whole.graph.output, list(inferred.output))
 
-    def fold_constants(self, kept: Collection[str] = QUANTIZERS) -> None:
-        """Computes what follows from constants alone, other than by the operators of `kept`."""
-        self.infer_shapes()
-        while self._fold_once(kept):
-            self.infer_shapes()  # a new constant may be a shape on which others depend
+    def fold_constants(
+        self, kept: Collection[str] = QUANTIZERS, allowed: Allowed = lambda node, feeds: True
+    ) -> None:
+        """Computes what follows from constants alone.
 
-    def _fold_once(self, kept: Collection[str]) -> bool:
+        Args:
+            kept: operators that stay.
+            allowed: whether a node may be run, asked before it is.
+        """
+        self.infer_shapes()
+        while self._fold_once(kept, allowed):
+            self.infer_shapes()  # a shape that is a constant now may tell others
+
+    def _fold_once(self, kept: Collection[str], allowed: Allowed) -> bool:
         arrays = {name: numpy_helper.to_array(t) for name, t in self.constants.items()}
         remaining = []
         for node in self.nodes:
@@ -137,7 +150,7 @@ class IndexedGraph:
                     feeds = {node.input[0]: np.broadcast_to(np.float32(0), shape)}
             else:
                 feeds = arrays
-            if not known or node.op_type in kept:
+            if not known or node.op_type in kept or not allowed(node, feeds):
                 remaining.append(node)
                 continue
             for name, values in run_node(node, feeds, self.whole).items():
@@ -146,6 +159,13 @@ class IndexedGraph:
         folded = len(remaining) < len(self.nodes)
         self.nodes = remaining
         return folded
+
+    def shared_elements(self) -> int:
+        """How many elements `separate_constants` will copy."""
+        uses = Counter(name for node in self.nodes for name in node.input)
+        return sum(
+            (n - 1) * _elements(self.constants[k]) for k, n in uses.items() if k in self.constants
+        )
 
     def separate_constants(self) -> None:
         """Gives every node constants of its own, so that changing one changes no other node."""
@@ -204,6 +224,46 @@ class IndexedGraph:
         """The order of inputs in which FINN expects a sum or a product with a constant."""
         if node.op_type in _COMMUTATIVE:
             node.input[:] = sorted(node.input, key=self.constants.__contains__)
+
+
+def _stand_in(node: onnx.NodeProto, lookup: _Lookup) -> onnx.NodeProto:
+    """A node that onnx knows, with an output of the same shape.
+
+    Those that qonnx makes of quantizers and of channels-last operators hold random numbers of that
+    shape, however large it is.
+    """
+    operator: Any = getCustomOp(node)
+    given = [lookup.get_tensor_shape(name) for name in node.input if name]
+    shapes = [tuple(shape) for shape in given if shape is not None]
+    if len(shapes) < len(given) or not shapes:
+        return operator.make_shape_compatible_op(lookup)
+    if node.op_type in _BROADCAST:
+        shape = np.broadcast_shapes(*shapes)
+        if shape == shapes[0]:
+            return helper.make_node("Identity", node.input[:1], node.output)
+        return operator.make_const_shape_op(shape)
+    if node.domain == CHANNELS_LAST and shapes[0]:
+        image, channels = shapes[0][1:-1], shapes[0][-1]
+        if node.op_type in ("Conv", "MaxPool"):
+            image = _window_count(operator, image)
+        if node.op_type == "Conv":
+            channels = shapes[1][0]
+        return operator.make_const_shape_op([shapes[0][0], *image, channels])
+    return operator.make_shape_compatible_op(lookup)
+
+
+def _window_count(operator: Any, image: Sequence[int]) -> Sequence[int]:
+    """Size of what a convolution or a pooling without ceil_mode gives, without channels."""
+    sizes = []
+    for axis, size in enumerate(image):
+        names = ("kernel_shape", "strides", "pads", "dilations")
+        known = operator.get_nodeattr_types()
+        values = [operator.get_nodeattr(name) if name in known else [] for name in names]
+        kernel, stride, pads, dilation = (list(v) if v else [] for v in values)
+        padded = size + sum(pads[axis :: len(image)])
+        window = (dilation[axis] if dilation else 1) * (kernel[axis] - 1) + 1
+        sizes.append(max((padded - window) // (stride[axis] if stride else 1) + 1, 0))
+    return sizes
 
 
 class _Lookup(ModelWrapper):

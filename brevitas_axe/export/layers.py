@@ -1,7 +1,8 @@
 """The linear layers of solved blocks as QONNX files of their own.
 
-FINN builds integer dot products; it has no LayerNorm, GELU, SiLU or softmax. So it can build
-the linear layers of a transformer, one subgraph each, and a host computes the rest.
+FINN builds integer dot products; of the functions between them it builds layer norm and softmax in
+float32, and GELU, SiLU, sigmoid and tanh for Versal devices only. So what it takes of a transformer
+everywhere is its linear layers, one subgraph each, and a host computes the rest.
 """
 
 from __future__ import annotations

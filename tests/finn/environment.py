@@ -26,22 +26,46 @@ REQUIREMENTS = (
     "pydantic==2.14.3",
     "click==8.5.1",
     "jinja2==3.1.6",
+    # What finn.builder imports besides.
+    "pandas==2.3.3",
+    "mashumaro==3.23",
+    "scikit-learn==1.7.2",
+    "termcolor==3.3.0",
+    "mip==1.17.0",
+    "onnx-passes==0.4.1",
+    "psutil==7.2.2",
 )
+
+_TORCH = {
+    "torch/__init__.py": '''"""What FINN's LayerNorm takes of torch, which is not installed here."""
+from numpy import asarray as from_numpy
+from numpy import ndarray as Tensor
+''',
+    "torch/nn/__init__.py": "",
+    "torch/nn/functional.py": '''"""torch's layer norm over the last axis, without gain and bias."""
+import numpy as np
+
+
+def layer_norm(x, shape, eps):
+    assert list(shape) == [x.shape[-1]]
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt(x.var(-1, keepdims=True) + np.float32(eps))
+''',
+}
 
 
 class NoFinn(NoEnvironment):
     """FINN's environment could not be built here; the message says why."""
 
 
-def _without_torch(packages: Path) -> None:
-    """FINN's LayerNorm imports torch at its top, for what flow.py never does."""
-    for module in ("torch/__init__.py", "torch/nn/__init__.py", "torch/nn/functional.py"):
+def _numpy_for_torch(packages: Path) -> None:
+    for module, text in _TORCH.items():
         (packages / module).parent.mkdir(exist_ok=True)
-        (packages / module).touch()
+        (packages / module).write_text(text)
 
 
 ENVIRONMENT = Environment(
-    "FINN", (FINN,), REQUIREMENTS, ("BREVITAS_AXE_FINN_CACHE",), NoFinn, _without_torch
+    "FINN", (FINN,), REQUIREMENTS, ("BREVITAS_AXE_FINN_CACHE",), NoFinn, _numpy_for_torch
 )
 
 

@@ -1,20 +1,21 @@
-"""Sends one QONNX file through FINN, and writes down what FINN made of it.
+"""Sends QONNX files through FINN, and writes down what FINN made of them.
 
-Runs in FINN's environment (see environment.py), so it may import neither brevitas_axe nor torch:
-
-    PYTHON flow.py MODEL.onnx FOLDER [--samples X.npz] [--options OPTIONS.json]
-
-`Options` says what may be asked, `Flow` what the folder holds afterwards. The steps are those of
-FINN's builder up to its estimates; see steps.py.
+Runs in FINN's environment (see environment.py), so it may import neither brevitas_axe nor torch. It
+answers one request after another, since importing FINN takes many seconds: a request is a line of
+JSON, {"model": path, "folder": path, "samples": path of an npz, "options": {...}}, and the answer
+an empty line, or one that says what went wrong here. `Options` says what may be asked, `Flow` what
+the folder holds afterwards. The steps are those of FINN's builder up to its estimates (steps.py).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
+import sys
 import traceback
 import warnings
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,14 @@ import onnx
 import steps
 from finn.analysis.fpgadataflow.exp_cycles_per_layer import exp_cycles_per_layer
 from finn.analysis.fpgadataflow.res_estimation import res_estimation
+from finn.builder.build_dataflow_config import DataflowBuildConfig, DataflowOutputType
 from finn.core.onnx_exec import execute_onnx
-from finn.transformation.fpgadataflow.create_dataflow_partition import CreateDataflowPartition
-from finn.transformation.fpgadataflow.set_folding import SetFolding
-from finn.transformation.fpgadataflow.specialize_layers import SpecializeLayers
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.custom_op.registry import getCustomOp
 from qonnx.util.cleanup import cleanup_model
 
 HARDWARE = "finn.custom_op.fpgadataflow"
-# After each of these the model is saved, and run on the samples if it is asked for.
-STAGES = ("qonnx", "finn", "streamlined", "hardware", "minimized", "partitioned", "specialized")
+CLOCK = 10  # nanoseconds
 
 
 @dataclass(frozen=True)
@@ -42,20 +40,21 @@ class Options:
     """What a caller may ask for, as a JSON object.
 
     Attributes:
-        stages: where the samples are run.
+        recipe: which of `steps.RECIPES`.
+        stages: where the samples are run: "qonnx" (the file as it is), or after which of
+            `steps.STAGES`.
         part: FPGA that layers are specialized and estimated for.
         standalone_thresholds: thresholds as layers of their own, as FINN's RTL units want them;
             False fuses them into the matrix units.
         folding: attributes by node name of the specialized model, such as
-            {"MVAU_hls_0": {"PE": 2, "SIMD": 4}}; "Defaults" holds those of all nodes.
-        cycles: lets FINN fold towards this many cycles per sample.
+            {"MVAU_hls_0": {"PE": 2, "SIMD": 4}}.
     """
 
+    recipe: str = "default"
     stages: tuple[str, ...] = ("qonnx", "minimized")
     part: str = "xczu7ev-ffvc1156-2-e"
     standalone_thresholds: bool = False
     folding: dict[str, dict[str, Any]] = field(default_factory=dict)
-    cycles: int | None = None
 
 
 class Flow:
@@ -64,7 +63,7 @@ class Flow:
     The folder then holds
         flow.json: "nodes" (of the last stage reached, in topological order: name, op_type, domain,
             datatypes, attributes, resources, cycles), "unmapped" (names of nodes that FINN does
-            not build), "errors" (stage, type, message, traceback of what ended the run; empty if
+            not build), "errors" (step, type, message, traceback of what ended the run; empty if
             it came through) and "stages" (those reached).
         weights.npz: the weight matrix of every matrix unit by node name, [MW, MH] of an MVAU,
             [channels, 1, k, k] of a VVAU; and <name>.thresholds where these are fused.
@@ -86,63 +85,54 @@ class Flow:
     def run(self) -> None:
         """Goes as far as FINN does, and writes the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for stage in STAGES:
-            try:
-                getattr(self, stage)()
-                if stage in self.options.stages and self.samples:
-                    self.outputs[stage] = self.execute()
-            except Exception as error:
-                about = {"type": type(error).__name__, "message": str(error)}
-                trace = "".join(traceback.format_exception(error))
-                self.errors.append({"stage": stage, **about, "traceback": trace})
-                break
-            self.model.save(str(self.folder / f"{stage}.onnx"))
-            self.reached.append(stage)
+        step = "qonnx"
+        try:
+            if "qonnx" in self.options.stages and self.samples:
+                self.outputs["qonnx"] = self.execute(cleanup_model(deepcopy(self.model)))
+            config = self.config()
+            for step, function in steps.RECIPES[self.options.recipe].items():
+                if step == "step_create_dataflow_partition":
+                    self.unmapped = self.outside()
+                self.model = function(self.model, config)
+                if step in steps.STAGES:
+                    self.finish(steps.STAGES[step])
+            part = self.options.part
+            self.estimates = res_estimation(self.model, part), exp_cycles_per_layer(self.model)
+        except Exception as error:
+            about = {"type": type(error).__name__, "message": str(error)}
+            trace = "".join(traceback.format_exception(error))
+            self.errors.append({"step": step, **about, "traceback": trace})
         self.write()
 
-    def qonnx(self) -> None:
-        self.model = cleanup_model(self.model)
+    def finish(self, stage: str) -> None:
+        """Saves the model as it is at the end of a stage, and runs it if that is asked for."""
+        if stage in self.options.stages and self.samples:
+            self.outputs[stage] = self.execute(self.model)
+        self.model.save(str(self.folder / f"{stage}.onnx"))
+        self.reached.append(stage)
 
-    def finn(self) -> None:
-        self.model = steps.converted(self.model)
-
-    def streamlined(self) -> None:
-        self.model = steps.streamlined(self.model)
-
-    def hardware(self) -> None:
-        self.model = steps.hardware(self.model, self.options.standalone_thresholds)
-
-    def minimized(self) -> None:
-        self.model = steps.minimized(self.model)
-
-    def partitioned(self) -> None:
-        """Only what FINN builds stays; fails where something else lies between its layers."""
-        self.unmapped = [n.name for n in self.model.graph.node if not n.domain.startswith(HARDWARE)]
-        self.model = self.model.transform(CreateDataflowPartition(str(self.folder / "partitions")))
-        parts = self.model.get_nodes_by_op_type("StreamingDataflowPartition")
-        if len(parts) != 1:
-            raise ValueError(f"FINN needs one partition, this graph has {len(parts)}.")
-        self.model = ModelWrapper(str(getCustomOp(parts[0]).get_nodeattr("model")))
-
-    def specialized(self) -> None:
-        self.model = steps.apply(self.model, SpecializeLayers(self.options.part), *steps.TIDY)
-        if self.options.cycles is not None:
-            self.model = self.model.transform(SetFolding(self.options.cycles))
-        for node in self.model.graph.node:
-            op = getCustomOp(node)
-            wanted = self.options.folding
-            for key, value in {**wanted.get("Defaults", {}), **wanted.get(node.name, {})}.items():
-                op.set_nodeattr(key, value)
-        self.minimized()
-        self.estimates = (
-            res_estimation(self.model, self.options.part),
-            exp_cycles_per_layer(self.model),
+    def config(self) -> DataflowBuildConfig:
+        """The builder's configuration, which says everything but the steps."""
+        folding = self.folder / "folding.json"
+        folding.write_text(json.dumps({"Defaults": {}, **self.options.folding}))
+        return DataflowBuildConfig(
+            output_dir=str(self.folder / "build"),
+            synth_clk_period_ns=CLOCK,
+            generate_outputs=[DataflowOutputType.ESTIMATE_REPORTS],
+            fpga_part=self.options.part,
+            standalone_thresholds=self.options.standalone_thresholds,
+            folding_config_file=str(folding) if self.options.folding else None,
         )
 
-    def execute(self) -> np.ndarray:
-        """The model's first output for every sample, one at a time as the hardware would."""
-        names = [i.name for i in self.model.graph.input]
-        shapes = [self.shape(name) for name in names]
+    def outside(self) -> list[str]:
+        """The nodes that FINN does not build."""
+        return [n.name for n in self.model.graph.node if not n.domain.startswith(HARDWARE)]
+
+    def execute(self, model: ModelWrapper) -> np.ndarray:
+        """A model's first output for every sample, one at a time as the hardware would."""
+        given = {i.name for i in model.graph.initializer}
+        names = [i.name for i in model.graph.input if i.name not in given]
+        shapes = [list(model.get_tensor_shape(name) or []) for name in names]
         count = len(next(iter(self.samples.values())))
         results = []
         for index in range(count):
@@ -150,7 +140,7 @@ class Flow:
                 name: value[index].reshape(shape)
                 for name, shape, value in zip(names, shapes, self.samples.values(), strict=True)
             }
-            results.append(execute_onnx(self.model, feed)[self.model.graph.output[0].name])
+            results.append(execute_onnx(model, feed)[model.graph.output[0].name])
         return np.stack(results)
 
     def shape(self, name: str) -> list[int]:
@@ -178,7 +168,7 @@ class Flow:
                 if len(node.input) > 2:
                     weights[f"{node.name}.thresholds"] = self.model.get_initializer(node.input[2])
         if self.unmapped is None:
-            self.unmapped = [n["name"] for n in nodes if not n["domain"].startswith(HARDWARE)]
+            self.unmapped = self.outside()
         report = {
             "nodes": nodes,
             "unmapped": self.unmapped,
@@ -225,18 +215,20 @@ def _is_plain(value: Any) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--samples", type=Path, help="npz, one array [samples, ...] per input")
-    parser.add_argument("--options", type=Path)
-    arguments = parser.parse_args()
-    options = (
-        Options(**json.loads(arguments.options.read_text())) if arguments.options else Options()
-    )
-    samples = dict(np.load(arguments.samples)) if arguments.samples else {}
+    # FINN prints what it does; only answers may go to the caller.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     warnings.simplefilter("ignore")
-    Flow(arguments.model, arguments.folder, samples, options).run()
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = ""
+        try:
+            samples = dict(np.load(request["samples"]))
+            options = Options(**request["options"])
+            Flow(Path(request["model"]), Path(request["folder"]), samples, options).run()
+        except Exception as error:
+            answer = " ".join(str(error).split()) or type(error).__name__
+        print(answer, file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,220 +1,66 @@
-"""The transformations that flow.py applies, in the order of FINN's builder.
+"""The steps of FINN's own builder that flow.py runs, and where its stages end.
 
-Where this differs from `finn.builder`: 1-D convolutions are told apart from channels-last ones,
-graphs that fork and join are streamlined as in FINN's ResNet flow, and global average pooling
-becomes hardware before everything else, since the builder's order leaves its division in float
-between two hardware layers.
+Every step is a function of `finn.builder`. `default` is FINN's list for a build that ends at its
+estimates, as it is; the other recipes put steps of FINN's step library in, as FINN's own
+configurations of such nets do: graphs that fork and join are streamlined by the ResNet's step, and
+1-D convolutions get a second axis first.
 """
 
 from __future__ import annotations
 
-from finn.transformation.fpgadataflow.convert_to_hw.concat import InferConcatLayer
-from finn.transformation.fpgadataflow.convert_to_hw.conv_inp_gen import (
-    InferConvInpGen,
-)
-from finn.transformation.fpgadataflow.convert_to_hw.duplicate_streams import (
-    InferDuplicateStreamsLayer,
-)
-from finn.transformation.fpgadataflow.convert_to_hw.elementwise_binary_operation import (
-    InferElementwiseBinaryOperation,
-)
-from finn.transformation.fpgadataflow.convert_to_hw.fm_padding import (
-    InferFMPadding,
-)
-from finn.transformation.fpgadataflow.convert_to_hw.global_acc_pool import (
-    InferGlobalAccPoolLayer,
-)
-from finn.transformation.fpgadataflow.convert_to_hw.label_select import (
-    InferLabelSelectLayer,
-)
-from finn.transformation.fpgadataflow.convert_to_hw.pool import InferPool
-from finn.transformation.fpgadataflow.convert_to_hw.quantized_matrix_vector_activation import (
-    InferQuantizedMatrixVectorActivation,
-)
-from finn.transformation.fpgadataflow.convert_to_hw.thresholding import (
-    InferThresholdingLayer,
-)
-from finn.transformation.fpgadataflow.convert_to_hw.vector_vector_activation import (
-    InferVectorVectorActivation,
-)
-from finn.transformation.fpgadataflow.minimize_accumulator_width import (
-    MinimizeAccumulatorWidth,
-)
-from finn.transformation.fpgadataflow.minimize_weight_bit_width import (
-    MinimizeWeightBitWidth,
-)
-from finn.transformation.move_reshape import RemoveCNVtoFCFlatten
-from finn.transformation.qonnx.convert_qonnx_to_finn import ConvertQONNXtoFINN
-from finn.transformation.streamline import absorb, reorder
-from finn.transformation.streamline.collapse_repeated import (
-    CollapseRepeatedAdd,
-    CollapseRepeatedMul,
-)
-from finn.transformation.streamline.round_thresholds import RoundAndClipThresholds
-from finn.transformation.streamline.sign_to_thres import ConvertSignToThres
-from qonnx.core.data_layout import NCHW
-from qonnx.core.modelwrapper import ModelWrapper
-from qonnx.custom_op.registry import getCustomOp
-from qonnx.transformation.base import Transformation
-from qonnx.transformation.batchnorm_to_affine import BatchNormToAffine
-from qonnx.transformation.change_3d_tensors_to_4d import Change3DTo4DTensors
-from qonnx.transformation.fold_constants import FoldConstants
-from qonnx.transformation.general import (
-    ConvertDivToMul,
-    ConvertSubToAdd,
-    GiveReadableTensorNames,
-    GiveUniqueNodeNames,
-    RemoveStaticGraphInputs,
-    RemoveUnusedTensors,
-    SortGraph,
-)
-from qonnx.transformation.infer_data_layouts import InferDataLayouts
-from qonnx.transformation.infer_datatypes import InferDataTypes
-from qonnx.transformation.infer_shapes import InferShapes
-from qonnx.transformation.lower_convs_to_matmul import LowerConvsToMatMul
-from qonnx.transformation.remove import RemoveIdentityOps
+import os
+import sys
+import tempfile
+import types
 
-# FINN's Streamline, which renames and infers everything after each of these, ten times slower.
-LINEAR = (
-    # First, or a signed quantizer that feeds an addition and a padded layer goes wrong.
-    reorder.MoveMulPastFork(),
-    ConvertSubToAdd(),
-    ConvertDivToMul(),
-    BatchNormToAffine(),
-    ConvertSignToThres(),
-    reorder.MoveMulPastMaxPool(),
-    absorb.AbsorbScalarBiasIntoMultiThreshold(),
-    reorder.MoveScalesPastIm2Col(),
-    reorder.MoveScalarLinearPastInvariants(),
-    reorder.MoveAddPastMul(),
-    reorder.MoveScalarAddPastMatMul(),
-    reorder.MoveAddPastConv(),
-    reorder.MoveScalarMulPastMatMul(),
-    reorder.MoveScalarMulPastConv(),
-    reorder.MoveAddPastMul(),
-    CollapseRepeatedAdd(),
-    CollapseRepeatedMul(),
-    reorder.MoveMulPastMaxPool(),
-    absorb.AbsorbAddIntoMultiThreshold(),
-    absorb.FactorOutMulSignMagnitude(),
-    absorb.AbsorbMulIntoMultiThreshold(),
-    absorb.Absorb1BitMulIntoMatMul(),
-    absorb.Absorb1BitMulIntoConv(),
-    RemoveIdentityOps(),
+# Read when FINN's settings are made; it would choose a folder in the user's home.
+os.environ.setdefault("FINN_BUILD_DIR", tempfile.mkdtemp(prefix="finn-"))
+
+from finn.util.settings import initialize_dummy_settings
+
+initialize_dummy_settings()
+# The simulator of Vivado, which the builder imports; no step here runs it.
+_xsi = types.ModuleType("finn.xsi")
+_xsi.__getattr__ = lambda name: None  # pyright: ignore[reportAttributeAccessIssue]
+sys.modules["finn.xsi"] = _xsi
+
+from finn.builder.build_dataflow_config import estimate_only_dataflow_steps  # noqa: E402
+from finn.builder.build_dataflow_steps import (  # noqa: E402
+    BuildDataflowStep,
+    build_dataflow_step_lookup,
 )
-# What its StreamlinePlus adds for graphs that fork and join.
-RESIDUAL = (
-    reorder.MoveLinearPastEltwiseAdd(),
-    reorder.MoveChannelwiseLinearPastFork(),
-    reorder.MoveMulPastJoinAdd(),
-    reorder.MoveAddPastJoinAdd(),
-    reorder.MoveConstMulPastJoinMul(),
-    reorder.MoveAffinePastJoinConcat(),
-    reorder.MoveMulPastJoinConcat(),
-    reorder.MoveAddPastJoinConcat(),
-)
-LAYOUT = (
-    reorder.MakeMaxPoolNHWC(),
-    reorder.MoveTransposePastFork(),
-    reorder.MoveTransposePastEltwise(),
-    reorder.MoveTransposePastJoinAdd(),
-    reorder.MoveTransposePastJoinMul(),
-    reorder.MoveTransposePastJoinConcat(),
-    absorb.AbsorbTransposeIntoMultiThreshold(),
-    absorb.AbsorbConsecutiveTransposes(),
-)
-HARDWARE = (
-    InferQuantizedMatrixVectorActivation(),
-    InferVectorVectorActivation(),
-    InferLabelSelectLayer(),
-    InferThresholdingLayer(),
-    InferFMPadding(),
-    InferPool(),
-    InferConvInpGen(),
-    InferConcatLayer(),
-    RemoveCNVtoFCFlatten(),
-    InferElementwiseBinaryOperation(),
-    InferDuplicateStreamsLayer(),
-    absorb.AbsorbConsecutiveTransposes(),
-    RemoveCNVtoFCFlatten(),
-)
-MINIMIZE = (
-    MinimizeWeightBitWidth(),
-    MinimizeAccumulatorWidth(),
-    InferDataTypes(),
-    RoundAndClipThresholds(),
-    InferDataTypes(),
-    MinimizeWeightBitWidth(),
-    InferDataTypes(),
-)
-TIDY = (
-    InferShapes(),
-    FoldConstants(),
-    GiveUniqueNodeNames(),
-    GiveReadableTensorNames(),
-    InferDataTypes(),
-    InferDataLayouts(),
-    RemoveStaticGraphInputs(),
-    RemoveUnusedTensors(),
-    SortGraph(),
+from finn.builder.custom_step_library.conv1d import step_pre_streamline  # noqa: E402
+from finn.builder.custom_step_library.resnet import (  # noqa: E402
+    step_resnet_convert_to_hw,
+    step_resnet_streamline,
 )
 
-
-def apply(model: ModelWrapper, *transformations: Transformation) -> ModelWrapper:
-    for transformation in transformations:
-        model = model.transform(transformation)
-    return model
+DEFAULT = {name: build_dataflow_step_lookup[name] for name in estimate_only_dataflow_steps}
 
 
-def converted(model: ModelWrapper) -> ModelWrapper:
-    return apply(model, ConvertQONNXtoFINN(), *TIDY)
+def _streamlined(*steps: BuildDataflowStep) -> dict[str, BuildDataflowStep]:
+    """FINN's list with other steps in the place of its streamlining."""
+    replaced: dict[str, tuple[BuildDataflowStep, ...]]
+    replaced = {key: (own,) for key, own in DEFAULT.items()}
+    replaced["step_streamline"] = steps
+    if step_resnet_streamline in steps:
+        replaced["step_convert_to_hw"] += (step_resnet_convert_to_hw,)
+    return {step.__name__: step for group in replaced.values() for step in group}
 
 
-def streamlined(model: ModelWrapper) -> ModelWrapper:
-    rows = any(len(model.get_tensor_shape(i.name) or ()) == 3 for i in model.graph.input)
-    if rows and model.get_nodes_by_op_type("Conv"):
-        model = _with_four_axes(model)
-    model = apply(model, reorder.MoveMulPastAdd(), absorb.AbsorbScalarBiasIntoMultiThreshold())
-    model = _repeat(model, *LINEAR, *RESIDUAL)
-    model = apply(model, LowerConvsToMatMul())
-    model = _repeat(model, *LAYOUT, *LINEAR)
-    return apply(model, absorb.AbsorbScalarMulAddIntoTopK(), *TIDY, RoundAndClipThresholds())
-
-
-def hardware(model: ModelWrapper, standalone_thresholds: bool) -> ModelWrapper:
-    model = apply(
-        model,
-        InferGlobalAccPoolLayer(),
-        absorb.AbsorbTransposeIntoMultiThreshold(),
-        absorb.AbsorbMulIntoMultiThreshold(),
-        InferDataTypes(),
-        RoundAndClipThresholds(),
-    )
-    if standalone_thresholds:
-        model = apply(model, InferThresholdingLayer())
-    return apply(model, *HARDWARE, *TIDY)
-
-
-def minimized(model: ModelWrapper) -> ModelWrapper:
-    return apply(model, *MINIMIZE)
-
-
-def _with_four_axes(model: ModelWrapper) -> ModelWrapper:
-    """[N, C, W] → [N, C, W, 1].
-
-    qonnx takes three axes for channels-last, and FINN would leave a Transpose behind the first
-    thresholds; from torch they are channels-first.
-    """
-    model = apply(model, Change3DTo4DTensors())
-    model.set_tensor_layout(model.graph.input[0].name, NCHW)
-    for node in model.get_nodes_by_op_type("MultiThreshold"):
-        getCustomOp(node).set_nodeattr("data_layout", "NCHW")
-    return model
-
-
-def _repeat(model: ModelWrapper, *transformations: Transformation) -> ModelWrapper:
-    """Applies all of them until the operators stay the same."""
-    before = None
-    while before != (before := [n.op_type for n in model.graph.node]):
-        model = apply(model, *transformations, *TIDY)
-    return model
+RECIPES: dict[str, dict[str, BuildDataflowStep]] = {
+    "default": DEFAULT,
+    "resnet": _streamlined(step_resnet_streamline),
+    "conv1d": _streamlined(step_pre_streamline, DEFAULT["step_streamline"]),
+    "conv1d_resnet": _streamlined(step_pre_streamline, step_resnet_streamline),
+}
+# The last step of each stage.
+STAGES = {
+    "step_tidy_up": "finn",
+    "step_streamline": "streamlined",
+    "step_resnet_streamline": "streamlined",
+    "step_convert_to_hw": "hardware",
+    "step_minimize_bit_width_initial": "minimized",
+    "step_create_dataflow_partition": "partitioned",
+    "step_generate_estimate_reports": "specialized",
+}

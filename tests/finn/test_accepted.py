@@ -40,6 +40,7 @@ STYLES = {
     "fine-tuned": Style(Int8WeightPerTensorFixedPointAXE, True, MIXED, bounded=True),
     "A2Q+": Style(Int8AccumulatorAwareZeroCenterWeightQuant, widths=MIXED, bounded=True),
 }
+RECIPES = {"resnet": "resnet", "temporal": "conv1d"}
 TIES = ("resnet", "fine-tuned")
 SAMPLES = 32
 
@@ -88,9 +89,9 @@ def test_finn_builds_it(name: str, origin: str, tmp_path: Path) -> None:
         export_qonnx(model, x[:1], path)
         assert check_finn(path) == []
     standalone = origin == "A2Q+"
-    finn = through_finn(
-        path, tmp_path / "finn", x.numpy(), stages=["minimized"], standalone_thresholds=standalone
-    )
+    options = {"stages": ["minimized"], "standalone_thresholds": standalone}
+    options["recipe"] = RECIPES.get(name, "default")
+    finn = through_finn(path, tmp_path / "finn", x.numpy(), **options)
 
     assert not finn.errors
     # Images come channels-first; the rearrangement is left to the host, as always in FINN.
@@ -126,7 +127,9 @@ def test_without_ties_finn_rounds_as_torch_does(tmp_path: Path) -> None:
     assert {change.rule for change in changes} == {"tie"}
     export_qonnx(mended, x[:1], path)
     assert check_finn(path) == []
-    finn = through_finn(path, tmp_path / "finn", x.numpy(), stages=["minimized"])
+    finn = through_finn(
+        path, tmp_path / "finn", x.numpy(), stages=["minimized"], recipe=RECIPES[TIES[0]]
+    )
     assert not finn.errors
     output = finn.outputs["minimized"].reshape(SAMPLES, -1)
     assert distance(output, mended, x) < 1e-4

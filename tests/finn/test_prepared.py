@@ -25,7 +25,9 @@ def test_a_plain_residual_net_is_built_and_computes_the_same(tmp_path: Path) -> 
     prepared = prepare_for_finn(trained("residual"), [x])
     model = quantize(prepared, [x], accumulator_bit_width=BITS, progress=False).model
     export_qonnx(model, x[:1], path)
-    finn = through_finn(path, tmp_path / "finn", x[:8].numpy(), stages=["minimized"])
+    finn = through_finn(
+        path, tmp_path / "finn", x[:8].numpy(), stages=["minimized"], recipe="resnet"
+    )
     assert not finn.errors
     assert finn.unmapped in ([], ["Transpose_0"])
     assert len(finn.matrix_units) == len(find_layers(model))

@@ -51,7 +51,7 @@ def test_a_refusal_of_finn_is_told_by_stage(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_qonnx(model, images[:1], path, target="qonnx")
     finn = through_finn(path, tmp_path / "finn")
-    assert finn.stages == ["qonnx"]
-    assert [(e["stage"], e["type"]) for e in finn.errors] == [("finn", "ValueError")]
+    assert finn.stages == []
+    assert [(e["step"], e["type"]) for e in finn.errors] == [("step_qonnx_to_finn", "ValueError")]
     assert "rounding_mode set to 'FLOOR'" in finn.errors[0]["message"]
     assert not finn.matrix_units

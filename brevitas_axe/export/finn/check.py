@@ -10,27 +10,35 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx.external_data_helper import load_external_data_for_model
 
 from brevitas_axe.errors import InvalidModelFile
-from brevitas_axe.export.finn import joins, layers, quantizers
+from brevitas_axe.export.finn import floats, joins, layers, quantizers, thresholds
 from brevitas_axe.export.finn.finding import Finding
 from brevitas_axe.export.finn.joins import Rule
-from brevitas_axe.export.finn.signal import Graph, Host, forked
+from brevitas_axe.export.finn.signal import Graph, Host, Signal, forked
 from brevitas_axe.export.indexed import IndexedGraph
+from brevitas_axe.proof.emulator.allowance import Allowance
+from brevitas_axe.proof.emulator.session import needed
 from brevitas_axe.proof.graph.flow import analyse
-from brevitas_axe.proof.graph.modelfile import ModelFile, Node, read
+from brevitas_axe.proof.graph.grid import Grid, Unprovable
+from brevitas_axe.proof.graph.modelfile import ModelFile, Node, plain_domain, read
 from brevitas_axe.proof.graph.names import Names
 from brevitas_axe.proof.graph.operators import QONNX_DOMAINS
+from brevitas_axe.proof.graph.shapes import Shapes
 
 _QUANTIZERS: dict[str, Rule] = {
     "Quant": quantizers.quant,
     "IntQuant": quantizers.quant,
     "BipolarQuant": quantizers.bipolar_quant,
     "Trunc": quantizers.trunc,
+    "MultiThreshold": thresholds.multi_threshold,
+    "XnorPopcountMatMul": thresholds.popcount,
 }
 _STANDARD: dict[str, Rule] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "MatMul", "Gemm"), layers.dot_product),
@@ -44,7 +52,16 @@ _STANDARD: dict[str, Rule] = {
     **dict.fromkeys(("Flatten", "Reshape", "Transpose"), joins.move),
     **dict.fromkeys(("Identity", "Dropout"), joins.stay),
     "Pad": joins.pad,
+    "Unsqueeze": joins.unsqueeze,
+    "Squeeze": joins.squeeze,
+    "LayerNormalization": floats.layer_norm,
+    "Softmax": floats.softmax,
+    **dict.fromkeys(floats.VERSAL, floats.versal),
 }
+# Where each takes the shape that it gives.
+_BY_SHAPE = {"Expand": 1, "Reshape": 1, "ConstantOfShape": 0, "Tile": 1, "Upsample": 1}
+_MOST_AXES = 16
+_HARDWARE = "finn.custom_op.fpgadataflow"
 
 
 def check_finn(
@@ -71,11 +88,14 @@ def walk(path_or_model: str | os.PathLike | onnx.ModelProto | Any) -> Graph:
     """The graph of a file after all rules. Raises the same errors as `check_finn`."""
     original = read(path_or_model)
     try:
+        if any(node.domain.startswith(_HARDWARE) for node in original.nodes):
+            return _hardware(original)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # qonnx warns about opsets newer than its table
             model = _prepared(original)
             file = read(model)
             graph = Graph(model, file, analyse(file), Names(original))
+            _give_inputs(graph)
             for node in file.nodes:
                 _apply(node, graph)
             for output in file.graph.output:
@@ -99,11 +119,62 @@ def _prepared(file: ModelFile) -> onnx.ModelProto:
     for node in model.graph.node:
         if node.op_type in _QUANTIZERS:
             node.domain = QONNX_DOMAINS[0]
-    graph = IndexedGraph(model)
-    graph.fold_constants(kept=_QUANTIZERS)
+    graph, allowance = IndexedGraph(model), Allowance(file, {})
+
+    def allowed(node: onnx.NodeProto, feeds: Mapping[str, np.ndarray]) -> bool:
+        """A small file may not ask for large constants; what is not folded is a computed value."""
+        if plain_domain(node.domain):
+            return False
+        try:
+            allowance.check(node, {name: feeds[name] for name in needed(node)})
+        except Unprovable:
+            return False
+        return True
+
+    graph.opaque = _opaque(file)
+    graph.fold_constants(_QUANTIZERS, allowed)
+    file.budget.spend(graph.shared_elements(), "what its nodes share")
     graph.separate_constants()
     graph.infer_shapes()
     return graph.model()
+
+
+def _opaque(file: ModelFile) -> frozenset[str]:
+    """Tensors of a shape that is itself computed, and perhaps of many axes.
+
+    onnx's inference takes whatever time and memory such a shape asks for.
+    """
+    by_shape = [node for node in file.nodes if node.op in _BY_SHAPE and not node.domain]
+    shapes = Shapes(file, analyse(file)) if by_shape else None
+    found = set[str]()
+    for node in by_shape:
+        wanted = node.inputs[_BY_SHAPE[node.op]] if len(node.inputs) > _BY_SHAPE[node.op] else ""
+        length = shapes.dimension(wanted, 0) if shapes is not None else None
+        if length is None or length > _MOST_AXES:
+            found.update(node.outputs)
+    return frozenset(found)
+
+
+def _hardware(file: ModelFile) -> Graph:
+    """Says, once for a file, that its nodes are units of FINN already."""
+    graph = Graph(file.model, file, {}, Names(file))
+    units = [node for node in file.nodes if node.domain.startswith(_HARDWARE)]
+    problem = f"{len(units)} of {len(file.nodes)} nodes are already FINN hardware"
+    graph.report(graph.name(units[0]), "hardware", problem, "FINN goes on from there", "note")
+    return graph
+
+
+def _give_inputs(graph: Graph) -> None:
+    """Inputs that the file annotates with an integer type are integers to FINN."""
+    for value in graph.file.graph.input:
+        fact = graph.facts.get(value.name)
+        if value.name in graph.file.types and isinstance(fact, Grid) and fact.integers is None:
+            low, high, one = (np.asarray(n, np.int64) for n in (fact.low, fact.high, 1))
+            size = np.asarray(max(-fact.low, fact.high), np.float64)
+            bipolar = fact.type == "BIPOLAR"
+            graph.values[value.name] = Signal(
+                np.ones(()), np.zeros(()), low, high, one, size, bipolar=bipolar
+            )
 
 
 def _apply(node: Node, graph: Graph) -> None:

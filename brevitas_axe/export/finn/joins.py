@@ -13,7 +13,7 @@ from brevitas_axe.proof.graph.modelfile import Node
 
 Rule = Callable[[Node, list[Value], Graph], Value]
 _ACTIVATIONS = (
-    *("Sigmoid", "Tanh", "Elu", "Selu", "Celu", "Gelu", "LeakyRelu", "PRelu", "Clip", "Softplus"),
+    *("Elu", "Selu", "Celu", "LeakyRelu", "PRelu", "Clip", "Softplus"),
     *("HardSigmoid", "HardSwish", "Mish", "Erf", "Softsign", "ThresholdedRelu"),
 )
 # FINN does not build them, and moves the scale in front of them behind them.
@@ -57,6 +57,10 @@ def affine(node: Node, inputs: list[Value], graph: Graph) -> Value:
     constant = next((c.astype(np.float64) for c in constants if c is not None), None)
     if isinstance(source, Lost) or constant is None or backwards:
         return unknown(node, inputs, graph)
+    shapes = [constant.shape, source.scale.shape]
+    if isinstance(source, Signal):
+        shapes += [source.offset.shape, source.size.shape]
+    graph.file.budget.spend_on(shapes, f"what '{node.name}' scales or shifts")
     scale = source.scale
     if node.op == "Mul":
         scale = scale * constant
@@ -79,7 +83,9 @@ def batch_norm(node: Node, inputs: list[Value], graph: Graph) -> Value:
     if isinstance(source, Lost) or len(inputs) > 1:
         return unknown(node, inputs, graph)
     gain, shift, mean, variance = (p.astype(np.float64) for p in parameters if p is not None)
-    rank = max(len(graph.shape(node.inputs[0])), 2)
+    before = graph.producer(node.inputs[0])
+    added = before is not None and before.op == "Unsqueeze"  # FINN drops both
+    rank = max(len(graph.shape(node.inputs[0])) - added, 2)
     factor = (gain / np.sqrt(variance + node.attribute("epsilon", 1e-5))).reshape(
         -1, *[1] * (rank - 2)
     )
@@ -124,7 +130,12 @@ def _branches(node: Node, inputs: list[Value], graph: Graph) -> Value:
     if settled is not None:
         return settled
     left, right = inputs
+    if isinstance(left, Signal) and isinstance(right, Signal):
+        parts = [part.shape for s in (left, right) for part in (s.scale, s.offset, s.low, s.size)]
+        graph.file.budget.spend_on(parts, f"what meets in '{node.name}'")
     name = graph.name(node)
+    if _is_silu(node, graph):
+        return Host()  # a unit of its own, of which the Sigmoid's rule has spoken
     if not isinstance(left, Signal) or not isinstance(right, Signal):
         problem = f"quantized and unquantized values meet in '{name}', which FINN refuses"
         return Lost(graph.report(name, "branches", problem, _SHARE))
@@ -150,6 +161,15 @@ def _branches(node: Node, inputs: list[Value], graph: Graph) -> Value:
         left.high + right.high,
         np.gcd(left.step, right.step),
         left.size + right.size,
+    )
+
+
+def _is_silu(node: Node, graph: Graph) -> bool:
+    """Whether a product is x · sigmoid(x)."""
+    made = {tensor: graph.producer(tensor) for tensor in node.inputs}
+    return node.op == "Mul" and any(
+        before is not None and before.op == "Sigmoid" and before.inputs[0] in node.inputs
+        for before in made.values()
     )
 
 
@@ -270,6 +290,25 @@ def move(node: Node, inputs: list[Value], graph: Graph) -> Value:
 def stay(node: Node, inputs: list[Value], graph: Graph) -> Value:
     """Identity, Dropout: nothing changes."""
     return inputs[0]
+
+
+def unsqueeze(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """Unsqueeze around a batch norm, which FINN takes away; any other moves values."""
+    after = graph.consumers(node.outputs[0])
+    behind = graph.consumers(after[0].outputs[0]) if len(after) == 1 else []
+    if [n.op for n in (*after, *behind)] == ["BatchNormalization", "Squeeze"]:
+        return inputs[0]
+    return unknown(node, inputs, graph)
+
+
+def squeeze(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """The Squeeze behind such a batch norm."""
+    norm = graph.producer(node.inputs[0])
+    first = graph.producer(norm.inputs[0]) if norm is not None else None
+    ops = [n.op for n in (first, norm) if n is not None]
+    if ops == ["Unsqueeze", "BatchNormalization"]:
+        return inputs[0]
+    return unknown(node, inputs, graph)
 
 
 def pad(node: Node, inputs: list[Value], graph: Graph) -> Value:

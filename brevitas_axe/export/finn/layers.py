@@ -29,6 +29,7 @@ def dot_product(node: Node, inputs: list[Value], graph: Graph) -> Value:
         problem = f"the input of layer '{layer}' is not quantized, so FINN would leave it in float"
         way_out = "give it an input_quant or a quantized predecessor"
         return Lost(graph.report(layer, "float_input", problem, way_out))
+    graph.file.budget.spend(weights.constant.size, f"the weights of '{layer}'")
     _check_weights(node, layer, weights, graph)
     refused = _check_input(node, layer, source, graph)
     if refused is not None:

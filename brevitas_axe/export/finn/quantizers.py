@@ -40,16 +40,17 @@ def quant(node: Node, inputs: list[Value], graph: Graph) -> Value:
         problem = f"{_what(name)} is signed or narrow behind a ReLU, which FINN refuses"
         graph.report(name, "relu_quantizer", problem, "use QuantReLU, or Uint8ActPerTensorFloat")
     _check_rounding(node, name, graph)
-    # Wider ones are refused above; 2^bits of a broken file could take all memory.
+    # 2^bits of a broken file could take all memory.
     low, high = quantizer_range(min(bits, 32), signed, narrow)
     if isinstance(source, Host) and np.any(source.scale < 0):
-        problem = f"the input of {_what(name)} has a negative scale, which FINN leaves in float"
+        problem = f"the input of {_what(name)} has a negative scale, which FINN gives a float unit"
         graph.report(
-            name, "negative_scale", problem, "negate the weights of the next layer instead"
+            name, "negative_scale", problem, "negate the weights of the next layer instead", "note"
         )
     if isinstance(source, Signal):
-        _check_source(name, source, graph)
-    if isinstance(source, Signal) and scale.size == 1:
+        check_source(name, source, graph)
+    if isinstance(source, Signal) and scale.size == 1 and bits <= _WIDEST:
+        graph.file.budget.spend(source.elements * (high - low) // 4, f"the levels of '{name}'")
         ties = find_ties(source, float(scale.max()), low, high)
         if ties is not None:
             graph.report_ties(name, source, ties)
@@ -57,18 +58,25 @@ def quant(node: Node, inputs: list[Value], graph: Graph) -> Value:
 
 
 def bipolar_quant(node: Node, inputs: list[Value], graph: Graph) -> Value:
-    """+1 or -1 by sign; FINN builds it inside a matrix unit only."""
+    """+1 or -1 by sign, inside a matrix unit, or before layers of one bit (XNOR and popcount)."""
     name = graph.name(node)
     source, scale = graph.demand(inputs[0]), graph.constant(node.inputs[1])
-    matrix = isinstance(source, Signal) and source.dot is not None and not source.rectified
-    if not matrix or scale is None or np.any(scale != 1):
-        _report_binary(name, graph)
-    elif isinstance(source, Signal):
+    check_sign(node, source, scale, graph)
+    if isinstance(source, Signal):
         ties = find_sign_ties(source)
         if ties is not None:
             graph.report_ties(name, source, ties)
-    one, size = np.ones((), np.int64), np.ones(())
-    return Signal(size, np.zeros(()), -one, one, one, size, quantizer=name, bipolar=True)
+    scale = np.ones(()) if scale is None else np.asarray(scale, np.float64).reshape(-1)[0]
+    one = np.ones((), np.int64)
+    return Signal(scale, np.zeros(()), -one, one, one, scale, quantizer=name, bipolar=True)
+
+
+def check_sign(node: Node, source: Value, scale: np.ndarray | None, graph: Graph) -> None:
+    """Reports a sign that FINN builds neither inside a matrix unit nor as a single bit."""
+    matrix = isinstance(source, Signal) and source.dot is not None and not source.rectified
+    one = scale is not None and scale.size == 1
+    if not one or not (graph.feeds_bipolar(node) or (matrix and np.all(scale == 1))):
+        _report_binary(graph.name(node), graph)
 
 
 def average_pool(node: Node, inputs: list[Value], graph: Graph) -> Value:
@@ -139,21 +147,22 @@ def _levels(scale: np.ndarray, low: int, high: int, name: str) -> Signal:
     return Signal(scale, np.zeros(()), low_, high_, one, size, quantizer=name)
 
 
-def _check_source(name: str, source: Signal, graph: Graph) -> None:
+def check_source(name: str, source: Signal, graph: Graph) -> None:
     """Reports why a signal cannot be compared with thresholds."""
     if source.needs_copies:
-        problem = (
-            f"sums in front of {_what(name)} are used elsewhere too, so FINN leaves them in float"
-        )
-        graph.report(name, "split_sums", problem, "quantize them once, before they are shared")
+        problem = f"sums in front of {_what(name)} are used elsewhere too, so FINN scales them in"
+        problem += " float units"
+        way_out = "quantize them once, before they are shared"
+        graph.report(name, "split_sums", problem, way_out, "note")
     if source.flattened:
         problem = f"a Flatten or Reshape stands before {_what(name)}, and FINN builds it only"
         way_out = "put the quantizer before it"
         graph.report(name, "flatten", f"{problem} before a linear layer", way_out)
     if source.dot is not None and np.any((source.scale < 0) & source.dot.lowest):
         layer, way_out = source.dot.layer, "use a narrow weight quantizer (narrow_range=True)"
-        problem = f"FINN must flip the sign of weights of layer '{layer}', whose full range"
-        graph.report(layer, "full_range", f"{problem} has no positive counterpart", way_out)
+        problem = f"FINN cannot flip the sign of weights of layer '{layer}', as their full range"
+        problem += " has no positive counterpart, and gives its sums a unit that multiplies by -1"
+        graph.report(layer, "full_range", problem, way_out, "note")
 
 
 def _follows_relu(node: Node, graph: Graph) -> bool:
@@ -174,7 +183,8 @@ def _report_binary(name: str, graph: Graph) -> None:
     graph.report(
         name,
         "binary_activation",
-        f"{_what(name)} has one bit, which FINN builds only as a sign of scale 1 behind a layer",
+        f"{_what(name)} has one bit, which FINN builds only as a sign: of scale 1"
+        " behind a layer, or of any scale before layers whose weights are signs too",
         "use 2 bits or more",
     )
 

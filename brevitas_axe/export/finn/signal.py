@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
+from math import prod
 
 import numpy as np
 import onnx
@@ -95,6 +96,12 @@ class Signal:
     flattened: bool = False
     needs_copies: bool = False
     bipolar: bool = False
+
+    @property
+    def elements(self) -> int:
+        """How many channels differ in anything."""
+        shapes = (part.shape for part in (self.scale, self.offset, self.low, self.step, self.size))
+        return prod(np.broadcast_shapes(*shapes))
 
     @property
     def one_scale(self) -> bool:
@@ -200,6 +207,29 @@ class Graph:
                 inner = zip(kept, [*kept[1:], ""], strict=True)
                 return ".".join(s for s, after in inner if not after.startswith(s + "."))
         return node.name
+
+    def feeds_bipolar(self, node: Node) -> bool:
+        """Whether an output goes to dot products with weights of -1 and 1 alone."""
+        tensors, found, seen = list(node.outputs), False, set[str]()
+        while tensors:
+            tensor = tensors.pop()
+            if tensor in seen:
+                continue
+            seen.add(tensor)
+            consumers = self.consumers(tensor)
+            if self.uses(tensor) > len(consumers):  # an output of the model
+                return False
+            for after in consumers:
+                if after.op in ("Transpose", "Flatten", "Reshape", "Identity", "Dropout"):
+                    tensors.extend(after.outputs)
+                    continue
+                weights = self.grid(after.inputs[1]) if len(after.inputs) > 1 else None
+                if after.op not in ("MatMul", "Gemm", "Conv") or weights is None:
+                    return False
+                if weights.type != "BIPOLAR":
+                    return False
+                found = True
+        return found
 
     def layer(self, node: Node) -> str:
         """The module that a dot product belongs to, as certificates name it."""

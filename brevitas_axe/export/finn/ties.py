@@ -12,6 +12,7 @@ tie by chance, in one sum of one channel; it is moved with the others, but is no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -26,6 +27,7 @@ _NOISE = 2.0**-21
 _CLEAR = 2
 # Scales have a simple ratio if its denominator is at most this: two ranges of up to 8 bits.
 _LARGEST_DENOMINATOR = 255
+_BLOCK = 2**20  # channels × levels that are looked at together
 
 
 def is_power_of_two(scale: np.ndarray) -> np.ndarray:
@@ -73,6 +75,40 @@ def _ties(
         simple: where, without an offset, a tie is no coincidence; alike.
         down: [levels], whether torch rounds an exact tie down.
     """
+    blocks = [_block(signal, *part) for part in _split(signal, points, exact, simple, down)]
+    if not blocks:
+        return None
+    count, systematic, tied, halves, rise, fall, noise = zip(*blocks, strict=True)
+    if not sum(count):
+        return None
+    least, most = np.minimum.reduce(rise), np.minimum.reduce(fall)
+    up = np.logical_or.reduce(halves) | (least >= most)
+    room = np.where(up, least, most) / 2
+    clear = room > _CLEAR * np.maximum.reduce(noise)
+    shift = np.where(clear, np.where(up, room, -room) * np.sign(signal.scale), np.nan)
+    return Ties(sum(count), sum(systematic), np.where(np.logical_or.reduce(tied), shift, 0.0))
+
+
+def _split(
+    signal: Signal, points: np.ndarray, exact: np.ndarray, simple: np.ndarray, down: np.ndarray
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """The levels in parts that do not take much memory with all channels."""
+    parts = max(1, -(-signal.elements * len(points) // _BLOCK))
+    for some, falling in zip(
+        np.array_split(points, parts), np.array_split(down, parts), strict=True
+    ):
+        if len(some):
+            yield some, exact, simple, falling
+
+
+def _block(
+    signal: Signal, points: np.ndarray, exact: np.ndarray, simple: np.ndarray, down: np.ndarray
+) -> tuple:
+    """Of some levels: how many ties, how many systematic ones, and four things by channel.
+
+    These are: any tie, any exact one, how far values may rise or fall before one crosses a level
+    that it is not close to, and the noise.
+    """
     scale, offset, size = (v[..., None] for v in (signal.scale, signal.offset, signal.size))
     low, high, step = (v[..., None] for v in (signal.low, signal.high, signal.step))
     # [..., levels]: the (fractional) integer at which each level begins.
@@ -83,15 +119,8 @@ def _ties(
     close = np.abs(distance) <= noise
     halves = exact[..., None] & (distance == 0)
     ties = close & (nearest >= low) & (nearest <= high) & (down | ~halves)
-    if not ties.any():
-        return None
     systematic = ties & (halves | (simple[..., None] & (offset == 0)))
-    # Largest rise, or fall, of the values before one of them crosses another level.
     rise = np.where(close, step, np.mod(distance, step)).min(axis=-1)
     fall = np.where(close, step, np.mod(-distance, step)).min(axis=-1)
-    up = halves.any(axis=-1) | (rise >= fall)
-    room = np.where(up, rise, fall) / 2
-    clear = room > _CLEAR * noise.max(axis=-1)
-    shift = np.where(clear, np.where(up, room, -room) * np.sign(signal.scale), np.nan)
-    shift = np.where(ties.any(axis=-1), shift, 0.0)
-    return Ties(int(ties.sum()), int(systematic.sum()), shift)
+    tied, exactly = ties.any(axis=-1), halves.any(axis=-1)
+    return int(ties.sum()), int(systematic.sum()), tied, exactly, rise, fall, noise.max(axis=-1)

@@ -17,6 +17,7 @@ from brevitas.quant import (
     Int8WeightPerChannelFloat,
     ShiftedUint8ActPerTensorFloat,
     SignedBinaryActPerTensorConst,
+    SignedBinaryWeightPerTensorConst,
     TruncTo8bit,
     Uint8ActPerTensorFloat,
 )
@@ -199,7 +200,13 @@ class Apply(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A model, the rules that must speak of it (none: FINN builds it), and its input's shape."""
+    """A model, the rules that must speak of it (none: FINN builds it), and its input's shape.
+
+    Attributes:
+        notes: rules that speak of it without a refusal.
+        recipe: of `tests/finn/steps.py`, with which FINN builds it; "default" is FINN's own list.
+        versal: FINN builds it for Versal devices, and refuses it for all others.
+    """
 
     build: Callable[[], nn.Module]
     rules: tuple[str, ...] = ()
@@ -208,9 +215,33 @@ class Case:
     batch: int = 1
     # FINN would be given something that our own export mends or refuses before any check.
     raw: bool = False
+    notes: tuple[str, ...] = ()
+    recipe: str = "default"
+    versal: bool = False
 
 
 BINARY = {"quant": SignedBinaryActPerTensorConst}
+FLOAT = {"notes": ("float_unit",)}
+RESNET = {"recipe": "resnet"}
+
+
+def sign_linear(inputs: int, outputs: int) -> nn.Module:
+    return qnn.QuantLinear(
+        inputs,
+        outputs,
+        bias=False,
+        weight_quant=SignedBinaryWeightPerTensorConst,
+        weight_scaling_init=1.0,
+    )
+
+
+def layer_norm(gain: float, bias: float) -> nn.Module:
+    norm = nn.LayerNorm(8)
+    nn.init.constant_(norm.weight, gain)
+    nn.init.constant_(norm.bias, bias)
+    return nn.Sequential(signed(), linear(12, 8), norm, signed(), linear(8))
+
+
 ACCEPTED = {
     "plain": Case(chain(relu)),
     "batch norm": Case(chain(nn.BatchNorm2d(4), relu)),
@@ -236,23 +267,40 @@ ACCEPTED = {
         lambda: nn.Sequential(
             *(signed(), conv(), relu(), nn.AdaptiveAvgPool2d(1), unsigned(8)),
             *(nn.Flatten(), linear(4)),
-        )
+        ),
+        **RESNET,
     ),
-    "residual": Case(lambda: residual(True)),
-    "residual with a layer": Case(lambda: skipped(True)),
-    "residual of signed values": Case(signed_fork),
-    "residual that reaches no tie": Case(lambda: saturated(5)),
-    "concatenation": Case(lambda: joined(True)),
+    "residual": Case(lambda: residual(True), **RESNET),
+    "residual with a layer": Case(lambda: skipped(True), **RESNET),
+    "residual of signed values": Case(signed_fork, **RESNET),
+    "residual that reaches no tie": Case(lambda: saturated(5), **RESNET),
+    "concatenation": Case(lambda: joined(True), **RESNET),
     "product of branches": Case(
         lambda: Branches(
             *(nn.Sequential(conv(), relu()), nn.Sequential(conv(), relu(3)), torch.mul),
             *(unsigned(), *tail()),
-        )
+        ),
+        **RESNET,
     ),
     "perceptron": Case(
         lambda: nn.Sequential(signed(), linear(12, 8), relu(), linear(8)), shape=ROW
     ),
-    "softmax at the end": Case(lambda: nn.Sequential(chain(relu)(), nn.Softmax(-1))),
+    "softmax at the end": Case(lambda: nn.Sequential(chain(relu)(), nn.Softmax(-1)), **FLOAT),
+    "sigmoid": Case(chain(qnn.QuantSigmoid), **FLOAT, versal=True),
+    "tanh": Case(chain(qnn.QuantTanh), **FLOAT, versal=True),
+    "GELU": Case(chain(Apply(F.gelu), lambda: signed(4)), **FLOAT, versal=True),
+    "SiLU": Case(chain(Apply(lambda x: x * x.sigmoid()), lambda: signed(4)), **FLOAT, versal=True),
+    "layer norm": Case(lambda: layer_norm(1, 0), shape=ROW, **FLOAT),
+    "two quantizers on one sum": Case(split_sums, notes=("split_sums",)),
+    "full range": Case(full_range, notes=("full_range",), layer="1"),
+    "negated input": Case(negated_input, notes=("negative_scale",)),
+    "signs alone": Case(
+        lambda: nn.Sequential(
+            *(signed(1, **BINARY), sign_linear(12, 8), signed(1, **BINARY), sign_linear(8, 4)),
+        ),
+        shape=ROW,
+        raw=True,
+    ),
     "quantized bias": Case(chain(relu, lambda: conv(bias=True), relu)),
     "segmentation": Case(lambda: nn.Sequential(signed(), conv(), relu(), conv(4, 2, 1, padding=0))),
     "input in other units": Case(
@@ -296,8 +344,6 @@ REFUSED = {
         "0",
         ROW,
     ),
-    "sigmoid": Case(chain(qnn.QuantSigmoid), ("operator",)),
-    "tanh": Case(chain(qnn.QuantTanh), ("operator",)),
     "leaky ReLU": Case(chain(nn.LeakyReLU(), lambda: signed(4)), ("operator",)),
     "ReLU6": Case(chain(nn.ReLU6(), unsigned), ("operator",)),
     "SELU": Case(chain(nn.SELU(), lambda: signed(4)), ("operator",)),
@@ -364,35 +410,28 @@ REFUSED = {
     ),
     "max pooling, long strides": Case(chain(relu, nn.MaxPool2d(2, 3), size=2), ("max_pool",)),
     "dilated max pooling": Case(chain(relu, nn.MaxPool2d(2, 1, dilation=2), size=4), ("max_pool",)),
-    "unequal branches": Case(lambda: residual(False), ("branches",)),
-    "unequal branches, layers in both": Case(lambda: skipped(False), ("branches",)),
+    "unequal branches": Case(lambda: residual(False), ("branches",), **RESNET),
+    "unequal branches, layers in both": Case(lambda: skipped(False), ("branches",), **RESNET),
     "float branch": Case(
-        lambda: Branches(conv(), nn.Identity(), torch.add, relu(), *tail()), ("branches",)
+        lambda: Branches(conv(), nn.Identity(), torch.add, relu(), *tail()), ("branches",), **RESNET
     ),
     "difference of branches": Case(
         lambda: Branches(nn.Sequential(conv(), q := signed(4)), q, torch.sub, relu(), *tail()),
         ("branches",),
+        **RESNET,
     ),
-    "unequal concatenation": Case(lambda: joined(False), ("branches",)),
+    "unequal concatenation": Case(lambda: joined(False), ("branches",), **RESNET),
     "upsampling": Case(chain(relu, nn.Upsample(scale_factor=2), size=12), ("operator",)),
     "slice": Case(chain(relu, Apply(lambda x: x[:, :, 1:5, 1:5]), size=4), ("operator",)),
     "batch norm behind the quantizer": Case(chain(relu, nn.BatchNorm2d(4)), ("float_sums",), "4"),
-    "layer norm": Case(
-        lambda: nn.Sequential(signed(), linear(12, 8), nn.LayerNorm(8), signed(), linear(8)),
-        ("operator",),
-        "2",
-        ROW,
-    ),
+    "layer norm with a gain": Case(lambda: layer_norm(2, 0), ("operator",), "2", ROW),
+    "layer norm with a bias": Case(lambda: layer_norm(1, 1), ("layer_norm_bias",), "2", ROW),
     "one ReLU, two quantizers": Case(two_relus, ("shared_relu",)),
-    "two quantizers on one sum": Case(split_sums, ("split_sums",)),
-    "full range": Case(full_range, ("full_range",), "1"),
-    "negated input": Case(negated_input, ("negative_scale",), "1"),
     "all zero": Case(no_weights, ("zero_weights",), "1", raw=True),
-    "GELU": Case(chain(Apply(F.gelu), lambda: signed(4)), ("operator",)),
 }
 # FINN builds them, and computes something else until they are mended.
 TIED = {
-    "residual that saturates": Case(lambda: saturated(6), ("tie",), "rest.0"),
+    "residual that saturates": Case(lambda: saturated(6), ("tie",), "rest.0", **RESNET),
     "layer that saturates": Case(saturated_layer, ("tie",), "1"),
 }
 CASES = {**ACCEPTED, **REFUSED}

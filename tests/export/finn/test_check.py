@@ -19,6 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_finn_builds_is_accepted(name, tmp_path):
     write(ACCEPTED[name], tmp_path / "m.onnx")
     assert check_finn(tmp_path / "m.onnx") == []
+    notes = {note.rule for note in check_finn(tmp_path / "m.onnx", notes=True)}
+    assert notes - {"tie"} == set(ACCEPTED[name].notes)
 
 
 @pytest.mark.parametrize("name", TIED)
