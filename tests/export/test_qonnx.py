@@ -378,6 +378,7 @@ def test_nested_outputs_and_dilated_same_padding_are_exported(tmp_path):
     assert quantized.get_submodule("0").padding == "same"
 
 
+@pytest.mark.filterwarnings("ignore:Computing zero point of output accumulator:UserWarning")
 @pytest.mark.parametrize("quant", [ShiftedUint8ActPerTensorFixedPoint, Int8ActPerTensorFloat])
 def test_integers_of_one_bit_in_activations_are_refused_by_name(quant, tmp_path) -> None:
     act = qnn.QuantIdentity(quant, bit_width=1, return_quant_tensor=True)
