@@ -1,18 +1,31 @@
 """Tensors that say they lie on another device, so that what would mix devices is found on a CPU.
 
-The device is called "meta", the only one besides the CPU that every build of torch knows.
+The device is one of torch's Python backends, which every build of torch can have; torch knows its
+name, but no kernel for it.
 """
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-DEVICE = torch.device("meta")
+_MODULE = SimpleNamespace(
+    is_available=lambda: True,
+    is_initialized=lambda: True,
+    device_count=lambda: 1,
+    current_device=lambda: 0,
+    get_amp_supported_dtype=lambda: [torch.float16, torch.bfloat16],
+    _is_in_bad_fork=lambda: False,
+    manual_seed_all=lambda seed: None,
+)
+_setup_privateuseone_for_python_backend("elsewhere", backend_module=_MODULE)
+DEVICE = torch.device("elsewhere", 0)
 
 
 class ElsewhereTensor(Tensor):
@@ -27,6 +40,17 @@ class ElsewhereTensor(Tensor):
         )
         new.held = held
         return new
+
+    @property
+    def data(self) -> Tensor:
+        return ElsewhereTensor(self.held.data)
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        if not isinstance(value, ElsewhereTensor):
+            raise RuntimeError(f"data of {DEVICE} is replaced by data of {value.device}")
+        Tensor.data.__set__(self, value)
+        self.held = value.held
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -67,3 +91,25 @@ def _run(function: Any, args: tuple, kwargs: dict) -> Any:
     return tree_map(
         lambda value: ElsewhereTensor(value) if isinstance(value, Tensor) else value, out
     )
+
+
+def _empty(size, *strides, dtype=None, layout=None, device=None, pin_memory=None, **_) -> Tensor:
+    held = (
+        torch.empty_strided(size, *strides, dtype=dtype)
+        if strides
+        else torch.empty(size, dtype=dtype)
+    )
+    return ElsewhereTensor(held)
+
+
+def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+    held = [t.held if isinstance(t, ElsewhereTensor) else t for t in (target, source)]
+    held[0].copy_(held[1])
+    return target
+
+
+# What torch makes below its modes, such as the copy inside `torch.tensor(..., device=DEVICE)`.
+_LIBRARY = torch.library.Library("aten", "IMPL")
+for _name in ("empty_strided", "empty.memory_format"):
+    _LIBRARY.impl(_name, _empty, "PrivateUse1")
+_LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")

@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr, suppress
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,10 @@ from brevitas.graph.quantize import LAYERWISE_COMPUTE_LAYER_MAP, layerwise_quant
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from brevitas.quant import Uint8ActPerTensorFloat
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues
+from brevitas_axe.model.devices import device_of, moved
 from brevitas_axe.model.layers import DOT_PRODUCTS
 from brevitas_axe.model.on_graph import (
     lowest_inputs,
@@ -55,7 +54,6 @@ def as_batches(calibration: Iterable[Any], model: nn.Module | None = None) -> li
         NonFiniteValues: a batch contains NaN or infinity.
     """
     batches: list[Batch] = []
-    device = _device_of(model)
     if isinstance(calibration, Tensor):
         raise InvalidOption("calibration data is one tensor; give a list of batches, such as [x].")
     try:
@@ -86,21 +84,10 @@ def as_batches(calibration: Iterable[Any], model: nn.Module | None = None) -> li
                 raise EmptyCalibration(f"calibration batch {index} is empty; leave it out.")
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise NonFiniteValues(f"calibration batch {index} contains NaN or infinity.")
-        batches.append(batch if device is None else tree_map(partial(_moved, device), batch))
+        batches.append(batch)
     if not batches:
         raise EmptyCalibration("the calibration data has no batch; give at least one.")
-    return batches
-
-
-def _device_of(model: nn.Module | None) -> torch.device | None:
-    """The accelerator on which all of a model is; None for any other."""
-    devices = set() if model is None else {parameter.device for parameter in model.parameters()}
-    one = devices.pop() if len(devices) == 1 else None
-    return None if one is None or one.type in ("cpu", "meta") else one
-
-
-def _moved(device: torch.device, value: Any) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
+    return batches if model is None else moved(batches, device_of(model))
 
 
 def _demanded(model: nn.Module | None) -> int:

@@ -15,6 +15,7 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.methods.ranges import fit_ranges_to
 from brevitas_axe.methods.transforms.linears import linears
+from brevitas_axe.model.devices import building_for
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.model.quantizers import (
     Int8WeightPerChannelFixedPointAXE,
@@ -129,7 +130,8 @@ class BlockLayers:
         plan = Plan({name: p for name in linear if (p := self._widths(name))})
         for options, names in self._groups(plan):
             others = [name for name in linear if name not in names]
-            layerwise_quantize(alone, {nn.Linear: (qnn.QuantLinear, options)}, others)
+            with building_for(alone):
+                layerwise_quantize(alone, {nn.Linear: (qnn.QuantLinear, options)}, others)
         with calibration_mode(alone):
             outputs = [alone(*pair) for pair in calls]
         if self.fit:

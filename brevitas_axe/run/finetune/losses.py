@@ -11,23 +11,16 @@ from torch import Tensor, nn
 
 from brevitas_axe.errors import EmptyCalibration, InvalidOption
 from brevitas_axe.methods.sensitivity.metrics import output_tensor
+from brevitas_axe.model.devices import device_of, moved
 from brevitas_axe.model.running import evaluating
 
 Loss = Callable[[Any, Any], Tensor]
 
 
 def on_device(model: nn.Module, loader: Iterable[Any]) -> Iterator[Any]:
-    """Batches with their tensors where the model's parameters are."""
-    device = next(model.parameters()).device
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: moved(item) for key, item in value.items()}
-        if type(value) in (tuple, list):
-            return type(value)(moved(item) for item in value)
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return (moved(batch) for batch in loader)
+    """Batches with their tensors where the model is."""
+    device = device_of(model)
+    return (moved(batch, device) for batch in loader)
 
 
 def run(model: nn.Module, batch: Any) -> Any:
