@@ -76,4 +76,5 @@ def _run(
     node: onnx.NodeProto, given: dict[str, np.ndarray], compiled: onnxruntime.InferenceSession
 ) -> dict[str, np.ndarray]:
     outputs = [name for name in node.output if name]
-    return dict(zip(outputs, compiled.run(outputs, given), strict=True))
+    found: list[Any] = list(compiled.run(outputs, given))
+    return dict(zip(outputs, found, strict=True))

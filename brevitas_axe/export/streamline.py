@@ -108,7 +108,7 @@ def _split_gemm(node: onnx.NodeProto, graph: IndexedGraph) -> list[onnx.NodeProt
             graph.set_constant(tensor, graph.array(tensor) * np.float32(factor))
             return tensor
         constant = graph.new_name()
-        graph.set_constant(constant, np.float32(factor))
+        graph.set_constant(constant, np.asarray(factor, np.float32))
         return step("Mul", tensor, constant)
 
     left, right = (

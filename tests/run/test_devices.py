@@ -97,7 +97,7 @@ def test_every_scorer_measures_where_the_model_lies(scorer):
     choices = {"weight": (4, 6)}
     data, run = [(X, LABELS)], Run(progress=False)
     model = there(conv_net().eval())
-    chosen = allocate(model, data, {"weight_memory": 1e9}, choices, scorer=scorer, run=run)
+    chosen = allocate(model, data, {"memory": 1e9}, choices, scorer=scorer, run=run)
     assert {chosen.plan[name].weight for name in chosen.plan.layers} <= {4, 6}
 
 
