@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues
-from brevitas_axe.model.devices import device_of, moved
+from brevitas_axe.model.devices import building_for, device_of, moved
 from brevitas_axe.model.layers import DOT_PRODUCTS
 from brevitas_axe.model.on_graph import (
     lowest_inputs,
@@ -155,17 +155,31 @@ def to_brevitas(
     check_transposed(model, weight_quant)
     weight = {"weight_quant": weight_quant, "weight_bit_width": weight_bit_width}
     plain = plain_classes(copy.deepcopy(model)).eval()
-    graph, terminal = None, sys.stderr
     inputs: dict[str, Any] = {"input_bit_width": input_bit_width}
-    if input_quant is not None:
-        inputs["input_quant"] = input_quant
-        return _layer_by_layer(plain, weight, inputs, batches, progress, terminal)
+    # Brevitas names no device for its quantizers' buffers.
+    with building_for(model):
+        if input_quant is not None:
+            inputs["input_quant"] = input_quant
+            return _layer_by_layer(plain, weight, inputs, batches, progress, sys.stderr)
+        return _by_graph(plain, weight, inputs, model_input_bit_width, batches, progress)
+
+
+def _by_graph(
+    model: nn.Module,
+    weight: dict,
+    inputs: dict,
+    model_input_bit_width: int,
+    batches: Sequence[Batch],
+    progress: bool,
+) -> nn.Module:
+    """Quantized on the graph; where that fails, layer by layer, with a warning that says why."""
+    graph, terminal = None, sys.stderr
     # torch.fx prints its own traceback where a graph does not run.
     with redirect_stderr(io.StringIO()), missing_keys_ignored():
         try:
-            graph = rewritten(plain, batches[0])
+            graph = rewritten(model, batches[0])
             quantized = quantized_graph(
-                copied(graph), batches, weight, input_bit_width, model_input_bit_width
+                copied(graph), batches, weight, inputs["input_bit_width"], model_input_bit_width
             )
             return _calibrated(quantized, batches, progress, terminal)
         except Exception as error:
@@ -174,12 +188,12 @@ def to_brevitas(
     warnings.warn(
         f"{type(model).__name__} is quantized layer by layer, with plain numbers between its "
         f"layers, because its graph cannot be quantized as a whole: {reason}",
-        stacklevel=2,
+        stacklevel=3,
     )
     if graph is not None:
         with redirect_stderr(io.StringIO()), missing_keys_ignored(), suppress(Exception):
             return _layer_by_layer(graph, weight, inputs, batches, progress, terminal)
-    return _layer_by_layer(plain, weight, inputs, batches, progress, terminal)
+    return _layer_by_layer(model, weight, inputs, batches, progress, terminal)
 
 
 def _layer_by_layer(
