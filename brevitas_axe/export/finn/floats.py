@@ -38,7 +38,7 @@ def layer_norm(node: Node, inputs: list[Value], graph: Graph) -> Value:
         problem = f"the layer norm '{name}' is over several axes, which FINN leaves to the host"
         return joins.lost(node, graph, problem, "normalize the last axis alone")
     if len(given) > 1 and (given[1] is None or np.any(given[1] != 0)):
-        problem = f"the layer norm '{name}' has a bias, which FINN drops without a word"
+        problem = f"the layer norm '{name}' has a bias, which FINN silently drops"
         way_out = "extract it (qonnx's ExtractNormScaleBias), or build without elementwise_affine"
         graph.report(name, "layer_norm_bias", problem, way_out, "wrong")
     return _unit(node, inputs, graph)

@@ -1,6 +1,6 @@
 """What one plain call of `quantize` gives, and what it gives with widths="auto".
 
-    python benchmarks/front_door.py [--model resnet32 | vit] [--quick] [--seeds N] [--only auto ...]
+    python benchmarks/plain_quantize.py [--model resnet32 | vit] [--quick] [--seeds N] [--only auto ...]
 
 `resnet32` is the trained ResNet-32 of resnet32.py with every layer quantized, first and last
 included, and nothing done by hand; `vit` is a trained vision transformer. Calibration takes 250
@@ -119,7 +119,7 @@ def measured(name: str, bits: int | None, keywords: dict, seed: int, few: bool) 
         }
 
     key = {"model": name, "bits": bits, "keywords": keywords, "seed": seed, "few": few}
-    return recorded("front_door", {**key, "code": solver_fingerprint(CODE)}, run)
+    return recorded("plain_quantize", {**key, "code": solver_fingerprint(CODE)}, run)
 
 
 def table(name: str, rows: Iterable[Row], seeds: int, few: bool) -> list[dict]:
@@ -162,8 +162,8 @@ def main() -> None:
                      "accuracy": 100 * own["accuracy"], "seconds": own["seconds"]})  # fmt: skip
     wanted = rows_of(arguments.only, arguments.accumulators or net.accumulators)
     rows += table(arguments.model, wanted, arguments.seeds, few)
-    print_table(f"{arguments.model}: the front door", rows)
-    write_json(arguments.output, {"benchmark": "front_door", "rows": rows})
+    print_table(f"{arguments.model}: one plain call", rows)
+    write_json(arguments.output, {"benchmark": "plain_quantize", "rows": rows})
 
 
 if __name__ == "__main__":
