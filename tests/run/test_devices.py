@@ -84,7 +84,8 @@ def test_blocks_are_solved_where_they_lie(inputs):
 
 def test_a_model_is_trained_where_it_lies():
     solved = quantize(there(conv_net().eval()), [X], **OPTIONS, progress=False)
-    trained = finetune(solved.model, [(X, LABELS)], epochs=2, progress=False)
+    options = {"epochs": 2, "learning_rate": 0.05, "progress": False}
+    trained = finetune(solved.model, [(X, LABELS)], **options)
     assert trained.certificate.ok
     assert device_of(trained.model) == DEVICE
     assert not same(trained.model, solved.model)
