@@ -1,6 +1,6 @@
 """What one plain call of `quantize` gives, and what it gives with widths="auto".
 
-    python benchmarks/plain_quantize.py [--model resnet32 | vit] [--quick] [--seeds N] [--only ARM ...]
+    python benchmarks/plain_quantize.py [--model resnet32 | vit] [--quick] [--only ARM ...]
 
 `resnet32` is the trained ResNet-32 of resnet32.py with every layer quantized, first and last
 included, and nothing done by hand; `vit` is a trained vision transformer. Calibration takes 250

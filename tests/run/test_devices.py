@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from brevitas_axe.model.devices import building_for, device_of, moved
 from brevitas_axe.model.layers import find_layers, integer_weight
 from brevitas_axe.proof.certificate import certify
-from brevitas_axe.recipe import Recipe, Run
-from brevitas_axe.registry import methods
-from brevitas_axe.run.allocate import allocate
 from brevitas_axe.run.finetune import finetune
 from brevitas_axe.run.quantize import quantize
 from tests.elsewhere import DEVICE, Elsewhere, ElsewhereTensor
 from tests.model.test_prepare import X, conv_net
-from tests.run.tiny import batches, tiny
 
 OPTIONS = {"accumulator_bit_width": 18, "weight_bit_width": 6, "input_bit_width": 6}
 LABELS = torch.arange(len(X)) % 3
@@ -73,15 +69,6 @@ def test_a_whole_model_is_solved_where_it_lies(data):
     assert certify(result.model, args=(X.to(DEVICE),)).ok
 
 
-@pytest.mark.parametrize("inputs", methods("inputs"))
-def test_blocks_are_solved_where_they_lie(inputs):
-    options = {**OPTIONS, "exclude": ("lm_head",), "progress": False}
-    options["recipe"] = Recipe(inputs=inputs)
-    result = quantize(there(tiny("opt")), batches("opt"), **options)
-    assert result.certificate.ok
-    assert same(result.model, quantize(tiny("opt"), batches("opt"), **options).model)
-
-
 def test_a_model_is_trained_where_it_lies():
     solved = quantize(there(conv_net().eval()), [X], **OPTIONS, progress=False)
     options = {"epochs": 2, "learning_rate": 0.05, "progress": False}
@@ -89,15 +76,6 @@ def test_a_model_is_trained_where_it_lies():
     assert trained.certificate.ok
     assert device_of(trained.model) == DEVICE
     assert not same(trained.model, solved.model)
-
-
-@pytest.mark.parametrize("scorer", methods("sensitivity"))
-def test_every_scorer_measures_where_the_model_lies(scorer):
-    choices = {"weight": (4, 6)}
-    data, run = [(X, LABELS)], Run(progress=False)
-    model = there(conv_net().eval())
-    chosen = allocate(model, data, {"memory": 1e9}, choices, scorer=scorer, run=run)
-    assert {chosen.plan[name].weight for name in chosen.plan.layers} <= {4, 6}
 
 
 def test_batches_follow_a_model_on_one_device_only():
