@@ -60,7 +60,7 @@ def examples(name: str, count: int = 1) -> dict[str, Any]:
         "certificate": certificate,
         "result": QuantizeResult(model, plan, certificate, log, Recipe()),
         "blocks": BlocksResult(model, plan, certificate, log, Recipe(), floats=(name,)),
-        "finetuned": FinetuneResult(model, [{"epoch": 0, name: 0.123456}], certificate, 0),
+        "finetuned": FinetuneResult(model, [{"epoch": 0, name: 0.123456}], certificate, 0, plan),
         "allocation": Allocation(plan, 0.123456, {name: 7.0}),
     }
 

@@ -166,7 +166,7 @@ P = {"accumulator_bit_width": 9}
         ({**P, "budget": 9}, "a budget is a mapping"),
         ({**P, "recipe": Recipe(split="channel_split")}, "leave out the split"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_what_cannot_be_meant_is_said(options, says) -> None:
     with pytest.raises(InvalidOption, match=says):
