@@ -23,6 +23,8 @@ _MODULE = SimpleNamespace(
     get_amp_supported_dtype=lambda: [torch.float16, torch.bfloat16],
     _is_in_bad_fork=lambda: False,
     manual_seed_all=lambda seed: None,
+    get_rng_state=lambda device=None: torch.empty(0, dtype=torch.uint8),
+    set_rng_state=lambda state, device=None: None,
 )
 _setup_privateuseone_for_python_backend("elsewhere", backend_module=_MODULE)
 DEVICE = torch.device("elsewhere", 0)

@@ -18,8 +18,6 @@ import pytest
 from tests.finn.environment import NoFinn, python
 
 _FLOW = Path(__file__).with_name("flow.py")
-# A file that takes FINN longer keeps it busy for ever.
-_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -65,10 +63,10 @@ class Worker:
             )
         atexit.register(self.end)
 
-    def ask(self, request: dict[str, Any]) -> str | None:
+    def ask(self, request: dict[str, Any], seconds: int) -> str | None:
         """FINN's answer, empty if all went well; None if it gave none in time, or died."""
         requests, answers = _streams(self.process)
-        alarm = threading.Timer(_SECONDS, self.process.kill)
+        alarm = threading.Timer(seconds, self.process.kill)
         alarm.start()
         try:
             print(json.dumps(request), file=requests, flush=True)
@@ -99,13 +97,16 @@ def _worker() -> Worker:
         pytest.skip(str(reason))
 
 
-def through_finn(path: Path, folder: Path, *samples: np.ndarray, **options: Any) -> Finn:
+def through_finn(
+    path: Path, folder: Path, *samples: np.ndarray, seconds: int = 300, **options: Any
+) -> Finn:
     """Sends a QONNX file through FINN; skips the test where FINN cannot be installed.
 
     Args:
         path: a QONNX file with batch size 1.
         folder: where FINN's models and reports go.
         samples: for each input of the file one array [samples, ...]; none, and nothing is run.
+        seconds: a file that takes FINN longer keeps it busy for ever.
         options: see `flow.Options`.
     """
     worker = _worker()
@@ -113,7 +114,7 @@ def through_finn(path: Path, folder: Path, *samples: np.ndarray, **options: Any)
     np.savez(folder / "samples.npz", *samples)
     request = {"model": path, "folder": folder, "samples": folder / "samples.npz"}
     request = {key: str(value.absolute()) for key, value in request.items()}
-    answer = worker.ask({**request, "options": options})
+    answer = worker.ask({**request, "options": options}, seconds)
     if answer is None:
         _worker.cache_clear()
         about = {"type": "NoAnswer", "message": worker.log.read_text()[-2000:], "traceback": ""}

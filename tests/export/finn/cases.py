@@ -206,6 +206,7 @@ class Case:
         notes: rules that speak of it without a refusal.
         recipe: of `tests/finn/steps.py`, with which FINN builds it; "default" is FINN's own list.
         versal: FINN builds it for Versal devices, and refuses it for all others.
+        seconds: after which FINN is taken to work on it for ever; others take up to 80.
     """
 
     build: Callable[[], nn.Module]
@@ -218,6 +219,7 @@ class Case:
     notes: tuple[str, ...] = ()
     recipe: str = "default"
     versal: bool = False
+    seconds: int = 300
 
 
 BINARY = {"quant": SignedBinaryActPerTensorConst}
@@ -419,6 +421,7 @@ REFUSED = {
         lambda: Branches(nn.Sequential(conv(), q := signed(4)), q, torch.sub, relu(), *tail()),
         ("branches",),
         **RESNET,
+        seconds=100,
     ),
     "unequal concatenation": Case(lambda: joined(False), ("branches",), **RESNET),
     "upsampling": Case(chain(relu, nn.Upsample(scale_factor=2), size=12), ("operator",)),
