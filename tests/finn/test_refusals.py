@@ -31,7 +31,9 @@ def reason(finn: Finn, layers: int) -> str:
         return "leaves a layer to the host"
     last = finn.nodes.index(finn.matrix_units[-1])
     for node in finn.nodes[:last]:
-        if node["op_type"] == "ElementwiseAdd" and "FLOAT32" in node["inputs"]:
+        styles = [node["attributes"].get(side) for side in ("lhs_style", "rhs_style")]
+        adds = node["op_type"].startswith("ElementwiseAdd") and styles == ["input", "input"]
+        if adds and "FLOAT32" in node["inputs"]:
             return "adds branches in float between its layers"
     if any(n["attributes"].get("accDataType") == "UINT0" for n in finn.matrix_units):
         return "has an accumulator without bits"
