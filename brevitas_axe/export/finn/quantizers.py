@@ -153,7 +153,7 @@ def check_source(name: str, source: Signal, graph: Graph) -> None:
         problem = f"sums in front of {_what(name)} are used elsewhere too, so FINN scales them in"
         problem += " float units"
         way_out = "quantize them once, before they are shared"
-        graph.report(name, "split_sums", problem, way_out, "note")
+        graph.report(name, "split_sums", problem, way_out)
     if source.flattened:
         problem = f"a Flatten or Reshape stands before {_what(name)}, and FINN builds it only"
         way_out = "put the quantizer before it"

@@ -293,7 +293,6 @@ ACCEPTED = {
     "GELU": Case(chain(Apply(F.gelu), lambda: signed(4)), **FLOAT, versal=True),
     "SiLU": Case(chain(Apply(lambda x: x * x.sigmoid()), lambda: signed(4)), **FLOAT, versal=True),
     "layer norm": Case(lambda: layer_norm(1, 0), shape=ROW, **FLOAT),
-    "two quantizers on one sum": Case(split_sums, notes=("split_sums",)),
     "full range": Case(full_range, notes=("full_range",), layer="1"),
     "negated input": Case(negated_input, notes=("negative_scale",)),
     "signs alone": Case(
@@ -417,6 +416,7 @@ REFUSED = {
     "float branch": Case(
         lambda: Branches(conv(), nn.Identity(), torch.add, relu(), *tail()), ("branches",), **RESNET
     ),
+    "two quantizers on one sum": Case(split_sums, ("split_sums",)),
     "difference of branches": Case(
         lambda: Branches(nn.Sequential(conv(), q := signed(4)), q, torch.sub, relu(), *tail()),
         ("branches",),
