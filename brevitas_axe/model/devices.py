@@ -18,6 +18,12 @@ def device_of(model: nn.Module) -> torch.device | None:
     return None if device is None or device.type == "meta" else device
 
 
+def input_device(model: nn.Module) -> torch.device | None:
+    """Where a forward takes its inputs: the device of the first parameter; None without any."""
+    first = next(model.parameters(), None)
+    return None if first is None else first.device
+
+
 @contextmanager
 def building_for(model: nn.Module) -> Iterator[None]:
     """New tensors lie where the model does; Brevitas names no device for most buffers."""
@@ -33,4 +39,10 @@ def moved(values: Any, device: torch.device | None) -> Any:
     """Lists, tuples and dictionaries with their tensors on a device; None leaves them in place."""
     if device is None:
         return values
-    return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, dict):  # of a class of its own, which torch does not look into
+            return {key: moved(part, device) for key, part in value.items()}
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return tree_map(leaf, values)

@@ -13,7 +13,7 @@ from brevitas import config
 from brevitas.graph.calibrate import QuantizationStatusManager
 from brevitas.quant_tensor import IntQuantTensor, QuantTensor
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import AxeError, InvalidOption, NotEnoughMemory, UnsupportedLayer
@@ -144,14 +144,6 @@ def with_first_input(args: tuple, kwargs: dict, value: Any) -> Batch:
     if args:
         return (value, *args[1:]), kwargs
     return args, {**kwargs, next(iter(kwargs)): value}
-
-
-def moved_to(model: nn.Module, batch: Batch) -> Batch:
-    """A batch with its tensors where the model's parameters are."""
-    first = next(model.parameters(), None)
-    if first is None:
-        return batch
-    return tree_map(lambda v: v.to(first.device) if isinstance(v, Tensor) else v, batch)
 
 
 def dequantized(layer_input: Any) -> Tensor:

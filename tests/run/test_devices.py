@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from brevitas_axe.model.devices import building_for, device_of, moved
+from brevitas_axe.model.devices import building_for, device_of, input_device, moved
 from brevitas_axe.model.layers import find_layers, integer_weight
 from brevitas_axe.proof.certificate import certify
 from brevitas_axe.run.finetune import finetune
@@ -87,6 +87,15 @@ def test_batches_follow_a_model_on_one_device_only():
     for model in (split, nn.ReLU()):
         assert device_of(model) is None
     assert moved(batch, None) is batch
+
+
+def test_dictionaries_of_classes_of_their_own_are_moved_too():
+    class Encoding(dict):
+        pass
+
+    data = Encoding(x=X, parts=[Encoding(y=X)])
+    found = moved((data, X), input_device(there(nn.Linear(2, 2))))
+    assert found[0]["x"].device == found[0]["parts"][0]["y"].device == found[1].device == DEVICE
 
 
 def test_what_is_built_for_a_model_lies_beside_it():

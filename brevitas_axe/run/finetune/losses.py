@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from brevitas_axe.errors import EmptyCalibration, InvalidOption
 from brevitas_axe.methods.sensitivity.metrics import output_tensor
-from brevitas_axe.model.devices import device_of, moved
+from brevitas_axe.model.devices import input_device, moved
 from brevitas_axe.model.running import evaluating
 
 Loss = Callable[[Any, Any], Tensor]
 
 
 def on_device(model: nn.Module, loader: Iterable[Any]) -> Iterator[Any]:
-    """Batches with their tensors where the model is."""
-    device = device_of(model)
+    """Batches with their tensors where the model takes its inputs."""
+    device = input_device(model)
     return (moved(batch, device) for batch in loader)
 
 

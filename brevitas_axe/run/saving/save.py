@@ -10,11 +10,12 @@ import safetensors.torch
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.files import json_text
+from brevitas_axe.model.devices import input_device, moved
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers, integer_weight
 from brevitas_axe.model.offload import in_memory
 from brevitas_axe.model.prepare import Batch, one_sample
-from brevitas_axe.model.running import evaluating, moved_to, observe_inputs
+from brevitas_axe.model.running import evaluating, observe_inputs
 from brevitas_axe.model.structure.describe import describe
 from brevitas_axe.proof.certificate import Certificate, certify
 from brevitas_axe.run.checks import without_remarks
@@ -83,7 +84,7 @@ def save(result: Result, folder: str | Path) -> Path:
 def digests(result: Result) -> dict[str, str]:
     """One number for the integers of each planned layer."""
     layers = find_layers(result.model, tile_scales=True)
-    args, kwargs = moved_to(result.model, _example(result))
+    args, kwargs = moved(_example(result), input_device(result.model))
     observe_inputs(result.model, layers, args, kwargs)  # some quantizers follow their input
     found = {}
     with evaluating(result.model):
@@ -103,7 +104,7 @@ def _integers(name: str, layer: Any) -> Any:
 @without_remarks()
 def proven(result: Result, exclude: tuple[str, ...], example: Batch) -> Certificate:
     """The certificate of a result's model as it is now."""
-    args, kwargs = moved_to(result.model, example)
+    args, kwargs = moved(example, input_device(result.model))
     return certify(result.model, plan=result.plan, exclude=exclude, args=args, kwargs=kwargs)
 
 
