@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
-from brevitas_axe.model.sizes import Seen
+from brevitas_axe.model.running import Graph
+from brevitas_axe.model.sizes import Seen, is_node
 
-# A GraphModule or Node, of torch.fx or of Brevitas's copy of it.
-Graph = Any
 _METHODS = ("contiguous", "flip", "narrow", "permute", "roll", "select", "squeeze", "transpose",
             "swapaxes", "unsqueeze")  # fmt: skip
 _FUNCTIONS = {
@@ -101,7 +100,7 @@ def _move_of(model: Graph, node: Graph) -> tuple[Callable, Graph] | None:
         return _taken(node)
     source = node.args[0]
     known = node.target in (_METHODS if node.op == "call_method" else _FUNCTIONS)
-    if not (known or _pads_zeros(node)) or _needs_nodes(node) or not _is_node(source):
+    if not (known or _pads_zeros(node)) or _needs_nodes(node) or not is_node(source):
         return None
     return _Called(node.target, tuple(node.args[1:]), dict(node.kwargs)), source
 
@@ -109,11 +108,11 @@ def _move_of(model: Graph, node: Graph) -> tuple[Callable, Graph] | None:
 def _taken(node: Graph) -> tuple[Callable, Graph] | None:
     """x[index], or one of the parts of x."""
     source, index = node.args
-    if not _is_node(source) or _has_nodes(index):
+    if not is_node(source) or _has_nodes(index):
         return None
     parts = source.op == "call_method" and source.target in _PARTS_METHODS
     if parts or (source.op == "call_function" and source.target in _PARTS_FUNCTIONS):
-        if _needs_nodes(source) or not _is_node(source.args[0]):
+        if _needs_nodes(source) or not is_node(source.args[0]):
             return None
         called = _Called(source.target, tuple(source.args[1:]), dict(source.kwargs), index)
         return called, source.args[0]
@@ -134,16 +133,12 @@ def _is_nearest(module: nn.Module) -> bool:
     return isinstance(module, nn.Upsample) and module.mode == "nearest"
 
 
-def _is_node(value: Any) -> bool:
-    return hasattr(value, "op") and hasattr(value, "users")
-
-
 def _has_nodes(value: Any) -> bool:
     if isinstance(value, slice):
         return any(map(_has_nodes, (value.start, value.stop, value.step)))
     if isinstance(value, (tuple, list)):
         return any(map(_has_nodes, value))
-    return _is_node(value) or isinstance(value, Seen)
+    return is_node(value) or isinstance(value, Seen)
 
 
 def _needs_nodes(node: Graph) -> bool:

@@ -37,8 +37,8 @@ from brevitas_axe.errors import UnsupportedLayer
 from brevitas_axe.model.layers import DOT_PRODUCTS, find_unquantized
 from brevitas_axe.model.moves import moves_as_modules
 from brevitas_axe.model.quantizers.relu6 import QuantReLU6
-from brevitas_axe.model.rewrites import Graph, differ, few, tensors_in
-from brevitas_axe.model.running import Batch, first_input, float_twin, hooked, tensor_of
+from brevitas_axe.model.rewrites import differ, few, tensors_in
+from brevitas_axe.model.running import Batch, Graph, first_input, float_twin, hooked, tensor_of
 from brevitas_axe.model.sizes import set_sizes_aside
 from brevitas_axe.model.sums import aligned, is_sum, with_aligned_sums
 

@@ -26,10 +26,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from brevitas_axe.errors import UnsupportedLayer
-from brevitas_axe.model.running import Batch, copied
+from brevitas_axe.model.running import Batch, Graph, copied
 
-# A GraphModule or Node, of torch.fx or of Brevitas's copy of it; arguments of nodes are anything.
-Graph = Any
 _RELUS = ("relu", "relu_", torch.relu, torch.relu_)
 _SAMPLES = 4
 _ASSERTIONS = ("_assert_is_none", "_assert")

@@ -21,6 +21,8 @@ from brevitas_axe.model.layers import Layer, input_range, is_accumulator_aware
 
 # Positional and keyword arguments of a forward.
 Batch = tuple[tuple, dict]
+# A GraphModule or Node, of torch.fx or of Brevitas's copy of it; arguments of nodes are anything.
+Graph = Any
 # Name, module and arguments of a call; may return other arguments.
 Before = Callable[[str, Layer, tuple, dict], Any]
 # The same with the output at the end; may return another output.

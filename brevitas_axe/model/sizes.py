@@ -15,10 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from brevitas_axe.model.running import Batch
-
-# A GraphModule or Node, of torch.fx or of Brevitas's copy of it.
-Graph = Any
+from brevitas_axe.model.running import Batch, Graph
 
 
 class Seen(int):
@@ -77,7 +74,7 @@ def set_sizes_aside(model: Graph, sample: Batch) -> Callable[[Graph], None]:
     ]
 
     def seen(value: Any) -> Any:
-        return Seen.of(values[value], value.name) if _is_node(value) and value in plain else value
+        return Seen.of(values[value], value.name) if is_node(value) and value in plain else value
 
     for node in model.graph.nodes:
         if node not in plain:
@@ -95,7 +92,7 @@ def _values(model: Graph, sample: Batch) -> dict[Graph, Any]:
     found: dict[Graph, Any] = {}
 
     def value_of(leaf: Any) -> Any:
-        return found[leaf] if _is_node(leaf) else leaf
+        return found[leaf] if is_node(leaf) else leaf
 
     with torch.no_grad():
         for node in model.graph.nodes:
@@ -118,12 +115,13 @@ def _holds_tensor(value: Any) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
-def _is_node(value: Any) -> bool:
+def is_node(value: Any) -> bool:
+    """Whether an argument is a node of a graph."""
     return hasattr(value, "op") and hasattr(value, "users")
 
 
 def _named(value: Any) -> Any:
-    return _Name(value.name) if _is_node(value) else value
+    return _Name(value.name) if is_node(value) else value
 
 
 def _put_back(model: Graph, taken: list[_Taken]) -> None:
@@ -137,7 +135,7 @@ def _put_back(model: Graph, taken: list[_Taken]) -> None:
 
     for each in taken:
         args, kwargs = _map(each.args, node_of), _map(each.kwargs, node_of)
-        read = [leaf for leaf in _leaves((args, kwargs)) if _is_node(leaf)]
+        read = [leaf for leaf in _leaves((args, kwargs)) if is_node(leaf)]
         last = max(read, key=lambda node: order[node], default=next(iter(model.graph.nodes)))
         with model.graph.inserting_after(last):
             node = model.graph.create_node(each.op, each.target, args, kwargs)

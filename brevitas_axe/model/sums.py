@@ -20,10 +20,8 @@ from brevitas.graph.quantize_impl import (
     recursive_input_handler,
 )
 
-from brevitas_axe.model.running import copied
+from brevitas_axe.model.running import Graph, copied
 
-# A GraphModule or Node, of torch.fx or of Brevitas's copy of it.
-Graph = Any
 # So often may one sum be aligned anew, because another one changed what it reads.
 _ROUNDS = 4
 

@@ -24,8 +24,8 @@ from brevitas_axe.errors import ExportRefused
 from brevitas_axe.export.finn.check import check_finn
 from brevitas_axe.export.qonnx import export_qonnx
 from brevitas_axe.model.prepare import as_batches, one_sample, to_brevitas
-from brevitas_axe.model.rewrites import Graph, same_function
-from brevitas_axe.model.running import Batch, check_runs, evaluating, first_input, hooked
+from brevitas_axe.model.rewrites import same_function
+from brevitas_axe.model.running import Batch, Graph, check_runs, evaluating, first_input, hooked
 
 _FLATTENS = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 
