@@ -7,6 +7,7 @@ import inspect
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -121,20 +122,20 @@ class _Comparison:
     """Outputs of the float model on a few samples, with which those of others are compared."""
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
-        self._batch, self._type = few(batch), torch.float64
+        self._model, self._batch, self._type = model, few(batch), torch.float64
         try:
             self._expected = self._outputs(model)
         except Exception:  # it casts inside, or needs more samples
             self._batch, self._type = batch, torch.float32
             self._expected = self._outputs(model)
-        self._allowed = max(_ROUNDING[self._type], _ROUNDINGS * self._effect_of_rounding(model))
 
-    def _effect_of_rounding(self, model: nn.Module) -> float:
+    @cached_property
+    def _effect_of_rounding(self) -> float:
         """How far outputs move where every parameter does by a rounding of float32.
 
-        Deep nets of random weights may multiply it by thousands.
+        Deep nets of random weights may multiply it by thousands. Measured when it decides.
         """
-        twin, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+        twin, generator = copy.deepcopy(self._model), torch.Generator().manual_seed(0)
         if self._type == torch.float64:
             twin = twin.double()
         for parameter in twin.parameters():
@@ -149,7 +150,10 @@ class _Comparison:
             outputs = self._outputs(model)
         except Exception:
             return False
-        return differ(self._expected, outputs) <= self._allowed
+        difference = differ(self._expected, outputs)
+        if difference <= _ROUNDING[self._type]:
+            return True
+        return difference <= _ROUNDINGS * self._effect_of_rounding
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         args, kwargs = self._batch

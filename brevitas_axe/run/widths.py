@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
@@ -35,11 +34,11 @@ from brevitas_axe.methods.allocate import (
 )
 from brevitas_axe.methods.cost import layer_shapes
 from brevitas_axe.methods.sensitivity import Metric, find_metric, make_choices, score
-from brevitas_axe.methods.sensitivity.metrics import class_axis, output_tensor
+from brevitas_axe.methods.sensitivity.metrics import class_axis, outputs
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.prepare import Batch, one_sample
-from brevitas_axe.model.running import evaluating, float_twin, observe_inputs
+from brevitas_axe.model.running import float_twin, observe_inputs
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.recipe import MAX_CYCLES, Recipe
 from brevitas_axe.run.checks import without_remarks
@@ -126,19 +125,14 @@ class Judge:
 
     def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         self._batches = batches
-        self._wanted = _outputs(float_twin(model), batches)
+        self._wanted = outputs(float_twin(model), batches)
         classes = self._wanted[0].shape[class_axis(self._wanted[0])]
         self.metric: Metric = find_metric("kl" if classes > 1 else "mse")
 
     def __call__(self, model: nn.Module) -> float:
         """The divergence; infinite where an output is not finite."""
-        found = self.metric.mean(_outputs(model, self._batches), self._wanted, self._batches)
+        found = self.metric.mean(outputs(model, self._batches), self._wanted, self._batches)
         return found if math.isfinite(found) else math.inf
-
-
-def _outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
-    with torch.no_grad(), evaluating(model):
-        return [output_tensor(model(*args, **kwargs)) for args, kwargs in batches]
 
 
 @dataclass

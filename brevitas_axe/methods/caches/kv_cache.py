@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.methods.allocate import Quantity, make_problem
 from brevitas_axe.methods.sensitivity import Metric, Scores
-from brevitas_axe.methods.sensitivity.metrics import find_metric, output_tensor
+from brevitas_axe.methods.sensitivity.metrics import find_metric, outputs
 from brevitas_axe.model.prepare import as_batches
-from brevitas_axe.model.running import evaluating, hooked
+from brevitas_axe.model.running import hooked
 from brevitas_axe.model.stack import find_blocks
 from brevitas_axe.plan import Choices, LayerPrecision
 from brevitas_axe.registry import Facts, method
@@ -91,8 +91,8 @@ def _loss(model: nn.Module, items: list[Any], metric: Metric):
     batches = as_batches(items)
 
     def outputs_of(bits: Mapping[str, int]) -> list[Tensor]:
-        with evaluating(model), torch.no_grad(), simulated_cache(model, bits):
-            return [output_tensor(model(*args, **kwargs)) for args, kwargs in batches]
+        with simulated_cache(model, bits):
+            return outputs(model, batches)
 
     real = outputs_of({})
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.model.running import Batch, evaluating
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ def output_tensor(output: Any) -> Tensor:
             f"the model returns {type(output).__name__}; wrap it so that it returns a tensor."
         )
     return output
+
+
+def outputs(model: nn.Module, batches: Iterable[Batch]) -> list[Tensor]:
+    """What metrics compare of a model in evaluation mode, one tensor per batch, no gradients."""
+    with torch.no_grad(), evaluating(model):
+        return [output_tensor(model(*args, **kwargs)) for args, kwargs in batches]
 
 
 def class_axis(output: Tensor) -> int:
