@@ -31,7 +31,7 @@ from brevitas_axe.methods.allocate import (
     pareto,
 )
 from brevitas_axe.methods.cost import Folding, layer_shapes
-from brevitas_axe.methods.ranges import fit_ranges_to
+from brevitas_axe.methods.ranges import USUAL_FITTER, fit_ranges_to
 from brevitas_axe.methods.sensitivity import (
     Metric,
     PlanLoss,
@@ -49,8 +49,8 @@ from brevitas_axe.registry import method
 
 # Widths offered to every layer by default.
 WIDTHS: Mapping[str, Sequence[int | None]] = {"weight": (2, 3, 4, 6, 8), "input": (4, 6, 8)}
-# Widths for which ranges of a float model's inputs are fitted, and how.
-_FITTED, _FITTER = range(2, 9), "mse"
+# Widths for which ranges of a float model's inputs are fitted.
+_FITTED = range(2, 9)
 _OFFERED = ("weight", "input", "accumulator", "tile")
 
 OfferedWidths = Mapping[str, Sequence[int | None]]
@@ -212,7 +212,7 @@ def _calibrated(model: nn.Module, batches: Sequence[Batch], run: Run) -> nn.Modu
     if has_quantizers(model):
         return model
     quantized = to_brevitas(model, batches, progress=run.progress)
-    fit_ranges_to(quantized, batches, _FITTED, _FITTER)
+    fit_ranges_to(quantized, batches, _FITTED, USUAL_FITTER)
     return quantized
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.allocate import check_budget
+from brevitas_axe.methods.ranges import USUAL_FITTER
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import MAX_CYCLES, Quality, Recipe, Run, Spec, Widths
 
@@ -75,8 +76,6 @@ _WIDTHS = {
 _FIRST_WIDTHS = LayerPrecision(weight=4, input=8)
 # Keyword → field of the recipe, where the names differ.
 _OF_RECIPE = {"activations": "inputs"}
-# Method for the ranges of inputs, where the recipe names none.
-_FITTED = "mse"
 _FORMER = {"algorithm": "solver", "cache": "state", "jobs": "workers"}
 
 
@@ -110,7 +109,7 @@ class Request:
         """
         if self.recipe.ranges is not None:
             return self
-        ranges = _FITTED if plain else Recipe.CALIBRATED
+        ranges = USUAL_FITTER if plain else Recipe.CALIBRATED
         return replace(self, recipe=replace(self.recipe, ranges=ranges))
 
 

@@ -20,12 +20,15 @@ from brevitas_axe.model.prepare import Batch, as_batches
 from brevitas_axe.model.running import evaluating, float_tensors, float_twin
 from brevitas_axe.registry import method
 
+# Method of the room that is taken where none is named.
+USUAL_FITTER = "mse"
+
 
 def fit_ranges(
     model: nn.Module,
     calibration: Iterable[Any],
     bits: Iterable[int] = range(2, 9),
-    fitter: str | RangeFitter = "mse",
+    fitter: str | RangeFitter = USUAL_FITTER,
 ) -> dict[str, dict[int, float]]:
     """Fits a range for each width of each static activation quantizer, in place.
 
