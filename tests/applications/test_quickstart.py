@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -47,6 +48,7 @@ def test_widths_that_always_fit_are_the_largest() -> None:
 def test_whole_run_leaves_a_proven_model_and_a_full_table(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(qs, "WEIGHT_BITS", (4,))
     monkeypatch.setattr(qs, "INPUT_BITS", (4,))
+    monkeypatch.setattr(qs, "Bench", partial(qs.Bench, epochs=6))
     assert qs.quickstart(tmp_path, accumulator_bit_width=10)
     assert "report.html" in capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())

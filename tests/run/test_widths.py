@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ from brevitas_axe.registry import method
 from brevitas_axe.run import widths
 from brevitas_axe.run.quantize import quantize
 from brevitas_axe.run.quantize_blocks import quantize_blocks
-from brevitas_axe.run.result import BlocksResult
+from brevitas_axe.run.result import BlocksResult, QuantizeResult
 from tests.run.tiny import batches, tiny
 
 X = torch.rand(48, 12, generator=torch.Generator().manual_seed(1))
@@ -35,6 +37,13 @@ def run(model: nn.Module | None = None, **options):
     return quantize(net() if model is None else model, BATCHES, **options)
 
 
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizeResult, Path]:
+    """A run whose only limit are 9 bits, and the folder of its state."""
+    state = tmp_path_factory.mktemp("nine")
+    return run(accumulator_bit_width=9, state=state), state
+
+
 def divergence(model: nn.Module) -> float:
     with torch.no_grad():
         real, mine = (m(X).log_softmax(-1) for m in (net(), model))
@@ -45,8 +54,8 @@ def integers(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: integer_weight(name, layer)[0] for name, layer in find_layers(model).items()}
 
 
-def test_it_is_never_worse_than_the_uniform_widths_that_were_tried() -> None:
-    result = run(accumulator_bit_width=9)
+def test_it_is_never_worse_than_the_uniform_widths_that_were_tried(nine) -> None:
+    result, _ = nine
     assert result.certificate.ok
     uniform = {row["widths"]: row["divergence"] for row in result.tried}
     found = divergence(result.model)
@@ -61,8 +70,8 @@ def test_it_is_never_worse_than_the_uniform_widths_that_were_tried() -> None:
     assert found <= divergence(plain.model) * (1 + 1e-4)
 
 
-def test_the_plan_that_comes_back_gives_the_same_integers() -> None:
-    first = run(accumulator_bit_width=9)
+def test_the_plan_that_comes_back_gives_the_same_integers(nine) -> None:
+    first, _ = nine
     assert set(first.plan.layers) == {"0", "2", "4"}
     assert all(p.accumulator == 9 for p in first.plan.layers.values())
     assert (first.recipe.widths, first.recipe.budget) == (None, {})
@@ -113,9 +122,9 @@ def test_a_function_that_judges_decides() -> None:
         run(accumulator_bit_width=9, validate=lambda model: None)
 
 
-def test_a_killed_run_takes_up_what_it_had(tmp_path) -> None:
-    first = run(accumulator_bit_width=9, state=tmp_path)
-    again = run(accumulator_bit_width=9, state=tmp_path)
+def test_a_killed_run_takes_up_what_it_had(nine) -> None:
+    first, state = nine
+    again = run(accumulator_bit_width=9, state=state)
     assert all(entry["resumed"] for entry in again.layers)
     assert again.tried == first.tried
 
@@ -128,7 +137,9 @@ def test_a_model_with_quantizers_of_its_own_gets_widths_too() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"smooth": 0.5, "activations": "per_token"}], ids=str)
-def test_blocks_get_widths_too(options) -> None:
+def test_blocks_get_widths_too(options, monkeypatch) -> None:
+    monkeypatch.setattr(widths, "WEIGHT_BITS", (3, 4))
+    monkeypatch.setattr(widths, "INPUT_BITS", (4, 6, 8))
     model = tiny("llama")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     result = quantize(

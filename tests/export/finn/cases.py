@@ -421,7 +421,7 @@ REFUSED = {
         lambda: Branches(nn.Sequential(conv(), q := signed(4)), q, torch.sub, relu(), *tail()),
         ("branches",),
         **RESNET,
-        seconds=100,
+        seconds=45,
     ),
     "unequal concatenation": Case(lambda: joined(False), ("branches",), **RESNET),
     "upsampling": Case(chain(relu, nn.Upsample(scale_factor=2), size=12), ("operator",)),
