@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from brevitas_axe.methods.transforms.fold import apply_change, layer_of, output_error
+from brevitas_axe.methods.transforms.fold import apply_change, layer_of
 from brevitas_axe.methods.transforms.protocol import EQUALIZING, Change, Formula
+from brevitas_axe.methods.transforms.rounding_error import output_error
 from brevitas_axe.methods.transforms.sites import (
     agree,
     find_sites,

@@ -12,7 +12,6 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.transforms.protocol import Change, Site
 from brevitas_axe.model.layers import Layer
 from brevitas_axe.model.offset import Fronted, Offset, Scale
-from brevitas_axe.plan import LayerPrecision
 
 # Layers whose weight can take a factor per input channel. Derived classes are left out: they may
 # compute something else.
@@ -129,34 +128,3 @@ def _along_channels(reader: Layer, values: Tensor) -> Tensor:
     """Values [C] that broadcast against a reader's input, in the dtype of its weight."""
     trailing = 0 if isinstance(reader, nn.Linear) else len(reader.kernel_size)
     return values.view(-1, *[1] * trailing).to(reader.weight)
-
-
-def output_error(site: Site, change: Change, widths: LayerPrecision) -> float:
-    """Sum of squared errors of the readers' results over the sample, rounded to nearest.
-
-    The input has one symmetric grid of its largest magnitude, weights have one per output; this is
-    no solver, and only ranks changes. A convolution is judged position by position of its kernel.
-
-    Args:
-        site: sample and weights.
-        change: what is judged; `Change()` for none.
-        widths: bits of weights and input; what is None is not rounded.
-    """
-    scale, shift = vectors(site, change)
-    x = (site.sample.double() - shift) / scale
-    rounded = _nearest(x, widths.input, ())
-    error = 0.0
-    for weight in site.weights:
-        w = weight.double() * scale
-        near = _nearest(w, widths.weight, (1, 2)).flatten(0, 1)
-        error += float((rounded @ near.t() - x @ w.flatten(0, 1).t()).square().sum())
-    return error
-
-
-def _nearest(x: Tensor, bits: int | None, shared: tuple[int, ...]) -> Tensor:
-    """Rounded to signed integers; one scale for the dimensions `shared`, all of them if ()."""
-    if bits is None:
-        return x
-    largest = x.abs().amax(shared or tuple(range(x.dim())), keepdim=True)
-    step = largest.clamp(min=1e-300) / max(2 ** (bits - 1) - 1, 1)
-    return (x / step).round() * step

@@ -10,11 +10,11 @@ from torch import nn
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.transforms.affine import apply_formula
-from brevitas_axe.methods.transforms.fold import apply_change, output_error
+from brevitas_axe.methods.transforms.fold import apply_change
 from brevitas_axe.methods.transforms.protocol import Change
+from brevitas_axe.methods.transforms.rounding_error import output_error
 from brevitas_axe.methods.transforms.sites import find_sites
 from brevitas_axe.model.offset import Fronted
-from brevitas_axe.plan import LayerPrecision
 from tests.methods.transforms.formulas import WIDTHS, centred, channel_range, parameters
 from tests.methods.transforms.nets import images, net
 
@@ -93,16 +93,6 @@ def test_changes_that_cannot_be_are_named() -> None:
             apply_change(copy.deepcopy(NET), SITES["up"], change)
     with pytest.raises(InvalidOption, match="cannot be shifted"):
         apply_change(copy.deepcopy(NET), SITES["conv2"], Change(shift=ones))
-
-
-def test_the_error_is_that_of_rounding_to_nearest() -> None:
-    site = SITES["up"]
-    weight, x = NET.up.weight.detach(), site.sample
-    step, steps = x.abs().max() / 7, weight.abs().amax(1, keepdim=True) / 127
-    rounded = (x / step).round() * step @ ((weight / steps).round() * steps).t()
-    wanted = float((rounded - x @ weight.t()).square().sum())
-    assert output_error(site, Change(), WIDTHS) == pytest.approx(wanted, rel=1e-9)
-    assert output_error(site, Change(), LayerPrecision()) == 0
 
 
 def test_a_change_is_kept_only_where_it_lessens_the_error() -> None:
