@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from brevitas.graph.equalize import activation_equalization_mode
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.transforms.protocol import ROTATING
+from brevitas_axe.methods.transforms.sites import channel_axis
+from brevitas_axe.model.layers import Layer
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts
@@ -56,18 +59,34 @@ class Smooth:
         mode: Any = activation_equalization_mode(
             module, self.strength, blacklist_layers=list(self.exclude)
         )
-        # Brevitas keeps the maxima of every position, which requires batches of equal length.
-        mode.graph_act_eq.scale_fn = _channel_maxima
+        mode.graph_act_eq.forward_stats_hook = _channel_statistics(mode.graph_act_eq)
         with mode:
             for args, kwargs in calls:
                 module(*args, **kwargs)
         return ()
 
 
-def _channel_maxima(inp: Tensor, dim: int = 0) -> Tensor:
-    """Largest magnitude of each channel; [batch, ..., K] to [1, ..., K] without the batch."""
-    leading = tuple(range(inp.dim() - 1))
-    return inp.abs().amax(leading, keepdim=True).squeeze(dim)
+def _channel_statistics(equalization: Any) -> Callable[..., None]:
+    """Notes the largest magnitude of each channel of a layer's input.
+
+    Brevitas keeps the maxima of every position instead, which requires batches of equal shape, and
+    leaves out convolutions, whose maxima it compares with those of all weights of a channel.
+    """
+    usual = equalization.forward_stats_hook
+
+    def note(module: nn.Module, *args: Any, name: nn.Module, **options: Any) -> None:
+        # The name is the layer itself.
+        axis = channel_axis(cast(Layer, name)) if hasattr(name, "kernel_size") else -1
+        equalization.scale_fn = partial(_channel_maxima, axis)
+        usual(module, *args, name=name, **options)
+
+    return note
+
+
+def _channel_maxima(axis: int, inp: Tensor, dim: int = 0) -> Tensor:
+    """Largest magnitude of each channel; [batch, ..., C, ...] to [1, ..., C, ...], no batch."""
+    others = tuple(i for i in range(inp.dim()) if i != axis % inp.dim())
+    return inp.abs().amax(others, keepdim=True).squeeze(dim)
 
 
 smooth = Smooth()

@@ -49,3 +49,43 @@ def test_a_strength_outside_is_named() -> None:
     with pytest.raises(InvalidOption, match=r"between 0 and 1, but it is 1\.5"):
         method("transforms", "smooth:strength=1.5")
     assert smooth.strength == 0.5
+
+
+class Images(nn.Module):
+    """Convolutions of one and two dimensions, one of them for every channel by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = nn.Conv2d(3, 6, 3, padding=1)
+        self.depthwise = nn.Conv2d(6, 6, 3, groups=6)
+        self.line = nn.Conv1d(6, 4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.line(torch.relu(self.depthwise(self.full(x))).flatten(2))
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_channels_of_images_are_not_their_columns(strength: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    # As many columns as channels, for which the one could be taken for the other; two sizes.
+    sizes = [(2, 3, 6, 6), (1, 3, 7, 3)]
+    batches = [torch.randn(*size, generator=generator).double() for size in sizes]
+    for x in batches:
+        x[:, 1] *= 30
+    torch.manual_seed(0)
+    model = Images().double().eval()
+    before = copy.deepcopy(model)
+    with torch.no_grad():
+        wanted = [model(x) for x in batches]
+    Smooth(strength)(model, [((x,), {}) for x in batches], LayerPrecision())
+    with torch.no_grad():
+        for x, y in zip(batches, wanted, strict=True):
+            torch.testing.assert_close(model(x), y, atol=1e-12, rtol=1e-12)
+    assert all(isinstance(part, EqualizedModule) for part in model.children())
+    largest = torch.stack([x.abs().amax((0, 2, 3)) for x in batches]).amax(0) ** strength
+    weight = before.full.weight.detach().abs().amax((0, 2, 3)) ** (1 - strength)
+    factors = model.full.layer.weight / before.full.weight
+    # Brevitas computes its factors in float32.
+    torch.testing.assert_close(
+        factors, (largest / weight).view(1, 3, 1, 1).expand_as(factors), rtol=1e-6, atol=0
+    )
