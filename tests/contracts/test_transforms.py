@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from brevitas_axe.methods.transforms.affine import Affine
+from brevitas_axe.methods.transforms.protocol import Change
+from brevitas_axe.methods.transforms.rounding_error import output_error
+from brevitas_axe.methods.transforms.sites import find_sites
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts, methods
 from tests.methods.transforms.formulas import WIDTHS, channel_range, excluding, parameters
@@ -19,6 +21,8 @@ TRANSFORMS = {**methods("transforms"), "a formula": channel_range}
 every = pytest.mark.parametrize("name", TRANSFORMS)
 # Brevitas keeps its Hadamard matrices in float32.
 ROUNDING = {"rotate": 1e-6}
+# These rewrite every layer without asking what is gained.
+judging = pytest.mark.parametrize("name", sorted(set(TRANSFORMS) - {"linears", "rotate", "smooth"}))
 CALLS = [((x.double(),), {}) for x in images()]
 
 
@@ -77,10 +81,20 @@ def test_stages_and_facts_are_there(name) -> None:
     assert TRANSFORMS[name].exclude == ()
 
 
-@pytest.mark.parametrize("name", [n for n, t in TRANSFORMS.items() if isinstance(t, Affine)])
+@judging
 def test_nothing_happens_where_nothing_is_to_be_gained(name) -> None:
     model = net().double()
     before = parameters(model)
     changed(name, model, LayerPrecision())
     assert parameters(model).keys() == before.keys()
     assert all(map(torch.equal, parameters(model).values(), before.values()))
+
+
+@judging
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_rounding_harms_no_layer_more_than_before(name, bits: int) -> None:
+    widths = LayerPrecision(weight=bits, input=bits)
+    before, after = net().double(), changed(name, net().double(), widths)
+    for old, new in zip(find_sites(before, CALLS), find_sites(after, CALLS), strict=True):
+        harm, now = (output_error(site, Change(), widths) for site in (old, new))
+        assert now <= harm * (1 + 1e-6), old.readers
