@@ -76,13 +76,15 @@ def transformed(
     return tuple(assumptions)
 
 
-def fit_inputs(
+def fit_to_widths(
     recipe: Recipe, module: nn.Module, batches: Sequence[Batch], widths: Iterable[LayerPrecision]
 ) -> None:
-    """Fits the ranges of a calibrated module's inputs to their bits, by the recipe's method."""
+    """Fits the ranges of a calibrated module to the bits of its layers, by the recipe's method."""
+    widths = tuple(widths)
     bits = {p.input for p in widths if p.input is not None}
+    weight_bits = {p.weight for p in widths if p.weight is not None}
     for fitter in recipe.methods("ranges") if bits else ():
-        fit_ranges_to(module, batches, bits, fitter)
+        fit_ranges_to(module, batches, bits, fitter, weight_bits)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class BlockLayers:
         with calibration_mode(alone):
             outputs = [alone(*pair) for pair in calls]
         if self.fit:
-            fit_inputs(self.recipe, alone, batches, plan.layers.values())
+            fit_to_widths(self.recipe, alone, batches, plan.layers.values())
         return outputs, plan, assumptions
 
     def _widths(self, name: str) -> LayerPrecision | None:

@@ -35,7 +35,7 @@ from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.run.block_layers import (
     BlockLayers,
     columns_of,
-    fit_inputs,
+    fit_to_widths,
     transformed,
     weight_quantizer,
 )
@@ -46,7 +46,7 @@ from brevitas_axe.run.saving.huggingface import refuse_save_pretrained
 from brevitas_axe.run.solve import axe_mode
 from brevitas_axe.run.solve.state import SavedLayers
 from brevitas_axe.run.splitting import split_model
-from brevitas_axe.run.widths import INPUT_BITS, best_widths
+from brevitas_axe.run.widths import INPUT_BITS, WEIGHT_BITS, best_widths
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -177,7 +177,7 @@ def best_block_widths(
     [static] = Recipe().methods("inputs")
     inputs = input_quantizer(static, recipe.symmetric)
     scored = to_brevitas(scored, batches, weight_quant=weight_quantizer(recipe), input_quant=inputs)
-    fit_inputs(recipe, scored, batches, [LayerPrecision(input=bits) for bits in INPUT_BITS])
+    fit_to_widths(recipe, scored, batches, map(LayerPrecision, WEIGHT_BITS, INPUT_BITS))
     exclude = (*exclude, *recipe.excluded(find_layers(scored, exclude)))
 
     def solve(planned: Request) -> BlocksResult:

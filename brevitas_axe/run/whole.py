@@ -20,7 +20,7 @@ from brevitas_axe.proof.certificate import certify
 from brevitas_axe.recipe import Recipe
 from brevitas_axe.run.block_layers import (
     check_weight_bits,
-    fit_inputs,
+    fit_to_widths,
     transformed,
     weight_quantizer,
 )
@@ -29,7 +29,7 @@ from brevitas_axe.run.request import Request, layer_widths
 from brevitas_axe.run.result import QuantizeResult
 from brevitas_axe.run.solve import axe_mode
 from brevitas_axe.run.splitting import split_model
-from brevitas_axe.run.widths import INPUT_BITS, REFERENCE, best_widths
+from brevitas_axe.run.widths import INPUT_BITS, REFERENCE, WEIGHT_BITS, best_widths
 
 # Recipe fields that do not apply to a model with quantizers of its own.
 _OF_FLOAT_MODELS = ("transforms", "split", "inputs", "symmetric", "weights", "power_of_two")
@@ -61,7 +61,7 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
     if request.recipe.widths is None:
         return _solved(quantized, batches, request, assumptions)
     # Ranges of all widths, which follow the bits of every plan.
-    fit_inputs(request.recipe, quantized, batches, [LayerPrecision(input=b) for b in INPUT_BITS])
+    fit_to_widths(request.recipe, quantized, batches, map(LayerPrecision, WEIGHT_BITS, INPUT_BITS))
     layers = find_layers(quantized, request.exclude, tile_scales=True)
 
     def solve(planned: Request) -> QuantizeResult:
@@ -212,10 +212,11 @@ def _follow_inputs(
     request: Request,
     fitted: bool,
 ) -> None:
-    """Fits ranges of activations by the recipe's method, and sets planned input bits."""
-    planned = [] if plan is None else [p for p in plan.layers.values() if p.input is not None]
+    """Fits ranges by the recipe's method, and sets planned input bits."""
+    widths = [request.widths] if plan is None else [*plan.layers.values()]
+    planned = [] if plan is None else [p for p in widths if p.input is not None]
     if not fitted:
-        fit_inputs(request.recipe, model, batches, planned or [request.widths])
+        fit_to_widths(request.recipe, model, batches, widths if planned else [request.widths])
     if plan is not None and planned:
         set_input_bits(model, plan, *batches[0], exclude)
 

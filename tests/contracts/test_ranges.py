@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,8 +16,10 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.ranges import fit_ranges
 from brevitas_axe.methods.ranges.protocol import RangeCase, SearchedRange
 from brevitas_axe.model.apply.activations import activation_quantizers, current_bits, set_bits
+from brevitas_axe.model.apply.weights import apply_plan
 from brevitas_axe.model.quantizers import Int8WeightPerChannelFloatAXE
-from brevitas_axe.registry import methods
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.registry import method, methods
 
 FITTERS = methods("ranges")
 every = pytest.mark.parametrize("name", FITTERS)
@@ -52,7 +54,7 @@ def case(x: Tensor, bits: int) -> RangeCase:
 
 
 def test_all_are_there() -> None:
-    assert {"kl", "max", "mse", "percentile"} <= set(FITTERS)
+    assert {"kl", "lapq", "max", "mse", "percentile"} <= set(FITTERS)
 
 
 @every
@@ -82,6 +84,70 @@ def test_the_error_is_never_larger_than_that_of_the_whole_range(name, bits) -> N
         assert chosen == min(fitter.error_of(given, "x", share) for share in fitter.shares)
 
 
+@pytest.mark.parametrize("name", [n for n, f in FITTERS.items() if hasattr(f, "error_of")])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_weights_get_a_range_for_each_width(name, bits) -> None:
+    model = net()
+    with torch.no_grad():
+        model(X)  # from now on the weights have ranges
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fitter = method("ranges", f"{name}:weights=true")
+    seen: list[RangeCase] = []
+    errors: list[float] = []
+
+    @dataclass(frozen=True)
+    class Noting:
+        weights = True
+        facts = fitter.facts
+
+        def __call__(self, given: RangeCase):
+            found, of = fitter(given), "0.weight_quant"
+            if not seen:
+                errors.extend(fitter.error_of(given, of, share) for share in (found[of], 1.0))
+            seen.append(given)
+            return found
+
+    shares = fit_ranges(model, [X], bits=[8], fitter=Noting(), weight_bits=[bits])
+    assert {*shares["0.weight_quant"]} == {bits, 8}
+    sample = seen[0].samples["0.weight_quant"]
+    weight = before["0.weight"] / before["0.weight"].abs().amax(1, keepdim=True)
+    assert torch.allclose(sample, weight.flatten(), atol=1e-6)
+    assert model.state_dict().keys() == before.keys()
+    assert torch.equal(model[0].weight, before["0.weight"])
+    twin = copy.deepcopy(model)
+    apply_plan(twin, Plan({"0": LayerPrecision(weight=bits), "2": LayerPrecision(weight=8)}))
+    most = 2 ** (bits - 1) - 1
+    scale = before["0.weight"].abs().amax(1) / most * shares["0.weight_quant"][bits]
+    assert torch.allclose(twin[0].quant_weight().scale.flatten(), scale, rtol=1e-5)
+    assert errors[0] <= errors[1]
+
+
+@every
+def test_the_loss_of_the_model_is_not_larger_where_a_method_measures_it(name) -> None:
+    losses = []
+    asked = []
+
+    @dataclass(frozen=True)
+    class Noting:
+        weights = FITTERS[name].weights
+        facts = FITTERS[name].facts
+
+        def __call__(self, given: RangeCase):
+            def loss(shares):
+                asked.append(given.loss(shares))
+                return asked[-1]
+
+            shares = FITTERS[name](replace(given, loss=loss))
+            losses.append((given.loss(shares), given.loss({})))
+            return shares
+
+    model = net()
+    for proxies in activation_quantizers(model).values():
+        set_bits(proxies, 3)
+    fit_ranges(model, [X], bits=[3], fitter=Noting())
+    assert not asked or all(chosen <= whole for chosen, whole in losses)
+
+
 @every
 @pytest.mark.parametrize("quantizer", [Int8ActPerTensorFloat, Int8ActPerTensorFixedPoint])
 def test_ranges_follow_the_bits_in_copies_too(name, quantizer) -> None:
@@ -90,8 +156,11 @@ def test_ranges_follow_the_bits_in_copies_too(name, quantizer) -> None:
         before = model(X)
     keys = set(model.state_dict())
     shares = fit_ranges(model, [X[:200], X[200:]], bits=(2, 4, 8), fitter=name)
-    assert set(shares) == {"0.input_quant", "2.input_quant"}
-    assert all(set(found) == {2, 4, 8} for found in shares.values())
+    inputs = {"0.input_quant", "2.input_quant"}
+    weights = {"0.weight_quant", "2.weight_quant"} if FITTERS[name].weights else set()
+    assert set(shares) == inputs | weights
+    assert all(set(shares[each]) == {2, 4, 8} for each in inputs)
+    assert all(set(shares[each]) == {8} for each in weights)
     assert set(model.state_dict()) == keys
     assert current_bits(model[0].input_quant) == 8
     if all(found[8] == 1 for found in shares.values()):
@@ -119,6 +188,7 @@ def test_the_loss_is_that_of_the_model_against_itself_in_float() -> None:
 
     @dataclass(frozen=True)
     class Noting:
+        weights = False
         facts = FITTERS["max"].facts
 
         def __call__(self, given: RangeCase):

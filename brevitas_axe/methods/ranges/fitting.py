@@ -1,4 +1,4 @@
-"""A range for every width of a model's activation quantizers, by any method of this room.
+"""A range for every width of a model's quantizers, by any method of this room.
 
 Calibration finds one range, for the bits that a quantizer has at the time. Here a range is fitted
 for each width, and `set_bits` sets the one that belongs to the new width.
@@ -7,6 +7,7 @@ for each width, and `set_bits` sets the one that belongs to the new width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.ranges.protocol import RangeCase, RangeFitter
 from brevitas_axe.model.apply.activations import activation_quantizers
 from brevitas_axe.model.apply.ranges import AdjustableRange, range_parameter, sample_inputs
+from brevitas_axe.model.apply.weight_ranges import weight_ranges
 from brevitas_axe.model.prepare import Batch, as_batches
 from brevitas_axe.model.running import evaluating, float_tensors, float_twin
 from brevitas_axe.registry import method
@@ -29,18 +31,23 @@ def fit_ranges(
     calibration: Iterable[Any],
     bits: Iterable[int] = range(2, 9),
     fitter: str | RangeFitter = USUAL_FITTER,
+    weight_bits: Iterable[int] = (),
 ) -> dict[str, dict[int, float]]:
     """Fits a range for each width of each static activation quantizer, in place.
 
     From then on a change of bits, by a plan or a scorer, also sets the fitted range, in copies of
-    the model too. Ranges are shares of the calibrated one; share 1 is always a candidate.
+    the model too. Ranges are shares of the calibrated one; share 1 is always a candidate. The
+    option `weights` of a method (`"mse:weights=true"`) has it fit weights as well, one share for
+    all channels of a layer, at the bits that they have and at `weight_bits`: the widths of
+    activations and of weights are taken in pairs, narrowest first.
 
     Args:
         model: calibrated, with static activation quantizers; others keep what they have, and so do
-            quantizers with a zero point.
+            quantizers with a zero point, and quantizers of weights that are not ours.
         calibration: batches, see `brevitas_axe.model.prepare.as_batches`.
         bits: the widths.
         fitter: method of the room `ranges`.
+        weight_bits: the same for weights.
 
     Returns:
         Quantizer → width → share of the calibrated range that is kept.
@@ -49,32 +56,73 @@ def fit_ranges(
         InvalidOption: a width below 2, or a fitter that is not registered.
         EmptyCalibration, NonFiniteValues: unusable batches.
     """
-    return fit_ranges_to(model, as_batches(calibration, model), bits, fitter)
+    return fit_ranges_to(model, as_batches(calibration, model), bits, fitter, weight_bits)
 
 
 @torch.no_grad()
 def fit_ranges_to(
-    model: nn.Module, batches: Sequence[Batch], bits: Iterable[int], fitter: str | RangeFitter
+    model: nn.Module,
+    batches: Sequence[Batch],
+    bits: Iterable[int],
+    fitter: str | RangeFitter,
+    weight_bits: Iterable[int] = (),
 ) -> dict[str, dict[int, float]]:
     """`fit_ranges` for batches that are arguments of forwards already.
 
-    Where no quantizer has a static range, the model does not run; else once per batch, besides
-    what the fitter asks for.
+    Where there is no range to fit, the model does not run; else once per batch, besides what the
+    fitter asks for.
     """
     widths = sorted({*bits})
     if not widths or widths[0] < 2:
         raise InvalidOption(f"activations need widths of 2 bits or more, not {widths}.")
     chosen: RangeFitter = method("ranges", fitter)
+    inputs, samples = _inputs(model, batches)
+    weights: Mapping[str, AdjustableRange] = {}
+    if chosen.weights:
+        found = weight_ranges(model)
+        samples |= {name: each.sample for name, each in found.items()}
+        weights = found
+    shares: dict[str, dict[int, float]] = {name: {} for name in (*inputs, *weights)}
+    loss = _Loss(model, batches)
+    steps = [_steps(inputs, widths), _steps(weights, sorted({*weight_bits}))]
+    # Fitted for the requested widths and for the present ones, weights beside activations.
+    for pair in zip_longest(*steps, fillvalue=(0, {})):
+        some = {name: each for _, ranges in pair for name, each in ranges.items()}
+        width_of = {name: width for width, ranges in pair for name in ranges}
+        for name, adjustable in some.items():
+            adjustable.set(width_of[name], 1.0)
+        for name, share in chosen(_case(some, samples, loss)).items():
+            shares[name][width_of[name]] = share
+            some[name].set_share(share)
+    for name, adjustable in {**inputs, **weights}.items():
+        adjustable.keep(shares[name])
+    return shares
+
+
+def _steps(
+    ranges: Mapping[str, AdjustableRange], widths: Sequence[int]
+) -> list[tuple[int, dict[str, AdjustableRange]]]:
+    """(width, ranges to fit for it), narrowest first: the given widths and the present ones."""
+    return [
+        (width, {n: each for n, each in ranges.items() if width in (*widths, each.bits)})
+        for width in sorted({*widths, *(each.bits for each in ranges.values())})
+        if ranges
+    ]
+
+
+def _inputs(
+    model: nn.Module, batches: Sequence[Batch]
+) -> tuple[dict[str, AdjustableRange], dict[str, Tensor]]:
+    """Static ranges of activations without a zero point, and samples of what arrives there."""
     static = {
         name: (proxies, value)
         for name, proxies in activation_quantizers(model).items()
         if (value := range_parameter(proxies[0])) is not None
     }
     if not static:
-        return {}
-    samples = sample_inputs(
-        model, {name: proxies for name, (proxies, _) in static.items()}, batches
-    )
+        return {}, {}
+    quantizers = {name: proxies for name, (proxies, _) in static.items()}
+    samples = sample_inputs(model, quantizers, batches)
     ranges: dict[str, AdjustableRange] = {}
     for name, (proxies, value) in static.items():
         if name not in samples:
@@ -82,18 +130,7 @@ def fit_ranges_to(
         adjustable = AdjustableRange(proxies, value)
         if not adjustable.has_zero_point(samples[name]):
             ranges[name] = adjustable
-    shares: dict[str, dict[int, float]] = {name: {} for name in ranges}
-    loss = _Loss(model, batches)
-    for width in sorted({*widths, *(each.bits for each in ranges.values())}):
-        # Fitted for the requested widths and for the present one.
-        some = {n: each for n, each in ranges.items() if width in (*widths, each.bits)}
-        for adjustable in some.values():
-            adjustable.set(width, 1.0)
-        for name, share in chosen(_case(some, samples, loss)).items():
-            shares[name][width] = share
-    for name, adjustable in ranges.items():
-        adjustable.keep(shares[name])
-    return shares
+    return ranges, samples
 
 
 def _case(

@@ -10,8 +10,12 @@ from brevitas_axe.registry import Facts
 
 @dataclass(frozen=True)
 class Max:
-    """Clips nothing that calibration did not clip: the baseline of the other methods."""
+    """Clips nothing that calibration did not clip: the baseline of the other methods.
 
+    It leaves weights alone in any case.
+    """
+
+    weights = False
     facts = Facts(kind="–", granularity="tensor", signal="none", export="finn", source="Brevitas")
 
     def __call__(self, case: RangeCase) -> dict[str, float]:

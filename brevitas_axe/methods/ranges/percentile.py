@@ -16,12 +16,14 @@ class Percentile:
 
     Attributes:
         percentile: in (0, 100]; so many percent of all magnitudes are within the range.
+        weights: whether the ranges of weights are fitted as well.
 
     Raises:
         InvalidOption: a percentile outside.
     """
 
     percentile: float = 99.9
+    weights: bool = False
     facts = Facts(
         kind="–",
         granularity="tensor",

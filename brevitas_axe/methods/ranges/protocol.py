@@ -23,7 +23,8 @@ class RangeCase:
     """Quantizers whose ranges are to be fitted, at the bits that they have now.
 
     Attributes:
-        samples: quantizer → [n], numbers that arrive there; not to be changed.
+        samples: quantizer → [n], numbers that arrive there; not to be changed. Weights are divided
+            by the ranges of their channels.
         widest: quantizer → largest magnitude on its grid at share 1.
         rounded: function(quantizer, share) → its sample on the grid of that share, [n].
         loss: function(quantizer → share) → mean squared error of the model's output, against the
@@ -40,6 +41,7 @@ class RangeFitter(Protocol):
     """Chooses a share of the calibrated range for every quantizer of a case.
 
     Attributes:
+        weights: whether cases have the quantizers of weights as well, by convention an option.
         facts: for the catalogue.
 
     Args:
@@ -48,6 +50,9 @@ class RangeFitter(Protocol):
     Returns:
         Quantizer → share in (0, 1], for every quantizer of the case; 1 leaves its range.
     """
+
+    @property
+    def weights(self) -> bool: ...
 
     @property
     def facts(self) -> Facts: ...
@@ -62,6 +67,7 @@ class SearchedRange:
     Attributes:
         least: smallest share that is tried.
         steps: ratios between 1 and the smallest.
+        weights: whether the ranges of weights are fitted as well.
 
     Raises:
         InvalidOption: a smallest share outside (0, 1), or fewer than one step.
@@ -69,6 +75,7 @@ class SearchedRange:
 
     least: float = 0.15
     steps: int = 24
+    weights: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.least < 1 or self.steps < 1:

@@ -1,4 +1,4 @@
-"""Ranges of activation quantizers: tries them, writes them, and keeps one for every width."""
+"""Ranges of quantizers: tries them, writes them, and keeps one for every width."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLE = 2**14
 
 
 class FittedBitWidth(nn.Module):
-    """Bits of an activation quantizer, together with a range for every width.
+    """Bits of a quantizer, together with a range for every width.
 
     It replaces a constant of Brevitas, so that copies of the model have it too. Like the constant,
     it is not part of the state.
@@ -58,15 +58,22 @@ def is_logarithmic(scaling: nn.Module) -> bool:
     return any(isinstance(part, kinds) for part in scaling.modules())
 
 
+def tensor_quantizer(proxy: Proxy) -> Proxy:
+    """What rounds, inside a quantizer of weights or of activations."""
+    fused = getattr(proxy, "fused_activation_quant_proxy", None)
+    return proxy.tensor_quant if fused is None else fused.tensor_quant
+
+
+@torch.no_grad()
 def write_bits(proxy: Proxy, bits: int, fitted: FittedBitWidth | None = None) -> None:
-    """Sets the bits of one activation quantizer, and the range fitted for them, if any.
+    """Sets the bits of one quantizer, and the range fitted for them, if any.
 
     Args:
         proxy: of the quantizer.
         bits: its new width.
         fitted: its ranges from now on; None keeps the present ones.
     """
-    quant = proxy.fused_activation_quant_proxy.tensor_quant
+    quant = tensor_quantizer(proxy)
     old = quant.msb_clamp_bit_width_impl
     if fitted is None and isinstance(old, FittedBitWidth):
         fitted = old
@@ -74,7 +81,8 @@ def write_bits(proxy: Proxy, bits: int, fitted: FittedBitWidth | None = None) ->
     if fitted is not None:
         new = FittedBitWidth(bits, fitted.ranges, fitted.calibrated)
         quant.scaling_impl.value.copy_(fitted.nearest(bits))
-    quant.msb_clamp_bit_width_impl = new.to(next(old.buffers(), torch.zeros(())).device)
+    known = next(iter((*old.buffers(), *old.parameters(), torch.zeros(()))))
+    quant.msb_clamp_bit_width_impl = new.to(known.device)
     proxy.quant_injector = proxy.quant_injector.let(bit_width=bits)
 
 
@@ -90,7 +98,7 @@ class AdjustableRange:
 
     def __init__(self, proxies: Sequence[Proxy], value: Tensor) -> None:
         self._proxies, self._value = proxies, value
-        tensor_quant = proxies[0].fused_activation_quant_proxy.tensor_quant
+        tensor_quant = tensor_quantizer(proxies[0])
         self._logarithmic = is_logarithmic(tensor_quant.scaling_impl)
         bit_width = tensor_quant.msb_clamp_bit_width_impl
         self.bits = int(bit_width())
@@ -115,6 +123,7 @@ class AdjustableRange:
             write_bits(proxy, bits)
         self.set_share(share)
 
+    @torch.no_grad()
     def set_share(self, share: float) -> None:
         """Sets the range temporarily."""
         self._value.copy_(self.parameter(share))

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
-from brevitas.core.bit_width import BitWidthConst
 from brevitas.inject.enum import ScalingImplType, ScalingPerOutputType, StatsOp
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidOption, InvalidPlan, InvalidTile, NotProven, UnsupportedLayer
 from brevitas_axe.model.apply.activations import set_input_bits
-from brevitas_axe.model.apply.ranges import write_bits
+from brevitas_axe.model.apply.ranges import FittedBitWidth, write_bits
 from brevitas_axe.model.layers import (
     Layer,
     Proxy,
@@ -128,7 +127,7 @@ def apply_precision(
     make_accumulator_aware(name, layer)
     proxy = layer.weight_quant
     if precision.weight is not None:
-        _set_bits(layer, proxy, proxy.tensor_quant, precision.weight)
+        _set_bits(proxy, precision.weight)
     proxy.accumulator_bit_width = precision.accumulator
     proxy.accumulator_tile_size = precision.tile
 
@@ -214,7 +213,7 @@ def _make_a2q(name: str, layer: Layer, precision: LayerPrecision, kind: str) -> 
     quant = proxy.tensor_quant
     if precision.weight is not None:
         before = _largest_integer(quant)
-        if _set_bits(layer, proxy, quant, precision.weight):
+        if _set_bits(proxy, precision.weight):
             set_a2q_scale(layer, a2q_scale(layer) * (before / _largest_integer(quant)))
     if precision.accumulator is not None:
         quant.pre_scaling_impl.accumulator_bit_width.bit_width.fill_(precision.accumulator)
@@ -286,6 +285,9 @@ def write_solution(
     """
     proxy = layer.weight_quant
     shape = proxy.tensor_quant.scaling_impl.value.shape
+    if isinstance(bits := proxy.tensor_quant.msb_clamp_bit_width_impl, FittedBitWidth):
+        # The ranges were fitted to weights that are no more.
+        proxy.tensor_quant.msb_clamp_bit_width_impl = bits.bit_width
     flat = scale.flatten()
     actual = set_scale(layer, flat[:1].view(shape) if is_shared_scale(layer) else flat.view(shape))
     rolled = roll_weight(layer, integers).to(torch.float64)
@@ -302,12 +304,11 @@ def write_solution(
         )
 
 
-def _set_bits(layer: Layer, proxy: Proxy, quant: Proxy, bits: int) -> bool:
+def _set_bits(proxy: Proxy, bits: int) -> bool:
     """Sets a proxy's bit width; its scale follows. False where it had that width already."""
-    if int(quant.msb_clamp_bit_width_impl()) == bits:
+    if int(proxy.tensor_quant.msb_clamp_bit_width_impl()) == bits:
         return False
-    quant.msb_clamp_bit_width_impl = BitWidthConst(bits).to(layer.weight.device)
-    proxy.quant_injector = proxy.quant_injector.let(bit_width=bits)
+    write_bits(proxy, bits)
     return True
 
 
