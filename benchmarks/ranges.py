@@ -1,4 +1,4 @@
-"""Ranges of activations and weights by every method, on a trained ResNet-32 or a vision transformer.
+"""Ranges of activations and weights by every method, on a trained ResNet-32 or vision transformer.
 
     python benchmarks/ranges.py [--model resnet32 | vit] [--quick] [--seeds 3] [--images 64]
 
