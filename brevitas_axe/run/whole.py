@@ -12,6 +12,7 @@ from torch import nn
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.model.apply.activations import set_input_bits
+from brevitas_axe.model.constant_rows import ConstantRows
 from brevitas_axe.model.layers import Layer, find_layers, unroll_weight
 from brevitas_axe.model.prepare import Batch, has_quantizers, to_brevitas
 from brevitas_axe.model.running import check_all_called, check_runs, copied
@@ -166,8 +167,10 @@ def _with_quantizers(
     [inputs] = recipe.methods("inputs")
     usual = Recipe()
     per_layer = (recipe.inputs, recipe.symmetric) != (usual.inputs, usual.symmetric)
-    # One quantizer in front of a split would see the channels of all branches.
-    per_layer = per_layer or recipe.split is not None
+    # One quantizer in front of a split would see the channels of all branches; and in front of a
+    # layer that leaves tokens out, these.
+    leaves_out = any(isinstance(module, ConstantRows) for module in model.modules())
+    per_layer = per_layer or recipe.split is not None or leaves_out
     quantized = to_brevitas(
         model,
         batches,

@@ -36,15 +36,24 @@ def output_error(site: Site, change: Change, widths: LayerPrecision) -> float:
     scale, shift = vectors(site, change)
     x = (site.sample.double() - shift) / scale
     near_x = x if widths.input is None else rounded(x, input_step(x, widths.input), widths.input)
-    error = energy = 0.0
-    for weight in site.weights:
-        w = weight.double() * scale
-        near_w = _nearest_weight(w, widths.weight)
-        right = x @ w.flatten(0, 1).t()
-        wrong = near_x @ near_w.flatten(0, 1).t() - right
-        error += float((wrong - wrong.mean(0)).square().sum())
-        energy += float(right.square().sum())
-    return error if error > _NOISE * energy else 0.0
+    weights = (weight.double() * scale for weight in site.weights)
+    return sum(reader_error(x, near_x, weight, widths.weight) for weight in weights)
+
+
+def reader_error(x: Tensor, near: Tensor, weight: Tensor, bits: int | None) -> float:
+    """The error of one reader, see `output_error`.
+
+    Args:
+        x: [n, C], what it reads.
+        near: [n, C], what it reads instead.
+        weight: [rows, taps, C].
+        bits: to which its weights are rounded.
+    """
+    weight = weight.double()
+    right = x @ weight.flatten(0, 1).t()
+    wrong = near @ _nearest_weight(weight, bits).flatten(0, 1).t() - right
+    error = float((wrong - wrong.mean(0)).square().sum())
+    return error if error > _NOISE * float(right.square().sum()) else 0.0
 
 
 def best_change(site: Site, widths: LayerPrecision, changes: Iterable[Change]) -> Change | None:
