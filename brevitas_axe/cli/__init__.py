@@ -20,17 +20,23 @@ from brevitas_axe.cli import (
     allocate,
     certify,
     check,
+    compare,
+    cost,
     emulate,
     export,
     finetune,
+    mend,
     methods,
+    prepare,
     quantize,
     quickstart,
 )
 from brevitas_axe.errors import AxeError
 
+# In the order of a user's work.
 _COMMANDS = (
-    quickstart, quantize, allocate, finetune, methods, certify, check, export, emulate,
+    quickstart, prepare, allocate, quantize, finetune, mend, certify, emulate, check, export, cost,
+    compare, methods,
 )  # fmt: skip
 _UNUSABLE = 2
 _INTERRUPTED = 130
@@ -72,16 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (
-        quickstart,
-        quantize,
-        allocate,
-        finetune,
-        methods,
-        certify,
-        check,
-        export,
-        emulate,
-    ):
+    for command in _COMMANDS:
         command.add(commands)
     return parser

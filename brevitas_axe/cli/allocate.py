@@ -6,8 +6,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
-from brevitas_axe.cli import options
-from brevitas_axe.cli.usercode import batches_of, model_of
+from brevitas_axe.cli import folders, options
+from brevitas_axe.cli.usercode import batches_of
 from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -22,7 +22,12 @@ def add(commands) -> None:
         description="Scores every choice of every layer and writes the plan that fits the budgets; "
         "`brevitas-axe quantize --plan` takes it.",
     )
-    parser.add_argument("model", metavar="FILE.py:FUNCTION", help="returns the torch model")
+    parser.add_argument(
+        "model",
+        metavar="FILE.py:FUNCTION",
+        help="returns the torch model; or a folder that another command wrote",
+    )
+    folders.add_model(parser)
     parser.add_argument(
         "--calibration",
         required=True,
@@ -114,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = (arguments.scorer, arguments.allocator, arguments.metric, arguments.target)
     check_names(budgets, *names, arguments.max_cycles)
     found = allocate(
-        model_of(arguments.model),
+        folders.model_from(arguments.model, arguments),
         batches_of(arguments.calibration),
         budgets,
         _choices(arguments),

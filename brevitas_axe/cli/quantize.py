@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brevitas_axe.cli import language, options
-from brevitas_axe.cli.usercode import batches_of, model_of
+from brevitas_axe.cli import folders, language, options
+from brevitas_axe.cli.usercode import batches_of
 from brevitas_axe.errors import AxeError, InvalidOption
 
 if TYPE_CHECKING:
@@ -30,8 +30,12 @@ def add(commands) -> None:
         "language model (--hf), there are rows.json and such a folder per row.",
     )
     parser.add_argument(
-        "model", nargs="?", metavar="FILE.py:FUNCTION", help="returns the torch model"
+        "model",
+        nargs="?",
+        metavar="FILE.py:FUNCTION",
+        help="returns the torch model; or a folder that another command wrote",
     )
+    folders.add_model(parser)
     parser.add_argument(
         "--calibration", metavar="FILE.py:FUNCTION", help="returns an iterable of input batches"
     )
@@ -97,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     requested(plan, arguments.recipe, exclude, run, keywords)  # refuses before anything is loaded
     folder = open_folder(arguments.output)
     kept = check_place(folder / INSIDE)
-    model = model_of(arguments.model)
+    model = folders.model_from(arguments.model, arguments)
     batches = batches_of(arguments.calibration)
     if arguments.target == "finn":
         model, keywords = _for_finn(model, batches, keywords)

@@ -1,5 +1,6 @@
 """What a layer costs: memory, bit operations, and FINN's estimates of hardware."""
 
+from brevitas_axe.methods.cost.breakdowns import Breakdown, LayerCost, breakdown
 from brevitas_axe.methods.cost.finn_nodes import (
     Estimate,
     FinnCost,
@@ -26,16 +27,19 @@ from brevitas_axe.methods.cost.shapes import full_plan, layer_shapes
 from brevitas_axe.methods.cost.total import total_cost
 
 __all__ = [
+    "Breakdown",
     "CostModel",
     "Estimate",
     "FinnCost",
     "Folding",
     "Formula",
     "Hardware",
+    "LayerCost",
     "LayerShape",
     "ResourceRow",
     "ResourceTable",
     "Widths",
+    "breakdown",
     "choose_folding",
     "choose_foldings",
     "cycles_per_frame",

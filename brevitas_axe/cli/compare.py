@@ -1,0 +1,115 @@
+"""`brevitas-axe compare`: several quantized models side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from brevitas_axe.cli import cost, folders
+from brevitas_axe.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from brevitas_axe.run.saving.save import Result
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="several quantized models side by side",
+        description="One row per folder: its bits, its proof, its costs for one sample, and how "
+        "good it is where --validate gives a function. Exit status 0: all are proven. 1: not all.",
+    )
+    parser.add_argument(
+        "folders", nargs="+", metavar="DIR", help="written by `quantize` or `finetune`"
+    )
+    folders.add_model(parser)
+    cost.add_costs(parser)
+    parser.add_argument(
+        "--validate",
+        metavar="FILE.py:FUNCTION",
+        help="a function of the model that returns a number, such as its accuracy",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from rich.table import Table
+    from rich.text import Text
+
+    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cli.usercode import function_of
+
+    validate = None if arguments.validate is None else function_of(arguments.validate)
+    for folder in arguments.folders:
+        if not folders.is_folder(folder):
+            raise InvalidOption(f"{folder} is no folder; give folders that `quantize` wrote.")
+    names = arguments.cost or cost.USUAL
+    rows = []
+    for folder in arguments.folders:
+        result = folders.result_of(folder, arguments)
+        rows.append(_row(folder, result, names, arguments.cost is None, validate))
+    status = 0 if all(row["proven"] for row in rows) else 1
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return status
+    table = Table()
+    for key in rows[0]:
+        table.add_column(Text(key), overflow="fold", justify="left" if key == "folder" else "right")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    console().print(table)
+    return status
+
+
+def _row(
+    folder: str,
+    result: Result,
+    names: Any,
+    lenient: bool,
+    validate: Callable[..., Any] | None,
+) -> dict[str, Any]:
+    """What one folder holds; None where a cost cannot be told of it."""
+    import torch
+
+    costs, _ = folders.costs(result, names, lenient)
+    widths = [p for p in result.plan.layers.values() if p.weight and p.input]
+    row: dict[str, Any] = {
+        "folder": folder,
+        "layers": len(result.plan.layers),
+        "mean weight bits": _mean([p.weight for p in widths]),
+        "mean input bits": _mean([p.input for p in widths]),
+        "widest accumulator": max(
+            (e.width for e in result.certificate.judged if e.width), default=None
+        ),
+        "proven": result.certificate.ok,
+        **{name: costs[name].total if name in costs else None for name in names},
+    }
+    if validate is not None:
+        with torch.no_grad():
+            row["validation"] = _number(validate(result.model))
+    return row
+
+
+def _mean(values: list[Any]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidOption(
+            f"--validate must return a number, and it returned {type(value).__name__}."
+        ) from None
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,76 @@
+"""`brevitas-axe cost`: what a quantized model costs by layer, with and without its budget."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from brevitas_axe.cli import folders
+
+if TYPE_CHECKING:
+    from brevitas_axe.methods.cost import Breakdown
+
+USUAL = ("finn_lut", "bops")
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "cost",
+        help="what a quantized model costs, layer by layer",
+        description="For one sample, one multiplication at a time. Each cost has two columns: as "
+        "planned, and with the same weights and inputs on accumulators as wide as their types "
+        "need.",
+    )
+    parser.add_argument("folder", metavar="DIR", help="written by `quantize` or `finetune`")
+    folders.add_model(parser)
+    add_costs(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+
+
+def add_costs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cost",
+        action="append",
+        metavar="NAME",
+        help="with options NAME:key=value, see `methods`; may be repeated; default: "
+        + ", ".join(USUAL),
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from brevitas_axe.cli.screen import console
+
+    result = folders.result_of(arguments.folder, arguments)
+    names = arguments.cost or USUAL
+    costs, refusals = folders.costs(result, names, lenient=arguments.cost is None)
+    if arguments.json:
+        print(json.dumps({name: found.to_dict() for name, found in costs.items()}, indent=2))
+        return 0
+    console().print(_table(arguments.folder, costs))
+    for sentence in refusals:
+        print(sentence)
+    print(f"next: brevitas-axe export {arguments.folder} model.onnx")
+    return 0
+
+
+def _table(title: str, costs: dict[str, Breakdown]):
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"{title}, one sample"), show_footer=True)
+    table.add_column("layer", "total", overflow="fold")
+    for heading in ("weight", "input", "accumulator", "without budget"):
+        table.add_column(heading, justify="right")
+    for name, found in costs.items():
+        for heading, total in ((name, found.total), ("without budget", found.unlimited_total)):
+            table.add_column(heading, f"{total:,.0f}", justify="right")
+    rows = zip(*(found.layers for found in costs.values()), strict=True)
+    for row in rows:
+        first = row[0]
+        widths = (first.precision.weight, first.precision.input, first.accumulator)
+        numbers = (f"{value:,.0f}" for cost in row for value in (cost.cost, cost.unlimited))
+        bits = map(str, (*widths, first.unlimited_accumulator))
+        table.add_row(Text(first.layer), *bits, *numbers)
+    return table

@@ -1,0 +1,95 @@
+"""A plan's cost layer by layer, and what the same data types cost without an accumulator budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from brevitas_axe.methods.cost.protocol import Folding, LayerShape, widths
+from brevitas_axe.methods.cost.total import folding_of, precisions
+from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.registry import method
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer on its planned accumulator, and on the one that its data types need.
+
+    Attributes:
+        layer: its name.
+        precision: as planned.
+        accumulator: P that is built, the outer one where there are tiles.
+        cost: as planned.
+        unlimited_accumulator: P that the same weights and inputs need with no budget.
+        unlimited: cost with it.
+    """
+
+    layer: str
+    precision: LayerPrecision
+    accumulator: int
+    cost: float
+    unlimited_accumulator: int
+    unlimited: float
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Layers in the order of execution, and their sums.
+
+    Attributes:
+        unit: of all costs.
+        layers: one entry per layer.
+    """
+
+    unit: str
+    layers: tuple[LayerCost, ...]
+
+    @property
+    def total(self) -> float:
+        return sum(row.cost for row in self.layers)
+
+    @property
+    def unlimited_total(self) -> float:
+        return sum(row.unlimited for row in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        totals = {"total": self.total, "unlimited_total": self.unlimited_total}
+        return {"unit": self.unit, **totals, "layers": [asdict(row) for row in self.layers]}
+
+
+def breakdown(
+    cost: Any,
+    plan: Plan,
+    shapes: Mapping[str, LayerShape],
+    foldings: Mapping[str, Folding] | None = None,
+) -> Breakdown:
+    """The cost of every layer of a plan.
+
+    Args:
+        cost: a method of this room, with options as "NAME:key=value".
+        plan: names every layer of `shapes`, with all bits.
+        shapes: see `layer_shapes`.
+        foldings: by layer; None for one multiplication at a time.
+
+    Raises:
+        InvalidPlan: plan and shapes do not name the same layers, or bits are missing.
+        InvalidOption: no such cost, or a folding is missing or does not divide its layer.
+        UnsupportedLayer: the hardware that the cost is of cannot build a layer.
+    """
+    price = method("cost", cost)
+    rows = []
+    for name, precision in precisions(plan, shapes).items():
+        shape, folding = shapes[name], folding_of(name, foldings)
+        free = replace(precision, accumulator=None, tile=None)
+        rows.append(
+            LayerCost(
+                layer=name,
+                precision=precision,
+                accumulator=widths(shape, precision).outer,
+                cost=price(shape, precision, folding),
+                unlimited_accumulator=widths(shape, free).outer,
+                unlimited=price(shape, free, folding),
+            )
+        )
+    return Breakdown(price.unit, tuple(rows))
