@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from brevitas.core.bit_width import BitWidthConst
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from brevitas_axe.model.layers import Layer, Proxy
 from brevitas_axe.model.prepare import Batch
-from brevitas_axe.model.running import dequantized, evaluating, first_input, float_twin, hooked
+from brevitas_axe.model.running import dequantized, evaluating, float_twin, hooked
 
 # Numbers in the sample of a quantizer's input, per batch.
 SAMPLE = 2**14
@@ -131,13 +132,17 @@ class AdjustableRange:
     def rounded(self, x: Tensor, share: float) -> Tensor:
         """Numbers rounded to the grid of a share at the present bits."""
         self.set_share(share)
-        with evaluating(self._proxies[0]):
-            return dequantized(self._proxies[0](x))
+        return self._quantized(x)[0]
 
     def has_zero_point(self, x: Tensor) -> bool:
         """Whether the grid has a zero point, so that its range has two ends."""
-        with evaluating(self._proxies[0]):
-            return bool(self._proxies[0](x).zero_point.any())
+        return bool(self._quantized(x)[2].any())
+
+    def _quantized(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Numbers on the grid, its scale and zero point, without the activation function."""
+        quant = self._proxies[0].fused_activation_quant_proxy.tensor_quant
+        with evaluating(quant):
+            return quant(x)
 
     def keep(self, shares: Mapping[int, float]) -> None:
         """Keeps the share of every width, and sets the original bits again."""
@@ -151,7 +156,7 @@ class AdjustableRange:
 def sample_inputs(
     model: nn.Module, quantizers: Mapping[str, Sequence[Proxy]], batches: Iterable[Batch]
 ) -> dict[str, Tensor]:
-    """Samples of what each quantizer quantizes, while all are off, as in calibration.
+    """Samples of what each quantizer quantizes, behind its activation function, while all are off.
 
     So the bits that quantizers happen to have do not matter. One forward per batch.
 
@@ -167,14 +172,14 @@ def sample_inputs(
     names = {proxy: name for name, proxy in model.named_modules()}
     twin = float_twin(model)
 
-    def note(name: str, _: Layer, args: tuple, kwargs: dict) -> None:
-        x = dequantized(first_input(args, kwargs)).flatten()
+    def note(name: str, _: Layer, args: tuple, kwargs: dict, output: Any) -> None:
+        x = dequantized(output).flatten()
         seen.setdefault(name, []).append(x[:: max(1, len(x) // SAMPLE)].clone())
 
     with ExitStack() as stack:
         for name, proxies in quantizers.items():
             for proxy in proxies:
-                stack.enter_context(hooked({name: twin.get_submodule(names[proxy])}, before=note))
+                stack.enter_context(hooked({name: twin.get_submodule(names[proxy])}, after=note))
         for args, kwargs in batches:
             twin(*args, **kwargs)
     return {name: torch.cat(parts) for name, parts in seen.items()}

@@ -136,6 +136,21 @@ def test_scores_see_the_fitted_ranges() -> None:
     assert all(harms[1][name][0] < harms[0][name][0] for name in harms[0])
 
 
+@pytest.mark.parametrize("kind", [qnn.QuantSigmoid, qnn.QuantTanh, qnn.QuantReLU])
+def test_what_is_rounded_is_what_the_activation_function_gives(kind) -> None:
+    model = nn.Sequential(kind(return_quant_tensor=True))
+    with torch.no_grad(), calibration_mode(model):
+        model(X)
+    model.eval()
+    real = {qnn.QuantSigmoid: torch.sigmoid, qnn.QuantTanh: torch.tanh, qnn.QuantReLU: torch.relu}
+    wanted = real[kind](X)
+    with torch.no_grad():
+        calibrated = (model(X).value - wanted).square().mean()
+        [shares] = fit_ranges(model, [X], bits=[8]).values()
+        assert (model(X).value - wanted).square().mean() <= calibrated * 1.01  # a sample is fitted
+    assert shares[8] > 0.7
+
+
 def test_a_quantizer_with_a_zero_point_keeps_its_range() -> None:
     model = nn.Sequential(qnn.QuantIdentity(ShiftedUint8ActPerTensorFloat), nn.Linear(16, 4))
     with torch.no_grad(), calibration_mode(model):
