@@ -20,7 +20,9 @@ import numpy as np
 import onnx
 import torch
 from brevitas.core.quant import RescalingIntQuant
+from brevitas.export.onnx.qonnx.function import BrevitasQuantOp
 from brevitas.export.onnx.qonnx.handler import (
+    BrevitasActQuantProxyHandler,
     BrevitasDecoupledWeightQuantWithInputProxyHandler,
     BrevitasWeightQuantProxyHandler,
 )
@@ -43,6 +45,7 @@ from brevitas_axe.export.streamline import streamlined
 from brevitas_axe.files import write_whole
 from brevitas_axe.model.layers import Layer, Proxy, find_layers, integer_weight
 from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
+from brevitas_axe.model.quantizers.two_region import Region, TwoRegionActQuantProxy
 from brevitas_axe.model.rewrites import tensors_in
 from brevitas_axe.model.running import evaluating, observe_inputs
 from brevitas_axe.proof.certificate import Certificate, certify_file
@@ -78,8 +81,33 @@ class _DecoupledHandler(_ExactScale, BrevitasDecoupledWeightQuantWithInputProxyH
     )
 
 
+class _TwoRegionHandler(BrevitasActQuantProxyHandler):
+    """Writes the quantizers that an input is the sum of, and their Add."""
+
+    handled_layer = TwoRegionActQuantProxy
+
+    def prepare_for_export(self, module: Proxy) -> None:
+        super().prepare_for_export(module)
+        self.regions: tuple[Region, ...] = module.regions if module.is_quant_enabled else ()
+
+    def symbolic_execution(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scale, zero = self.symbolic_kwargs["scale"], self.symbolic_kwargs["zero_point"]
+        parts = []
+        for part in self.regions:
+            moved = x - part.offset if part.offset else x
+            widths = torch.tensor(float(part.bit_width))
+            step = scale * (part.scale / self.regions[0].scale)
+            parts.append(
+                self.export_op(BrevitasQuantOp, moved, step, zero, widths, 0, part.signed, "ROUND")
+            )
+        return sum(parts[1:], parts[0]), scale, zero, self.symbolic_kwargs["bit_width"]
+
+
 class _Manager(QONNXManager):
-    handlers: ClassVar = [_WeightHandler, _DecoupledHandler, *QONNXManager.handlers]
+    handlers: ClassVar = [
+        *(_WeightHandler, _DecoupledHandler, _TwoRegionHandler),
+        *QONNXManager.handlers,
+    ]
 
 
 class _DynamoManager(QONNXDynamoManager):

@@ -230,8 +230,12 @@ def input_range(quant_input: IntQuantTensor, layer: Layer | None = None) -> Inpu
     Args:
         quant_input: the activation.
         layer: the layer that reads it. If its own input quantizer computes the zero point at run
-            time, that may be any integer of the type.
+            time, that may be any integer of the type; one that knows its integers says which.
     """
+    if layer is not None and layer.input_quant.is_quant_enabled:
+        exact = getattr(layer.input_quant, "integer_range", None)
+        if exact is not None:
+            return exact
     bits = int(quant_input.bit_width.max())
     signed = bool(quant_input.signed)
     if layer is not None and _finds_zero_points(layer.input_quant):

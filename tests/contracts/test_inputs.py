@@ -10,7 +10,9 @@ from brevitas import nn as qnn
 from brevitas.graph.calibrate import calibration_mode
 from brevitas.quant_tensor import IntQuantTensor
 
+from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.inputs.protocol import input_quantizer
+from brevitas_axe.model.layers import input_range
 from brevitas_axe.model.quantizers import Int8WeightPerChannelFloatAXE
 from brevitas_axe.registry import methods
 
@@ -34,18 +36,28 @@ def layer(name: str, symmetric: bool, bits: int) -> qnn.QuantLinear:
 
 
 def test_all_are_there() -> None:
-    assert {"static", "dynamic", "per_token"} <= set(methods("inputs"))
+    assert {"static", "dynamic", "per_token", "two_region"} <= set(methods("inputs"))
 
 
 @every
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_inputs_are_integers_of_the_asked_width(name, symmetric, bits) -> None:
+    if not symmetric and methods("inputs")[name].asymmetric is None:
+        with pytest.raises(InvalidOption, match="no zero points"):
+            layer(name, symmetric, bits)
+        return
     made = layer(name, symmetric, bits)
     with torch.no_grad():
         quantized = made.input_quant(X)
     assert isinstance(quantized, IntQuantTensor)
-    assert int(quantized.bit_width) == bits
+    integers = (quantized.value / quantized.scale).round().unique()
+    if name == "two_region":  # a code of so many bits, for integers that need more
+        assert len(integers) <= 2**bits <= 2 ** int(quantized.bit_width)
+    else:
+        assert int(quantized.bit_width) == bits
+    found = input_range(quantized, made)
+    assert found.low <= integers.min() <= integers.max() <= found.high
     assert bool(quantized.signed) == symmetric
     assert bool(quantized.zero_point.any()) != symmetric
     step = quantized.scale.expand_as(X)

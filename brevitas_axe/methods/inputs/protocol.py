@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from brevitas_axe.errors import InvalidOption
 from brevitas_axe.registry import Facts
 
 # Brevitas describes a quantizer by a subclass of an injector, which is never instantiated.
@@ -20,7 +21,7 @@ class InputQuantizer(Protocol):
 
     Attributes:
         symmetric: injector for signed integers without a zero point.
-        asymmetric: injector for unsigned integers with a zero point.
+        asymmetric: injector for unsigned integers with a zero point; None where there is none.
         facts: for the catalogue.
     """
 
@@ -35,5 +36,13 @@ class InputQuantizer(Protocol):
 
 
 def input_quantizer(method: InputQuantizer, symmetric: bool) -> Injector:
-    """The injector of a method: without a zero point, or with one."""
-    return method.symmetric if symmetric else method.asymmetric
+    """The injector of a method: without a zero point, or with one.
+
+    Raises:
+        InvalidOption: the method has none with a zero point.
+    """
+    found = method.symmetric if symmetric else method.asymmetric
+    if found is None:
+        name = type(method).__name__
+        raise InvalidOption(f"{name} has no zero points; leave the recipe symmetric.")
+    return found

@@ -42,7 +42,13 @@ from brevitas_axe.proof.certificate.certificate import (
 from brevitas_axe.proof.certificate.outside import Outside
 from brevitas_axe.proof.certificate.proof import Found, prove
 from brevitas_axe.proof.certificate.sums import Join, sums
-from brevitas_axe.proof.certificate.tensors import InputFact, join, layer_integers, read_input
+from brevitas_axe.proof.certificate.tensors import (
+    InputFact,
+    join,
+    layer_integers,
+    read_input,
+    summed_range,
+)
 from brevitas_axe.proof.graph.grid import Unprovable
 
 _RECURRENT = (QuantRecurrentStackBase, nn.RNNBase, nn.RNNCellBase)
@@ -140,6 +146,7 @@ class _Watch:
         strays: module name → operations that multiply or add numbers outside any layer.
         stack: names of the modules that are running, innermost last.
         exact: id → bit-width tensor produced by a quantizer (kept alive so that ids stay unique).
+        summed: id of such a bit width → integers of the sum of quantizers that gave it.
         fixed_zero_points, runtime_zero_points: id → zero point produced by a quantizer, likewise;
             the latter ones are computed at run time.
         attention: attention modules, which have products of their own.
@@ -156,6 +163,7 @@ class _Watch:
     strays: dict[str, set[str]] = field(default_factory=dict)
     stack: list[str] = field(default_factory=list)
     exact: dict[int, Tensor] = field(default_factory=dict)
+    summed: dict[int, tuple[int, int]] = field(default_factory=dict)
     fixed_zero_points: dict[int, Tensor] = field(default_factory=dict)
     runtime_zero_points: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[str, Attention] = field(default_factory=dict)
@@ -192,6 +200,14 @@ class _Watch:
             points = self.runtime_zero_points if at_run_time else self.fixed_zero_points
             points[id(value.zero_point)] = value.zero_point
 
+    def _note_regions(self, module: object, output: object) -> None:
+        """Notes the integers of a quantizer that adds up several; `regions` lists them."""
+        parts = getattr(module, "regions", None)
+        if parts and isinstance(output, IntQuantTensor):
+            found = summed_range(output, [(p.scale, p.bit_width, p.signed) for p in parts])
+            if found is not None:
+                self.summed[id(output.bit_width)] = found
+
     def _inside(self) -> bool:
         """True while a quantizer runs, or a module that has an entry of its own."""
         if self.stack and self.stack[-1] in self.attention:
@@ -225,6 +241,7 @@ class _Watch:
             if isinstance(_module, ActQuantProxyFromInjectorBase) and _module.is_quant_enabled:
                 self._mark_exact(output, at_run_time=_finds_zero_points(_module))
                 self.changing |= isinstance(_module, DynamicActQuantProxyFromInjector)
+                self._note_regions(_module, output)
             if isinstance(_module, TruncQuantProxyFromInjector) and _module.is_quant_enabled:
                 # It clips to its own bit width and passes on the zero point of its input, scaled.
                 self._mark_exact(output, at_run_time=bool(self.runtime_zero_points))
@@ -250,7 +267,8 @@ class _Watch:
         any_point = (
             bool(self.runtime_zero_points) and id(value.zero_point) not in self.fixed_zero_points
         )
-        return read_input(value, channel_axis, exact, any_point)
+        within = self.summed.get(id(value.bit_width))
+        return read_input(value, channel_axis, exact, any_point, within)
 
     def _record(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         found = Found(name, type(module).__name__, layer=name)

@@ -47,8 +47,34 @@ class InputFact:
     assumptions: tuple[str, ...] = ()
 
 
+def summed_range(value: IntQuantTensor, parts: Sequence[tuple]) -> tuple[int, int] | None:
+    """Integers of a sum of quantizers, in units of its scale.
+
+    None where the step of one is no power of two times the scale.
+
+    Args:
+        value: the sum.
+        parts: scale, bit width, and whether it is signed, of every quantizer.
+    """
+    scale = _array(value.scale)
+    if scale.size != 1:
+        return None
+    low = high = 0
+    for step, bits, signed in parts:
+        ratio = float(np.float32(step)) / float(scale.reshape(-1)[0])
+        if ratio < 1 or np.frexp(ratio)[0] != 0.5:
+            return None
+        ends = quantizer_range(int(bits), bool(signed), narrow=False)
+        low, high = low + int(ratio) * ends[0], high + int(ratio) * ends[1]
+    return low, high
+
+
 def read_input(
-    value: object, channel_axis: int | None, exact: bool, any_point: bool = False
+    value: object,
+    channel_axis: int | None,
+    exact: bool,
+    any_point: bool = False,
+    within: tuple[int, int] | None = None,
 ) -> InputFact:
     """Range and scale of an activation.
 
@@ -60,6 +86,7 @@ def read_input(
             (after an addition, say) gets one bit more, because Brevitas declares the sum of a
             signed and an unsigned tensor one bit too narrow.
         any_point: its zero point is computed at run time, and so may be any integer of its type.
+        within: integers of the sum of quantizers that gave it, of which its bit width has more.
 
     Raises:
         Unprovable: not an integer tensor, or its values contradict what it declares.
@@ -86,6 +113,8 @@ def read_input(
         low, high = low - high, high - low
     else:
         low, high = low - int(points.max()), high - int(points.min())
+    if within is not None:
+        low, high = max(low, within[0]), min(high, within[1])
     scale = _finite_scale(value.scale, "input")
     # The rounding error of a sum is relative to its largest term, even if the terms cancel.
     largest_term = 0 if exact else 2**bits
@@ -93,7 +122,7 @@ def read_input(
     if integers.size and (int(integers.min()) < low or int(integers.max()) > high):
         raise Unprovable(
             f"its input holds integers from {integers.min()} to {integers.max()}, outside its "
-            f"declared {type_name(bits, signed)}"
+            f"declared {type_name(bits, signed) if within is None else list(within)}"
         )
     return InputFact(
         low=min(low, 0),

@@ -75,10 +75,10 @@ def add(node: Node, facts: list[Fact], reading: Reading) -> Grid:
         left, right = right, left
     if is_constant(right):
         return _shifted(node, left, right)
-    grids = [_real(node, left), _real(node, right)]
-    _same_scale(node, grids)
+    grids = _on_finest(node, [_real(node, left), _real(node, right)])
     if any(grid.asymmetric for grid in grids):
         raise Unprovable(f"Add '{node.name}' adds tensors with zero points")
+    _same_scale(node, grids)
     low, high = sum(grid.low for grid in grids), sum(grid.high for grid in grids)
     united = _united(node, grids)
     return _held(node, replace(united, low=low, high=high, type=covering_type(low, high)))
@@ -145,6 +145,31 @@ def _rescaled(node: Node, source: Grid, scale: np.ndarray) -> Grid:
     ):
         raise Unprovable(f"the factor of '{node.name}' does not fit its tensor")
     return _held(node, replace(source, scale=scale))
+
+
+def _on_finest(node: Node, grids: list[Grid]) -> list[Grid]:
+    """Grids whose scales are powers of two of the finest one, on that scale.
+
+    Only of quantizers without zero points: their integers are multiplied by the ratio.
+    """
+    if any(not grid.scalar or grid.asymmetric for grid in grids):
+        return grids
+    finest = min((grid.scale for grid in grids), key=lambda scale: abs(float(scale)))
+    ratios = [float(grid.scale) / float(finest) for grid in grids]
+    if all(ratio == 1 for ratio in ratios) or any(
+        ratio < 1 or np.frexp(ratio)[0] != 0.5 or ratio > _FLOAT32_EXACT for ratio in ratios
+    ):
+        return grids
+    return [
+        replace(
+            grid,
+            scale=finest,
+            low=grid.low * int(ratio),
+            high=grid.high * int(ratio),
+            type=covering_type(grid.low * int(ratio), grid.high * int(ratio)),
+        )
+        for grid, ratio in zip(grids, ratios, strict=True)
+    ]
 
 
 def _same_scale(node: Node, grids: list[Grid]) -> None:

@@ -279,6 +279,32 @@ def test_a_sum_of_two_branches_on_one_scale() -> None:
     assert (entry.minimum, entry.maximum) == (-16, 28)
 
 
+@pytest.mark.parametrize("finest", [0.25, 0.3])
+@pytest.mark.parametrize("doublings", [1, 4])
+def test_a_sum_of_scales_in_a_ratio_of_a_power_of_two(finest, doublings) -> None:
+    graph, ratio = Graph(1, 2), 2**doublings
+    branches = [
+        graph.quant(graph.input, 3, 0, scale=ratio * np.float32(finest)),
+        graph.quant(graph.input, 3, 1, scale=np.float32(finest)),
+    ]
+    graph.op("MatMul", graph.op("Add", *branches), graph.weight([[1], [-1]]))
+    entry = certify_file(graph.model()).entries[0]
+    assert entry.input_range == (-4, 3 + 7 * ratio)
+    assert (entry.minimum, entry.maximum) == (-7 - 7 * ratio, 7 + 7 * ratio)
+
+
+@pytest.mark.parametrize(
+    ("scales", "zero_point"), [((0.25, 0.75), 0), ((0.25, -0.5), 0), ((0.25, 0.5), 1)]
+)
+def test_other_sums_of_two_scales_are_not_proven(scales, zero_point) -> None:
+    graph = Graph(1, 2)
+    branches = [
+        graph.quant(graph.input, 4, 1, scale=scale, zero_point=zero_point) for scale in scales
+    ]
+    graph.op("MatMul", graph.op("Add", *branches), graph.weight([[1], [1]]))
+    assert not certify_file(graph.model()).entries[0].proven
+
+
 def test_a_concatenation_takes_the_union() -> None:
     graph = Graph(1, 2)
     branches = graph.quant(graph.input, 4, 1), graph.quant(graph.input, 5, 0)
