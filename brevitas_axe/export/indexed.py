@@ -215,7 +215,13 @@ class IndexedGraph:
             {producers[name] for name in needed(node) if name in producers} for node in self.nodes
         ]
         levels: dict[int, int] = {}
-        for index in TopologicalSorter(dict(enumerate(before))).static_order():
+        # Most graphs are in an order of execution already.
+        in_order = all(max(own, default=-1) < index for index, own in enumerate(before))
+        for index in (
+            range(len(before))
+            if in_order
+            else TopologicalSorter(dict(enumerate(before))).static_order()
+        ):
             levels[index] = 1 + max((levels[i] for i in before[index]), default=0)
         order = sorted(range(len(self.nodes)), key=levels.__getitem__)  # sorted keeps ties in order
         self.nodes = [self.nodes[index] for index in order]

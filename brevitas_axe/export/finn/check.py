@@ -27,6 +27,7 @@ from brevitas_axe.proof.emulator.allowance import Allowance
 from brevitas_axe.proof.emulator.session import needed
 from brevitas_axe.proof.graph.flow import analyse
 from brevitas_axe.proof.graph.grid import Grid, Unprovable
+from brevitas_axe.proof.graph.growth import function_sizes
 from brevitas_axe.proof.graph.modelfile import ModelFile, Node, plain_domain, read
 from brevitas_axe.proof.graph.names import Names
 from brevitas_axe.proof.graph.operators import QONNX_DOMAINS
@@ -61,6 +62,10 @@ _STANDARD: dict[str, Rule] = {
 # Where each takes the shape that it gives.
 _BY_SHAPE = {"Expand": 1, "Reshape": 1, "ConstantOfShape": 0, "Tile": 1, "Upsample": 1}
 _MOST_AXES = 16
+# Nodes of a file, each about two milliseconds: so many, and one more for so many bytes.
+_NODES, _BYTES_PER_NODE = 2**12, 2**10
+# Nodes that onnx's inference may visit in one call of a local function.
+_INSIDE = 2**10
 _HARDWARE = "finn.custom_op.fpgadataflow"
 
 
@@ -87,6 +92,12 @@ def check_finn(
 def walk(path_or_model: str | os.PathLike | onnx.ModelProto | Any) -> Graph:
     """The graph of a file after all rules. Raises the same errors as `check_finn`."""
     original = read(path_or_model)
+    most = _NODES + original.budget.stored // _BYTES_PER_NODE
+    if len(original.nodes) > most:
+        raise InvalidModelFile(
+            f"{original.subject} has {len(original.nodes)} nodes, but in a file of its size at "
+            f"most {most} are looked at; fold its constants, or check parts of it."
+        )
     try:
         if any(node.domain.startswith(_HARDWARE) for node in original.nodes):
             return _hardware(original)
@@ -140,13 +151,15 @@ def _prepared(file: ModelFile) -> onnx.ModelProto:
 
 
 def _opaque(file: ModelFile) -> frozenset[str]:
-    """Tensors of a shape that is itself computed, and perhaps of many axes.
+    """Tensors of a shape that is itself computed, and perhaps of many axes, or of long functions.
 
-    onnx's inference takes whatever time and memory such a shape asks for.
+    onnx's inference takes whatever time and memory such a shape or function asks for.
     """
     by_shape = [node for node in file.nodes if node.op in _BY_SHAPE and not node.domain]
     shapes = Shapes(file, analyse(file)) if by_shape else None
-    found = set[str]()
+    sizes = function_sizes(file.model)
+    long = [node for node in file.nodes if sizes.get((node.domain, node.op), 0) > _INSIDE]
+    found = {output for node in long for output in node.outputs}
     for node in by_shape:
         wanted = node.inputs[_BY_SHAPE[node.op]] if len(node.inputs) > _BY_SHAPE[node.op] else ""
         length = shapes.dimension(wanted, 0) if shapes is not None else None

@@ -12,6 +12,7 @@ import ast
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import takewhile
 from math import prod
 
@@ -103,20 +104,20 @@ class Signal:
         shapes = (part.shape for part in (self.scale, self.offset, self.low, self.step, self.size))
         return prod(np.broadcast_shapes(*shapes))
 
-    @property
+    @cached_property
     def one_scale(self) -> bool:
         return self.scale.size == 1 or bool(np.ptp(self.scale) == 0)
 
-    @property
+    @cached_property
     def shifted(self) -> bool:
         return bool(np.any(self.offset != 0))
 
-    @property
+    @cached_property
     def integral(self) -> bool:
         """One positive scale, no offset: its integers can be multiplied and compared."""
         return self.joinable and not self.shifted
 
-    @property
+    @cached_property
     def joinable(self) -> bool:
         """One positive scale: it can be added to another of the same scale, offsets included."""
         plain = self.one_scale and bool(np.all(self.scale > 0))

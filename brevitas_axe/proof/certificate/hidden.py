@@ -11,12 +11,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import onnx
+
 from brevitas_axe.proof.certificate.proof import Found
 from brevitas_axe.proof.certificate.traces import Traces
 from brevitas_axe.proof.graph.flow import local_functions
 from brevitas_axe.proof.graph.grid import Fact, Grid
 from brevitas_axe.proof.graph.modelfile import ModelFile, Node, plain_domain, shown, subgraphs
-from brevitas_axe.proof.graph.operators import FINN_HARDWARE, Kind, fault, kind_of, operator_set
+from brevitas_axe.proof.graph.operators import (
+    FINN_HARDWARE,
+    KINDS,
+    QONNX,
+    QONNX_DOMAINS,
+    Kind,
+    fault,
+    kind_of,
+    operator_set,
+)
 from brevitas_axe.proof.graph.shapes import Shapes
 
 Functions = dict[tuple[str, str], str]
@@ -90,7 +101,7 @@ class Hidden:
         fact = self._facts[node.inputs[0]]
         if squares:
             weighted = trace is not None
-        elif isinstance(fact, Grid) and fact.scalar:
+        elif isinstance(fact, Grid) and fact.scalar and not (trace and trace.rounded):
             return ""  # whole steps of one size
         else:
             weighted = trace is not None and trace.weighted_along(self._traces.axes(node))
@@ -114,9 +125,10 @@ class Hidden:
         counts = Counter(filter(None, map(self._traces.of, filter(None, node.inputs))))
         grids = [self._facts[t] for t in node.inputs if t]
         scales = [float(g.scale) if isinstance(g, Grid) and g.scalar else None for g in grids]
-        if None not in scales and len(set(scales)) == 1:
-            return ""  # whole steps of one size
         traces = list(counts)
+        gains = {round(trace.gain, 6) for trace in traces}
+        if None not in scales and len(set(scales)) == 1 and len(gains) < 2:
+            return ""  # whole steps of one size
         if len(traces) > _MAX_TRACES and any(t.moved and t.scaled for t in traces):
             return "it adds more tensors than are followed"
         for index, left in enumerate(traces[:_MAX_TRACES]):
@@ -162,6 +174,12 @@ def _judged_functions(file: ModelFile) -> Functions:
     for (domain, name), function in local_functions(file).items():
         inner = list(function.node)
         judged[domain, name] = ""
+        if _shadows(domain, name):
+            judged[domain, name] = (
+                f"local function '{shown(name)}' has the name of an operator, which other readers "
+                "of the file run instead; rename it"
+            )
+            continue
         for proto in inner:
             # A call of another function counts too: following it could take forever.
             called = (plain_domain(proto.domain), proto.op_type) in functions
@@ -172,6 +190,13 @@ def _judged_functions(file: ModelFile) -> Functions:
             versions = [o.version for o in function.opset_import if not plain_domain(o.domain)]
             judged[domain, name] = _suspicious(inner, where, {}, max(versions, default=1))
     return judged
+
+
+def _shadows(domain: str, name: str) -> bool:
+    """Whether an operator of ONNX or of QONNX has this name already."""
+    if domain == "":
+        return onnx.defs.has(name)
+    return domain in QONNX_DOMAINS and (QONNX, name) in KINDS
 
 
 def _inner_nodes(proto, file: ModelFile) -> list:

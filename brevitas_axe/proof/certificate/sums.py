@@ -17,7 +17,7 @@ from brevitas_axe.proof.certificate.certificate import DotProduct
 from brevitas_axe.proof.certificate.proof import Found, Integers, width_with_bias
 from brevitas_axe.proof.graph.flow import local_functions
 from brevitas_axe.proof.graph.grid import Fact, is_constant
-from brevitas_axe.proof.graph.modelfile import ModelFile
+from brevitas_axe.proof.graph.modelfile import ModelFile, Node
 
 # Results that one entry adds; a chain of doublings would name 2^n of them.
 _MAX_TERMS = 64
@@ -36,11 +36,15 @@ class Join:
         name: of the Add, unique in the certificate.
         terms: names of the dot products, each as often as it is added.
         shifted: those to which a bias is added, once for each bias.
+        negative: the last of the terms, if they are subtracted.
+        op: that joins them.
     """
 
     name: str
     terms: tuple[str, ...]
     shifted: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    op: str = "Add"
 
 
 def joins_of(file: ModelFile, facts: Mapping[str, Fact]) -> Iterator[Join]:
@@ -54,6 +58,9 @@ def joins_of(file: ModelFile, facts: Mapping[str, Fact]) -> Iterator[Join]:
         if node.op in ("MatMul", "Gemm", "Conv") and len(node.inputs) > 1:
             own = (node.name,) if len(node.inputs) > 2 and node.inputs[2] else ()
             results[output] = Join(node.name, (node.name,), own)
+        elif node.op in ("Sum", "Sub") and len(node.inputs) > 1:
+            parts = [results.get(tensor) for tensor in node.inputs]
+            yield from _joined(node, [part for part in parts if part], len(parts), results)
         elif node.op == "Add" and len(node.inputs) == 2:
             left, right = (results.get(tensor) for tensor in node.inputs)
             if left and right and len(left.terms) + len(right.terms) <= _MAX_TERMS:
@@ -63,6 +70,23 @@ def joins_of(file: ModelFile, facts: Mapping[str, Fact]) -> Iterator[Join]:
             for given, other in ((left, node.inputs[1]), (right, node.inputs[0])):
                 if given and is_constant(facts[other]):
                     results[output] = replace(given, shifted=(*given.shifted, *given.terms))
+
+
+def _joined(
+    node: Node, parts: Sequence[Join], count: int, results: dict[str, Join]
+) -> Iterator[Join]:
+    """What a Sum or Sub of results adds; as a term of later sums only where all are results."""
+    terms = tuple(term for part in parts for term in part.terms)
+    if len(parts) < 2 or len(terms) > _MAX_TERMS:
+        return
+    shifted = tuple(name for part in parts for name in part.shifted)
+    if len(parts) < count:  # something else is added too, once to all
+        shifted += terms
+    negative = parts[1].terms if node.op == "Sub" else ()
+    join = Join(node.name, terms, shifted, negative, node.op)
+    if len(parts) == count and not negative:
+        results[node.outputs[0]] = join
+    yield join
 
 
 def sums(
@@ -115,15 +139,17 @@ def _entry(join: Join, terms: Sequence[Found], integers: Sequence[Integers]) -> 
     if not equal or np.isnan(steps[0]).any() or any(p.scale_span is not None for p in integers):
         return None
     minimum, maximum = np.zeros(rows, object), np.zeros(rows, object)
-    for part in integers:
+    for index, part in enumerate(integers):
         low, high = worst_case_sums(part.weights, part.low, part.high)
+        if index >= len(integers) - len(join.negative):
+            low, high = -high, -low
         # Python integers: sums of int64 could wrap.
         minimum, maximum = minimum + low[:, 0].astype(object), maximum + high[:, 0].astype(object)
     carried, notes = _with_bias(join, terms, integers, minimum, maximum)
     low, high = int(min(minimum)), int(max(maximum))
     return DotProduct(
         name=join.name,
-        op="Add",
+        op=join.op,
         inputs=len(terms),
         minimum=low,
         maximum=high,
@@ -148,7 +174,12 @@ def _with_bias(
     With two biases that are no integers, each could be rounded up.
     """
     biases = {t.name: p.bias for t, p in zip(terms, integers, strict=True) if p.bias is not None}
-    if len(biases) != 1 or not set(join.shifted) <= set(biases) or len(join.shifted) > 1:
+    if (
+        join.negative
+        or len(biases) != 1
+        or not set(join.shifted) <= set(biases)
+        or len(join.shifted) > 1
+    ):
         return None, ()
     (name,) = biases
     if join.terms.count(name) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,6 +39,9 @@ class Trace:
         shifted: negative axes along which constants that were added to them, or chosen beside
             them, vary; None for any.
         exponential: that function contains an exponential.
+        gain: product of the single numbers that they were multiplied by.
+        rounded: a quantizer rounded products of them, or some were taken more often than others:
+            whole steps of one size do not mean one factor.
     """
 
     roots: frozenset[str] | None
@@ -48,6 +52,8 @@ class Trace:
     gated: bool = False
     shifted: Axes | None = _ONE_FACTOR
     exponential: bool = False
+    gain: float = 1.0
+    rounded: bool = False
 
     def weighted_along(self, axes: Axes | None) -> bool:
         """Whether factors differ between elements along these axes (None: any)."""
@@ -68,6 +74,7 @@ class Traces:
     def __init__(self, file: ModelFile, facts: dict[str, Fact], shapes: Shapes) -> None:
         self._facts, self._shapes, self._budget = facts, shapes, file.budget
         self._traces: dict[str, Trace] = {}
+        self._even: dict[str, bool] = {}  # indices → whether each occurs equally often
         self._consumers: dict[str, list[Node]] = {}
         for node in file.nodes:
             for tensor in dict.fromkeys(node.inputs):
@@ -107,7 +114,8 @@ class Traces:
         for output in node.outputs:
             fact = self._facts.get(output)
             whole = isinstance(fact, Grid) and fact.scalar
-            self._traces[output] = replace(result, varying=_ONE_FACTOR) if whole else result
+            reset = whole and not result.rounded
+            self._traces[output] = replace(result, varying=_ONE_FACTOR) if reset else result
 
     def call(self, node: Node, multiplies: bool) -> None:
         """Traces the outputs of a local function or control flow, whose inside is not followed."""
@@ -177,6 +185,8 @@ class Traces:
             _union(*(t.varying for t in traces)),
             shifted=_union(*(t.shifted for t in traces)),
             exponential=any(t.exponential for t in traces),
+            gain=traces[0].gain if len({t.gain for t in traces}) == 1 else 1.0,
+            rounded=any(t.rounded for t in traces),
         )
 
     def _compare(self, node: Node, given: list[Trace | None], trace: Trace) -> None:
@@ -194,6 +204,8 @@ class Traces:
         result = self._joined(traced)
         if len(traced) == 1:
             result = replace(result, source=traced[0].source, gated=traced[0].gated)
+        if node.op in ("Add", "Sum") and len(traced) > 1 and len(set(node.inputs)) == 1:
+            result = replace(result, gain=result.gain * len(traced), scaled=True)  # x + x is 2 x
         sources = {trace.source for trace in traced}
         alone = len(sources) == 1 and "" not in sources
         varying = self._constants_vary(node, given)
@@ -205,22 +217,39 @@ class Traces:
     def _quantized(self, node: Node, given: list[Trace | None], traced: list[Trace]) -> Trace:
         """Whole numbers, times steps that may be of several sizes."""
         joined, inputs = self._joined(traced), len(node.inputs)
-        plain = Trace(joined.roots, joined.moved, scaled=True, source=node.outputs[0])
+        plain = Trace(
+            joined.roots, joined.moved, scaled=True, source=node.outputs[0], gain=joined.gain
+        )
+        before = self._facts[node.inputs[0]]
+        if joined.rounded or (isinstance(before, Grid) and not before.scalar):
+            plain = replace(
+                plain, varying=joined.varying, rounded=bool(joined.varying != _ONE_FACTOR)
+            )
         place = 4 if node.op == "Trunc" and inputs == 6 else 1
         if node.op == "QuantizeLinear":
-            return plain
+            return replace(plain, gain=plain.gain / self._number(node.inputs[1]))
         if inputs <= place:
             return replace(plain, varying=None)
         if given[place] is not None:
             shape = self._shapes.of(node.inputs[place])
             single = shape is not None and all(size == 1 for size in shape)
             return plain if single else replace(plain, varying=None)
+        if node.op == "DequantizeLinear":
+            plain = replace(plain, gain=plain.gain * self._number(node.inputs[place]))
         along = self._varying_axes(self._facts[node.inputs[place]])
         if node.op == "DequantizeLinear" and along:
             rank, axis = self._shapes.rank(node.inputs[0]), node.attribute("axis", 1)
             known = rank is not None and along == {-1}
             along = frozenset({axis - (rank or 0) if axis >= 0 else axis}) if known else None
-        return replace(plain, varying=along)
+        return replace(plain, varying=_union(plain.varying, along))
+
+    def _number(self, tensor: str) -> float:
+        """A constant of one value other than 0, else 1."""
+        fact = self._facts.get(tensor)
+        values = fact.values if isinstance(fact, Constant | Grid) and is_constant(fact) else None
+        if values is None or values.size != 1 or not np.isfinite(values).all():
+            return 1.0
+        return float(values.reshape(-1)[0]) or 1.0
 
     def _moved(self, node: Node, traced: list[Trace]) -> Trace:
         joined = self._joined(traced)
@@ -230,11 +259,26 @@ class Traces:
                 return replace(joined, moved=True, varying=None)
             beside = frozenset({axis - (rank or 0) if axis >= 0 else axis})
             return replace(joined, moved=True, varying=_union(joined.varying, beside))
+        if node.op == "Gather" and (along := self._uneven(node, joined)) != _ONE_FACTOR:
+            return replace(joined, moved=True, varying=along, rounded=True)
         varying, shifted = (
             along if node.op == "Concat" or along == _ONE_FACTOR else None
             for along in (joined.varying, joined.shifted)
         )
         return replace(joined, moved=True, varying=varying, shifted=shifted)
+
+    def _uneven(self, node: Node, joined: Trace) -> Axes | None:
+        """Axis along which Gather takes some elements more often than others."""
+        places = self._facts[node.inputs[1]] if len(node.inputs) == 2 else None
+        if self.of(node.inputs[0]) is None or not isinstance(places, Constant):
+            return _ONE_FACTOR
+        if node.inputs[1] not in self._even:
+            counts = Counter(np.asarray(places.values).reshape(-1).tolist()).values()
+            self._even[node.inputs[1]] = len(set(counts)) < 2
+        rank, axis = self._shapes.rank(node.inputs[0]), node.attribute("axis", 0)
+        if self._even[node.inputs[1]] or places.values.ndim != 1 or (rank is None and axis >= 0):
+            return _ONE_FACTOR
+        return _union(joined.varying, frozenset({axis - (rank or 0) if axis >= 0 else axis}))
 
     def _affine(self, node: Node) -> Axes | None:
         """Axes along which the gain of a normalization varies."""
@@ -272,9 +316,15 @@ class Traces:
         if along is None or joined.varying is None:
             return replace(joined, varying=None)
         single = len(traced) == 1 and not along
+        if single:
+            constant = next(t for t, trace in zip(node.inputs, given, strict=True) if trace is None)
+            factor = self._number(constant)
+            joined = replace(
+                joined, gain=joined.gain * (1 / factor if node.op == "Div" else factor)
+            )
         return replace(
             joined,
-            varying=joined.varying | along,
+            varying=_union(joined.varying, along),
             source=traced[0].source if single else "",
             gated=single and traced[0].gated,
         )

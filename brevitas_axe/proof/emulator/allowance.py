@@ -17,6 +17,8 @@ from brevitas_axe.proof.graph.operators import Kind, kind_of
 # Elements of one array, of all arrays, and products, beside what the inputs' size allows.
 _ONE, _ALL, _PRODUCTS = 2**24, 2**25, 2**32
 _ONE_EACH, _ALL_EACH, _PRODUCTS_EACH = 64, 256, 2**16
+# Elements that all nodes may read.
+_READ, _READ_EACH = 2**27, 2**10
 # Their outputs depend on values, and are no larger than their inputs times the number of axes.
 _BY_VALUE = ("NonZero", "Compress", "Unique", "TopK", "Constant")
 _SAME_SIZE = (Kind.STAY, Kind.UNARY, Kind.NORM, Kind.SUM, Kind.SQUARES)
@@ -29,6 +31,8 @@ _POOLS = ("MaxPool", "AveragePool", "LpPool")
 _REPEATED = ("Loop", "Scan", "SequenceMap")
 # Nodes of ONNX Runtime that are prepared, about a millisecond each, beside what the size allows.
 _NODES, _NODES_PER_INPUT = 2**12, 2**-8
+# Inputs of one node that take as long to prepare as a node itself.
+_FEEDS = 4
 
 
 class Allowance:
@@ -45,14 +49,16 @@ class Allowance:
         self._file = file
         self._one, self._all = _ONE + _ONE_EACH * given, _ALL + _ALL_EACH * given
         self._products = _PRODUCTS + _PRODUCTS_EACH * given
+        self._reads = _READ + _READ_EACH * given
         self._nodes = _NODES + int(_NODES_PER_INPUT * given)
 
     def check(self, proto: onnx.NodeProto, feeds: Mapping[str, np.ndarray]) -> None:
         """Subtracts a standard node's outputs; raises Unprovable where they are too large."""
         name = shown(proto.name or next(iter(proto.output), proto.op_type))
-        self._nodes -= 1
+        self._nodes -= 1 + len(feeds) // _FEEDS
         if self._nodes < 0:
             raise Unprovable("the file has more nodes than a file of its size may run")
+        self._read(sum(map(np.size, feeds.values())), name)
         for graph in subgraphs(proto):
             self._check_branch(graph, feeds, name)
         if proto.op_type in _REPEATED:
@@ -104,6 +110,7 @@ class Allowance:
         """`check` for a node of QONNX, whose parameters broadcast."""
         shapes = [np.shape(context[i]) for i in node.inputs if i in context]
         size = prod(shapes[0]) if shapes else 0
+        self._read(sum(map(prod, shapes)), node.name)
         if node.op in ("Quant", "IntQuant", "BipolarQuant", "FloatQuant", "Trunc"):
             size = prod(np.broadcast_shapes(*shapes))
         if node.op == "MultiThreshold":
@@ -131,6 +138,11 @@ class Allowance:
         self._products -= products
         if self._products < 0:
             raise Unprovable(f"'{name}' would take too many products for inputs of this size")
+
+    def _read(self, size: int, name: str) -> None:
+        self._reads -= size
+        if self._reads < 0:
+            raise Unprovable(f"'{name}' would read more than inputs of this size allow")
 
     def _take(self, size: int, name: str) -> None:
         self._all -= size

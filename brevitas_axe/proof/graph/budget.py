@@ -17,11 +17,12 @@ _PER_BYTE = 8
 class WorkBudget:
     """Elements of constants that the analysis of one file may still compute.
 
-    Args:
+    Attributes:
         stored: bytes of the file and of its external data.
     """
 
     def __init__(self, stored: int = 0) -> None:
+        self.stored = stored
         self._left = _FREE + _PER_BYTE * stored
 
     def spend(self, elements: int, what: str) -> None:

@@ -36,6 +36,8 @@ _TABLES: dict[str, dict[str, Rule]] = {
 # Rules that can handle an omitted input in front of a given one.
 _GAPS = ("Clip", "Dropout", "Resize", "Pad", "Slice")
 _MAX_ASSUMPTIONS = 64
+# By the bytes of a scale; QONNX's operators give float32 even where a scale is more precise.
+_LARGEST = {2: 65504.0, 4: float(np.finfo(np.float32).max), 8: float(np.finfo(np.float32).max)}
 
 
 def analyse(
@@ -212,6 +214,10 @@ def _size(fact: Fact | None) -> int:
 def _bounded(fact: Fact, node: Node) -> Fact:
     if isinstance(fact, Grid) and len(fact.assumptions) > _MAX_ASSUMPTIONS:
         raise Unprovable(f"'{node.name}' rests on more than {_MAX_ASSUMPTIONS} assumptions")
+    if isinstance(fact, Grid):
+        largest = max(-fact.low, fact.high) * float(np.abs(fact.scale).max(initial=0))
+        if not largest <= _LARGEST[fact.scale.dtype.itemsize]:
+            raise Unprovable(f"'{node.name}' has values that its floating-point type cannot hold")
     return fact
 
 

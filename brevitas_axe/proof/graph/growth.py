@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import inf, prod
 
 import numpy as np
 import onnx
 
-from brevitas_axe.proof.graph.modelfile import ModelFile
+from brevitas_axe.proof.graph.modelfile import ModelFile, plain_domain, subgraphs
 
 # Arrays of at most so many elements may be shapes, whose values decide the size of an output.
 _SHAPE_LIKE = 64
+# Functions that call each other in a circle, or beyond any depth, have no size.
+_DEPTH = 256
 
 
 def output_shapes(
@@ -80,3 +82,25 @@ def _inferred(
 def elements(shapes: list[tuple[int, ...]]) -> int:
     """Elements of all of them."""
     return sum(prod(shape) for shape in shapes)
+
+
+def function_sizes(model: onnx.ModelProto) -> dict[tuple[str, str], float]:
+    """(domain, name) of every local function → nodes that one call runs, infinite for a circle."""
+    functions = {(plain_domain(f.domain), f.name): f for f in model.functions}
+    sizes: dict[tuple[str, str], float] = {}
+
+    def size(key: tuple[str, str], depth: int) -> float:
+        if depth > _DEPTH:
+            return inf
+        if key not in sizes:
+            sizes[key] = inf  # until it is known: a call of itself never ends
+            stack, total = list(functions[key].node), 0.0
+            while stack:
+                node = stack.pop()
+                called = plain_domain(node.domain), node.op_type
+                total += size(called, depth + 1) if called in functions else 1
+                stack.extend(inner for graph in subgraphs(node) for inner in graph.node)
+            sizes[key] = total
+        return sizes[key]
+
+    return {key: size(key, 0) for key in functions}

@@ -24,6 +24,16 @@ from brevitas_axe.proof.graph.budget import WorkBudget
 from brevitas_axe.proof.graph.doubts import refuse_doubtful, refuse_doubts
 
 _MAX_ELEMENTS = 2**31
+# Types whose values are stored in fields of int32, and the values that they have.
+_INT32_RANGES: dict[int, tuple[int, int]] = {
+    onnx.TensorProto.BOOL: (0, 1),
+    onnx.TensorProto.INT8: (-(2**7), 2**7 - 1),
+    onnx.TensorProto.UINT8: (0, 2**8 - 1),
+    onnx.TensorProto.INT16: (-(2**15), 2**15 - 1),
+    onnx.TensorProto.UINT16: (0, 2**16 - 1),
+    onnx.TensorProto.FLOAT16: (0, 2**16 - 1),
+    onnx.TensorProto.BFLOAT16: (0, 2**16 - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,7 @@ class ModelFile:
             loaded.raw_data = self._external_bytes(tensor)
             tensor = loaded
         try:
+            _check_stored(tensor)
             array = numpy_helper.to_array(tensor)
         except Exception as error:  # libraries raise many types for corrupted data
             raise InvalidModelFile(
@@ -149,6 +160,17 @@ class ModelFile:
         with path.open("rb") as file:
             file.seek(offset)
             return file.read(length)
+
+
+def _check_stored(tensor: onnx.TensorProto) -> None:
+    """Raises ValueError for values that their type does not have, which readers wrap or keep."""
+    if tensor.data_type == onnx.TensorProto.BOOL and max(tensor.raw_data, default=0) > 1:
+        raise ValueError
+    ends = _INT32_RANGES.get(tensor.data_type)
+    if ends and tensor.int32_data:
+        stored = tensor.int32_data
+        if min(stored) < ends[0] or max(stored) > ends[1]:
+            raise ValueError
 
 
 @contextmanager
@@ -349,7 +371,7 @@ def _ordered(graph: onnx.GraphProto, subject: str) -> tuple[Node, ...]:
 
 def subgraphs(proto: onnx.NodeProto) -> list[onnx.GraphProto]:
     """Graphs in a node's attributes, such as the branches of an If."""
-    graphs = [a.g for a in proto.attribute if a.HasField("g")]
+    graphs = [] if not proto.attribute else [a.g for a in proto.attribute if a.HasField("g")]
     return graphs + [g for a in proto.attribute for g in a.graphs]
 
 

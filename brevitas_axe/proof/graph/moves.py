@@ -103,6 +103,39 @@ def _folded(
     return source.mapped(function)
 
 
+def slices(node: Node, facts: list[Fact], reading: Reading) -> Fact:
+    """Slice; of a constant only forwards, because readers differ in where a step back begins."""
+    if is_constant(facts[0]) and len(facts) > 4 and facts[4] is not None:
+        steps = constant_values(facts[4], f"an input of '{node.name}'")
+        if np.any(steps < 1) or np.any(steps >= 2**31):
+            raise Unprovable(f"Slice '{node.name}' of a constant steps back, or beyond its length")
+    return moves()(node, facts, reading)
+
+
+def squeeze(node: Node, facts: list[Fact], reading: Reading) -> Fact:
+    """Squeeze and Unsqueeze; the reference implementation of old versions differs from others."""
+    source = facts[0]
+    if isinstance(source, Unknown) or not is_constant(source):
+        return moves()(node, facts, reading)
+    array = source.values if isinstance(source, Constant) else source.constant
+    axes = list(node.attribute("axes", [], "INTS"))
+    if len(facts) > 1:
+        axes = constant_values(facts[1], f"an input of '{node.name}'").reshape(-1).tolist()
+    added = len(axes) if node.op == "Unsqueeze" else 0
+    rank = array.ndim + added
+    named = {int(axis) % rank for axis in axes if -rank <= axis < rank}
+    if not axes or len(named) < len(axes) or (reading.opset < 11 and min(axes) < 0):
+        raise Unprovable(f"{node.op} '{node.name}' does not name its axes once each")
+    if added:
+        sizes = iter(array.shape)
+        shape = [1 if axis in named else next(sizes) for axis in range(rank)]
+    else:
+        shape = [size for axis, size in enumerate(array.shape) if axis not in named]
+    if isinstance(source, Constant):
+        return replace(source, values=array.reshape(shape))
+    return source.mapped(lambda values: values.reshape(shape))
+
+
 def gather(node: Node, facts: list[Fact], reading: Reading) -> Fact:
     """Gather; from a constant table by computed indices, it is an embedding."""
     source, indices = facts
@@ -124,8 +157,11 @@ def dropout(node: Node, facts: list[Fact], reading: Reading) -> Fact:
 def max_pool(node: Node, facts: list[Fact], reading: Reading) -> Fact:
     """MaxPool in which every window has an element of the image."""
     kernel = node.attribute("kernel_shape", [], "INTS")
+    first = operator_set(node) == ""  # elsewhere the channels are the last axis
     ones, zeros = [1] * len(kernel), [0] * 2 * len(kernel)
     strides, dilations = (node.attribute(n, ones, "INTS") for n in ("strides", "dilations"))
+    if node.op == "MaxPoolNHWC" and any(dilation != 1 for dilation in dilations):
+        raise Unprovable(f"'{node.name}' has dilations, which {node.op} of qonnx does not heed")
     pads = node.attribute("pads", zeros, "INTS")
     same = node.attribute("auto_pad", "NOTSET").startswith("SAME")
     up = node.attribute("ceil_mode", 0)
@@ -139,7 +175,6 @@ def max_pool(node: Node, facts: list[Fact], reading: Reading) -> Fact:
             raise Unprovable(f"a window of MaxPool '{node.name}' may have nothing but padding")
     source = facts[0]
     channels = isinstance(source, Grid) and _varies_only_along(source.scale, -1 - len(kernel))
-    first = operator_set(node) == ""  # elsewhere the channels are the last axis
     return moves(stays=channels and first, folds=False)(node, facts[:1], reading)
 
 
@@ -196,8 +231,9 @@ def identity(node: Node, facts: list[Fact], reading: Reading) -> Fact:
 
 
 MOVES: dict[str, Rule] = {
-    **{op: moves() for op in ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")},
-    "Slice": moves(),
+    **{op: moves() for op in ("Reshape", "Flatten", "Transpose")},
+    **dict.fromkeys(("Squeeze", "Unsqueeze"), squeeze),
+    "Slice": slices,
     **{op: moves(folds=False) for op in ("Expand", "Tile", "DepthToSpace", "SpaceToDepth")},
     **{op: moves(folds=False) for op in ("GatherElements", "GatherND", "ReduceMax", "ReduceMin")},
     "GlobalMaxPool": moves(folds=False),

@@ -31,7 +31,7 @@ _QONNX_ATTRIBUTES: dict[str, frozenset[str]] = {
         {"stride", "kernel_size", "input_shape", "pad_amount", "pad_value", "depthwise"}
         | {"dilations"}
     ),
-    "MaxPoolNHWC": frozenset({"kernel_shape", "pads", "strides", "ceil_mode"}),
+    "MaxPoolNHWC": frozenset({"kernel_shape", "pads", "strides", "ceil_mode", "dilations"}),
     "DebugMarker": frozenset({"export_debug_name"}),
     "XnorPopcountMatMul": frozenset(),
 }

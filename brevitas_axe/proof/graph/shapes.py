@@ -16,13 +16,14 @@ from typing import Any
 import onnx
 
 from brevitas_axe.proof.graph.grid import Constant, Fact, Grid, is_constant
-from brevitas_axe.proof.graph.modelfile import ModelFile, Node
+from brevitas_axe.proof.graph.modelfile import ModelFile, Node, plain_domain
 from brevitas_axe.proof.graph.operators import QONNX, Kind, kind_of, operator_set
 
 # The length of an axis: a number, the name of a free length of a graph input, or unknown.
 Size = int | str | None
 Dims = tuple[Size, ...]
 _MAX_RANK = 16
+_MAX_STEP = 2**31
 _SAME = (Kind.UNARY, Kind.NORM)
 _SAME_OPS = ("Identity", "Cast", "CastLike", "Dropout", "CumSum", "Trilu", "BatchNormalization")
 
@@ -38,6 +39,7 @@ class Shapes:
     def __init__(self, file: ModelFile, facts: Mapping[str, Fact]) -> None:
         self._file, self._facts = file, facts
         self._values: dict[str, list[Size]] = {}
+        self._functions = {(plain_domain(f.domain), f.name) for f in file.model.functions}
 
     def of(self, tensor: str) -> Dims | None:
         """The shape, or None if unknown."""
@@ -84,6 +86,8 @@ class Shapes:
             self._values[tensor] = [int(v) for v in array.reshape(-1)]
 
     def _infer(self, node: Node, shapes: dict[str, Dims]) -> None:
+        if (node.domain, node.op) in self._functions:
+            return  # it may have the name of an operator, and do something else
         group = operator_set(node)
         values = _INTEGERS.get(node.op) if group == "" else None
         if values is not None and node.outputs and node.outputs[0] not in self._values:
@@ -110,7 +114,7 @@ class Shapes:
         if node.op in _RULES:
             return _RULES[node.op]
         if kind in _SAME or node.op in _SAME_OPS:
-            return lambda node, given, values: [given[0]]
+            return _same
         wide = kind in (Kind.BINARY, Kind.PRODUCT) and node.op != "Range"
         return _broadcast if wide else None
 
@@ -199,7 +203,7 @@ def _axes(node: Node, values: list[Any], rank: int) -> list[int] | None:
 
 def _squeeze(node: Node, given: list[Any], values: list[Any]) -> Sequence[Dims | None]:
     axes = _axes(node, values, len(given[0]))
-    if axes is None:
+    if not axes:  # of no axes, some readers squeeze none and others every one of length 1
         return [None]
     return [tuple(size for axis, size in enumerate(given[0]) if axis not in axes)]
 
@@ -254,9 +258,10 @@ def _slice(node: Node, given: list[Any], values: list[Any]) -> Sequence[Dims | N
     if axes is None:
         return [None]
     for index, axis in enumerate(axes):
-        cut = [part[index] if part is not None else None for part in (starts, ends, steps)]
+        cut: list[Any] = [None if part is None else part[index] for part in (starts, ends, steps)]
         size = dims[axis % rank]
-        known = isinstance(size, int) and _fixed(cut)
+        # Readers differ in where a negative step begins, and in steps beyond any length.
+        known = isinstance(size, int) and _fixed(cut) and 1 <= cut[2] < _MAX_STEP
         dims[axis % rank] = len(range(*slice(*cut).indices(size))) if known else None
     return [tuple(dims)]
 
@@ -290,7 +295,9 @@ def _window(node: Node, image: Dims, kernel: Sequence[int]) -> Dims:
         return (None,) * len(image)
     both = [begin + end for begin, end in zip(pads, pads[len(kernel) :], strict=False)]
     return tuple(
-        (size + pad - d * (k - 1) - 1) // stride + 1 if isinstance(size, int) else None
+        (size + pad - d * (k - 1) - 1) // stride + 1
+        if isinstance(size, int) and size + pad > d * (k - 1)  # of larger windows, readers differ
+        else None
         for size, pad, k, stride, d in zip(image, both, kernel, strides, dilations, strict=True)
     )
 
@@ -320,8 +327,7 @@ def _reduce(node: Node, given: list[Any], values: list[Any]) -> Sequence[Dims | 
     return [tuple(size for axis, size in enumerate(given[0]) if axis not in axes)]
 
 
-def _scaled(node: Node, given: list[Any], values: list[Any]) -> Sequence[Dims]:
-    """QuantizeLinear and DequantizeLinear, whose parameters lie along an axis."""
+def _same(node: Node, given: list[Any], values: list[Any]) -> Sequence[Dims]:
     return [given[0]]
 
 
@@ -343,8 +349,7 @@ _RULES: dict[str, Rule] = {
     "AveragePool": _pool,
     "GlobalAveragePool": _global_pool,
     "GlobalMaxPool": _global_pool,
-    "QuantizeLinear": _scaled,
-    "DequantizeLinear": _scaled,
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _same),
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2"), _reduce),
 }
 
@@ -382,7 +387,7 @@ def _cut(node: Node, given: list[Any], shapes: dict[str, Dims]) -> list[Size] | 
     if len(given) > 3 and given[3] not in ([0], [-1]):
         return None
     step = given[4][0] if len(given) > 4 else 1
-    return given[0][given[1][0] : given[2][0] : step]
+    return None if not 1 <= step < _MAX_STEP else given[0][given[1][0] : given[2][0] : step]
 
 
 _INTEGERS: dict[str, Callable[[Node, list[Any], dict[str, Dims]], list[Size] | None]] = {

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from brevitas_axe.errors import AxeError
+from brevitas_axe.errors import AxeError, InvalidModelFile
 from brevitas_axe.export import check_finn
 from tests.proof.certificate.graphs import Graph
 
@@ -155,8 +155,18 @@ def test_functions_that_call_each_other_twice() -> None:
         functions.append(helper.make_function("l", f"f{index}", ["a"], ["b"], nodes, opsets))
     graph = Graph(1, 2)
     one = graph.constant(np.ones((2, 1), np.float32))
-    graph.op("MatMul", graph.quant(graph.input), graph.op("f0", one, domain="l"))
+    x = graph.quant(graph.op("f0", graph.input, domain="l"))
+    graph.op("MatMul", x, graph.op("f0", one, domain="l"))
     start = time.process_time()
     with contextlib.suppress(AxeError):
         check_finn(graph.model(functions=functions))
     assert time.process_time() - start < SECONDS
+
+
+def test_more_nodes_than_a_file_of_its_size_may_have() -> None:
+    graph = Graph(1, 2)
+    x = graph.quant(graph.input)
+    for _ in range(5000):
+        x = graph.op("Relu", x)
+    with pytest.raises(InvalidModelFile, match="5001 nodes"):
+        check_finn(graph.model())

@@ -85,3 +85,14 @@ def dequantized(graph: Graph, x: str) -> str:
 
 def quantized_pieces(graph: Graph, x: str) -> list[str]:
     return [graph.quant(p, 8, 1, s) for p, s in zip(pieces(graph, x), (3, 4, 5, 6), strict=True)]
+
+
+def requantized(graph: Graph, x: str) -> str:
+    """To 16 bits of step 1 and back."""
+    scale, zero = graph.constant(np.float32(1)), graph.constant(np.uint16(0))
+    return graph.op("DequantizeLinear", graph.op("QuantizeLinear", x, scale, zero), scale, zero)
+
+
+def doubled(graph: Graph, parts: list[str]) -> str:
+    """Twice the first piece, and the second."""
+    return graph.op("Add", graph.op("Add", parts[0], parts[0]), parts[1])

@@ -118,6 +118,28 @@ GROWING = {
 }  # fmt: skip
 
 
+def test_many_nodes_that_read_much_are_refused() -> None:
+    graph = Graph(1, 2**16)
+    turned = graph.op("Transpose", graph.quant(graph.input))
+    for _ in range(4000):
+        graph.op("MatMul", graph.input, turned)
+    with pytest.raises(InvalidModelFile, match=r"read more than|more nodes"):
+        emulate(graph.model(), np.ones((1, 2**16), np.float32))
+
+
+def test_branches_of_many_inputs_are_refused() -> None:
+    graph = Graph(1, 2)
+    flag, values = graph.constant(np.array(True)), [f"v{index}" for index in range(3000)]
+    for name in values:
+        graph.nodes.append(helper.make_node("Relu", [graph.input], [name]))
+    value = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    branch = helper.make_graph([helper.make_node("Sum", values, ["y"])], "b", [], [value])
+    for _ in range(8):
+        graph.op("If", flag, then_branch=branch, else_branch=branch)
+    with pytest.raises(InvalidModelFile, match="more nodes"):
+        emulate(graph.model(), np.ones((1, 2), np.float32))
+
+
 @pytest.mark.parametrize("name", GROWING)
 def test_results_that_grow_are_refused_before_they_are_computed(name) -> None:
     graph = Graph(1, 2)

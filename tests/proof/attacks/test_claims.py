@@ -109,6 +109,55 @@ def test_a_free_batch_of_the_same_input_cancels() -> None:
     assert only(graph.model()).maximum == 8 * 255 * 255
 
 
+def test_an_activation_squeezed_along_no_axis() -> None:
+    """Some readers leave [1, 100, 1] as it is, others make [100] of it: K is 1 or 100."""
+    graph = Graph(1, 100, 1)
+    graph.inputs.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    left = graph.op("Squeeze", graph.quant(graph.input), graph.constant(np.zeros(0, np.int64)))
+    graph.op("MatMul", left, graph.quant("y", 8), name="product")
+    unproven(graph.model(), "length is not fixed")
+
+
+@pytest.mark.parametrize("op", ["Relu", "IntQuant"])
+def test_a_function_with_the_name_of_an_operator(op) -> None:
+    """It repeats its input a hundred times, which the operator does not; readers run either."""
+    graph = Graph(1, 1)
+    graph.inputs.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [100, 1]))
+    more = [graph.constant(np.float32(v)) for v in (1, 0, 8)] if op == "IntQuant" else []
+    domain = "qonnx" if more else ""
+    x = graph.op(op, graph.input, *more, domain=domain, name="shadow")
+    graph.op("MatMul", graph.quant(x), graph.quant("y"), name="product")
+    repeats = numpy_helper.from_array(np.array([1, 100]))
+    nodes = [
+        helper.make_node("Constant", [], ["r"], value=repeats),
+        helper.make_node("Tile", ["a", "r"], ["o"]),
+    ]
+    names = ["a", "b", "c", "d"][: 1 + len(more)]
+    opsets = [helper.make_opsetid("", 13)]
+    model = graph.model(functions=[helper.make_function(domain, op, names, ["o"], nodes, opsets)])
+    unproven(model, "has the name of an operator", "shadow")
+    unproven(model, "length is not fixed", "product")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [("BOOL", "raw_data", b"\x05"), ("INT8", "int32_data", [300]), ("BOOL", "int32_data", [7])],
+)
+def test_values_that_their_type_does_not_have(kind, field, value) -> None:
+    graph = Graph(1, 1)
+    weight = graph.op("Cast", graph.constant(np.ones((1, 1), np.int8), "w"), to=TensorProto.FLOAT)
+    graph.op("MatMul", graph.quant(graph.input), weight)
+    model = graph.model()
+    tensor = next(t for t in model.graph.initializer if t.name == "w")
+    tensor.ClearField("raw_data")
+    tensor.data_type = TensorProto.DataType.Value(kind)
+    if field == "raw_data":
+        tensor.raw_data = value
+    else:
+        tensor.int32_data.extend(value)
+    refused(model, "does not hold what its type and shape say")
+
+
 @pytest.mark.parametrize("op", ["MaxPool", "GlobalMaxPool", "Resize", "Flatten", "Transpose"])
 def test_a_scale_that_varies_over_places_does_not_survive_a_move(op) -> None:
     graph = Graph(1, 1, 2, 1)

@@ -14,6 +14,7 @@ from tests.proof.attacks.pieces import (
     image,
     pieces,
     stepped,
+    summed,
 )
 from tests.proof.certificate.graphs import QONNX, Graph
 
@@ -59,6 +60,13 @@ HARMLESS = {
     "two quantizers, joined along channels, pooled inside them": lambda g, x: g.op(
         "GlobalAveragePool",
         g.op("Concat", g.quant(image(g, x), 8, 1, 3), g.quant(image(g, x), 8, 1, 4), axis=1),
+    ),
+    "a shortcut doubled": lambda g, x: g.op("Add", x, g.op("Add", x, x)),
+    "elements gathered evenly, reduce sum": lambda g, x: summed(
+        g, g.op("Gather", x, axes(g, 3, 1, 1, 3), axis=1)
+    ),
+    "pieces in one quantizer, add": lambda g, x: chain(
+        g, [g.quant(piece, 4, 1, 2.0) for piece in pieces(g, x)]
     ),
     "a shortcut of two quantizers": lambda g, x: g.op(
         "Add", g.quant(x, 8, 1, 3.0), g.quant(g.op("Relu", x), 8, 1, 4.0)

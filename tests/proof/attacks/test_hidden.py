@@ -10,11 +10,14 @@ from tests.proof.attacks.pieces import (
     axes,
     chain,
     dequantized,
+    doubled,
     entries_beside_a_proven_one,
     gathered,
     image,
     mask,
+    pieces,
     quantized_pieces,
+    requantized,
     scaled_pieces,
     squared,
     stepped,
@@ -179,6 +182,24 @@ HIDDEN = {
     "average pool of qonnx, channels last": lambda g, x: g.op(
         "QuantAvgPool2d", g.op("Reshape", weighted(g, x), axes(g, 1, 2, 2, 1)), domain=QONNX,
         kernel=2, stride=1, ibits=8, obits=8, signed=0, data_layout="NHWC",
+    ),
+    # A quantizer behind products rounds them, and leaves them products.
+    "mul, quant, reduce sum": lambda g, x: summed(g, g.quant(weighted(g, x), 16, 1, 1.0)),
+    "mul, quant, transpose, relu, reduce sum": lambda g, x: g.op(
+        "ReduceSum", g.op("Relu", g.op("Transpose", g.quant(weighted(g, x), 16, 1, 1.0))),
+        axes(g, 0),
+    ),
+    "mul, quantize, dequantize, reduce sum": lambda g, x: summed(g, requantized(g, weighted(g, x))),
+    "split, mul, quant, add": lambda g, x: chain(
+        g, [g.quant(piece, 16, 1, 1.0) for piece in scaled_pieces(g, x)]
+    ),
+    "split, mul, quantize, dequantize, add": lambda g, x: chain(
+        g, [requantized(g, piece) for piece in scaled_pieces(g, x)]
+    ),
+    # What is taken several times has a weight.
+    "a piece doubled, add": lambda g, x: doubled(g, pieces(g, x)),
+    "elements gathered unevenly, reduce sum": lambda g, x: summed(
+        g, g.op("Gather", x, axes(g, 0, 0, 0, 1, 1, 2), axis=1)
     ),
     # Further ways to sum that are no MatMul.
     **{

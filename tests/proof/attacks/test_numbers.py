@@ -227,6 +227,18 @@ ATTACKS: dict[str, Attack] = {
             g.op("Dropout", g.quant(x), "", "t"))[1]), None),
     "an old dropout that is told to test": (
         lambda: product(after("Dropout", is_test=1), opset=6), (0, 255)),
+    "a factor beyond the largest float": (
+        lambda: product(after("Mul", np.float32([3e38]))), None),
+    "a step beyond the largest float": (
+        lambda: product(quant(scale=np.float32(2e38), signed=1)), None),
+    "pooling without a domain whose dilation qonnx does not heed": (
+        lambda: product(lambda g, x: g.op(
+            "MaxPoolNHWC", g.quant(x), kernel_shape=[1, 1], strides=[1, 1], pads=[0, 0, 0, 0],
+            dilations=[2, 2]), 1, 1, 1, 1), None),
+    "pooling without a domain, with the usual dilations": (
+        lambda: product(lambda g, x: g.op(
+            "MaxPoolNHWC", g.quant(x), kernel_shape=[1, 1], strides=[1, 1], pads=[0, 0, 0, 0],
+            dilations=[1, 1]), 1, 1, 1, 1), (0, 255)),
     "a table that is looked up by integers from outside": (
         lambda: product(embedding, 1, kind=TensorProto.INT64), (-5, 3)),
     "integers from outside, dequantized without a zero point": (
@@ -344,6 +356,31 @@ def test_weights_of_other_types_keep_their_values(kind) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([[7]], kind), "w"))
     node.input[1] = "w"
     assert certify_file(model, 60).entries[0].maximum == 7 * 255
+
+
+@pytest.mark.parametrize("op", ["Unsqueeze", "Squeeze", "Slice"])
+def test_weights_that_readers_move_differently(op) -> None:
+    """Old axes that are not in order, no axes at all, steps that go back."""
+    graph, opset = Graph(1, 3), 13
+    values = graph.constant(
+        np.float32(np.arange(15).reshape((3, 5) if op != "Squeeze" else (15, 1)))
+    )
+    if op == "Unsqueeze":
+        weight, opset = graph.op(op, values, axes=[2, 0]), 7
+    elif op == "Squeeze":
+        weight = graph.op(op, values, graph.constant(np.zeros(0, np.int64)))
+    else:
+        ends = (np.array([n]) for n in (-5, -9, 0, -1))
+        weight = graph.op(op, values, *(graph.constant(end) for end in ends))
+    graph.op("MatMul", graph.quant(graph.input), weight, name="fc")
+    model = graph.model()
+    model.opset_import[0].version = opset
+    (entry,) = certify_file(model).entries
+    if op == "Unsqueeze":  # [3, 5] is [1, 3, 1, 5]: rows of one number
+        assert entry.shape == (1, 3, 1, 5)
+        assert entry.inputs == 1
+    else:
+        assert not entry.proven
 
 
 def test_the_extreme_of_no_elements_is_infinite() -> None:
