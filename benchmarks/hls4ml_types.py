@@ -4,6 +4,7 @@
 
 Each row is a net of tests/hls4ml/nets.py (digits of scikit-learn), compiled with g++ and executed:
 error     largest difference between C++ with accum_t at the proven widths and torch
+streamed  the same where values follow one another (io_stream)
 bits      sum of accumulator bits, ours
 auto      the same as hls4ml infers them (granularity "name", auto)
 tight     layers whose extreme inputs wrap with one bit less, of those whose sums need that bit
@@ -46,6 +47,7 @@ class Row:
     net: str
     origin: str
     error: float
+    streamed: float
     bits: int
     auto: int
     never_wider: bool
@@ -61,17 +63,19 @@ def row(net: str, origin: str, folder: Path) -> Row:
     model, _ = finished(net, origin)
     x = torch.cat([samples(net), digits(net)[0][-HELD_OUT:]])
     project = export_hls4ml(model, folder / "net", x[:1])
+    export_hls4ml(model, folder / "streamed", x[:1], io_type="io_stream")
     nodes = [a.node for a in project.accumulators]
     inferred = {node: {"accum": "auto"} for node in nodes}
     jobs = [{}, {"changes": inferred, "compile": False}]
     ours, auto = _run(folder / "net", [x.numpy()], jobs)
+    (streamed,) = _run(folder / "streamed", [x.numpy()], [{}])
     expected = _outputs(model, x)
     mine, theirs = ours.accumulators(nodes), auto.accumulators(nodes)
     needing, tight, predicted = _one_bit_less(model, x, folder / "alone")
     return Row(
         net,
         origin,
-        float(np.abs(ours.outputs[0] - expected).max()),
+        *(float(np.abs(result.outputs[0] - expected).max()) for result in (ours, streamed)),
         sum(mine.values()),
         sum(theirs.values()),
         all(mine[node] <= theirs[node] for node in nodes),

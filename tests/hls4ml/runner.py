@@ -33,10 +33,14 @@ class Result:
     log: str = ""
 
     def accumulators(self, nodes: list[str]) -> dict[str, int]:
-        """Bits of the accumulators by node, as hls4ml has them at the end."""
+        """Bits of the accumulators by node, as hls4ml has them at the end.
+
+        It renames some layers, and with io_stream it adds ones that only pass a layer's values on.
+        """
+        summing = [name for name, types in self.types.items() if "accum_t" in types]
         found = {}
         for node in nodes:
-            name = next(n for n in self.types if n == node or n.endswith(f"_{node}"))
+            name = next(n for n in summing if n == node or n.endswith(f"_{node}"))
             found[node] = int(self.types[name]["accum_t"].split("<")[1].split(",")[0])
         return found
 
