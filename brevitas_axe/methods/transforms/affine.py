@@ -14,6 +14,7 @@ from brevitas_axe.methods.transforms.protocol import EQUALIZING, Change, Formula
 from brevitas_axe.methods.transforms.rounding_error import output_error
 from brevitas_axe.methods.transforms.sites import (
     agree,
+    few_samples,
     find_sites,
     float64_copy,
     float64_outputs,
@@ -52,8 +53,8 @@ def apply_formula(
         InvalidOption: a change that cannot be made, see `apply_change`.
         UnsupportedLayer: the module does not run in float64.
     """
-    twin = float64_copy(module)
-    wanted = float64_outputs(twin, calls[0])
+    twin, few = float64_copy(module), few_samples(module, calls[0])
+    wanted = float64_outputs(twin, few)
     changed = []
     for found in find_sites(module, calls, exclude):
         # A layer may give one tensor and read another: an earlier change may have altered its
@@ -68,7 +69,7 @@ def apply_formula(
             continue
         trial = copy.deepcopy(twin)
         apply_change(trial, site, change)
-        if agree(float64_outputs(trial, calls[0]), wanted):
+        if agree(float64_outputs(trial, few), wanted):
             apply_change(module, site, change)
             twin = trial
             changed.append(site.readers[0])

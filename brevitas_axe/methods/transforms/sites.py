@@ -10,6 +10,7 @@ a norm that a residual sum reads as well is not.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from brevitas_axe.errors import UnsupportedLayer
 from brevitas_axe.methods.transforms.fold import divide, is_reader, takes_shift
@@ -36,6 +37,8 @@ from brevitas_axe.model.running import (
 
 # Size of the sample on which a change is judged, over all batches.
 SAMPLE = 2**10
+# Samples of the call that shows who gives and reads.
+_FEW = 4
 # Relative to the largest number. Parts of a model may compute in float32 even in a float64 copy.
 TOLERANCE = 1e-5
 
@@ -109,6 +112,40 @@ def float64_outputs(twin: nn.Module, call: Batch) -> list[Tensor]:
     return found
 
 
+def few_samples(module: nn.Module, call: Batch) -> Batch:
+    """A call with its first samples alone, where it reaches every layer that all of them reach.
+
+    What gives a tensor and what reads it does not depend on how many samples there are.
+    """
+    tensors = [x for x in tree_leaves(call) if isinstance(x, Tensor) and x.dim() > 1]
+    samples = len(tensors[0]) if tensors else 0
+    if samples <= _FEW:
+        return call
+
+    def cut(x: Any) -> Any:
+        mine = isinstance(x, Tensor) and x.dim() > 1 and len(x) == samples
+        return x[:_FEW] if mine else x
+
+    fewer = tree_map(cut, call)
+    try:
+        return fewer if _called(module, fewer) == _called(module, call) else call
+    except Exception:  # a forward may require its batch size, with any error
+        return call
+
+
+def _called(module: nn.Module, call: Batch) -> Counter[str]:
+    """How often each module is called."""
+    met: Counter[str] = Counter()
+
+    def note(name: str, *_: Any) -> None:
+        met[name] += 1
+
+    args, kwargs = call
+    with hooked(dict(module.named_modules()), before=note), evaluating(module):
+        module(*args, **kwargs)
+    return met
+
+
 def in_float64(call: Batch) -> Batch:
     """The arguments of a call with every floating-point tensor in float64."""
 
@@ -178,7 +215,7 @@ class _Probe:
 
     def __init__(self, module: nn.Module, layers: Sequence[str], call: Batch) -> None:
         self._twin = float64_copy(module)
-        self._call = in_float64(call)
+        self._call = in_float64(few_samples(module, call))
         modules = {name: cast(Layer, part) for name, part in self._twin.named_modules()}
         self._layers = {name: modules[name] for name in layers}
         self._norms = {name: part for name, part in modules.items() if name and _is_norm(part)}

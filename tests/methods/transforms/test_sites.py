@@ -5,7 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from brevitas_axe.errors import UnsupportedLayer
-from brevitas_axe.methods.transforms.sites import SAMPLE, find_sites, reader_weight
+from brevitas_axe.methods.transforms.sites import (
+    SAMPLE,
+    few_samples,
+    find_sites,
+    reader_weight,
+)
 from tests.methods.transforms.nets import CHANNELS, images, net
 
 CALLS = [((x,), {}) for x in images()]
@@ -115,3 +120,28 @@ def test_a_module_that_insists_on_its_precision_is_named() -> None:
 
     with pytest.raises(UnsupportedLayer, match="float32 only"):
         find_sites(Narrow(nn.Linear(2, 2)), [((torch.ones(1, 2),), {})])
+
+
+class Routed(nn.Module):
+    """Samples of one sign go through one layer, the others through another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.plus, self.minus = nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, sign = self.norm(x), x[:, 0] > 0
+        parts = [
+            layer(y[rows]) for layer, rows in ((self.plus, sign), (self.minus, ~sign)) if rows.any()
+        ]
+        return torch.cat(parts)
+
+
+def test_few_samples_will_do_unless_others_reach_more_layers() -> None:
+    model, x = Routed().eval(), torch.randn(20, 4)
+    x[:, 0] = 1
+    assert len(few_samples(model, ((x,), {}))[0][0]) == 4
+    x[19, 0] = -1
+    assert few_samples(model, ((x,), {}))[0][0] is x
+    [site] = find_sites(model, [((x,), {})])
+    assert site.readers == ("plus", "minus")
