@@ -34,6 +34,7 @@ from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
 from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.model.gates import gates_as_modules
 from brevitas_axe.model.layers import DOT_PRODUCTS, find_unquantized
 from brevitas_axe.model.moves import moves_as_modules
 from brevitas_axe.model.quantizers.relu6 import QuantReLU6
@@ -81,7 +82,7 @@ def quantized_graph(
         expected = tensors_in(graph(*sample[0], **sample[1]))
     identities = with_bits(QUANT_IDENTITY_MAP, input_bits)
     acts = with_bits(_ACTIVATIONS, input_bits)
-    quantized = moves_as_modules(graph)
+    quantized = moves_as_modules(gates_as_modules(graph))
     put_back = set_sizes_aside(quantized, few(sample))
     with missing_keys_ignored():
         quantized = _with_quantizers(quantized, identities, acts, weight)
