@@ -144,7 +144,8 @@ def published(
     step = steps[first_least(q(x.clamp(-c, c), s) - x for c, s in zip(clips, steps, strict=True))]
     shifts = [step * index / SHIFTS for index in range(-SHIFTS, SHIFTS)]
     shift = shifts[first_least(q(x + value, step) - value - x for value in shifts)]
-    drawn = torch.randn(x.shape[1], generator=generator, dtype=torch.float64).to(x)
+    # In float32, as theirs, which gives other numbers than float64.
+    drawn = torch.randn(x.shape[1], generator=generator, dtype=torch.float32).to(x)
     drawn = (drawn * 2 - 1) * step
     noises = [shift + drawn * index / MULTIPLES for index in range(2 * MULTIPLES)]
     return step, noises[first_least(q(x + noise, step) - noise - x for noise in noises)]

@@ -121,7 +121,7 @@ def test_the_published_mode_takes_the_published_range_shift_and_multiple() -> No
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(40, 12, generator=generator, dtype=torch.float64) ** 3
     w = torch.randn(6, 12, generator=generator, dtype=torch.float64)
-    drawn = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = torch.randn(12, generator=torch.Generator().manual_seed(0)).double()
     step, noise = published(x, w, 4, 4, torch.Generator().manual_seed(0))
     wanted_step, wanted_noise = official(x, w, 4, drawn)
     torch.testing.assert_close(step, wanted_step, rtol=1e-12, atol=0)
