@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 
 from brevitas_axe.errors import InvalidOption, NotEnoughMemory
 from brevitas_axe.methods.inputs.protocol import input_quantizer
+from brevitas_axe.methods.solvers.protocol import wide
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.offload import bring_in, check_offload, send_out
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, to_brevitas
-from brevitas_axe.model.running import check_runs, evaluating, ran_out_of_memory
+from brevitas_axe.model.running import check_runs, evaluating, float_twin, ran_out_of_memory
 from brevitas_axe.model.stack import (
     Alone,
     Call,
@@ -44,6 +45,7 @@ from brevitas_axe.run.request import Keywords, Request, layer_widths, requested
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
 from brevitas_axe.run.saving.huggingface import refuse_save_pretrained
 from brevitas_axe.run.solve import axe_mode
+from brevitas_axe.run.solve.reconstruct import reconstruct
 from brevitas_axe.run.solve.state import SavedLayers
 from brevitas_axe.run.splitting import split_model
 from brevitas_axe.run.widths import INPUT_BITS, WEIGHT_BITS, best_widths
@@ -148,6 +150,7 @@ def solve_blocks(
         request.recipe,
         assumptions,
         example=batches[0],
+        learned=tuple(entry for solved in done for entry in solved.learned),
         floats=tuple(dict.fromkeys((*left_in_float(model), *certificate.excluded))),
     )
 
@@ -246,6 +249,7 @@ class _Solved(NamedTuple):
     plan: Plan
     log: list[dict]
     assumptions: tuple[str, ...]
+    learned: tuple[dict, ...] = ()
 
 
 @dataclass
@@ -272,6 +276,8 @@ class _Walk:
         with ExitStack() as untouched:
             untouched.enter_context(restored_on_error(alone))
             outputs, plan, assumptions = self.layers.apply(alone, pairs)
+            [solver] = map(wide, self.request.recipe.methods("solver"))
+            reference = None if solver is None else float_twin(alone)
             with self._mode(alone, plan, index) as axe:
                 for pair in pairs:
                     axe.model(*pair)
@@ -283,11 +289,16 @@ class _Walk:
                     self.bar.set_postfix_str(axe.log[-1]["name"] if axe.log else "")
                     self.bar.update()
                 self.quantized = list(axe.outputs())
+            learned: list[dict] = []
+            if solver is not None and reference is not None:
+                batches = [(pair, {}) for pair in pairs]
+                learned = reconstruct(alone, reference, batches, axe.layers, solver)[:-1]
+                self.quantized = [alone(*pair) for pair in pairs]
         certificate = _proof(alone, pairs[0], plan)
         proofs = {entry.name: entry for entry in certificate.entries}
         self.real = outputs
         log = [{**e, **_widths(proofs, plan, e["name"])} for e in axe.log]
-        return _Solved(certificate, plan, log, assumptions)
+        return _Solved(certificate, plan, log, assumptions, tuple(learned))
 
     def _mode(self, alone: Alone, plan: Plan, index: int) -> axe_mode:
         """The mode that solves one block, whose layers have their weight and input bits already."""

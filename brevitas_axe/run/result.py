@@ -32,6 +32,9 @@ class QuantizeResult:
         exclude: names of layers and products that stay out of the certificate's verdict.
         example: arguments of one forward that meets every layer, with which the certificate is
             given again.
+        learned: where a solver learns from whole blocks, for each of them its "block" of layers
+            and its loss on the calibration data at the "start", as "learned" without a limit on
+            accumulators, and as "kept"; the last one is the whole model.
     """
 
     model: nn.Module
@@ -43,6 +46,7 @@ class QuantizeResult:
     tried: tuple[dict[str, Any], ...] = ()
     exclude: tuple[str, ...] = ()
     example: Batch | None = None
+    learned: tuple[dict[str, Any], ...] = ()
 
     def __repr__(self) -> str:
         head = f"{type(self).__name__} of {type(self.model).__name__}"

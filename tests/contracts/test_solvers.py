@@ -265,7 +265,7 @@ def test_unknown_quality(name: str) -> None:
 
 
 def test_all_are_there() -> None:
-    assert {"gpfq", "gptq", "qronos"} <= set(SOLVERS)
+    assert {"gpfq", "gptq", "learned_rounding", "qronos"} <= set(SOLVERS)
 
 
 @every_solver

@@ -8,9 +8,10 @@ dataclass. One that decides column after column builds a `Recursion` (sequential
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
+from brevitas_axe.methods.solvers.rounding import Schedule, Variable
 from brevitas_axe.registry import Facts
 
 
@@ -45,3 +46,40 @@ class Solver(Protocol):
     def __call__(
         self, problem: LayerProblem, *, act_order: bool = False, quality: Quality = "fast"
     ) -> LayerSolution: ...
+
+
+class WideSolver(Solver, Protocol):
+    """A solver whose solutions of layers are a start, from which whole blocks learn.
+
+    Attributes:
+        scope: "block", "model", or "layer" for a solver like all others.
+        schedule: of the optimizer.
+        variable: what is learned.
+        loss: of a block's outputs.
+        drop: share of what enters a block that is taken from the float model, at each step.
+        seed: of what is dropped.
+    """
+
+    @property
+    def scope(self) -> Literal["layer", "block", "model"]: ...
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def variable(self) -> Variable: ...
+
+    @property
+    def loss(self) -> Literal["mse", "kl"]: ...
+
+    @property
+    def drop(self) -> float: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def wide(solver: Solver) -> WideSolver | None:
+    """The solver, if it has a scope wider than a layer."""
+    scope = getattr(solver, "scope", "layer")
+    return None if scope == "layer" else solver  # type: ignore[return-value]
