@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -28,9 +29,13 @@ class Cmpq:
 
     Attributes:
         variance: share of a layer's variance that its leading components must explain.
+        correlations: mean over so many canonical correlations, largest first; None for all. The
+            authors' code takes 1, of all components (`cmpq:variance=1,correlations=1`), which is
+            near 1 for any two layers with many channels.
     """
 
     variance: float = 0.99
+    correlations: int | None = None
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",
@@ -41,19 +46,23 @@ class Cmpq:
 
     def __post_init__(self) -> None:
         check_ranges(self, variance=(0, 1))
+        if self.correlations is not None:
+            check_ranges(self, correlations=(1, inf))
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
         # One trial: every layer is compared with all others.
-        (found,) = trials.map(_importance, [("importance", (case, self.variance))])
+        (found,) = trials.map(
+            _importance, [("importance", (case, self.variance, self.correlations))]
+        )
         return from_importance(case.choices, dict(zip(case.names, found, strict=True)))
 
 
-def _importance(case: Case, variance: float) -> list[float]:
+def _importance(case: Case, variance: float, correlations: int | None) -> list[float]:
     outputs = mean_outputs(case)
     parts = {name: leading(y, variance) for name, y in outputs.items()}
     importance = []
     for name in parts:
-        others = [similarity(parts[name], parts[n]) for n in parts if n != name]
+        others = [similarity(parts[name], parts[n], correlations) for n in parts if n != name]
         importance.append(max(1 - float(np.mean(others)), 0.0) if others else 1.0)
     return importance
 
@@ -96,11 +105,17 @@ def leading(y: np.ndarray, variance: float) -> np.ndarray:
     return left[:, : min(wanted, real, len(y) // SAMPLES_PER_COMPONENT)]
 
 
-def similarity(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean canonical correlation of two orthonormal bases, [samples, components] each."""
+def similarity(first: np.ndarray, second: np.ndarray, correlations: int | None = None) -> float:
+    """Mean canonical correlation of two orthonormal bases, [samples, components] each.
+
+    Args:
+        first, second: the bases.
+        correlations: only so many, largest first.
+    """
     if not first.shape[1] or not second.shape[1]:
         return 0.0
-    return float(np.linalg.svd(first.T @ second, compute_uv=False).clip(0, 1).mean())
+    found = np.linalg.svd(first.T @ second, compute_uv=False).clip(0, 1)
+    return float(found[:correlations].mean())
 
 
 cmpq = Cmpq()
