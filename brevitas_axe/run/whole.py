@@ -12,7 +12,7 @@ from torch import nn
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.methods.solvers.protocol import wide
-from brevitas_axe.model.apply.activations import set_input_bits
+from brevitas_axe.model.apply.activations import code_bits, set_input_bits
 from brevitas_axe.model.constant_rows import ConstantRows
 from brevitas_axe.model.layers import Layer, find_layers, unroll_weight
 from brevitas_axe.model.prepare import Batch, has_quantizers, to_brevitas
@@ -238,6 +238,8 @@ def _final_plan(axe: axe_mode) -> Plan:
         proxy = axe.layers[name].weight_quant
         bits = int(proxy.tensor_quant.msb_clamp_bit_width_impl())
         input_range = proxy.input_range
-        inputs = None if input_range is None else input_range.bit_width
+        inputs = code_bits(axe.layers[name])
+        if inputs is None and input_range is not None:
+            inputs = input_range.bit_width
         final[name] = replace(precision, weight=bits, input=inputs)
     return Plan(final)

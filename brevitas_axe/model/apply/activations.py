@@ -139,6 +139,7 @@ def set_input_bits(
     """
     layers = find_layers(model, exclude, tile_scales=True)
     plan.check_names(layers)
+    plan = _without_codes(layers, plan)
     if _arrive(plan, observe_inputs(model, layers, args, kwargs)):
         return  # saves a forward per quantizer
     proxies = activation_quantizers(model)
@@ -162,6 +163,31 @@ def set_input_bits(
     for name, input_range in _widest(observe_inputs(model, layers, args, kwargs)).items():
         bits = plan.layers[name].input if name in plan.layers else None
         check_arriving(name, bits, input_range)
+
+
+def code_bits(layer: Layer) -> int | None:
+    """Bits of a layer's own input quantizer whose integers may need more than its code has.
+
+    None where the bits of the integers are those of the quantizer, as usual.
+    """
+    proxy = layer.input_quant
+    if not proxy.is_quant_enabled or getattr(proxy, "integer_range", None) is None:
+        return None
+    return current_bits(proxy)
+
+
+def _without_codes(layers: Mapping[str, Layer], plan: Plan) -> Plan:
+    """Sets the planned bits of quantizers that have a code; the plan of all other layers."""
+    others = {}
+    for name, precision in plan.layers.items():
+        bits = code_bits(layers[name])
+        if bits is None:
+            others[name] = precision
+        elif precision.input not in (None, bits):
+            set_bits([layers[name].input_quant], precision.input)
+            if hasattr(layers[name].weight_quant, "set_input_range"):
+                layers[name].weight_quant.set_input_range(None)
+    return Plan(others)
 
 
 def _arrive(plan: Plan, seen: Ranges) -> bool:

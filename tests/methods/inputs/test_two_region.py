@@ -10,7 +10,7 @@ from brevitas_axe.errors import ExportRefused, InvalidOption
 from brevitas_axe.export.qonnx import export_qonnx
 from brevitas_axe.methods.inputs.two_region import TwoRegion, two_region
 from brevitas_axe.model.layers import find_layers
-from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify, certify_file
 from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.registry import method
@@ -79,6 +79,18 @@ def test_the_file_has_the_same_range_and_finn_is_refused_by_name(tmp_path: Path)
         )  # fmt: skip
     with pytest.raises(ExportRefused, match="different scales"):
         export_qonnx(result.model, X[:1], path, target="finn")
+
+
+def test_a_plan_names_the_bits_of_the_code() -> None:
+    assert [p.input for p in solved().plan.layers.values()] == [BITS, BITS]
+    plan = Plan({"0": LayerPrecision(4, 6, 16), "2": LayerPrecision(4, 3, 16)})
+    recipe = Recipe(inputs="two_region", solver="gptq", quality="fast")
+    result = quantize(net(), [X[:100]], plan, recipe, run=Run(progress=False))
+    assert result.certificate.ok
+    assert result.plan == plan
+    ranges = [entry.input_range for entry in result.certificate.entries]
+    assert ranges[1] is not None
+    assert ranges[1][0] == -2  # the first region of three bits
 
 
 def test_a_saved_model_computes_the_same(tmp_path: Path) -> None:
