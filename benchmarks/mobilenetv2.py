@@ -28,6 +28,7 @@ import warnings
 import zipfile
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -178,13 +179,13 @@ def unsolved(model: nn.Module, calibration: list[Tensor], weight: int, inputs: i
         as_batches(calibration, model),
         weight_bit_width=weight,
         input_bit_width=inputs,
-        weight_quant=FixedScaleWeight,
+        weight_quant=cast(type, FixedScaleWeight),
     )
 
 
 def main() -> None:
     """Measures every row and prints both tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--accumulators", type=int, nargs="+", default=[18, 16, 14, 13])
     parser.add_argument("--size", type=int, default=96, help="of the enlarged images")
     parser.add_argument("--images", type=int, default=64, help="to calibrate with")
