@@ -43,6 +43,7 @@ from brevitas_axe.export.finn import check_finn
 from brevitas_axe.export.indexed import IndexedGraph
 from brevitas_axe.export.streamline import streamlined
 from brevitas_axe.files import write_whole
+from brevitas_axe.model.devices import input_device, moved
 from brevitas_axe.model.layers import Layer, Proxy, find_layers, integer_weight
 from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
 from brevitas_axe.model.quantizers.two_region import Region, TwoRegionActQuantProxy
@@ -127,7 +128,7 @@ def export_qonnx(
 
     Args:
         model: a Brevitas model with our, A2Q, A2Q+ or ordinary integer weight quantizers.
-        args: example input(s) of the forward.
+        args: example input(s) of the forward; moved to the model's device.
         export_path: path of the file, which appears whole or not at all.
         target: "finn" refuses what FINN would refuse or silently get wrong; "qonnx" refuses only
             what would be wrong in the file itself.
@@ -147,7 +148,9 @@ def export_qonnx(
     """
     if target not in get_args(Target):
         raise InvalidOption(f"export target '{target}' is unknown; choose 'finn' or 'qonnx'.")
-    args = args if isinstance(args, tuple) else (args,)
+    inputs: tuple = args if isinstance(args, tuple) else (args,)
+    args = moved(inputs, input_device(model))
+    assert isinstance(args, tuple)
     _refuse_single_bits(model)
     layers = find_layers(model)
     observe_inputs(model, layers, args)

@@ -18,6 +18,7 @@ from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.methods.solvers.protocol import wide
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.offload import bring_in, check_offload, send_out
+from brevitas_axe.model.plain import check_plainly_written
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, to_brevitas
 from brevitas_axe.model.running import check_runs, evaluating, float_twin, ran_out_of_memory
 from brevitas_axe.model.stack import (
@@ -97,6 +98,7 @@ def quantize_blocks(
         raise InvalidOption(f"quantize_blocks takes a torch.nn.Module, not {type(model).__name__}.")
     if has_quantizers(model):
         raise InvalidOption("the model has Brevitas layers already; use brevitas_axe.quantize.")
+    check_plainly_written(model)
     request = requested(plan, recipe, exclude, run, keywords)
     if request.recipe.widths is not None:
         raise InvalidOption(

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import OPTConfig, OPTForCausalLM
 
+from brevitas_axe.model.apply.weights import apply_plan
 from brevitas_axe.model.devices import building_for, device_of, input_device, moved
 from brevitas_axe.model.layers import find_layers, integer_weight
+from brevitas_axe.model.prepare import as_batches, to_brevitas
+from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify
+from brevitas_axe.recipe import Recipe, Run
+from brevitas_axe.registry import method, methods
+from brevitas_axe.run.allocate import allocate
 from brevitas_axe.run.finetune import finetune
 from brevitas_axe.run.quantize import quantize
 from tests.elsewhere import DEVICE, Elsewhere, ElsewhereTensor
 from tests.model.test_prepare import X, conv_net
 
-OPTIONS = {"accumulator_bit_width": 18, "weight_bit_width": 6, "input_bit_width": 6}
+OPTIONS: dict[str, Any] = {"accumulator_bit_width": 18, "weight_bit_width": 6, "input_bit_width": 6}
 LABELS = torch.arange(len(X)) % 3
+FEATURES = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+TOKENS = [torch.randint(0, 50, (2, 6), generator=torch.Generator().manual_seed(0))]
+LINEAR = Plan({name: LayerPrecision(weight=6, input=6, accumulator=18) for name in ("0", "2")})
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +51,24 @@ def there(model: nn.Module) -> nn.Module:
             if buffer is not None:
                 module._buffers[name] = ElsewhereTensor(buffer)
     return model
+
+
+def layers() -> nn.Module:
+    """Two linear layers."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+
+
+def small_blocks() -> nn.Module:
+    """A decoder of two blocks, 8 wide."""
+    torch.manual_seed(0)
+    width: dict[str, Any] = {"hidden_size": 8, "ffn_dim": 8, "word_embed_proj_dim": 8}
+    depth: dict[str, Any] = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+    }
+    return OPTForCausalLM(OPTConfig(**width, **depth, vocab_size=50, bos_token_id=0)).eval()
 
 
 def integers(model: nn.Module) -> dict[str, Tensor]:
@@ -76,6 +105,37 @@ def test_a_model_is_trained_where_it_lies():
     assert trained.certificate.ok
     assert device_of(trained.model) == DEVICE
     assert not same(trained.model, solved.model)
+
+
+@pytest.mark.parametrize("inputs", methods("inputs"))
+def test_blocks_are_solved_where_they_lie(inputs):
+    options: dict[str, Any] = {**OPTIONS, "quality": "fast", "recipe": Recipe(inputs=inputs)}
+    block = "model.decoder.layers.0"
+    options["exclude"] = ("model.decoder.layers.1", f"{block}.self_attn", f"{block}.fc2")
+    result = quantize(there(small_blocks()), TOKENS, **options, progress=False)
+    assert result.certificate.ok
+    assert device_of(result.model) == DEVICE
+    assert same(result.model, quantize(small_blocks(), TOKENS, **options, progress=False).model)
+
+
+@pytest.mark.parametrize("scorer", methods("sensitivity"))
+def test_every_scorer_measures_where_the_model_lies(scorer):
+    choices, run = {"weight": (4, 6), "input": (6,)}, Run(progress=False)
+    data = [(FEATURES, torch.arange(len(FEATURES)) % 3)]
+    model = there(to_brevitas(layers(), as_batches([FEATURES])))
+    quick = f"{scorer}:probes=1" if hasattr(method("sensitivity", scorer), "probes") else scorer
+    chosen = allocate(model, data, {"memory": 1e9}, choices, scorer=quick, run=run)
+    assert {precision.weight for precision in chosen.plan.layers.values()} <= {4, 6}
+
+
+@pytest.mark.parametrize("quantizer", ["a2q", "a2q+"])
+def test_weights_that_train_under_a_budget_lie_with_the_model(quantizer):
+    model = there(layers())
+    given = FEATURES.to(DEVICE)
+    trained = to_brevitas(model, as_batches([FEATURES], model))
+    apply_plan(trained, LINEAR, quantizer=quantizer, args=(given,))
+    trained(given).sum().backward()
+    assert certify(trained, args=(given,)).ok
 
 
 def test_batches_follow_a_model_on_one_device_only():

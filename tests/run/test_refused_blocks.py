@@ -126,3 +126,11 @@ def test_so_does_memory_that_runs_out_before_the_first_block(full: int, error: E
     model.embeddings.register_forward_pre_hook(embed)
     with pytest.raises(NotEnoughMemory, match=r"in the float model.*smaller batches.*offload="):
         solve(model)
+
+
+def test_weights_that_are_computed_anew_at_each_call_are_refused_before_the_work() -> None:
+    model = tiny("opt")
+    layer = model.get_submodule("model.decoder.layers.0.fc1")
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    with pytest.raises(UnsupportedLayer, match=r"layers\.0\.fc1.*remove_parametrizations"):
+        quantize_blocks(model, batches("opt"), accumulator_bit_width=P, progress=False)

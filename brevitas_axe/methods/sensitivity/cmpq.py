@@ -77,7 +77,7 @@ def mean_outputs(case: Case) -> dict[str, np.ndarray]:
         for name, output in calls:
             by_channel = output.movedim(channel_axis(layers[name]), -1)
             rows[name].append(by_channel.reshape(len(output), -1, by_channel.shape[-1]).mean(1))
-    outputs = {name: torch.cat(found).double().numpy() for name, found in rows.items()}
+    outputs = {name: torch.cat(found).double().cpu().numpy() for name, found in rows.items()}
     for name, y in outputs.items():
         if len(y) < 2 * SAMPLES_PER_COMPONENT:
             raise EmptyCalibration(

@@ -80,7 +80,7 @@ def _harms(
 
     def chosen(values: Tensor) -> Tensor:
         """[groups, rows, ...] to [groups, some rows, ...]."""
-        return values[torch.arange(len(some)).unsqueeze(1), some]
+        return values[torch.arange(len(some), device=some.device).unsqueeze(1), some]
 
     def harm(choice: LayerPrecision) -> float:
         whole = problem(case, name, choice, known)

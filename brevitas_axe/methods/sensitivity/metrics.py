@@ -122,22 +122,33 @@ def _mse_root(reference: Tensor, item: Any, generator: Generator) -> Tensor:
 
 
 def labels_of(item: Any) -> Tensor:
-    """Second element of a calibration item."""
-    if not isinstance(item, (tuple, list)) or len(item) < 2 or not isinstance(item[1], Tensor):
+    """Labels of a batch: the last element of (input, ..., label), or "labels" of a dictionary.
+
+    Raises:
+        InvalidOption: the batch has none.
+    """
+    found = None
+    if isinstance(item, Mapping):
+        found = item.get("labels")
+    elif isinstance(item, (tuple, list)) and len(item) > 1:
+        found = item[-1]
+    if not isinstance(found, Tensor):
         raise InvalidOption(
-            "this needs labels: give calibration items (input, label), or choose a metric or "
+            "a batch has no labels; give (input, label) batches, or choose a loss, metric or "
             "scorer that needs none."
         )
-    return item[1]
+    return found
 
 
 def _cross_entropy(output: Tensor, reference: Tensor, item: Any) -> Tensor:
     scores = _classes_last(output)
-    return F.cross_entropy(scores.reshape(-1, scores.shape[-1]), labels_of(item).reshape(-1))
+    return F.cross_entropy(
+        scores.reshape(-1, scores.shape[-1]), labels_of(item).to(scores.device).reshape(-1)
+    )
 
 
 def _cross_entropy_slope(reference: Tensor, item: Any, generator: Generator) -> Tensor:
-    return _label_slope(reference, labels_of(item)) / _predictions(reference)
+    return _label_slope(reference, labels_of(item).to(reference.device)) / _predictions(reference)
 
 
 METRICS = {

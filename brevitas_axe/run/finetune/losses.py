@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brevitas_axe.errors import EmptyCalibration, InvalidOption
-from brevitas_axe.methods.sensitivity.metrics import output_tensor
+from brevitas_axe.methods.sensitivity.metrics import labels_of, output_tensor
 from brevitas_axe.model.devices import input_device, moved
 from brevitas_axe.model.running import evaluating
 
@@ -28,20 +28,6 @@ def run(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, dict):
         return model(**batch)
     return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
-
-
-def labels_of(batch: Any) -> Tensor:
-    """Last element of an (input, ..., label) batch.
-
-    Raises:
-        InvalidOption: the batch has none.
-    """
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-        raise InvalidOption(
-            "a batch has no labels; give (input, label) batches, or a loss of your own, "
-            "loss=lambda output, batch: ..."
-        )
-    return batch[-1]
 
 
 def cross_entropy(output: Any, batch: Any) -> Tensor:

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from brevitas_axe.errors import EmptyCalibration, InvalidOption
+from brevitas_axe.methods.sensitivity.metrics import labels_of
 from brevitas_axe.run.finetune import accuracy, distillation
-from brevitas_axe.run.finetune.losses import cross_entropy, labels_of, mean_loss, run
+from brevitas_axe.run.finetune.losses import cross_entropy, mean_loss, run
 
 LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
