@@ -40,8 +40,9 @@ from torch import Tensor, nn
 
 from brevitas_axe import LayerPrecision, Recipe, Run, quantize
 from brevitas_axe.methods.transforms.protocol import Change, Site
-from brevitas_axe.methods.transforms.rounding_error import output_error
+from brevitas_axe.methods.transforms.rounding_error import output_error, reader_error
 from brevitas_axe.methods.transforms.sites import find_sites
+from brevitas_axe.model.quantizers.two_region import fitted, quantized
 from brevitas_axe.model.stack import Alone, find_blocks, record_calls, with_hidden
 from brevitas_axe.registry import method, methods
 
@@ -241,7 +242,10 @@ def together(rows: Iterable[str]) -> bool:
 def layer_errors(
     bench: Bench, blocks: Sequence[int], widths: tuple[int, int], seeds: Sequence[int]
 ) -> list[dict]:
-    """Error of the readers of every tensor with a giver, in percent of that without a change."""
+    """Error of the readers of every tensor, in percent of that without a change.
+
+    Transforms where something gives the tensor, two regions where nothing does.
+    """
     names = ("shift_scale", "shift_scale:shift=false", "channel_clip", "noisy", "noisy:mode=shift")
     precision, found = LayerPrecision(*widths), dict[tuple, list[float]]()
     held = _sites(bench.model, bench.x[: bench.calibration], blocks)
@@ -253,6 +257,9 @@ def layer_errors(
                 change = method("transforms", name).change(site, precision) or Change()
                 after = output_error(judged, change, precision)
                 found.setdefault((key, name), []).append(100 * after / before)
+            if site.giver is None:
+                after = two_regions_error(site, judged, precision)
+                found.setdefault((key, "two_region"), []).append(100 * after / before)
     return [
         {
             "tensor": f"block {key[0]}, {key[1]}",
@@ -263,6 +270,16 @@ def layer_errors(
         }
         for (key, name), shares in found.items()
     ]
+
+
+def two_regions_error(site: Site, judged: Site, widths: LayerPrecision) -> float:
+    """Error of the readers with an input in two regions, fitted to one sample, on another."""
+    assert widths.input is not None
+    [weight] = site.weights
+    importance = weight.double().square().sum((0, 1))
+    step, exponent = fitted(site.sample.double(), importance, widths.input, 4)
+    x = judged.sample.double()
+    return reader_error(x, quantized(x, step, widths.input, exponent) * step, weight, widths.weight)
 
 
 @torch.no_grad()

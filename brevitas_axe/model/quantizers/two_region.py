@@ -155,11 +155,11 @@ class TwoRegionQuant(nn.Module):
         importance = self._importance if weighted else x.new_ones(x.shape[1])
         x = x[:: max(1, x.numel() // SAMPLE)]
         for index in range(len(self.steps)):
-            step, exponent = _fitted(x, importance, index + 2, self.largest_exponent)
+            step, exponent = fitted(x, importance, index + 2, self.largest_exponent)
             self.steps[index], self.exponents[index] = step, exponent
 
 
-def _fitted(
+def fitted(
     x: Tensor, importance: Tensor | None, bits: int, largest_exponent: int
 ) -> tuple[Tensor, int]:
     """Step and exponent of the least squared error; one region where none is better."""

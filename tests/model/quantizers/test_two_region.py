@@ -13,7 +13,7 @@ from brevitas_axe.model.apply.activations import set_bits
 from brevitas_axe.model.quantizers.two_region import (
     ONE_REGION,
     Int8TwoRegionActPerTensorFloat,
-    _fitted,
+    fitted,
     integer_range,
     quantized,
     regions,
@@ -80,8 +80,8 @@ def test_gradients_pass_as_they_do_on_a_grid() -> None:
 @pytest.mark.parametrize("bits", [3, 4, 6])
 def test_the_least_error_is_taken_and_one_region_where_two_do_not_help(bits: int) -> None:
     x, ones = tail().view(-1, 1), torch.ones(1)
-    step, exponent = _fitted(x, ones, bits, 4)
-    single, none = _fitted(x, ones, bits, ONE_REGION)
+    step, exponent = fitted(x, ones, bits, 4)
+    single, none = fitted(x, ones, bits, ONE_REGION)
     assert exponent > 0
     assert none == ONE_REGION
     wrong, plain = (
@@ -90,13 +90,13 @@ def test_the_least_error_is_taken_and_one_region_where_two_do_not_help(bits: int
     )
     assert wrong < plain / 2
     even = torch.linspace(-1, 1, 999).view(-1, 1)
-    assert _fitted(even, ones, bits, 4)[1] == ONE_REGION
+    assert fitted(even, ones, bits, 4)[1] == ONE_REGION
 
 
 def test_errors_of_channels_that_weigh_more_count_more() -> None:
     x = torch.stack([tail(seed=1), torch.linspace(-2, 2, 4000)], 1)
-    assert _fitted(x, torch.tensor([1.0, 1e-6]), 4, 4)[1] > 0
-    assert _fitted(x, torch.tensor([1e-6, 1.0]), 4, 4)[1] == ONE_REGION
+    assert fitted(x, torch.tensor([1.0, 1e-6]), 4, 4)[1] > 0
+    assert fitted(x, torch.tensor([1e-6, 1.0]), 4, 4)[1] == ONE_REGION
 
 
 def test_the_quantizer_says_what_it_adds_up_and_follows_its_bits() -> None:
