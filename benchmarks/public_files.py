@@ -153,6 +153,8 @@ class Bounds:
         if op in ("Quant", "IntQuant"):
             scale, zero, bits = (self.constant(i) for i in node.input[1:4])
             low, high = _ends(node, int(bits.max()), narrow=False)
+            if bits.max() == 1 and _attribute(node, "signed", 1):
+                low, high = -1, 1  # as qonnx reads it
             return low - int(zero.max()), high - int(zero.min()), float(scale.max())
         if op == "BipolarQuant":
             return -1, 1, float(self.constant(node.input[1]).max())

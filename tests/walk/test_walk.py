@@ -61,8 +61,8 @@ def test_a_model_walks_through_every_step(build, tmp_path: Path) -> None:
     export_qonnx(loaded.model, x[:1], file, target="qonnx")
     certificate = certify_file(file, plan=loaded.plan)
     assert certificate.ok
-    widest = {e.layer: e.width for e in loaded.certificate.judged}
-    assert {e.layer: e.width for e in certificate.judged} == widest
+    claimed = {e.layer: (e.minimum, e.maximum, e.width) for e in loaded.certificate.judged}
+    assert {e.layer: (e.minimum, e.maximum, e.width) for e in certificate.judged} == claimed
     check_finn(file, notes=True)
     emulated = emulate(file, x[:1].numpy(), plan=loaded.plan)
     assert not any(emulated.overflow_counts.values())

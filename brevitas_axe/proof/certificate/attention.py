@@ -32,8 +32,8 @@ class Attention:
         for product, (left, right) in _PRODUCTS.items():
             # On the proxies, because the layers around them pass on plain tensors.
             left, right = (getattr(self._module, side).act_quant for side in (left, right))
-            yield left.register_forward_hook(self._keep(product))
-            yield right.register_forward_hook(self._join(product))
+            yield left.register_forward_hook(self._keep(product), prepend=True)
+            yield right.register_forward_hook(self._join(product), prepend=True)
 
     def found(self) -> Iterator[Found]:
         """One dot product for each of the two."""

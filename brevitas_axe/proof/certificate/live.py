@@ -39,6 +39,8 @@ from brevitas_axe.proof.certificate.certificate import (
     excluded_names,
     tool_version,
 )
+from brevitas_axe.proof.certificate.escapes import Readings, overridden
+from brevitas_axe.proof.certificate.intervals import Intervals
 from brevitas_axe.proof.certificate.outside import Outside
 from brevitas_axe.proof.certificate.proof import Found, prove
 from brevitas_axe.proof.certificate.sums import Join, sums
@@ -98,9 +100,9 @@ def certify(
     args = args if type(args) is tuple or type(args) is list else (args,)
     kwargs = kwargs or {}
     watch = _Watch(model, (*args, *kwargs.values()))
-    with _evaluating(model), torch.no_grad(), watch.hooks(), watch.outside:
+    with _evaluating(model), torch.no_grad(), watch.hooks(), watch.outside, watch.readings:
         try:
-            watch.outside.check(model(*args, **kwargs))
+            watch.finish(model(*args, **kwargs))
         except AxeError:
             raise
         except Exception as error:
@@ -155,6 +157,7 @@ class _Watch:
             adds up. The reference tells it from a later tensor with the same id.
         changing: whether a quantizer computes its scale at run time, so that no step is fixed.
         weights: id of a weight quantizer → its last output.
+        intervals: of the values of tensors between layers.
     """
 
     model: nn.Module
@@ -171,6 +174,7 @@ class _Watch:
     results: dict[int, tuple[ref[Tensor], tuple[str, ...]]] = field(default_factory=dict)
     changing: bool = False
     weights: dict[int, object] = field(default_factory=dict)
+    intervals: Intervals = field(default_factory=Intervals)
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
@@ -184,7 +188,9 @@ class _Watch:
             if isinstance(module, QuantProxyFromInjector) and module.is_quant_enabled
         }
         self.outside = Outside(self._inside, self._stray, self._follow_sums)
+        self.readings = Readings(self.intervals.known, self._inside, self._stray)
         self.outside.born(self.args)
+        self.intervals.born(self.args, derived=False)
         for arg in self.args:
             self._mark_exact(arg)
 
@@ -210,12 +216,16 @@ class _Watch:
 
     def _inside(self) -> bool:
         """True while a quantizer runs, or a module that has an entry of its own."""
-        if self.stack and self.stack[-1] in self.attention:
-            return True
+        return bool(self.stack and self.stack[-1] in self.attention) or self._in_unit()
+
+    def _in_unit(self) -> bool:
+        """True while a quantizer or a layer runs."""
         return any(name in self.layers or name in self.quantizers for name in self.stack)
 
     def _follow_sums(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
         """Notes additions of layers' results, and forgets results that are changed in place."""
+        if not self._in_unit():
+            self.intervals.follow(name, args, kwargs, output)
         if name in ("add", "add_") and len(args) == 2 and not kwargs:
             self.note_sum(*args, output)
         elif name.endswith("_") and args:
@@ -230,6 +240,9 @@ class _Watch:
         with ExitStack() as stack:
             for name, module in self.modules.items():
                 for hook in self._hooks_of(name, module):
+                    stack.callback(hook.remove)
+            for attention in self.attention.values():
+                for hook in attention.hooks():
                     stack.callback(hook.remove)
             yield
 
@@ -253,12 +266,12 @@ class _Watch:
                     self._keep_result(output, (name,))
             if name in self.layers or name in self.quantizers or name in self.attention:
                 self.outside.born(output)
+                self.intervals.born(output, derived=name not in self.quantizers)
             self.stack.pop()
 
         yield module.register_forward_pre_hook(enter)
-        yield module.register_forward_hook(leave, with_kwargs=True)
-        if name in self.attention:
-            yield from self.attention[name].hooks()
+        # Before other hooks, whose operations are outside of the layer.
+        yield module.register_forward_hook(leave, with_kwargs=True, prepend=True)
 
     def _read(self, value: object, channel_axis: int | None) -> InputFact:
         if not isinstance(value, IntQuantTensor):
@@ -268,7 +281,10 @@ class _Watch:
             bool(self.runtime_zero_points) and id(value.zero_point) not in self.fixed_zero_points
         )
         within = self.summed.get(id(value.bit_width))
-        return read_input(value, channel_axis, exact, any_point, within)
+        fact = read_input(value, channel_axis, exact, any_point, within)
+        if within is None:
+            self.intervals.check(value, fact.low, fact.high)
+        return fact
 
     def _record(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         found = Found(name, type(module).__name__, layer=name)
@@ -281,6 +297,11 @@ class _Watch:
             found, weight=f"{name}.weight", shape=tuple(module.get_parameter("weight").shape)
         )
         try:
+            if method := overridden(module):
+                raise Unprovable(
+                    f"its class {type(module).__name__} replaces '{method}' of Brevitas's layer, "
+                    "and nobody knows by what; use the layer itself"
+                )
             given = args[0] if args else next(iter(kwargs.values()))
             arrived = module.input_quant(module.unpack_input(given))
             fact = self._read(arrived, 1 if isinstance(module, _ConvNd) else None)
@@ -326,6 +347,12 @@ class _Watch:
             count += 1
             names = f"{base}_{count}"
         self.joins[names] = Join(names, (*mine, *other))
+
+    def finish(self, output: Any) -> None:
+        """Looks at the outputs of the model."""
+        self.outside.check(output)
+        if self.intervals.came_from_elsewhere(output, self.model):
+            self._stray("numbers from elsewhere, such as another thread")
 
     def found(self) -> Iterator[Found]:
         """One dot product per layer (over all its calls), per attention product and per stray."""

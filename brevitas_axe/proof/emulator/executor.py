@@ -125,7 +125,7 @@ def _pieces(
             f"the model's inputs are {', '.join(map(shown, wanted))}, but "
             f"{', '.join(map(str, inputs)) or 'none'} were given."
         )
-    arrays, steps = {}, set()
+    arrays, steps, whole = {}, set(), True
     for name, value in wanted.items():
         arrays[name] = np.asarray(inputs[name]).astype(_input_dtype(value, file))
         dims = value.type.tensor_type.shape.dim
@@ -140,6 +140,10 @@ def _pieces(
                 f"{['any' if f is None else f for f in fixed]}."
             )
         steps.add((shape[0], fixed[0] or shape[0]) if shape else (1, 1))
+        whole &= bool(fixed) and fixed[0] == shape[0]
+    if whole:  # the file's own shapes, whatever their first axes mean
+        yield arrays
+        return
     if len({batch for batch, _ in steps}) != 1:
         raise InvalidOption("the inputs have different batch sizes.")
     batch, step = min(steps, key=lambda pair: pair[1])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from qonnx.transformation.infer_shapes import InferShapes
@@ -319,6 +320,15 @@ def test_several_inputs_and_outputs() -> None:
             emulate(model, inputs, 64)
     with pytest.raises(InvalidOption, match="name one"):
         assert result.output is None
+
+
+def test_inputs_whose_first_axes_are_no_batch() -> None:
+    graph = Graph(6, 3)
+    graph.inputs.append(helper.make_tensor_value_info("levels", TensorProto.FLOAT, [3, 7]))
+    graph.op("MultiThreshold", graph.input, "levels", domain=QONNX, out_dtype="UINT3")
+    x, levels = np.zeros((6, 3), np.float32), np.arange(-3, 4, dtype=np.float32)[None].repeat(3, 0)
+    result = emulate(graph.model(), {"x": x, "levels": levels})
+    assert np.array_equal(result.output, np.full((6, 3), 4))
 
 
 def test_bad_arguments() -> None:
