@@ -24,6 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from brevitas_axe.proof.certificate.axes import aligned, axes_of, carried, varying
+
 _PRODUCTS = {
     *("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "matmul", "linear"),
     *("einsum", "convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable"),
@@ -219,7 +221,7 @@ class Outside(TorchDispatchMode):
         if name in _KEEPS and len(given) == 1:
             return first
         if name in _AXES and len(given) == 1:
-            axes = _carried(name, first.axes, tensor, args, result) if first.axes else first.axes
+            axes = carried(name, first.axes, tensor, args, result) if first.axes else first.axes
             return replace(first, place=next(self._count), axes=axes)
         if name in _MOVES:
             kept = every if first.axes else first.axes
@@ -243,7 +245,7 @@ class Outside(TorchDispatchMode):
         if name in _FLOAT_UNITS:
             return self._fresh()
         if name in _MEANS:
-            over = _axes_of(_MEANS[name], tensor, args, kwargs)
+            over = axes_of(_MEANS[name], tensor, args, kwargs)
             if first.axes & over and first.kind == _POWER and name == "mean":
                 return replace(self._fresh(), kind=_MEAN_SQUARE)
             if first.axes & over:
@@ -291,9 +293,9 @@ class Outside(TorchDispatchMode):
     ) -> _Number:
         numbers = [number for _, number in given]
         if len(numbers) == 1:  # plus a constant
-            return replace(numbers[0], axes=_aligned(given[0][0], numbers[0].axes, result))
+            return replace(numbers[0], axes=aligned(given[0][0], numbers[0].axes, result))
         left, right = numbers[:2]
-        axes = frozenset(axis for t, number in given for axis in _aligned(t, number.axes, result))
+        axes = frozenset(axis for t, number in given for axis in aligned(t, number.axes, result))
         if left.source != right.source:
             products = any(n.kind == _PRODUCT for n in numbers)
             return replace(self._fresh(), kind=_PRODUCT if products else _VALUE, axes=axes)
@@ -312,10 +314,10 @@ class Outside(TorchDispatchMode):
         first = numbers[0]
         if len(factors) < 2 and len(numbers) == 1:
             kind = max(first.kind, _SCALED)
-            return replace(first, kind=kind, axes=_aligned(given[0][0], first.axes, result))
-        both = _varying(args[0], result) & _varying(args[1], result)
+            return replace(first, kind=kind, axes=aligned(given[0][0], first.axes, result))
+        both = varying(args[0], result) & varying(args[1], result)
         for tensor, number in given:
-            both |= _aligned(tensor, number.axes, result)
+            both |= aligned(tensor, number.axes, result)
         alone = len(numbers) == 2 and len({(n.source, n.place) for n in numbers}) == 1
         kinds = {n.kind for n in numbers}
         if alone and _PRODUCT not in kinds:
@@ -327,73 +329,3 @@ class Outside(TorchDispatchMode):
 
 def _tensors(value: Any) -> Iterable[Tensor]:
     return (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
-
-
-def _varying(factor: Any, result: Tensor) -> frozenset[int]:
-    """Axes of the result along which a factor differs from element to element."""
-    if not isinstance(factor, Tensor):
-        return frozenset()
-    ahead = result.ndim - factor.ndim
-    return frozenset(ahead + axis for axis, size in enumerate(factor.shape) if size > 1)
-
-
-def _aligned(operand: Tensor, axes: frozenset[int], result: Tensor) -> frozenset[int]:
-    """Axes of an operand as axes of a broadcast result."""
-    return frozenset(axis + result.ndim - operand.ndim for axis in axes)
-
-
-def _axes_of(
-    fixed: tuple[int, ...] | None, tensor: Tensor, args: tuple, kwargs: dict
-) -> frozenset[int]:
-    """Axes that a mean goes over."""
-    named: Any = fixed
-    if fixed is None:
-        named = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    if named is None or named == []:
-        named = range(tensor.ndim)
-    axes = [named] if isinstance(named, int) else list(named)
-    return frozenset(axis % max(tensor.ndim, 1) for axis in axes)
-
-
-def _carried(
-    name: str, axes: frozenset[int], tensor: Tensor, args: tuple, result: Tensor
-) -> frozenset[int]:
-    """Positions of axes after they were permuted, added, dropped or joined."""
-    rank = tensor.ndim
-    if name == "permute":
-        order = [axis % rank for axis in args[1]]
-        return frozenset(order.index(axis) for axis in axes)
-    if name in ("transpose", "t"):
-        left, right = (axis % rank for axis in (args[1:3] if name == "transpose" else (0, 1)))
-        swap = {left: right, right: left}
-        return frozenset(swap.get(axis, axis) for axis in axes)
-    if name == "unsqueeze":
-        at = args[1] % (rank + 1)
-        return frozenset(axis + (axis >= at) for axis in axes)
-    if name == "expand":
-        return _aligned(tensor, axes, result)
-    return _carried_by_view(axes, tuple(tensor.shape), tuple(result.shape))
-
-
-def _carried_by_view(
-    axes: frozenset[int], before: tuple[int, ...], after: tuple[int, ...]
-) -> frozenset[int]:
-    """Axes of one shape in another of the same elements, by their spans of strides."""
-    spans = [_spans(shape) for shape in (before, after)]
-    found = set()
-    for axis in axes:
-        first, last = spans[0][axis]
-        # An axis of the result is touched where the two spans of strides overlap.
-        for index, (start, end) in enumerate(spans[1]):
-            if after[index] > 1 and start < last and first < end:
-                found.add(index)
-    return frozenset(found)
-
-
-def _spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(stride, stride × size) of every axis of a contiguous tensor."""
-    spans, stride = [], 1
-    for size in reversed(shape):
-        spans.append((stride, stride * size))
-        stride *= size
-    return spans[::-1]
