@@ -265,8 +265,9 @@ class _Watch:
                 if not getattr(getattr(_module, "output_quant", None), "is_quant_enabled", False):
                     self._keep_result(output, (name,))
             if name in self.layers or name in self.quantizers or name in self.attention:
-                self.outside.born(output)
-                self.intervals.born(output, derived=name not in self.quantizers)
+                rounds = name in self.quantizers
+                self.outside.born(output, (args, kwargs) if rounds else None)
+                self.intervals.born(output, derived=not rounds)
             self.stack.pop()
 
         yield module.register_forward_pre_hook(enter)

@@ -140,12 +140,19 @@ class Outside(TorchDispatchMode):
         self._numbers = WeakTensorKeyDictionary()
         self._count = itertools.count()
 
-    def born(self, value: Any) -> None:
-        """Marks new numbers: results of a quantizer or layer, or arguments of the model."""
+    def born(self, value: Any, before: Any = None) -> None:
+        """Marks new numbers: results of a quantizer or layer, or arguments of the model.
+
+        Args:
+            value: with these numbers.
+            before: what a quantizer rounded to them; products stay products, and pieces of one
+                tensor stay pieces of it.
+        """
+        known = [self._numbers[t] for t in _values(before) if t in self._numbers]
         for leaf in tree_leaves(value, is_leaf=lambda part: isinstance(part, QuantTensor)):
             tensor = getattr(leaf, "value", leaf)
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
-                self._numbers[tensor] = self._fresh()
+                self._numbers[tensor] = _rounded(known[0]) if known else self._fresh()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -223,6 +230,8 @@ class Outside(TorchDispatchMode):
         if name in _AXES and len(given) == 1:
             axes = carried(name, first.axes, tensor, args, result) if first.axes else first.axes
             return replace(first, place=next(self._count), axes=axes)
+        if name in ("index", "index_select", "take") and _uneven(args[1:]):
+            return replace(first, place=next(self._count), kind=_PRODUCT, axes=every)
         if name in _MOVES:
             kept = every if first.axes else first.axes
             return replace(first, place=next(self._count), axes=kept)
@@ -325,6 +334,28 @@ class Outside(TorchDispatchMode):
                 return replace(first, kind=_CURVE, axes=frozenset())
             return replace(first, kind=_POWER, axes=both)
         return replace(first, kind=_PRODUCT, axes=both) if both else self._fresh()
+
+
+def _rounded(number: _Number) -> _Number:
+    """A number behind a quantizer: itself, or what it was multiplied with."""
+    if number.kind in (_SCALED, _PRODUCT):
+        return number
+    return replace(number, kind=_VALUE, axes=frozenset())
+
+
+def _uneven(args: tuple) -> bool:
+    """Whether indices take some elements more often than others."""
+    for places in _tensors(args):
+        if places.dtype in (torch.int32, torch.int64) and places.numel() > 1:
+            counts = torch.unique(places, return_counts=True)[1]
+            if int(counts.min()) < int(counts.max()):
+                return True
+    return False
+
+
+def _values(value: Any) -> Iterable[Tensor]:
+    leaves = tree_leaves(value, is_leaf=lambda part: isinstance(part, QuantTensor))
+    return (t for t in (getattr(part, "value", part) for part in leaves) if isinstance(t, Tensor))
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:

@@ -172,3 +172,44 @@ def test_a_product_in_a_hook_of_a_layer() -> None:
     net.fc.register_forward_hook(lambda module, args, output: F.linear(output, torch.ones(2, 3)))
     (stray,) = proof(net).failures
     assert stray.name == "Net.forward"
+
+
+def pieces(value: Tensor, net: Net) -> Tensor:
+    """Each piece goes through the quantizer on its own before it is multiplied."""
+    parts = [net.act(value).value[:, index] * (index + 1) for index in range(4)]
+    return parts[0] + parts[1] + parts[2] + parts[3]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        lambda value, net: net.act(value * _W).value.sum(-1),
+        lambda value, net: net.act(F.relu(value * _W)).value.mean(-1),
+        lambda value, net: net.act(value[:, :1] * 3).value + net.act(value[:, 1:2]).value,
+        lambda value, net: value[:, [0, 0, 0, 1, 2]].sum(-1),
+        lambda value, net: torch.index_select(value, 1, torch.tensor([0, 1, 1])).mean(-1),
+        pieces,
+    ],
+)
+def test_products_that_a_quantizer_rounds(beside) -> None:
+    net = Net()
+    net.beside = lambda value: beside(value, net)
+    (stray,) = proof(net).failures
+    assert stray.name == "Net.forward"
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        lambda value, net: net.act(value * 3).value.sum(-1),
+        lambda value, net: net.act(value).value + net.act(F.relu(value)).value,
+        lambda value, net: net.act(value).value[:, [3, 1]].mean(-1),
+        lambda value, net: net.act(F.silu(value)).value.mean(-1),
+        lambda value, net: net.act(torch.cat([value, F.relu(value)], 1)).value.amax(1),
+        lambda value, net: net.act(F.layer_norm(value * _W, (4,))).value.mean(-1),
+    ],
+)
+def test_quantizers_of_other_things(beside) -> None:
+    net = Net()
+    net.beside = lambda value: beside(value, net)
+    assert proof(net).ok
