@@ -37,7 +37,7 @@ from onnx import numpy_helper
 from qonnx.core.datatype import DataType
 from torch import Tensor, nn
 
-from brevitas_axe.errors import ExportRefused, InvalidOption
+from brevitas_axe.errors import AxeError, ExportRefused, InvalidOption
 from brevitas_axe.export.execution import Execution
 from brevitas_axe.export.finn import check_finn
 from brevitas_axe.export.indexed import IndexedGraph
@@ -240,11 +240,17 @@ def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict
         with evaluating(model), _plain_outputs(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracer warnings about Brevitas's own code
             manager.export(model, args=args, export_path=str(path), dynamo=dynamo, **kwargs)
-    except BaseException:
+    except BaseException as error:
         # Brevitas leaves a model in export mode when an export fails.
         if not dynamo or hasattr(model, "_brevitas_return_quant_tensor_state"):
             manager.set_export_mode(model, enabled=False)
-        raise
+        if isinstance(error, AxeError) or not isinstance(error, Exception):
+            raise
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise ExportRefused(
+            f"torch cannot write the model as ONNX: {first}; compute that with operators that ONNX "
+            "has, or export the part of the model before it."
+        ) from error
 
 
 @contextmanager

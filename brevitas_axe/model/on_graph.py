@@ -41,8 +41,9 @@ from brevitas_axe.model.quantizers.relu6 import QuantReLU6
 from brevitas_axe.model.rewrites import differ, few, tensors_in
 from brevitas_axe.model.running import Batch, Graph, first_input, float_twin, hooked, tensor_of
 from brevitas_axe.model.sizes import set_sizes_aside
-from brevitas_axe.model.sums import aligned, is_sum, with_aligned_sums
+from brevitas_axe.model.sums import aligned, is_sum, never_negative, with_aligned_sums
 
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 # With quantizers off, outputs may differ from the model's by so much of the largest: rounding.
 _FLOAT_CHANGE = 1e-2
 _ACTIVATIONS = {
@@ -85,7 +86,7 @@ def quantized_graph(
     quantized = moves_as_modules(gates_as_modules(graph))
     put_back = set_sizes_aside(quantized, few(sample))
     with missing_keys_ignored():
-        quantized = _with_quantizers(quantized, identities, acts, weight)
+        quantized = _with_quantizers(quantized, sample, identities, acts, weight)
     _run_on_values(quantized, acts)
     put_back(quantized)
     _quantize_all_inputs(quantized, sample, input_bits)
@@ -103,13 +104,21 @@ def quantized_graph(
     return quantized
 
 
-def _with_quantizers(graph: Graph, identities: dict, acts: dict, weight: dict) -> Graph:
-    """The steps of Brevitas's own `quantize`, but for sums."""
+def _with_quantizers(
+    graph: Graph, sample: Batch, identities: dict, acts: dict, weight: dict
+) -> Graph:
+    """The steps of Brevitas's own `quantize`, but for sums and for inputs that are no floats."""
     graph = inp_placeholder_handler(graph, identities["signed"])
+    _free_whole_inputs(graph, sample)
     graph.graph.eliminate_dead_code()  # quantizers of inputs that are not there
     graph.recompile()
     graph = act_handler(graph, layer_map=acts)
     graph = add_output_quant_handler(graph, identities, acts, UNSIGNED_ACT_TUPLE)
+    for node in _calls_of_quantizers(graph):  # Brevitas mistakes the sign of some sums
+        behind_sum = is_sum(node.args[0])
+        if behind_sum and not never_negative(graph, node.args[0]):
+            quantizer, options = identities["signed"]
+            graph.set_submodule(node.target, quantizer(**options))
     # Before layers are, so that every quantizer that a sum needs is there and shared.
     graph = with_aligned_sums(graph, identities, acts)
     graph = layer_handler(
@@ -121,7 +130,44 @@ def _with_quantizers(graph: Graph, identities: dict, acts: dict, weight: dict) -
         unsigned_act_tuple=UNSIGNED_ACT_TUPLE,
         requantize_output=True,
     )
+    _free_modules_on_values(graph)
     return DisableLastReturnQuantTensor().apply(graph)
+
+
+def _free_modules_on_values(graph: Graph) -> None:
+    """Recurrent layers take plain numbers; what gives several results is not quantized as one."""
+    for node in list(graph.graph.nodes):
+        module = graph.get_submodule(node.target) if node.op == "call_module" else None
+        if not isinstance(module, (*_RECURRENT, qnn.QuantMultiheadAttention)):
+            continue
+        _without_quantizers_behind(graph, node)
+        if isinstance(module, _RECURRENT):
+            for source in list(node.all_input_nodes):
+                with graph.graph.inserting_before(node):
+                    node.replace_input_with(source, graph.graph.call_function(tensor_of, (source,)))
+    graph.recompile()
+
+
+def _without_quantizers_behind(graph: Graph, node: Graph) -> None:
+    """Takes away the quantizers that read a node as it is."""
+    for user in list(node.users):
+        if user.op == "call_module" and isinstance(
+            graph.get_submodule(user.target), qnn.QuantIdentity
+        ):
+            user.replace_all_uses_with(node)
+            graph.graph.erase_node(user)
+
+
+def _free_whole_inputs(graph: Graph, sample: Batch) -> None:
+    """Takes quantizers away from indices, truth values and whole numbers among the inputs."""
+    args, kwargs = sample
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    given = {**dict(zip((node.target for node in inputs), args, strict=False)), **kwargs}
+    for node in inputs:
+        value = given.get(node.target)
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            _without_quantizers_behind(graph, node)
+    graph.recompile()
 
 
 @contextmanager
@@ -230,19 +276,18 @@ def lowest_inputs(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float
 
 def _fit_ends(model: Graph, lowest: dict[str, float], input_bits: int) -> None:
     """Unsigned model inputs where no sample is negative; plain outputs, however nested."""
-    for node in list(model.graph.nodes):
-        if node.op != "call_module" or not isinstance(
-            model.get_submodule(node.target), qnn.QuantIdentity
-        ):
-            continue
-        if node.args[0].op == "placeholder":
-            kind = {"bit_width": input_bits, "return_quant_tensor": True}
-            if lowest.get(node.target, -1.0) >= 0:
-                kind["act_quant"] = Uint8ActPerTensorFloat
-            model.set_submodule(node.target, qnn.QuantIdentity(**kind))
-        elif all(user.op == "output" for user in node.users):
+    for node in _calls_of_quantizers(model):
+        if node.args[0].op != "placeholder" and all(user.op == "output" for user in node.users):
             node.replace_all_uses_with(node.args[0])
             model.graph.erase_node(node)
+    for names in _inputs_on_one_grid(model):
+        kind = {"bit_width": input_bits, "return_quant_tensor": True}
+        # A module of several names is noted under one of them, for all.
+        if min((lowest[name] for name in names if name in lowest), default=-1.0) >= 0:
+            kind["act_quant"] = Uint8ActPerTensorFloat
+        quantizer = qnn.QuantIdentity(**kind)
+        for name in names:
+            model.set_submodule(name, quantizer)
     (end,) = (node for node in model.graph.nodes if node.op == "output")
     last = end.args[0]
     module = model.get_submodule(last.target) if getattr(last, "op", "") == "call_module" else None
@@ -255,22 +300,52 @@ def _fit_ends(model: Graph, lowest: dict[str, float], input_bits: int) -> None:
     DisableLastReturnQuantTensor().apply(model)
 
 
-def _fit_signs(model: Graph, lowest: dict[str, float], bits: int) -> None:
-    """Unsigned quantizers in front of layers, where no number that arrives is negative.
+def _calls_of_quantizers(model: Graph) -> list[Graph]:
+    """Nodes that call a quantizer, of the model's input or of anything else."""
+    return [
+        node
+        for node in model.graph.nodes
+        if node.op == "call_module"
+        and isinstance(model.get_submodule(node.target), qnn.QuantIdentity)
+    ]
 
-    Brevitas's are signed behind pooling, whatever was pooled. What residual branches share, and so
-    aligns their scales, stays as it is.
+
+def _inputs_on_one_grid(model: Graph) -> list[list[str]]:
+    """Names of the quantizers of inputs, those together that share a scale.
+
+    An input that shares it with something inside, as a residual stream from the input on does, is
+    left out: it stays on the grid of that.
+    """
+    grids: dict[int, list[Graph]] = {}
+    for node in model.graph.nodes:
+        module = model.get_submodule(node.target) if node.op == "call_module" else nn.Identity()
+        for part in _scaling_parts(module)[1:]:
+            grids.setdefault(id(part), []).append(node)
+    return [
+        list(dict.fromkeys(node.target for node in nodes))
+        for nodes in grids.values()
+        if all(node.args and node.args[0].op == "placeholder" for node in nodes)
+    ]
+
+
+def _fit_signs(model: Graph, lowest: dict[str, float], bits: int) -> None:
+    """Unsigned quantizers in front of layers where no number that arrives is negative, else signed.
+
+    Brevitas's are signed behind pooling, whatever was pooled, and unsigned behind the sum of a
+    signed quantizer and an unsigned activation. What residual branches share, and so aligns their
+    scales, stays as it is.
     """
     shared = Counter(id(part) for module in model.modules() for part in _scaling_parts(module))
-    for node in model.graph.nodes:
-        module = model.get_submodule(node.target) if node.op == "call_module" else None
-        if not isinstance(module, qnn.QuantIdentity) or node.args[0].op == "placeholder":
+    for node in _calls_of_quantizers(model):
+        module = model.get_submodule(node.target)
+        if node.args[0].op == "placeholder":
             continue
         alone = all(shared[id(part)] == 1 for part in _scaling_parts(module))
-        if alone and module.act_quant.is_signed and lowest.get(node.target, -1.0) >= 0:
-            kind = {"act_quant": Uint8ActPerTensorFloat, "bit_width": bits}
-            unsigned = qnn.QuantIdentity(**kind, return_quant_tensor=module.return_quant_tensor)
-            model.set_submodule(node.target, unsigned)
+        signed = lowest.get(node.target, -1.0) < 0
+        if alone and module.act_quant.is_signed != signed:
+            kind = Int8ActPerTensorFloat if signed else Uint8ActPerTensorFloat
+            options = {"bit_width": bits, "return_quant_tensor": module.return_quant_tensor}
+            model.set_submodule(node.target, qnn.QuantIdentity(act_quant=kind, **options))
 
 
 def _scaling_parts(module: nn.Module) -> tuple[Any, ...]:

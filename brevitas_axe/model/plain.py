@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from brevitas.inject.enum import ScalingPerOutputType
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
@@ -31,13 +32,39 @@ def plain_classes(model: nn.Module) -> nn.Module:
     return model
 
 
+def check_open(model: nn.Module) -> None:
+    """Refuses a model that hides its layers behind something else.
+
+    Raises:
+        UnsupportedLayer: scripted or traced by torch.jit, compiled, exported by torch.export, or
+            wrapped to run on several devices.
+    """
+    kind = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        problem = "is TorchScript, whose layers cannot be exchanged; give the model it was made of"
+    elif kind == "OptimizedModule":  # importing its class takes a second
+        problem = "is compiled; give the model itself, model._orig_mod, and compile the result"
+    elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        problem = "runs copies of a model; give the model itself, model.module"
+    elif "eval" in vars(model):  # replaced by torch.export
+        problem = "is a program of torch.export, which has no layers; give the model it was made of"
+    else:
+        return
+    raise UnsupportedLayer(f"the model, a {kind}, {problem}.")
+
+
 def check_plainly_written(model: nn.Module) -> None:
     """Refuses layers whose weights are computed elsewhere, which no quantizer can replace.
 
     Raises:
-        UnsupportedLayer: pruned, weight- or spectral-normalized layers, or torch's own
-            transformer layers.
+        UnsupportedLayer: pruned, weight- or spectral-normalized layers, torch's own transformer
+            layers, or a layer that is the whole model.
     """
+    if isinstance(model, PLAIN_LAYERS):
+        raise UnsupportedLayer(
+            f"the model is a single {type(model).__name__}, which cannot be exchanged in itself; "
+            "give nn.Sequential(model)."
+        )
     for name, module in model.named_modules():
         hooks = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
         if is_parametrized(module):

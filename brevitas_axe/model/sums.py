@@ -15,8 +15,8 @@ from brevitas.graph.quantize import UNSIGNED_ACT_TUPLE, align_input_quant
 from brevitas.graph.quantize_impl import (
     ADD_FNS,
     ADD_METHODS,
+    SIGN_PRESERVING_MODULES,
     are_inputs_quantized_and_aligned,
-    are_inputs_unsigned,
     recursive_input_handler,
 )
 
@@ -24,6 +24,9 @@ from brevitas_axe.model.running import Graph, copied
 
 # So often may one sum be aligned anew, because another one changed what it reads.
 _ROUNDS = 4
+# What changes neither numbers nor signs.
+_MOVES = (torch.reshape, torch.flatten, torch.transpose)
+_MOVE_METHODS = ("view", "reshape", "flatten", "t", "permute", "transpose")
 
 
 def is_sum(node: Graph) -> bool:
@@ -31,6 +34,30 @@ def is_sum(node: Graph) -> bool:
     if node.op == "call_method":
         return node.target in ADD_METHODS
     return node.op == "call_function" and node.target in (*ADD_FNS, torch.cat)
+
+
+def never_negative(model: Graph, node: Graph) -> bool:
+    """Whether a node reads nothing but unsigned activations.
+
+    Brevitas's own `are_inputs_unsigned` takes every quantizer that is no activation for unsigned,
+    the one of the model's input too.
+    """
+    return bool(node.all_input_nodes) and all(
+        _is_unsigned(model, source) for source in node.all_input_nodes
+    )
+
+
+def _is_unsigned(model: Graph, node: Graph) -> bool:
+    if node.op == "call_module":
+        module = model.get_submodule(node.target)
+        if hasattr(module, "act_quant"):
+            return not module.act_quant.is_signed
+        if isinstance(module, tuple(SIGN_PRESERVING_MODULES)):
+            return never_negative(model, node)
+        return isinstance(module, tuple(UNSIGNED_ACT_TUPLE))
+    moves = node.op == "call_function" and node.target in _MOVES
+    moves |= node.op == "call_method" and node.target in _MOVE_METHODS
+    return (moves or is_sum(node)) and never_negative(model, node)
 
 
 def aligned(model: Graph, node: Graph, acts: dict) -> bool:
@@ -71,15 +98,14 @@ def _align(model: Graph, identities: dict, acts: dict, alone: set[str]) -> set[s
         if node is None:
             return left
         rounds[node.name] = rounds.get(node.name, 0) + 1
-        if rounds[node.name] > _ROUNDS or not _align_one(model, node, identities, acts):
+        if rounds[node.name] > _ROUNDS or not _align_one(model, node, identities):
             left.add(node.name)
 
 
-def _align_one(model: Graph, node: Graph, identities: dict, acts: dict) -> bool:
+def _align_one(model: Graph, node: Graph, identities: dict) -> bool:
     """Gives the inputs of one sum a shared quantizer; False where their signs forbid it."""
-    unsigned = are_inputs_unsigned(model, node, [], acts, UNSIGNED_ACT_TUPLE)
     name = f"{node.name}_quant"
-    for kind in ("unsigned", "signed") if unsigned else ("signed",):
+    for kind in ("unsigned", "signed") if never_negative(model, node) else ("signed",):
         quantizer, options = identities[kind]
         shared: qnn.QuantIdentity = quantizer(**options)
         rewriters: list[Any] = []

@@ -42,6 +42,7 @@ from brevitas_axe.methods.sensitivity import (
     make_choices,
     score,
 )
+from brevitas_axe.model.plain import check_open
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, one_sample, to_brevitas
 from brevitas_axe.plan import Choices
 from brevitas_axe.recipe import Run
@@ -142,6 +143,7 @@ def allocate(
     judge, chooser = method("sensitivity", scorer), method("allocate", allocator)
     spec = load_backend(backend) if isinstance(backend, str | Path) else backend
     items = list(calibration)
+    check_open(model)
     batches = as_batches(items, model)
     model = _calibrated(model, batches, run)
     args, kwargs = one_sample(batches[0])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.model.plain import check_plainly_written
+from brevitas_axe.model.plain import check_open, check_plainly_written
 from brevitas_axe.model.prepare import as_batches, has_quantizers
 from brevitas_axe.model.running import check_runs, evaluating
 from brevitas_axe.model.stack import blocks_in_turn, find_blocks
@@ -68,6 +68,7 @@ def quantize(
     request = requested(plan, recipe, exclude, run, keywords)
     if not isinstance(model, nn.Module):
         raise InvalidOption(f"quantize takes a torch.nn.Module, not a {type(model).__name__}.")
+    check_open(model)
     batches = as_batches(calibration, model)
     if not has_quantizers(model):
         check_plainly_written(model)

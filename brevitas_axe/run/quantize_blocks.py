@@ -18,7 +18,7 @@ from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.methods.solvers.protocol import wide
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.offload import bring_in, check_offload, send_out
-from brevitas_axe.model.plain import check_plainly_written
+from brevitas_axe.model.plain import check_open, check_plainly_written
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, to_brevitas
 from brevitas_axe.model.running import check_runs, evaluating, float_twin, ran_out_of_memory
 from brevitas_axe.model.stack import (
@@ -105,6 +105,7 @@ def quantize_blocks(
             "quantize_blocks changes the model itself, and widths='auto' tries several plans; use "
             "quantize, which works on copies, and give quantize_blocks the plan that it finds."
         )
+    check_open(model)
     return solve_blocks(model, as_batches(calibration, model), request, stack)
 
 

@@ -9,7 +9,9 @@ from torch.nn.utils import parametrizations, prune
 
 from brevitas_axe.errors import UnsupportedLayer
 from brevitas_axe.model.plain import check_plainly_written
+from brevitas_axe.run.allocate import allocate
 from brevitas_axe.run.quantize import quantize
+from brevitas_axe.run.quantize_blocks import quantize_blocks
 
 
 def model() -> nn.Sequential:
@@ -38,3 +40,29 @@ def test_torch_s_own_transformer_layers_are_refused() -> None:
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     with pytest.raises(UnsupportedLayer, match=r"torch's own TransformerEncoderLayer"):
         quantize(nn.Sequential(layer), [torch.randn(8, 6, 16)], progress=False)
+
+
+HIDING = {
+    "TorchScript": torch.jit.script,
+    "model._orig_mod": lambda net: torch.compile(net, backend="eager"),
+    "model.module": nn.DataParallel,
+    "torch.export": lambda net: torch.export.export(net, (torch.rand(8, 1, 8, 8),)).module(),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("says", HIDING)
+def test_models_that_hide_their_layers_are_refused(says) -> None:
+    hidden = HIDING[says](model().eval())
+    images = [torch.rand(8, 1, 8, 8)]
+    with pytest.raises(UnsupportedLayer, match=says):
+        quantize(hidden, images, progress=False)
+    with pytest.raises(UnsupportedLayer, match=says):
+        allocate(hidden, images, {"bops": 1e9})
+    with pytest.raises(UnsupportedLayer, match=says):
+        quantize_blocks(hidden, images, progress=False)
+
+
+def test_a_layer_alone_is_refused_with_the_way_out() -> None:
+    with pytest.raises(UnsupportedLayer, match=r"single Linear.*nn\.Sequential\(model\)"):
+        quantize(nn.Linear(4, 2), [torch.rand(8, 4)], progress=False)
