@@ -223,6 +223,11 @@ def _run_on_values(model: Graph, acts: dict) -> None:
             continue
         for source in list(node.all_input_nodes):
             node.replace_input_with(source, plain(source))
+    for node in _calls_of_quantizers(model):
+        read_as_values = all(user.target is tensor_of for user in node.users)
+        if read_as_values and node.args[0].op != "placeholder":  # it would only round
+            node.replace_all_uses_with(node.args[0])
+            model.graph.erase_node(node)
     model.recompile()
 
 
@@ -298,6 +303,9 @@ def _fit_ends(model: Graph, lowest: dict[str, float], input_bits: int) -> None:
     model.recompile()
     model.delete_all_unused_submodules()
     DisableLastReturnQuantTensor().apply(model)
+    for node in _calls_of_quantizers(model):
+        if any(user.op == "call_module" for user in node.users):  # it may be the last one as well
+            model.get_submodule(node.target).return_quant_tensor = True
 
 
 def _calls_of_quantizers(model: Graph) -> list[Graph]:
@@ -311,11 +319,7 @@ def _calls_of_quantizers(model: Graph) -> list[Graph]:
 
 
 def _inputs_on_one_grid(model: Graph) -> list[list[str]]:
-    """Names of the quantizers of inputs, those together that share a scale.
-
-    An input that shares it with something inside, as a residual stream from the input on does, is
-    left out: it stays on the grid of that.
-    """
+    """Names of the quantizers of inputs, those together that share a scale."""
     grids: dict[int, list[Graph]] = {}
     for node in model.graph.nodes:
         module = model.get_submodule(node.target) if node.op == "call_module" else nn.Identity()
@@ -324,7 +328,7 @@ def _inputs_on_one_grid(model: Graph) -> list[list[str]]:
     return [
         list(dict.fromkeys(node.target for node in nodes))
         for nodes in grids.values()
-        if all(node.args and node.args[0].op == "placeholder" for node in nodes)
+        if all(node.args[0].op == "placeholder" for node in nodes)
     ]
 
 

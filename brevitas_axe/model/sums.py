@@ -74,7 +74,7 @@ def with_aligned_sums(model: Graph, identities: dict, acts: dict) -> Graph:
         identities: Brevitas's map of quantizers, "signed" and "unsigned".
         acts: Brevitas's map of quantized activations.
     """
-    alone: set[str] = set()
+    alone = {node.name for node in model.graph.nodes if is_sum(node) and _mixes_inputs(model, node)}
     while True:
         graph = copied(model)
         left = _align(graph, identities, acts, alone)
@@ -82,6 +82,27 @@ def with_aligned_sums(model: Graph, identities: dict, acts: dict) -> Graph:
             return graph
         # Again, without the quantizers that the vain attempts left behind.
         alone |= left
+
+
+def _mixes_inputs(model: Graph, node: Graph) -> bool:
+    """Whether a sum joins an input of the model with something inside.
+
+    On a shared grid the input would lose its own bits and sign, for the whole model.
+    """
+    return _origins(model, node) == {True, False}
+
+
+def _origins(model: Graph, node: Graph) -> set[bool]:
+    """Whether what a sum reads comes from an input of the model, of all that it reads."""
+    found: set[bool] = set()
+    for source in node.all_input_nodes:
+        module = model.get_submodule(source.target) if source.op == "call_module" else None
+        if is_sum(source) or isinstance(module, tuple(SIGN_PRESERVING_MODULES)):
+            found |= _origins(model, source)
+        else:
+            quantized = isinstance(module, qnn.QuantIdentity)
+            found.add(quantized and source.args[0].op == "placeholder")
+    return found
 
 
 def _align(model: Graph, identities: dict, acts: dict, alone: set[str]) -> set[str]:

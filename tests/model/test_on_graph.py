@@ -104,6 +104,29 @@ def test_a_stream_with_negative_numbers_is_signed_from_the_input_on() -> None:
     assert all(q.act_quant.is_signed for q in quantizers)
 
 
+def test_an_input_that_is_added_inside_keeps_its_own_bits() -> None:
+    torch.manual_seed(0)
+    made = to_brevitas(Residual().eval(), [((X,), {})], input_bit_width=4)
+    assert int(made.get_submodule("x_quant").act_quant.bit_width()) == 8
+    assert int(made.get_submodule("add_output_quant").act_quant.bit_width()) == 4
+
+
+class Denoiser(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 16), nn.Linear(16, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.last(F.relu(self.first(x)))
+
+
+def test_what_is_read_as_values_alone_is_not_rounded() -> None:
+    torch.manual_seed(0)
+    made = to_brevitas(Denoiser().eval(), [((X,), {})], input_bit_width=4)
+    inside = [node.target for node in made.graph.nodes if "quant" in str(node.target)]
+    assert inside == ["x_quant"]
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_inputs_that_are_joined_share_one_grid_of_their_own_bits(signed) -> None:
     args = (X, X.flip(0).abs()) if signed else (X.abs(), X.flip(0).abs())

@@ -286,9 +286,7 @@ def test_what_brevitas_does_not_know_is_quantized_on_the_graph(build) -> None:
         quantized = to_brevitas(model, as_batches([X]), weight_bit_width=8)
     assert not find_unquantized(quantized)
     ranges = observe_inputs(quantized, find_layers(quantized), (X,))
-    # A sum has one scale for both sides, and the sign of both.
-    low, high = (-128, 127) if build is PlusItself else (0, 255)
-    assert all(reach == InputRange(low, high) for calls in ranges.values() for reach in calls)
+    assert all(reach == InputRange(0, 255) for calls in ranges.values() for reach in calls)
     assert error(quantized, model, X) < 0.02
     assert differ(tensors_in(model(X[:3])), tensors_in(float_twin(quantized)(X[:3]))) < 1e-4
 
