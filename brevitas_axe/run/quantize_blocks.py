@@ -76,7 +76,7 @@ def quantize_blocks(
         model: a float model with one stack of blocks (Llama, GPT-2, OPT, BERT, ViT and
             similar ones) that passes hidden states unchanged from block to block. Changed in place,
             since a copy would double the memory; unchanged where an option is refused. Only a
-            recipe's split makes a copy.
+            recipe's split makes a copy, and widths="auto" solves several before the model itself.
         calibration: batches, see `brevitas_axe.model.prepare.as_batches`.
         plan: widths by layer name, or one precision for all layers of the blocks. Layers that a
             plan does not name stay in float; bits that it does not give are those of the keywords.
@@ -100,13 +100,15 @@ def quantize_blocks(
         raise InvalidOption("the model has Brevitas layers already; use brevitas_axe.quantize.")
     check_plainly_written(model)
     request = requested(plan, recipe, exclude, run, keywords)
-    if request.recipe.widths is not None:
-        raise InvalidOption(
-            "quantize_blocks changes the model itself, and widths='auto' tries several plans; use "
-            "quantize, which works on copies, and give quantize_blocks the plan that it finds."
-        )
     check_open(model)
-    return solve_blocks(model, as_batches(calibration, model), request, stack)
+    batches = as_batches(calibration, model)
+    if request.recipe.widths is None:
+        return solve_blocks(model, batches, request, stack)
+    on_copies = replace(request, run=replace(request.run, offload=None))
+    chosen = best_block_widths(model, batches, on_copies, stack)
+    recipe = replace(request.recipe, widths=None, budget={})
+    planned = replace(request, plan=chosen.plan, recipe=recipe, validate=None)
+    return replace(solve_blocks(model, batches, planned, stack), tried=chosen.tried)
 
 
 def solve_blocks(

@@ -151,6 +151,20 @@ def test_blocks_get_widths_too(options, monkeypatch) -> None:
     assert len(result.plan.layers) == 14
     assert len(result.tried) >= 3
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    if options:  # in place, by transforms that wrap layers too
+        asked = {"accumulator_bit_width": 12, "quality": "fast", "progress": False, **options}
+        found = quantize_blocks(model, batches("llama"), widths="auto", **asked)
+        assert found.model is model
+        assert found.tried == result.tried
+        assert found.plan == result.plan
+        layers = find_layers(result.model, result.floats)
+        assert all(
+            torch.equal(
+                integer_weight(name, layer)[0],
+                integer_weight(name, model.get_submodule(name))[0],
+            )
+            for name, layer in layers.items()
+        )
 
 
 P = {"accumulator_bit_width": 9}
@@ -182,8 +196,3 @@ P = {"accumulator_bit_width": 9}
 def test_what_cannot_be_meant_is_said(options, says) -> None:
     with pytest.raises(InvalidOption, match=says):
         run(**options)
-
-
-def test_a_run_in_place_refuses() -> None:
-    with pytest.raises(InvalidOption, match="works on copies"):
-        quantize_blocks(tiny("llama"), batches("llama"), widths="auto", accumulator_bit_width=12)
