@@ -6,6 +6,7 @@ import enum
 import inspect
 import math
 import types
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -90,6 +91,8 @@ class _Description:
             return {"slice": [self.value(v, where) for v in (value.start, value.stop, value.step)]}
         if value is Ellipsis:
             return {"ellipsis": True}
+        if isinstance(value, weakref.ref):  # recurrent layers have such ones to their weights
+            return {"weak": self.value(value(), where)}
         if isinstance(value, enum.Enum):
             return {"enum": [self._class(type(value), where), value.name]}
         if isinstance(value, Tensor):

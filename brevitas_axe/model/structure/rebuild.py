@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -105,6 +106,9 @@ class _Building:
 
     def _read_ellipsis(self, _: bool, __: dict) -> Any:
         return Ellipsis
+
+    def _read_weak(self, value: Any, _: dict) -> Any:
+        return weakref.ref(self.value(value))
 
     def _read_enum(self, parts: list, _: dict) -> enum.Enum:
         kind = self._class(parts[0])

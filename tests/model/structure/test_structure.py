@@ -46,6 +46,17 @@ def test_the_quantizers_of_a_copy_refer_to_the_copy(described) -> None:
             assert injector.proxy_module is module
 
 
+def test_recurrent_layers_find_their_weights_again() -> None:
+    layer = nn.LSTM(3, 4, batch_first=True).eval()
+    content, tensors = describe(layer)
+    [again] = rebuild(json.loads(json.dumps(content)), tensors)
+    x = torch.rand(2, 5, 3)
+    assert torch.equal(again(x)[0], layer(x)[0])
+    with torch.no_grad():
+        again.weight_ih_l0.zero_()
+    assert not torch.equal(again(x)[0], layer(x)[0])
+
+
 def test_values_come_back_as_they_were() -> None:
     values = (
         (1, -2.5, True, None, "text", [1, (2,)], {"a": {3}, 4: slice(1, None, 2)}, ...),
