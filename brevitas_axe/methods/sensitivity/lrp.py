@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,8 +25,13 @@ class Lrp:
     It sums to 1 over layers. In a plain chain relevance is conserved, so all layers get the same:
     the method tells branches apart, residual or of attention. Relevance starts as 1 at the largest
     output of every sample (of every position, where there are several).
+
+    Attributes:
+        rules: of sums and products of activations: "ours" splits them by |share|, "published" as
+            the code that the paper builds on, with signs, whose relevances can be of any size.
     """
 
+    rules: Literal["ours", "published"] = "ours"
     facts = Facts(
         kind="MPW+MPA",
         granularity="layer",
@@ -36,26 +42,27 @@ class Lrp:
     )
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
-        found = relevances(case, trials)
+        found = relevances(case, trials, self.rules == "published")
         total = sum(found.values())
         return from_importance(
             case.choices, {name: value / (total or 1.0) for name, value in found.items()}
         )
 
 
-def relevances(case: Case, trials: Trials) -> dict[str, float]:
+def relevances(case: Case, trials: Trials, published: bool = False) -> dict[str, float]:
     """Layer → mean over samples of Σ|R| at its output; one trial per batch."""
-    work = [(f"batch {index}", (case, index)) for index in range(len(case.batches))]
+    batches = range(len(case.batches))
+    work = [(f"batch {index}", (case, index, published)) for index in batches]
     total = np.sum(trials.map(_batch_relevances, work), axis=0) / case.samples
     return dict(zip(case.names, total.tolist(), strict=True))
 
 
-def _batch_relevances(case: Case, index: int) -> list[float]:
+def _batch_relevances(case: Case, index: int, published: bool) -> list[float]:
     # Weights take no relevance, whether they are trained or not.
     twin, layers = case.sharing_copy(frozen=True)
     args, kwargs = case.batches[index]
     leaves = tuple(map(_leaf, args)), {key: _leaf(a) for key, a in kwargs.items()}
-    with torch.enable_grad(), propagating():
+    with torch.enable_grad(), propagating(published):
         result, calls = layer_outputs(twin, layers, leaves)
     axis = class_axis(result)
     start = torch.zeros_like(result).scatter_(axis, result.argmax(axis, keepdim=True), 1.0)

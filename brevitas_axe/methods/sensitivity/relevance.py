@@ -64,6 +64,47 @@ def _shrunk(relevance: Tensor, like: Tensor) -> Tensor:
     return relevance.sum_to_size(like.shape) if relevance.shape != like.shape else relevance
 
 
+def _over(relevance: Tensor, total: Tensor) -> Tensor:
+    """Relevance divided by signed totals; none where these vanish."""
+    small = total.abs() <= _TINY
+    return torch.where(small, 0.0, relevance / torch.where(small, 1.0, total))
+
+
+def _signed_sum(first: Tensor, second: Tensor, output: Tensor) -> Tensor:
+    """The authors' rule: shares with their signs, then a total for each of the two, per sample."""
+    values = [first.detach().expand_as(output), second.detach().expand_as(output)]
+
+    def rule(relevance: Tensor) -> tuple[Tensor, ...]:
+        per_sample = tuple(range(1, relevance.ndim))
+        share = _over(relevance, values[0] + values[1])
+        parts = [value * share for value in values]
+        # The sum over no axis would be one over all.
+        totals = [part.sum(per_sample, keepdim=True) if per_sample else part for part in parts]
+        given = relevance.sum(per_sample, keepdim=True) if per_sample else relevance
+        whole = totals[0].abs() + totals[1].abs()
+        return tuple(
+            _shrunk(part * _over(_over(total.abs(), whole) * given, total), like)
+            for part, total, like in zip(parts, totals, (first, second), strict=True)
+        )
+
+    return _ruled(rule, output, first, second)
+
+
+def _signed_product(factors: Sequence[Tensor], multiply: Callable[..., Tensor]) -> Tensor:
+    """The authors' rule: half to each factor, in proportion to the terms with their signs."""
+    values = [factor.detach() for factor in factors]
+
+    def rule(relevance: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaves = [value.clone().requires_grad_(True) for value in values]
+            total = multiply(*leaves)
+            share = _over(relevance, total.detach()) / len(leaves)
+            slopes = torch.autograd.grad(total, leaves, share)
+        return tuple((leaf * slope).detach() for leaf, slope in zip(leaves, slopes, strict=True))
+
+    return _ruled(rule, multiply(*values), *factors)
+
+
 def _sum(first: Tensor, second: Tensor, output: Tensor) -> Tensor:
     a, b = first.detach().abs(), second.detach().abs()
     total = a + b
@@ -100,11 +141,18 @@ def _passed(x: Tensor, output: Tensor) -> Tensor:
 
 
 def _matrix_sum(
-    output: Tensor, added: Tensor, first: Tensor, second: Tensor, *, beta=1, alpha=1
+    rules: propagating,
+    output: Tensor,
+    added: Tensor,
+    first: Tensor,
+    second: Tensor,
+    *,
+    beta=1,
+    alpha=1,
 ) -> Tensor:
     """The rules of output = beta·added + alpha·first @ second."""
-    found = _product((first, second), lambda a, b: alpha * (a @ b))
-    return _sum(found, _passed(added, added.detach() * beta), output) if beta else found
+    found = rules.product((first, second), lambda a, b: alpha * (a @ b))
+    return rules.sum(found, _passed(added, added.detach() * beta), output) if beta else found
 
 
 _LINEAR = {
@@ -149,7 +197,17 @@ class propagating(TorchFunctionMode):
     """Inside, the backward pass carries relevance.
 
     Scaled dot-product attention is computed step by step.
+
+    Args:
+        published: sums and products of activations by the rules of the authors' code (Chefer et
+            al., arXiv 2012.09838), whose shares have signs, instead of by |share|. Its totals of a
+            sum run over the batch; here every sample has its own.
     """
+
+    def __init__(self, published: bool = False) -> None:
+        super().__init__()
+        self.sum = _signed_sum if published else _sum
+        self.product = _signed_product if published else _product
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -174,21 +232,21 @@ class propagating(TorchFunctionMode):
         if func in _PASSED:
             return _passed(args[0] if args else kwargs["input"], output)
         if func in _ADDED and len(tensors) == 2:
-            return _sum(tensors[0], tensors[1], output)
+            return self.sum(tensors[0], tensors[1], output)
         if func in _MATRIX and len(tensors) == 2:
-            return _product(tensors, torch.matmul)
+            return self.product(tensors, torch.matmul)
         if func in _MATRIX_ADDED and len(args) == 3:
-            return _matrix_sum(output, *args, **kwargs)
+            return _matrix_sum(self, output, *args, **kwargs)
         if func is torch.einsum and isinstance(args[0], str):
             operands = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
-            return _product(operands, partial(torch.einsum, args[0]))
+            return self.product(operands, partial(torch.einsum, args[0]))
         if func in _SUMMED and tensors and tensors[0].requires_grad:
-            return _product(tensors[:1], lambda x: func(x, *args[1:], **kwargs))
+            return self.product(tensors[:1], lambda x: func(x, *args[1:], **kwargs))
         if func in _NORM:
             return output.detach()
         if func in _MULTIPLIED and len(tensors) == 2:
             if tensors[0].requires_grad and tensors[1].requires_grad:
-                return _product(tensors, torch.mul)
+                return self.product(tensors, torch.mul)
             tensors = [t for t in tensors if t.requires_grad]
         if func in _ADDED | _MULTIPLIED | _DIVIDED and tensors:
             return _passed(tensors[0], output)
@@ -198,7 +256,7 @@ class propagating(TorchFunctionMode):
         self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **rest
     ) -> Tensor:
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        scores = _product((query, key.mT), lambda a, b: a @ b * scale)
+        scores = self.product((query, key.mT), lambda a, b: a @ b * scale)
         mask = attn_mask
         if is_causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
@@ -209,4 +267,4 @@ class propagating(TorchFunctionMode):
             )
             scores = _passed(scores, hidden)
         weights = _passed(scores, scores.detach().softmax(-1))
-        return _product((weights, value), torch.matmul)
+        return self.product((weights, value), torch.matmul)

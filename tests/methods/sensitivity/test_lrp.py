@@ -28,3 +28,15 @@ def test_branches_share_relevance() -> None:
     found = relevances(make_case(model, BATCHES, make_choices(model, (X[:1],))), Trials())
     assert found["body"] < found["head"]
     assert found["stem"] > found["body"]
+
+
+def test_published_rules_are_those_of_ours_where_nothing_is_added_or_multiplied() -> None:
+    model = chain(8, 16, 16, 4)
+    x = torch.rand(64, 8)
+    case = make_case(model, [x], make_choices(model, (x[:1],)))
+    assert relevances(case, Trials(), True) == pytest.approx(relevances(case, Trials()), rel=1e-5)
+    model = to_brevitas(Residual().eval(), as_batches(BATCHES))
+    case = make_case(model, BATCHES, make_choices(model, (X[:1],)))
+    ours, published = relevances(case, Trials()), relevances(case, Trials(), True)
+    assert published["head"] == pytest.approx(ours["head"])
+    assert published["body"] != pytest.approx(ours["body"], rel=1e-3)

@@ -119,3 +119,52 @@ def test_relevance_is_conserved_over_residual_sums_and_attention() -> None:
     (relevance,) = torch.autograd.grad(out, x, start)
     # The matrix product gives half to `mix`, which is no activation here.
     assert float(relevance.sum()) == pytest.approx(float(start.sum()) / 2, rel=1e-4)
+
+
+def safe_divide(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.where(b == 0, 0.0, a / torch.where(b == 0, 1.0, b))
+
+
+def test_a_published_sum_is_split_as_in_the_authors_formula() -> None:
+    """For one sample; theirs, written down here from the description of their rule."""
+    generator = torch.Generator().manual_seed(0)
+    a, b, relevance = torch.randn(3, 1, 7, generator=generator, dtype=torch.float64)
+    a, b = a.requires_grad_(), b.requires_grad_()
+    with propagating(published=True):
+        total = a + b
+    found = torch.autograd.grad(total, (a, b), relevance)
+    with torch.no_grad():
+        parts = [x * safe_divide(relevance, a + b) for x in (a, b)]
+        size = [part.sum().abs() for part in parts]
+        for part, share, mine in zip(parts, size, found, strict=True):
+            wanted = part * share / sum(size) * relevance.sum() / part.sum()
+            assert torch.allclose(mine, wanted)
+    assert float(sum(f.sum() for f in found)) == pytest.approx(float(relevance.sum()))
+
+
+def test_published_samples_have_totals_of_their_own() -> None:
+    generator = torch.Generator().manual_seed(1)
+    a, b, relevance = torch.randn(3, 2, 5, generator=generator, dtype=torch.float64)
+
+    def split(rows: slice) -> list[torch.Tensor]:
+        leaves = [x[rows].clone().requires_grad_() for x in (a, b)]
+        with propagating(published=True):
+            total = leaves[0] + leaves[1]
+        return [*torch.autograd.grad(total, leaves, relevance[rows])]
+
+    for whole, first in zip(split(slice(0, 2)), split(slice(0, 1)), strict=True):
+        assert torch.allclose(whole[:1], first)
+
+
+def test_a_published_product_gives_half_to_each_factor_by_signed_terms() -> None:
+    generator = torch.Generator().manual_seed(2)
+    a = torch.randn(3, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    b = torch.randn(4, 2, generator=generator, dtype=torch.float64).requires_grad_()
+    relevance = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    with propagating(published=True):
+        product = a @ b
+    found = torch.autograd.grad(product, (a, b), relevance)
+    share = relevance / (a @ b).detach()
+    assert torch.allclose(found[0], a.detach() * (share @ b.detach().T) / 2)
+    assert torch.allclose(found[1], b.detach() * (a.detach().T @ share) / 2)
+    assert float(sum(f.sum() for f in found)) == pytest.approx(float(relevance.sum()))
