@@ -189,8 +189,8 @@ def outputs(net: nn.Module, batch: Any) -> Tensor:
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:
-    """Relative to the wanted."""
-    return float((found - wanted).norm() / wanted.norm())
+    """Relative to the wanted; 0 where both are the same, all zeros included."""
+    return 0.0 if torch.equal(found, wanted) else float((found - wanted).norm() / wanted.norm())
 
 
 def rounded(batch: Any) -> Any:
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="of the images of ImageNet nets")
     parser.add_argument("--bits", type=int, default=16, help="of every accumulator")
     parser.add_argument("--quality", choices=["fast", "best"], default="fast")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds a net may take")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds a net may take")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
