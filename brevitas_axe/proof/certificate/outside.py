@@ -74,9 +74,7 @@ _FLOAT_UNITS = {
     *("_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "batch_norm"),
     *("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "logsumexp"),
     *("layer_norm", "group_norm", "native_batch_norm_backward", "_batch_norm_impl_index"),
-    *("batch_norm_elemt", "upsample_linear1d"),
-    *("upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
-    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+    "batch_norm_elemt",
 }
 _ADDS = {"add", "sub", "rsub", "__iadd__", "__isub__"}
 _TIMES = {"mul", "div", "true_divide", "divide", "multiply"}
