@@ -18,14 +18,18 @@ import brevitas_axe
 HEAVY = ("torch", "brevitas", "numpy", "scipy", "numba", "onnx", "qonnx", "rich", "matplotlib")
 COMMANDS = (
     "quickstart",
-    "quantize",
+    "prepare",
     "allocate",
+    "quantize",
     "finetune",
-    "methods",
+    "mend",
     "certify",
+    "emulate",
     "check",
     "export",
-    "emulate",
+    "cost",
+    "compare",
+    "methods",
 )
 
 
