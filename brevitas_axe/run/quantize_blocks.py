@@ -96,11 +96,11 @@ def quantize_blocks(
     """
     if not isinstance(model, nn.Module):
         raise InvalidOption(f"quantize_blocks takes a torch.nn.Module, not {type(model).__name__}.")
+    check_open(model)
     if has_quantizers(model):
         raise InvalidOption("the model has Brevitas layers already; use brevitas_axe.quantize.")
     check_plainly_written(model)
     request = requested(plan, recipe, exclude, run, keywords)
-    check_open(model)
     batches = as_batches(calibration, model)
     if request.recipe.widths is None:
         return solve_blocks(model, batches, request, stack)

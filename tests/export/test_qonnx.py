@@ -204,7 +204,7 @@ def test_a_failing_export_leaves_no_file_and_a_working_model(step, dynamo, tmp_p
         monkeypatch.setattr(torch.onnx, "export", fail)
     else:
         monkeypatch.setattr(room, step, fail)
-    with pytest.raises(RuntimeError, match="disk full"):
+    with pytest.raises((RuntimeError, ExportRefused), match="disk full"):
         export_qonnx(model, X[:1], tmp_path / "m.onnx", dynamo=dynamo)
     assert not any(tmp_path.iterdir())
     monkeypatch.undo()

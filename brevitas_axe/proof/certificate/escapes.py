@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,8 +38,15 @@ def overridden(module: nn.Module) -> str:
     methods = {name for kind in known for name, part in vars(kind).items() if _computes(part)}
     methods -= _HARMLESS
     replaced = [name for kind in others for name in vars(kind) if name in methods]
-    replaced += [name for name in vars(module) if name in methods]
+    replaced += [name for name in vars(module) if name in methods and not _is_own(module, name)]
     return min(replaced, default="")
+
+
+def _is_own(module: nn.Module, name: str) -> bool:
+    """Whether what the object has is its class's method, which accelerate leaves behind."""
+    part = vars(module)[name]
+    own = getattr(type(module), name)
+    return type(part) is MethodType and part.__func__ is own and part.__self__ is module
 
 
 def _computes(part: object) -> bool:

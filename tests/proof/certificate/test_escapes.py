@@ -167,6 +167,12 @@ def test_an_object_with_a_forward_of_its_own() -> None:
     assert "replaces 'forward'" in entry.reason
 
 
+def test_the_own_forward_of_an_object_that_was_offloaded() -> None:
+    net = Net()
+    net.fc.forward = net.fc.forward  # as accelerate leaves it
+    assert proof(net).ok
+
+
 def test_a_product_in_a_hook_of_a_layer() -> None:
     net = Net()
     net.fc.register_forward_hook(lambda module, args, output: F.linear(output, torch.ones(2, 3)))
