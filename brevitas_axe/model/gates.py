@@ -12,8 +12,8 @@ import operator
 import torch
 from torch import Tensor, nn
 
+from brevitas_axe.model.nodes import is_node
 from brevitas_axe.model.running import Graph, tensor_of
-from brevitas_axe.model.sizes import is_node
 
 _PLUS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _FUNCTIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
+from brevitas_axe.model.nodes import is_node
 from brevitas_axe.model.running import Graph
-from brevitas_axe.model.sizes import Seen, is_node
+from brevitas_axe.model.sizes import Seen
 
 _METHODS = ("contiguous", "flip", "narrow", "permute", "roll", "select", "squeeze", "transpose",
             "swapaxes", "unsqueeze")  # fmt: skip

@@ -37,6 +37,7 @@ from brevitas_axe.errors import UnsupportedLayer
 from brevitas_axe.model.gates import gates_as_modules
 from brevitas_axe.model.layers import DOT_PRODUCTS, find_unquantized
 from brevitas_axe.model.moves import moves_as_modules
+from brevitas_axe.model.nodes import called_module, inputs_of, is_node
 from brevitas_axe.model.quantizers.relu6 import QuantReLU6
 from brevitas_axe.model.rewrites import differ, few, tensors_in
 from brevitas_axe.model.running import Batch, Graph, first_input, float_twin, hooked, tensor_of
@@ -137,34 +138,38 @@ def _with_quantizers(
 def _free_modules_on_values(graph: Graph) -> None:
     """Recurrent layers take plain numbers; what gives several results is not quantized as one."""
     for node in list(graph.graph.nodes):
-        module = graph.get_submodule(node.target) if node.op == "call_module" else None
+        module = called_module(graph, node)
         if not isinstance(module, (*_RECURRENT, qnn.QuantMultiheadAttention)):
             continue
         _without_quantizers_behind(graph, node)
         if isinstance(module, _RECURRENT):
-            for source in list(node.all_input_nodes):
-                with graph.graph.inserting_before(node):
-                    node.replace_input_with(source, graph.graph.call_function(tensor_of, (source,)))
+            _read_values(graph, node)
     graph.recompile()
 
 
 def _without_quantizers_behind(graph: Graph, node: Graph) -> None:
     """Takes away the quantizers that read a node as it is."""
     for user in list(node.users):
-        if user.op == "call_module" and isinstance(
-            graph.get_submodule(user.target), qnn.QuantIdentity
-        ):
-            user.replace_all_uses_with(node)
-            graph.graph.erase_node(user)
+        if isinstance(called_module(graph, user), qnn.QuantIdentity):
+            _take_out(graph, user)
+
+
+def _take_out(graph: Graph, quantizer: Graph) -> None:
+    """Takes one call of a quantizer out of a graph: what read it reads what it was given."""
+    quantizer.replace_all_uses_with(quantizer.args[0])
+    graph.graph.erase_node(quantizer)
+
+
+def _read_values(graph: Graph, node: Graph) -> None:
+    """Takes the numbers out of the QuantTensors that a node reads."""
+    for source in list(node.all_input_nodes):
+        with graph.graph.inserting_before(node):
+            node.replace_input_with(source, graph.graph.call_function(tensor_of, (source,)))
 
 
 def _free_whole_inputs(graph: Graph, sample: Batch) -> None:
     """Takes quantizers away from indices, truth values and whole numbers among the inputs."""
-    args, kwargs = sample
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    given = {**dict(zip((node.target for node in inputs), args, strict=False)), **kwargs}
-    for node in inputs:
-        value = given.get(node.target)
+    for node, value in inputs_of(graph, sample).items():
         if isinstance(value, Tensor) and not value.is_floating_point():
             _without_quantizers_behind(graph, node)
     graph.recompile()
@@ -211,23 +216,16 @@ def with_weights(layer_map: dict, weight: dict, inputs: dict) -> dict:
 
 def _run_on_values(model: Graph, acts: dict) -> None:
     """Takes the numbers out of QuantTensors in front of what does not know these."""
-
-    def plain(node: Graph) -> Graph:
-        with model.graph.inserting_after(node):
-            return model.graph.call_function(tensor_of, (node,))
-
     for node in list(model.graph.nodes):
         if node.op not in ("call_function", "call_method") or node.target in _OF_QUANT_TENSORS:
             continue
         if node.target is tensor_of or (is_sum(node) and aligned(model, node, acts)):
             continue
-        for source in list(node.all_input_nodes):
-            node.replace_input_with(source, plain(source))
+        _read_values(model, node)
     for node in _calls_of_quantizers(model):
         read_as_values = all(user.target is tensor_of for user in node.users)
         if read_as_values and node.args[0].op != "placeholder":  # it would only round
-            node.replace_all_uses_with(node.args[0])
-            model.graph.erase_node(node)
+            _take_out(model, node)
     model.recompile()
 
 
@@ -283,8 +281,7 @@ def _fit_ends(model: Graph, lowest: dict[str, float], input_bits: int) -> None:
     """Unsigned model inputs where no sample is negative; plain outputs, however nested."""
     for node in _calls_of_quantizers(model):
         if node.args[0].op != "placeholder" and all(user.op == "output" for user in node.users):
-            node.replace_all_uses_with(node.args[0])
-            model.graph.erase_node(node)
+            _take_out(model, node)
     for names in _inputs_on_one_grid(model):
         kind = {"bit_width": input_bits, "return_quant_tensor": True}
         # A module of several names is noted under one of them, for all.
@@ -295,11 +292,9 @@ def _fit_ends(model: Graph, lowest: dict[str, float], input_bits: int) -> None:
             model.set_submodule(name, quantizer)
     (end,) = (node for node in model.graph.nodes if node.op == "output")
     last = end.args[0]
-    module = model.get_submodule(last.target) if getattr(last, "op", "") == "call_module" else None
+    module = called_module(model, last) if is_node(last) else None
     if not hasattr(module, "return_quant_tensor"):  # nested, or no layer: a sum, a slice
-        for node in list(end.all_input_nodes):
-            with model.graph.inserting_before(end):
-                end.replace_input_with(node, model.graph.call_function(tensor_of, (node,)))
+        _read_values(model, end)
     model.recompile()
     model.delete_all_unused_submodules()
     DisableLastReturnQuantTensor().apply(model)
@@ -313,8 +308,7 @@ def _calls_of_quantizers(model: Graph) -> list[Graph]:
     return [
         node
         for node in model.graph.nodes
-        if node.op == "call_module"
-        and isinstance(model.get_submodule(node.target), qnn.QuantIdentity)
+        if isinstance(called_module(model, node), qnn.QuantIdentity)
     ]
 
 
@@ -322,8 +316,7 @@ def _inputs_on_one_grid(model: Graph) -> list[list[str]]:
     """Names of the quantizers of inputs, those together that share a scale."""
     grids: dict[int, list[Graph]] = {}
     for node in model.graph.nodes:
-        module = model.get_submodule(node.target) if node.op == "call_module" else nn.Identity()
-        for part in _scaling_parts(module)[1:]:
+        for part in _scaling_parts(called_module(model, node))[1:]:
             grids.setdefault(id(part), []).append(node)
     return [
         list(dict.fromkeys(node.target for node in nodes))
@@ -352,7 +345,7 @@ def _fit_signs(model: Graph, lowest: dict[str, float], bits: int) -> None:
             model.set_submodule(node.target, qnn.QuantIdentity(act_quant=kind, **options))
 
 
-def _scaling_parts(module: nn.Module) -> tuple[Any, ...]:
+def _scaling_parts(module: nn.Module | None) -> tuple[Any, ...]:
     """What an activation quantizer may share with others."""
     proxy: Any = getattr(module, "act_quant", None)
     quant = getattr(getattr(proxy, "fused_activation_quant_proxy", None), "tensor_quant", None)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.fx.node import map_aggregate
 
+from brevitas_axe.model.nodes import inputs_of, is_node, result_of
 from brevitas_axe.model.running import Batch, Graph, float_tensors
 
 # Name of a value → the value.
@@ -54,25 +55,11 @@ class Piece:
 
 
 def _result(graph: Graph, node: Any, values: Mapping[str, Any]) -> Any:
-    args, kwargs = (
-        map_aggregate(part, lambda leaf: _value(leaf, values)) for part in (node.args, node.kwargs)
-    )
-    if node.op == "call_module":
-        return graph.get_submodule(node.target)(*args, **kwargs)
-    if node.op == "call_function":
-        return node.target(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], node.target)(*args[1:], **kwargs)
-    if node.op == "output":
-        return args[0]
-    found = graph
-    for part in node.target.split("."):
-        found = getattr(found, part)
-    return found
+    def value_of(leaf: Any) -> Any:
+        return values[leaf.name] if is_node(leaf) else leaf
 
-
-def _value(leaf: Any, values: Mapping[str, Any]) -> Any:
-    return values[leaf.name] if hasattr(leaf, "op") and hasattr(leaf, "users") else leaf
+    args, kwargs = (map_aggregate(part, value_of) for part in (node.args, node.kwargs))
+    return result_of(graph, node, args, kwargs)
 
 
 def cut(model: nn.Module, layers: Sequence[str], whole: bool = False) -> list[Piece]:
@@ -122,13 +109,6 @@ def cut(model: nn.Module, layers: Sequence[str], whole: bool = False) -> list[Pi
 
 def arguments(model: nn.Module, piece: Piece, batch: Batch) -> Values:
     """The values in front of the first piece."""
-    args, kwargs = batch
     if piece.nodes is None:
         return {_ARGUMENTS: batch}
-    graph: Graph = model
-    left, values = [*args], {}
-    for node in graph.graph.nodes:
-        if node.op == "placeholder":
-            usual = node.args[0] if node.args else None
-            values[node.name] = left.pop(0) if left else kwargs.get(node.target, usual)
-    return values
+    return {node.name: value for node, value in inputs_of(model, batch).items()}

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.model.nodes import called_module
 from brevitas_axe.model.running import Batch, Graph, copied
 
 _RELUS = ("relu", "relu_", torch.relu, torch.relu_)
@@ -207,7 +208,7 @@ def _rewrite_for_brevitas(model: Graph) -> Graph:
     After a Flatten it would quantize again, signed, and so lose a bit of the ReLU's output.
     """
     for node in list(model.graph.nodes):
-        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        module = called_module(model, node)
         with model.graph.inserting_before(node):
             if node.op != "call_module" and node.target in _RELUS:
                 model.add_submodule(f"{node.name}_module", nn.ReLU())

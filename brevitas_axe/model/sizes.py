@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from brevitas_axe.model.nodes import inputs_of, is_node, result_of
 from brevitas_axe.model.running import Batch, Graph
 
 
@@ -88,8 +88,7 @@ def set_sizes_aside(model: Graph, sample: Batch) -> Callable[[Graph], None]:
 
 def _values(model: Graph, sample: Batch) -> dict[Graph, Any]:
     """What every node gives; only that it is one, or several, for tensors."""
-    args, kwargs = list(sample[0]), dict(sample[1])
-    found: dict[Graph, Any] = {}
+    found = inputs_of(model, sample)
 
     def value_of(leaf: Any) -> Any:
         return found[leaf] if is_node(leaf) else leaf
@@ -97,27 +96,13 @@ def _values(model: Graph, sample: Batch) -> dict[Graph, Any]:
     with torch.no_grad():
         for node in model.graph.nodes:
             given, named = _map(node.args, value_of), _map(node.kwargs, value_of)
-            if node.op == "placeholder":
-                usual = node.args[0] if node.args else None
-                found[node] = args.pop(0) if args else kwargs.get(node.target, usual)
-            elif node.op == "get_attr":
-                found[node] = attrgetter(node.target)(model)
-            elif node.op == "call_module":
-                found[node] = model.get_submodule(node.target)(*given, **named)
-            elif node.op == "call_method":
-                found[node] = getattr(given[0], node.target)(*given[1:], **named)
-            elif node.op == "call_function":
-                found[node] = node.target(*given, **named)
+            if node.op not in ("placeholder", "output"):
+                found[node] = result_of(model, node, given, named)
     return {node: _TENSOR if _holds_tensor(value) else value for node, value in found.items()}
 
 
 def _holds_tensor(value: Any) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
-
-
-def is_node(value: Any) -> bool:
-    """Whether an argument is a node of a graph."""
-    return hasattr(value, "op") and hasattr(value, "users")
 
 
 def _named(value: Any) -> Any:

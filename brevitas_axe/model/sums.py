@@ -7,6 +7,7 @@ quantized again where a dot product reads them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from brevitas.graph.quantize_impl import (
     recursive_input_handler,
 )
 
+from brevitas_axe.model.nodes import called_module
 from brevitas_axe.model.running import Graph, copied
 
 # So often may one sum be aligned anew, because another one changed what it reads.
@@ -42,22 +44,26 @@ def never_negative(model: Graph, node: Graph) -> bool:
     Brevitas's own `are_inputs_unsigned` takes every quantizer that is no activation for unsigned,
     the one of the model's input too.
     """
-    return bool(node.all_input_nodes) and all(
-        _is_unsigned(model, source) for source in node.all_input_nodes
-    )
+    modules = [called_module(model, source) for source in _sources(model, node)]
+    return bool(modules) and all(map(_is_unsigned, modules))
 
 
-def _is_unsigned(model: Graph, node: Graph) -> bool:
-    if node.op == "call_module":
-        module = model.get_submodule(node.target)
-        if hasattr(module, "act_quant"):
-            return not module.act_quant.is_signed
-        if isinstance(module, tuple(SIGN_PRESERVING_MODULES)):
-            return never_negative(model, node)
-        return isinstance(module, tuple(UNSIGNED_ACT_TUPLE))
-    moves = node.op == "call_function" and node.target in _MOVES
-    moves |= node.op == "call_method" and node.target in _MOVE_METHODS
-    return (moves or is_sum(node)) and never_negative(model, node)
+def _is_unsigned(module: Any) -> bool:
+    if hasattr(module, "act_quant"):
+        return not module.act_quant.is_signed
+    return isinstance(module, tuple(UNSIGNED_ACT_TUPLE))
+
+
+def _sources(model: Graph, node: Graph) -> Iterator[Graph]:
+    """What a node reads, through sums and through what changes neither numbers nor signs."""
+    for source in node.all_input_nodes:
+        moves = source.op == "call_function" and source.target in _MOVES
+        moves |= source.op == "call_method" and source.target in _MOVE_METHODS
+        moves |= isinstance(called_module(model, source), tuple(SIGN_PRESERVING_MODULES))
+        if moves or is_sum(source):
+            yield from _sources(model, source)
+        else:
+            yield source
 
 
 def aligned(model: Graph, node: Graph, acts: dict) -> bool:
@@ -89,20 +95,12 @@ def _mixes_inputs(model: Graph, node: Graph) -> bool:
 
     On a shared grid the input would lose its own bits and sign, for the whole model.
     """
-    return _origins(model, node) == {True, False}
-
-
-def _origins(model: Graph, node: Graph) -> set[bool]:
-    """Whether what a sum reads comes from an input of the model, of all that it reads."""
-    found: set[bool] = set()
-    for source in node.all_input_nodes:
-        module = model.get_submodule(source.target) if source.op == "call_module" else None
-        if is_sum(source) or isinstance(module, tuple(SIGN_PRESERVING_MODULES)):
-            found |= _origins(model, source)
-        else:
-            quantized = isinstance(module, qnn.QuantIdentity)
-            found.add(quantized and source.args[0].op == "placeholder")
-    return found
+    kinds = {
+        isinstance(called_module(model, source), qnn.QuantIdentity)
+        and source.args[0].op == "placeholder"
+        for source in _sources(model, node)
+    }
+    return kinds == {True, False}
 
 
 def _align(model: Graph, identities: dict, acts: dict, alone: set[str]) -> set[str]:

@@ -111,6 +111,25 @@ def test_an_input_that_is_added_inside_keeps_its_own_bits() -> None:
     assert int(made.get_submodule("add_output_quant").act_quant.bit_width()) == 4
 
 
+class FlattenedFirst(nn.Module):
+    """The input is moved before it is added to something inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = torch.flatten(x, 1)
+        return self.last(flat + F.relu(self.first(flat)))
+
+
+def test_so_does_one_that_is_moved_before() -> None:
+    torch.manual_seed(0)
+    made = to_brevitas(FlattenedFirst().eval(), [((X.view(-1, 3, 4),), {})], input_bit_width=4)
+    quantizer = made.get_submodule("x_quant").act_quant
+    assert (int(quantizer.bit_width()), quantizer.is_signed) == (8, True)
+
+
 class Denoiser(nn.Module):
     def __init__(self) -> None:
         super().__init__()
