@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from brevitas_axe.methods.transforms.fold import apply_change, layer_of
-from brevitas_axe.methods.transforms.protocol import EQUALIZING, Change, Formula
+from brevitas_axe.methods.transforms.protocol import EQUALIZING, Change, Formula, Site
 from brevitas_axe.methods.transforms.rounding_error import output_error
 from brevitas_axe.methods.transforms.sites import (
     agree,
@@ -76,9 +76,30 @@ def apply_formula(
     return tuple(changed)
 
 
+class PerTensor:
+    """A method that is one formula per tensor, which its subclasses, frozen dataclasses, have.
+
+    Attributes:
+        exclude: names of layers to leave alone.
+    """
+
+    exclude: tuple[str, ...]
+
+    def change(self, site: Site, widths: LayerPrecision) -> Change | None:
+        """The change of one tensor; None where none is better."""
+        raise NotImplementedError
+
+    def __call__(
+        self, module: nn.Module, calls: Sequence[Batch], widths: LayerPrecision
+    ) -> tuple[str, ...]:
+        """See `Transform`."""
+        apply_formula(self.change, module, calls, widths, self.exclude)
+        return ()
+
+
 @dataclass(frozen=True)
-class Affine:
-    """A formula as a method; one with options is a dataclass that calls `apply_formula` itself.
+class Affine(PerTensor):
+    """A formula without options as a method.
 
     Attributes:
         function: the formula.
@@ -92,8 +113,6 @@ class Affine:
     exclude: tuple[str, ...] = ()
     stage: int = EQUALIZING
 
-    def __call__(
-        self, module: nn.Module, calls: Sequence[Batch], widths: LayerPrecision
-    ) -> tuple[str, ...]:
-        apply_formula(self.function, module, calls, widths, self.exclude)
-        return ()
+    def change(self, site: Site, widths: LayerPrecision) -> Change | None:
+        """The formula's."""
+        return self.function(site, widths)

@@ -7,16 +7,14 @@ that gives the tensor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.transforms.affine import apply_formula
+from brevitas_axe.methods.transforms.affine import PerTensor
 from brevitas_axe.methods.transforms.protocol import EQUALIZING, Change, Site
 from brevitas_axe.methods.transforms.rounding_error import best_change
-from brevitas_axe.model.prepare import Batch
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts
 
@@ -25,7 +23,7 @@ _SMALLEST = 1e-5
 
 
 @dataclass(frozen=True)
-class ChannelClip:
+class ChannelClip(PerTensor):
     """A channel with range [l, u] becomes (x − l)/r − 2^(N−1)·mean δ, with δ = (u − l)/(2^N − 1).
 
     Here r = δ/mean δ, so that the range of every channel is the whole signed grid of N bits and
@@ -62,12 +60,6 @@ class ChannelClip:
                 "channel_clip needs percentages of at least 0 and below 50, such as percents=0;1, "
                 f"not {self.percents}."
             )
-
-    def __call__(
-        self, module: nn.Module, calls: Sequence[Batch], widths: LayerPrecision
-    ) -> tuple[str, ...]:
-        apply_formula(self.change, module, calls, widths, self.exclude)
-        return ()
 
     def change(self, site: Site, widths: LayerPrecision) -> Change | None:
         """The change of one tensor; None where none is better."""

@@ -6,19 +6,18 @@ N into its bias; the part (q(W) − W)·N is a constant per output, which the so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.transforms.affine import apply_formula
+from brevitas_axe.methods.transforms.affine import PerTensor
 from brevitas_axe.methods.transforms.protocol import NOISY, Change, Site
 from brevitas_axe.methods.transforms.rounding_error import best_change, input_step
-from brevitas_axe.model.prepare import Batch
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts, check_ranges
 
@@ -28,7 +27,7 @@ CLIPS, SHIFTS, MULTIPLES = 1000, 200, 1000
 
 
 @dataclass(frozen=True)
-class Noisy:
+class Noisy(PerTensor):
     """x' = x + N, with the N of least error of the readers; N = 0 is a candidate.
 
     Noise helps where many numbers lie at one place of the grid, near the boundary of two integers:
@@ -74,12 +73,6 @@ class Noisy:
                 f"the mode of noisy is uniform, shift or published, not '{self.mode}'."
             )
         check_ranges(self, steps=(1, inf))
-
-    def __call__(
-        self, module: nn.Module, calls: Sequence[Batch], widths: LayerPrecision
-    ) -> tuple[str, ...]:
-        apply_formula(self.change, module, calls, widths, self.exclude)
-        return ()
 
     def change(self, site: Site, widths: LayerPrecision) -> Change | None:
         """The change of one tensor; None where none is better."""

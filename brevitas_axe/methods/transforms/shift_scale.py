@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 
 import torch
-from torch import nn
 
-from brevitas_axe.methods.transforms.affine import apply_formula
+from brevitas_axe.methods.transforms.affine import PerTensor
 from brevitas_axe.methods.transforms.protocol import EQUALIZING, Change, Site
 from brevitas_axe.methods.transforms.rounding_error import best_change
-from brevitas_axe.model.prepare import Batch
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts, check_ranges
 
@@ -21,7 +19,7 @@ _SMALLEST = 1e-5
 
 
 @dataclass(frozen=True)
-class ShiftScale:
+class ShiftScale(PerTensor):
     """x' = (x − b)/s with b = (max + min)/2 and s = max|x − b|^α / max|W|^(1−α) per channel.
 
     Centred channels use both halves of a signed grid, and need no zero point. The paper's abstract
@@ -56,12 +54,6 @@ class ShiftScale:
 
     def __post_init__(self) -> None:
         check_ranges(self, steps=(1, inf))
-
-    def __call__(
-        self, module: nn.Module, calls: Sequence[Batch], widths: LayerPrecision
-    ) -> tuple[str, ...]:
-        apply_formula(self.change, module, calls, widths, self.exclude)
-        return ()
 
     def change(self, site: Site, widths: LayerPrecision) -> Change | None:
         """The change of one tensor; None where none is better."""
