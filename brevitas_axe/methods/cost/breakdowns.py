@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from brevitas_axe.methods.cost.protocol import Folding, LayerShape, widths
-from brevitas_axe.methods.cost.total import folding_of, precisions
+from brevitas_axe.methods.cost.protocol import Folding, LayerShape
+from brevitas_axe.methods.cost.total import sides
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.registry import method
 
@@ -79,17 +79,16 @@ def breakdown(
     """
     price = method("cost", cost)
     rows = []
-    for name, precision in precisions(plan, shapes).items():
-        shape, folding = shapes[name], folding_of(name, foldings)
-        free = replace(precision, accumulator=None, tile=None)
+    for each in sides(plan, shapes, foldings):
+        built, unlimited = each.accumulators
         rows.append(
             LayerCost(
-                layer=name,
-                precision=precision,
-                accumulator=widths(shape, precision).outer,
-                cost=price(shape, precision, folding),
-                unlimited_accumulator=widths(shape, free).outer,
-                unlimited=price(shape, free, folding),
+                layer=each.shape.name,
+                precision=each.planned,
+                accumulator=built,
+                cost=price(each.shape, each.planned, each.folding),
+                unlimited_accumulator=unlimited,
+                unlimited=price(each.shape, each.free, each.folding),
             )
         )
     return Breakdown(price.unit, tuple(rows))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from brevitas_axe.methods.cost.finn_nodes import HLS, Estimate, Hardware, estimate
-from brevitas_axe.methods.cost.protocol import Folding, LayerShape, widths
+from brevitas_axe.methods.cost.protocol import Folding, LayerShape
 from brevitas_axe.methods.cost.shapes import full_plan, layer_shapes
-from brevitas_axe.methods.cost.total import folding_of, precisions
+from brevitas_axe.methods.cost.total import sides
 from brevitas_axe.plan import Plan
 
 
@@ -68,17 +68,16 @@ def resource_table(
         UnsupportedLayer: FINN cannot build a layer.
     """
     rows = []
-    for name, precision in precisions(plan, shapes).items():
-        shape, folding = shapes[name], folding_of(name, foldings)
-        free = replace(precision, accumulator=None, tile=None)
+    for each in sides(plan, shapes, foldings):
+        built, unlimited = each.accumulators
         rows.append(
             ResourceRow(
-                name=name,
-                folding=folding,
-                accumulator=widths(shape, precision).outer,
-                unlimited=widths(shape, free).outer,
-                planned=estimate(shape, precision, folding, hardware),
-                unplanned=estimate(shape, free, folding, hardware),
+                name=each.shape.name,
+                folding=each.folding,
+                accumulator=built,
+                unlimited=unlimited,
+                planned=estimate(each.shape, each.planned, each.folding, hardware),
+                unplanned=estimate(each.shape, each.free, each.folding, hardware),
             )
         )
     return ResourceTable(tuple(rows))

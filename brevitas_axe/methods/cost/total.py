@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
 from brevitas_axe.errors import InvalidOption, InvalidPlan
-from brevitas_axe.methods.cost.protocol import SERIAL, CostModel, Folding, LayerShape
+from brevitas_axe.methods.cost.protocol import SERIAL, CostModel, Folding, LayerShape, widths
 from brevitas_axe.plan import LayerPrecision, Plan
 
 
@@ -36,6 +38,41 @@ def folding_of(name: str, foldings: Mapping[str, Folding] | None) -> Folding:
     if name not in foldings:
         raise InvalidOption(f"layer '{name}' has no folding; give every layer one, or none.")
     return foldings[name]
+
+
+class Sides(NamedTuple):
+    """A layer as planned, and with the same data types but no accumulator budget.
+
+    Attributes:
+        shape, folding: of both.
+        planned, free: the precisions.
+    """
+
+    shape: LayerShape
+    folding: Folding
+    planned: LayerPrecision
+    free: LayerPrecision
+
+    @property
+    def accumulators(self) -> tuple[int, int]:
+        """P that is built, planned and free; the outer one where there are tiles."""
+        return widths(self.shape, self.planned).outer, widths(self.shape, self.free).outer
+
+
+def sides(
+    plan: Plan,
+    shapes: Mapping[str, LayerShape],
+    foldings: Mapping[str, Folding] | None = None,
+) -> Iterator[Sides]:
+    """Every layer with and without its budget.
+
+    Raises:
+        InvalidPlan: plan and shapes do not name the same layers.
+        InvalidOption: foldings are given, but not a layer's.
+    """
+    for name, precision in precisions(plan, shapes).items():
+        free = replace(precision, accumulator=None, tile=None)
+        yield Sides(shapes[name], folding_of(name, foldings), precision, free)
 
 
 def total_cost(
