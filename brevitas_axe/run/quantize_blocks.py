@@ -15,12 +15,11 @@ from tqdm.auto import tqdm
 
 from brevitas_axe.errors import InvalidOption, NotEnoughMemory
 from brevitas_axe.methods.inputs.protocol import input_quantizer
-from brevitas_axe.methods.solvers.protocol import wide
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.offload import bring_in, check_offload, send_out
 from brevitas_axe.model.plain import check_open, check_plainly_written
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, to_brevitas
-from brevitas_axe.model.running import check_runs, evaluating, float_twin, ran_out_of_memory
+from brevitas_axe.model.running import check_runs, evaluating, ran_out_of_memory
 from brevitas_axe.model.stack import (
     Alone,
     Call,
@@ -46,7 +45,7 @@ from brevitas_axe.run.request import Keywords, Request, layer_widths, requested
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
 from brevitas_axe.run.saving.huggingface import refuse_save_pretrained
 from brevitas_axe.run.solve import axe_mode
-from brevitas_axe.run.solve.reconstruct import reconstruct
+from brevitas_axe.run.solve.reconstruct import after_the_solve
 from brevitas_axe.run.solve.state import SavedLayers
 from brevitas_axe.run.splitting import split_model
 from brevitas_axe.run.widths import INPUT_BITS, WEIGHT_BITS, best_widths
@@ -281,8 +280,8 @@ class _Walk:
         with ExitStack() as untouched:
             untouched.enter_context(restored_on_error(alone))
             outputs, plan, assumptions = self.layers.apply(alone, pairs)
-            [solver] = map(wide, self.request.recipe.methods("solver"))
-            reference = None if solver is None else float_twin(alone)
+            [solver] = self.request.recipe.methods("solver")
+            learn = after_the_solve(alone, solver)
             with self._mode(alone, plan, index) as axe:
                 for pair in pairs:
                     axe.model(*pair)
@@ -294,10 +293,8 @@ class _Walk:
                     self.bar.set_postfix_str(axe.log[-1]["name"] if axe.log else "")
                     self.bar.update()
                 self.quantized = list(axe.outputs())
-            learned: list[dict] = []
-            if solver is not None and reference is not None:
-                batches = [(pair, {}) for pair in pairs]
-                learned = reconstruct(alone, reference, batches, axe.layers, solver)[:-1]
+            learned = learn([(pair, {}) for pair in pairs], axe.layers)[:-1]  # not of the whole
+            if learned:
                 self.quantized = [alone(*pair) for pair in pairs]
         certificate = _proof(alone, pairs[0], plan)
         proofs = {entry.name: entry for entry in certificate.entries}

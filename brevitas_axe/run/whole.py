@@ -11,12 +11,11 @@ from torch import nn
 
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.methods.inputs.protocol import input_quantizer
-from brevitas_axe.methods.solvers.protocol import wide
 from brevitas_axe.model.apply.activations import code_bits, set_input_bits
 from brevitas_axe.model.constant_rows import ConstantRows
 from brevitas_axe.model.layers import Layer, find_layers, unroll_weight
 from brevitas_axe.model.prepare import Batch, has_quantizers, to_brevitas
-from brevitas_axe.model.running import check_all_called, check_runs, copied, float_twin
+from brevitas_axe.model.running import check_all_called, check_runs, copied
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify
 from brevitas_axe.recipe import Recipe
@@ -30,7 +29,7 @@ from brevitas_axe.run.checks import check_memory, check_widths, without_remarks
 from brevitas_axe.run.request import Request, layer_widths
 from brevitas_axe.run.result import QuantizeResult
 from brevitas_axe.run.solve import axe_mode
-from brevitas_axe.run.solve.reconstruct import reconstruct
+from brevitas_axe.run.solve.reconstruct import after_the_solve
 from brevitas_axe.run.splitting import split_model
 from brevitas_axe.run.widths import INPUT_BITS, REFERENCE, WEIGHT_BITS, best_widths
 
@@ -98,8 +97,8 @@ def _solved(
     _follow_inputs(quantized, plan, batches, exclude, request, fitted)
     check_all_called(quantized, find_layers(quantized, exclude, tile_scales=True), batches)
     uniform = request.widths if plan is None else LayerPrecision()
-    [solver] = map(wide, recipe.methods("solver"))
-    reference = None if solver is None else float_twin(quantized)
+    [solver] = recipe.methods("solver")
+    learn = after_the_solve(quantized, solver)
     with (
         torch.no_grad(),
         axe_mode(
@@ -122,9 +121,7 @@ def _solved(
         check_memory(axe.layers)
         while axe.update():
             pass
-    learned: list[dict] = []
-    if solver is not None and reference is not None:
-        learned = reconstruct(quantized, reference, batches, axe.layers, solver)
+    learned = learn(batches, axe.layers)
     final = _final_plan(axe)
     args, kwargs = batches[0]
     certificate = certify(quantized, plan=final, exclude=exclude, args=args, kwargs=kwargs)

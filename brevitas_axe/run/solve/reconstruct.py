@@ -8,7 +8,7 @@ exact integers; a block, and in the end the model, keeps what it had where that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from brevitas_axe.accumulator import accumulator_limit, worst_case_sums
 from brevitas_axe.errors import NotProven
-from brevitas_axe.methods.solvers.protocol import WideSolver
+from brevitas_axe.methods.solvers.protocol import Solver, WideSolver, wide
 from brevitas_axe.methods.solvers.rounding import (
     PUBLISHED_STRENGTH,
     beside,
@@ -34,7 +34,26 @@ from brevitas_axe.model.apply.weights import (
 )
 from brevitas_axe.model.layers import Layer, integer_weight, unroll_weight
 from brevitas_axe.model.pieces import Piece, Values, arguments, cut
-from brevitas_axe.model.running import Batch, evaluating, tensor_of
+from brevitas_axe.model.running import Batch, evaluating, float_twin, tensor_of
+
+
+def after_the_solve(
+    model: nn.Module, solver: Solver
+) -> Callable[[Sequence[Batch], Mapping[str, Layer]], list[dict]]:
+    """What a solver still does once the layers of a model are solved; to be called before.
+
+    Args:
+        model: not solved yet, and solved when the result is called.
+        solver: of any scope; one of scope "layer" does nothing more.
+
+    Returns:
+        Function of calibration batches and solved layers that returns what `reconstruct` does.
+    """
+    wider = wide(solver)
+    if wider is None:
+        return lambda batches, layers: []
+    reference = float_twin(model)
+    return lambda batches, layers: reconstruct(model, reference, batches, layers, wider)
 
 
 def reconstruct(
