@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _of_folder(arguments: argparse.Namespace) -> Certificate:
     """Of a saved model: proven again as it was, or for the widths that are asked for."""
     from brevitas_axe.proof.certificate import certify
+    from brevitas_axe.run.saving.save import left_out
 
     result = folders.result_of(arguments.model, arguments)
     plan = options.plan_of(arguments)
@@ -81,7 +82,7 @@ def _of_folder(arguments: argparse.Namespace) -> Certificate:
         accumulator_bit_width=arguments.accumulator_bits,
         tile_size=arguments.tile_size,
         plan=plan,
-        exclude=(*result.exclude, *getattr(result, "floats", ()), *arguments.exclude),
+        exclude=(*left_out(result), *arguments.exclude),
         args=args,
         kwargs=kwargs,
     )

@@ -75,6 +75,8 @@ def _row(
     """What one folder holds; None where a cost cannot be told of it."""
     import torch
 
+    from brevitas_axe.run.widths import validation
+
     costs, _ = folders.costs(result, names, lenient)
     widths = [p for p in result.plan.layers.values() if p.weight and p.input]
     row: dict[str, Any] = {
@@ -90,21 +92,12 @@ def _row(
     }
     if validate is not None:
         with torch.no_grad():
-            row["validation"] = _number(validate(result.model))
+            row["validation"] = validation(validate, result.model)
     return row
 
 
 def _mean(values: list[Any]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InvalidOption(
-            f"--validate must return a number, and it returned {type(value).__name__}."
-        ) from None
 
 
 def _cell(value: Any) -> str:

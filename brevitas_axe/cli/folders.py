@@ -68,10 +68,11 @@ def costs(
     from brevitas_axe.errors import UnsupportedLayer
     from brevitas_axe.methods.cost import breakdown, full_plan, layer_shapes
     from brevitas_axe.model.prepare import one_sample
+    from brevitas_axe.run.saving.save import left_out
 
     assert result.example is not None
     args, kwargs = one_sample(result.example)
-    exclude = (*result.exclude, *getattr(result, "floats", ()))
+    exclude = left_out(result)
     shapes = layer_shapes(result.model, args, kwargs, exclude)
     plan = full_plan(result.model, args, kwargs, exclude, result.plan)
     found, refusals = {}, []

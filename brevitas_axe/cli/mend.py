@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.cli.screen import console
     from brevitas_axe.export import mend_for_finn
     from brevitas_axe.run.saving.folder import INSIDE, check_place
-    from brevitas_axe.run.saving.save import proven, save
+    from brevitas_axe.run.saving.save import left_out, proven, save
 
     place = check_place(Path(arguments.output) / INSIDE).parent
     result = folders.result_of(arguments.folder, arguments)
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     mended, changes = mend_for_finn(model, example)
     result = replace(result, model=mended)
     assert result.example is not None  # folders have one
-    certificate = proven(result, result.exclude, result.example)
+    certificate = proven(result, left_out(result), result.example)
     result = replace(result, certificate=certificate)
     save(result, place / INSIDE)
     result.plan.save(place / folders.PLAN_FILE)

@@ -42,7 +42,7 @@ from brevitas_axe.model.running import float_twin, observe_inputs
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.recipe import MAX_CYCLES, Recipe
 from brevitas_axe.run.checks import without_remarks
-from brevitas_axe.run.request import Request
+from brevitas_axe.run.request import Request, Validate
 from brevitas_axe.run.result import QuantizeResult
 
 # What every layer may get.
@@ -173,7 +173,7 @@ class _Measured:
         }
         loss = row["divergence"]
         if self.request.validate is not None:
-            row["validation"] = _number(self.request.validate(result.model))
+            row["validation"] = validation(self.request.validate, result.model)
             # What cannot be compared is worse than all else.
             loss = math.inf if math.isnan(row["validation"]) else -row["validation"]
         if run.progress:
@@ -192,7 +192,13 @@ class _Measured:
         return replace(self._best, tried=tuple(self.rows))
 
 
-def _number(value: Any) -> float:
+def validation(validate: Validate, model: nn.Module) -> float:
+    """How good a model is.
+
+    Raises:
+        InvalidOption: the function does not return a number.
+    """
+    value: Any = validate(model)
     try:
         return float(value)
     except (TypeError, ValueError):

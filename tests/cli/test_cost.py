@@ -11,6 +11,7 @@ from brevitas_axe.cli import main
 from brevitas_axe.methods.cost import layer_shapes, total_cost
 from brevitas_axe.model.prepare import one_sample
 from brevitas_axe.registry import method
+from tests.cli.refusals import refused
 
 
 def test_totals_are_those_of_the_plan(at, capsys) -> None:
@@ -41,7 +42,4 @@ def test_the_table_has_a_column_pair_for_each_cost(at, capsys) -> None:
     [(["--cost", "gold"], "gold"), (["--model", "user.py:nothing"], "no function named")],
 )
 def test_bad_options_are_one_sentence(at, capsys, options, says) -> None:
-    assert main(["cost", "solved", *options]) == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert error.count("\n") == 1
+    assert says in refused(capsys, "cost", "solved", *options)

@@ -17,6 +17,7 @@ from brevitas_axe.cli import main
 from brevitas_axe.export import export_qonnx
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import Recipe
+from tests.cli.refusals import refused
 
 USER_FILE = """
 import torch
@@ -69,15 +70,6 @@ def user_file(tmp_path, monkeypatch) -> Path:
     path = tmp_path / "my_model.py"
     path.write_text(USER_FILE)
     return path
-
-
-def refused(capsys, *argv: str) -> str:
-    """The one sentence of a refusal."""
-    assert main(argv) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 def test_certify_says_proven_and_not_proven(model_file, capsys) -> None:

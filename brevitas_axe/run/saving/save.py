@@ -58,7 +58,7 @@ def save(result: Result, folder: str | Path) -> Path:
         )
     place = check_place(folder)
     result = replace(result, model=in_memory(result.model))
-    exclude = tuple(dict.fromkeys((*result.exclude, *getattr(result, "floats", ()))))
+    exclude = left_out(result)
     example = _smallest(result, exclude)
     structure, tensors = describe(result.model, *example)
     kept = {name: getattr(result, name) for name in KEPT if hasattr(result, name)}
@@ -78,6 +78,11 @@ def save(result: Result, folder: str | Path) -> Path:
             result.recipe.save(temporary / RECIPE)
         huggingface.write_config(result.model, temporary)
     return place
+
+
+def left_out(result: Result) -> tuple[str, ...]:
+    """Names that stay out of the certificate's verdict: excluded, or left in float."""
+    return tuple(dict.fromkeys((*result.exclude, *getattr(result, "floats", ()))))
 
 
 @without_remarks()
