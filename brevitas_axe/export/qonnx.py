@@ -95,12 +95,11 @@ class _TwoRegionHandler(BrevitasActQuantProxyHandler):
         scale, zero = self.symbolic_kwargs["scale"], self.symbolic_kwargs["zero_point"]
         parts = []
         for part in self.regions:
-            moved = x - part.offset if part.offset else x
+            shifted = x - part.offset if part.offset else x
             widths = torch.tensor(float(part.bit_width))
             step = scale * (part.scale / self.regions[0].scale)
-            parts.append(
-                self.export_op(BrevitasQuantOp, moved, step, zero, widths, 0, part.signed, "ROUND")
-            )
+            options = (widths, 0, part.signed, "ROUND")
+            parts.append(self.export_op(BrevitasQuantOp, shifted, step, zero, *options))
         return sum(parts[1:], parts[0]), scale, zero, self.symbolic_kwargs["bit_width"]
 
 

@@ -371,7 +371,7 @@ def _ordered(graph: onnx.GraphProto, subject: str) -> tuple[Node, ...]:
 
 def subgraphs(proto: onnx.NodeProto) -> list[onnx.GraphProto]:
     """Graphs in a node's attributes, such as the branches of an If."""
-    graphs = [] if not proto.attribute else [a.g for a in proto.attribute if a.HasField("g")]
+    graphs = [a.g for a in proto.attribute if a.HasField("g")]
     return graphs + [g for a in proto.attribute for g in a.graphs]
 
 
