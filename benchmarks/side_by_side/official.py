@@ -19,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from records import CACHE
 
 
-def official(repository: str, commit: str) -> Path:
+def official(repository: str, commit: str, *parts: str) -> Path:
     """The files of a public repository of GitHub at one commit.
 
     Args:
         repository: "OWNER/NAME".
         commit: its full name.
+        parts: folders or files of it to take; left out, all of it.
 
     Returns:
         A folder; the same at the next call.
@@ -32,7 +33,7 @@ def official(repository: str, commit: str) -> Path:
     folder = CACHE / "official" / f"{repository.replace('/', '+')}-{commit[:12]}"
     if folder.is_dir():
         return folder
-    archive = _git(_clone(repository), "archive", commit)
+    archive = _git(_clone(repository), "archive", commit, *parts)
     partial = folder.with_suffix(".partial")
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(partial, filter="data")

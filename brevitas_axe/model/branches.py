@@ -25,8 +25,9 @@ class Part:
         columns: int64 [k], the inputs that it takes, in its own order.
         rows: int64 [r], the outputs that it gives; None for all of them.
         precision: its planned widths.
-        scale: start scale of its weight quantizer, from which its solver searches: [rows] or
-            [rows, tiles]; None to let the quantizer compute it from the weights.
+        scale: start scale of its weight quantizer, from which its solver searches: [rows], or
+            [rows, tiles], which counts where every tile has a scale of its own; None to let the
+            quantizer compute it from the weights.
     """
 
     linear: nn.Linear

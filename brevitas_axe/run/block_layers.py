@@ -15,6 +15,7 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.methods.ranges import fit_ranges_to
 from brevitas_axe.methods.transforms.linears import linears
+from brevitas_axe.model.branches import BranchedLinear
 from brevitas_axe.model.devices import building_for
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.model.quantizers import (
@@ -130,7 +131,7 @@ class BlockLayers:
         assumptions = transformed(self.recipe, alone, batches, self._narrowest(alone), floats)
         linear = [name for name, module in alone.named_modules() if type(module) is nn.Linear]
         plan = Plan({name: p for name in linear if (p := self._widths(name))})
-        for options, names in self._groups(plan):
+        for options, names in self._groups(alone, plan):
             others = [name for name in linear if name not in names]
             with building_for(alone):
                 layerwise_quantize(alone, {nn.Linear: (qnn.QuantLinear, options)}, others)
@@ -159,13 +160,16 @@ class BlockLayers:
             min((p.input for p in mine if p.input), default=None),
         )
 
-    def _groups(self, plan: Plan) -> list[tuple[dict[str, Any], list[str]]]:
+    def _groups(self, alone: Alone, plan: Plan) -> list[tuple[dict[str, Any], list[str]]]:
         """Options of Brevitas layers, each with the names of the layers that share them."""
         groups: dict[tuple, list[str]] = {}
         for name, widths in plan.layers.items():
             tile = None
             if self.recipe.weights == "tile":
                 tile = self.scale_tile or widths.tile
+                layer: Any = alone.get_submodule(name)
+                if tile is None and isinstance(_parent(alone, name), BranchedLinear):
+                    tile = layer.in_features  # of its layer's tiles, it has one
                 if tile is None:
                     raise InvalidOption(
                         f"layer '{name}' is to have a weight scale per tile, but no tile is "
@@ -184,6 +188,10 @@ class BlockLayers:
             "input_bit_width": input,
             **({} if tile is None else {"weight_group_size": tile}),
         }
+
+
+def _parent(module: nn.Module, name: str) -> nn.Module:
+    return module.get_submodule(name.rpartition(".")[0])
 
 
 def columns_of(layers: Mapping[str, nn.Module]) -> dict[str, int]:

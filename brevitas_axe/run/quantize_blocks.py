@@ -217,7 +217,8 @@ def _plan(model: nn.Module, blocks: dict[str, nn.Module], request: Request) -> P
         )
     layers = {name: model.get_submodule(name) for name in left}
     if request.plan is None:
-        plan = layer_widths(layers, columns_of(layers), request.recipe, request.widths)
+        columns = columns_of(layers)
+        plan = layer_widths(layers, columns, request.recipe, request.widths, request.of_branches)
     else:
         plan = _filled(request.plan, layers, request)
     if not plan.layers:

@@ -91,6 +91,7 @@ class Request:
         run: what changes no integer.
         validate: tells how good a model is, where widths are chosen.
         told: of `widths`, what the caller said; a model with quantizers keeps the others.
+        of_branches: widths of branches, where there is no plan, as the split gives them.
     """
 
     widths: LayerPrecision
@@ -100,6 +101,7 @@ class Request:
     run: Run
     validate: Validate | None = None
     told: LayerPrecision = field(default_factory=LayerPrecision)
+    of_branches: Mapping[str, LayerPrecision] = field(default_factory=dict)
 
     def settled(self, plain: bool) -> Request:
         """The request with the recipe's ranges known.
@@ -225,6 +227,7 @@ def layer_widths(
     columns: Mapping[str, int],
     recipe: Recipe,
     widths: LayerPrecision,
+    of_branches: Mapping[str, LayerPrecision] | None = None,
 ) -> Plan:
     """The plan that uniform widths and the rules make, for layers that no rule excludes.
 
@@ -233,11 +236,14 @@ def layer_widths(
         columns: name → inputs of one dot product; a layer with no more than a tile takes one.
         recipe: contains the rules.
         widths: of layers that no rule gives others.
+        of_branches: branch → widths of it instead. Rules for the whole layer made them.
     """
-    recipe.check_rules(layers)
+    of_branches = of_branches or {}
+    split = {name.rpartition(".")[0]: None for name in of_branches}
+    recipe.check_rules({**split, **layers})
     found: dict[str, LayerPrecision] = {}
     for name, layer in layers.items():
-        mine = recipe.ruled(name, layer, widths)
+        mine = recipe.ruled(name, layer, of_branches.get(name, widths))
         if mine is not None:
             whole = mine.tile is not None and mine.tile >= columns[name]
             found[name] = replace(mine, tile=None) if whole else mine

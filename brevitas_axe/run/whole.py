@@ -190,7 +190,7 @@ def _with_quantizers(
 def _plan(layers: dict[str, Layer], request: Request) -> Plan | None:
     """Widths by layer; None where all layers have the same."""
     told = request.told
-    said = request.recipe.rules or told.weight or told.input
+    said = request.recipe.rules or told.weight or told.input or request.of_branches
     if request.plan is not None:
         return _filled(request.plan, told)
     if not said:
@@ -198,7 +198,7 @@ def _plan(layers: dict[str, Layer], request: Request) -> Plan | None:
     columns = {name: unroll_weight(m, m.weight).shape[2] for name, m in layers.items()}
     # Bits that nothing sets stay what they are.
     widths = replace(request.widths, weight=told.weight, input=told.input)
-    return layer_widths(layers, columns, request.recipe, widths)
+    return layer_widths(layers, columns, request.recipe, widths, request.of_branches)
 
 
 def _filled(plan: Plan, told: LayerPrecision) -> Plan:

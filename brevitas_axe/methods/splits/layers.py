@@ -125,7 +125,7 @@ def split_layers_by(
     for name, sample in samples.items():
         precision = planned.get(name, LayerPrecision())
         branches = split(float_problem(name, linears[name], precision, sample), precision, sample)
-        if len(branches) > 1:
+        if len(branches) > 1 or any(branch.scale is not None for branch in branches):
             made[linears[name]] = branched(linears[name], branches)
     # A layer that is registered under several names is replaced under all of them.
     for path, module in list(holder.named_modules(remove_duplicate=False)):

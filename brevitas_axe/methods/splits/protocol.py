@@ -46,8 +46,9 @@ class Branch:
         precision: widths of the branch.
         rows: int64 [rows], the output channels that the branch gives; None for all. Branches with
             rows are joined, those without are added; one layer has either the ones or the others.
-        scale: start scale of the branch's quantizer, from which its solver searches: [rows] or
-            [rows, tiles]; None to let the quantizer compute it from the weights.
+        scale: start scale of the branch's quantizer, from which its solver searches: [rows], or
+            [rows, tiles], which counts where every tile has a scale of its own; None to let the
+            quantizer compute it from the weights.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Split(Protocol):
 
     Returns:
         The branches in the order in which they run; the first one gets the layer's bias. One
-        branch means that the layer is left as it is.
+        branch without a start scale means that the layer is left as it is.
     """
 
     @property

@@ -48,8 +48,9 @@ def branches_of(model: nn.Module, layers: Mapping[str, Layer]) -> dict[str, Bran
     found = {}
     for name, whole in branched_layers(model).items():
         names = [branch for branch in branch_names(name, whole) if branch in layers]
+        scaled = any(whole.scale_of(branch) is not None for branch in whole.branches)
         # Branches that give different outputs have no errors of each other to correct.
-        if len(names) > 1 and whole.adds:
+        if (len(names) > 1 or (names and scaled)) and whole.adds:
             group = Branches(name, whole, {branch: layers[branch] for branch in names})
             found.update(dict.fromkeys(names, group))
     return found

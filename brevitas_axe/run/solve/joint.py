@@ -30,6 +30,8 @@ def solve_jointly(
         if layer.bias is None or not with_means:
             piece["quant_mean"] = piece["float_mean"] = None
         scale = group.whole.scale_of(name.rpartition(".")[2])
+        if scale is not None and scale.ndim == 2 and layer.weight_quant.scale_tile is None:
+            scale = None  # one scale per row
         problems.append(layer_problem(name, layer, plan[name], piece, scale))
     solutions, whole, found = solve_branches(problems, statistics, solve)
     entry = describe(whole, found)
