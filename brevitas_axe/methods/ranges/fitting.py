@@ -76,12 +76,9 @@ def fit_ranges_to(
     if not widths or widths[0] < 2:
         raise InvalidOption(f"activations need widths of 2 bits or more, not {widths}.")
     chosen: RangeFitter = method("ranges", fitter)
-    inputs, samples = _inputs(model, batches)
-    weights: Mapping[str, AdjustableRange] = {}
-    if chosen.weights:
-        found = weight_ranges(model)
-        samples |= {name: each.sample for name, each in found.items()}
-        weights = found
+    inputs = _inputs(model, batches)
+    weights: Mapping[str, AdjustableRange] = weight_ranges(model) if chosen.weights else {}
+    samples = {name: each.sample for name, each in {**inputs, **weights}.items()}
     shares: dict[str, dict[int, float]] = {name: {} for name in (*inputs, *weights)}
     loss = _Loss(model, batches)
     steps = [_steps(inputs, widths), _steps(weights, sorted({*weight_bits}))]
@@ -110,34 +107,30 @@ def _steps(
     ]
 
 
-def _inputs(
-    model: nn.Module, batches: Sequence[Batch]
-) -> tuple[dict[str, AdjustableRange], dict[str, Tensor]]:
-    """Static ranges of activations without a zero point, and samples of what arrives there."""
-    static = {
-        name: (proxies, value)
-        for name, proxies in activation_quantizers(model).items()
+def _inputs(model: nn.Module, batches: Sequence[Batch]) -> dict[str, AdjustableRange]:
+    """Static ranges of activations without a zero point, with samples of what arrives there."""
+    found = activation_quantizers(model)
+    values = {
+        name: value
+        for name, proxies in found.items()
         if (value := range_parameter(proxies[0])) is not None
     }
-    if not static:
-        return {}, {}
-    quantizers = {name: proxies for name, (proxies, _) in static.items()}
+    if not values:
+        return {}
+    quantizers = {name: found[name] for name in values}
     samples = sample_inputs(model, quantizers, batches)
-    ranges: dict[str, AdjustableRange] = {}
-    for name, (proxies, value) in static.items():
-        if name not in samples:
-            continue
-        adjustable = AdjustableRange(proxies, value)
-        if not adjustable.has_zero_point(samples[name]):
-            ranges[name] = adjustable
-    return ranges, samples
+    ranges = {
+        name: AdjustableRange(quantizers[name], values[name], parts)
+        for name, parts in samples.items()
+    }
+    return {name: each for name, each in ranges.items() if not each.has_zero_point()}
 
 
 def _case(
     ranges: Mapping[str, AdjustableRange], samples: Mapping[str, Tensor], loss: _Loss
 ) -> RangeCase:
     def rounded(name: str, share: float) -> Tensor:
-        return ranges[name].rounded(samples[name], share)
+        return ranges[name].rounded(share)
 
     def model_loss(shares: Mapping[str, float]) -> float:
         for name, adjustable in ranges.items():

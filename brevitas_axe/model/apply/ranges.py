@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,10 +94,13 @@ class AdjustableRange:
     Args:
         proxies: that share the range, as `activation_quantizers` gives them.
         value: their range parameter.
+        samples: of what each of them quantizes, [n] each.
     """
 
-    def __init__(self, proxies: Sequence[Proxy], value: Tensor) -> None:
-        self._proxies, self._value = proxies, value
+    def __init__(
+        self, proxies: Sequence[Proxy], value: Tensor, samples: Sequence[Tensor] = ()
+    ) -> None:
+        self._proxies, self._value, self._samples = proxies, value, samples
         tensor_quant = tensor_quantizer(proxies[0])
         self._logarithmic = is_logarithmic(tensor_quant.scaling_impl)
         bit_width = tensor_quant.msb_clamp_bit_width_impl
@@ -129,20 +131,33 @@ class AdjustableRange:
         """Sets the range temporarily."""
         self._value.copy_(self.parameter(share))
 
-    def rounded(self, x: Tensor, share: float) -> Tensor:
-        """Numbers rounded to the grid of a share at the present bits."""
+    @property
+    def sample(self) -> Tensor:
+        """All samples, one behind the other, [n]."""
+        return torch.cat([*self._samples])
+
+    def rounded(self, share: float) -> Tensor:
+        """The samples rounded to the grid of a share at the present bits, [n].
+
+        Each on the grid of its own quantizer: behind a ReLU it has twice as many levels above zero
+        as before a sum, at the same scale.
+        """
         self.set_share(share)
-        return self._quantized(x)[0]
+        return torch.cat([quantized[0] for quantized in self._quantized()])
 
-    def has_zero_point(self, x: Tensor) -> bool:
-        """Whether the grid has a zero point, so that its range has two ends."""
-        return bool(self._quantized(x)[2].any())
+    def has_zero_point(self) -> bool:
+        """Whether a grid has a zero point, so that its range has two ends."""
+        return any(bool(quantized[2].any()) for quantized in self._quantized())
 
-    def _quantized(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Numbers on the grid, its scale and zero point, without the activation function."""
-        quant = self._proxies[0].fused_activation_quant_proxy.tensor_quant
-        with evaluating(quant):
-            return quant(x)
+    def _quantized(self) -> Iterator[tuple[Tensor, ...]]:
+        """Of each quantizer, numbers on the grid, its scale and zero point.
+
+        Without the activation function, which samples have passed already.
+        """
+        for proxy, sample in zip(self._proxies, self._samples, strict=True):
+            quant = tensor_quantizer(proxy)
+            with evaluating(quant):
+                yield quant(sample)
 
     def keep(self, shares: Mapping[int, float]) -> None:
         """Keeps the share of every width, and sets the original bits again."""
@@ -155,7 +170,7 @@ class AdjustableRange:
 @torch.no_grad()
 def sample_inputs(
     model: nn.Module, quantizers: Mapping[str, Sequence[Proxy]], batches: Iterable[Batch]
-) -> dict[str, Tensor]:
+) -> dict[str, list[Tensor]]:
     """Samples of what each quantizer quantizes, behind its activation function, while all are off.
 
     So the bits that quantizers happen to have do not matter. One forward per batch.
@@ -166,7 +181,8 @@ def sample_inputs(
         batches: arguments of the forwards.
 
     Returns:
-        Quantizer → [n]; quantizers that no batch uses are left out.
+        Quantizer → [n] for each of its proxies, which is empty where no batch uses it; quantizers
+        of which no batch uses any are left out.
     """
     seen: dict[str, list[Tensor]] = {}
     names = {proxy: name for name, proxy in model.named_modules()}
@@ -176,10 +192,12 @@ def sample_inputs(
         x = dequantized(output).flatten()
         seen.setdefault(name, []).append(x[:: max(1, len(x) // SAMPLE)].clone())
 
-    with ExitStack() as stack:
-        for name, proxies in quantizers.items():
-            for proxy in proxies:
-                stack.enter_context(hooked({name: twin.get_submodule(names[proxy])}, after=note))
+    watched = {names[proxy]: proxy for proxies in quantizers.values() for proxy in proxies}
+    with hooked({name: twin.get_submodule(name) for name in watched}, after=note):
         for args, kwargs in batches:
             twin(*args, **kwargs)
-    return {name: torch.cat(parts) for name, parts in seen.items()}
+    samples = {
+        name: [torch.cat(seen.get(names[proxy], [torch.empty(0)])) for proxy in proxies]
+        for name, proxies in quantizers.items()
+    }
+    return {name: parts for name, parts in samples.items() if any(map(len, parts))}

@@ -46,19 +46,14 @@ class WeightRange(AdjustableRange):
         return (self._layer.weight.detach() / self._unit).flatten()
 
     @torch.no_grad()
-    def rounded(self, x: Tensor, share: float) -> Tensor:
-        """The weights on the grid of a share at the present bits, without an accumulator's limit.
-
-        Args:
-            x: `sample`; the quantizer knows its weights.
-            share: of the range.
-        """
+    def rounded(self, share: float) -> Tensor:
+        """The weights on the grid of a share at the present bits, with no accumulator's limit."""
         self.set_share(share)
         with evaluating(self._layer.weight_quant):
             value, *_ = self._layer.weight_quant.tensor_quant(self._layer.weight.detach())
         return (value / self._unit).flatten()
 
-    def has_zero_point(self, x: Tensor) -> bool:
+    def has_zero_point(self) -> bool:
         """Never: our quantizers are symmetric."""
         return False
 

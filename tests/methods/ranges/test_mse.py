@@ -151,6 +151,46 @@ def test_what_is_rounded_is_what_the_activation_function_gives(kind) -> None:
     assert shares[8] > 0.7
 
 
+class Shared(nn.Module):
+    """A ReLU and a signed quantizer with one range, as in front of a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = qnn.QuantReLU()
+        self.signed = qnn.QuantIdentity(Int8ActPerTensorFloat)
+        grids = [each.act_quant.fused_activation_quant_proxy for each in (self.relu, self.signed)]
+        grids[1].tensor_quant.scaling_impl = grids[0].tensor_quant.scaling_impl
+        grids[0].tensor_quant.int_scaling_impl = grids[1].tensor_quant.int_scaling_impl
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(x) + self.signed(2 * x)
+
+
+def test_every_quantizer_of_a_shared_range_rounds_its_own_numbers() -> None:
+    model = Shared()
+    with torch.no_grad(), calibration_mode(model):
+        model(X)
+    model.eval()
+    [(name, proxies)] = activation_quantizers(model).items()
+    value = range_parameter(proxies[0])
+    assert len(proxies) == 2
+    assert value is not None
+    [shares] = fit_ranges(model, [X], bits=[4]).values()
+    set_bits(proxies, 4)
+
+    def squared(share: float) -> float:
+        with torch.no_grad():
+            value.fill_(share)
+            errors = model.relu(X) - X.relu(), model.signed(2 * X) - 2 * X
+            return float(sum(each.square().sum() for each in errors))
+
+    calibrated = value.item() / shares[4]
+    candidates = method("ranges", "mse").shares
+    best = min(candidates, key=lambda share: squared(share * calibrated))
+    assert shares[4] == pytest.approx(best)
+    assert best < 1, name
+
+
 def test_a_quantizer_with_a_zero_point_keeps_its_range() -> None:
     model = nn.Sequential(qnn.QuantIdentity(ShiftedUint8ActPerTensorFloat), nn.Linear(16, 4))
     with torch.no_grad(), calibration_mode(model):
