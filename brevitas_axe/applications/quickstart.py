@@ -96,10 +96,13 @@ class Choice:
 class Bench:
     """The trained net and the data; solves and measures at one accumulator width."""
 
-    def __init__(self, accumulator_bit_width: int, seed: int, epochs: int = _EPOCHS) -> None:
+    def __init__(
+        self, accumulator_bit_width: int, seed: int, epochs: int = _EPOCHS, progress: bool = True
+    ) -> None:
         self.accumulator_bit_width = check_bit_width(accumulator_bit_width)
         self.training, self.validation, self.test = digits(seed)
-        self.model = train(self.training, seed, epochs)
+        self.model = train(self.training, seed, epochs, progress)
+        self.progress = progress
         self.batches = [self.training.images[:_CALIBRATION]]
         self.solved: dict[tuple, Choice] = {}
 
@@ -140,7 +143,7 @@ class Bench:
     ) -> Choice | None:
         """The most accurate choice on the validation split; of equals, the one of fewest bits."""
         requests = [(*pair, solver) for pair in bits for solver in solvers]
-        bar = tqdm(requests, desc=title, leave=False)
+        bar = tqdm(requests, desc=title, leave=False, disable=not self.progress)
         choices = [self.solve(*request, accumulator) for request in bar]
         return max(choices, key=lambda c: (c.validation, -c.weight - c.input), default=None)
 
@@ -184,19 +187,22 @@ class Bench:
         }
 
 
-def quickstart(output: str | Path, accumulator_bit_width: int = 8, seed: int = 0) -> bool:
+def quickstart(
+    output: str | Path, accumulator_bit_width: int = 8, seed: int = 0, progress: bool = True
+) -> bool:
     """Runs everything and writes the folder; True when the exported model is proven.
 
     Args:
         output: folder for model.onnx, plan.json, certificate.json, summary.json, report.html.
         accumulator_bit_width: P.
         seed: of data split, training and order of samples.
+        progress: show progress bars.
     """
     start = time.perf_counter()
     width = check_bit_width(accumulator_bit_width)
     folder = open_folder(output)
     with one_thread():
-        bench = Bench(width, seed)
+        bench = Bench(width, seed, progress=progress)
         ours, arms = compare(bench, folder)
         certificate = export(ours.result, bench, folder / "model.onnx", width)
     arms[-1]["proven_width"] = proven_width(certificate)

@@ -4,7 +4,8 @@ Rules of this package: one file per command, each with `add(commands)` that decl
 `run(arguments) -> exit status`; language.py is the part of `quantize` behind --hf. `--help` must
 answer at once, so the files of this package import nothing at their top that loads NumPy, torch,
 Brevitas or rich; `run` does.
-Exit status: 0 done or proven, 1 not proven, 2 unusable input, said in one sentence on stderr.
+Exit status: 0 done or proven; 1 the answer is no; 2 unusable input, a user's broken function among
+it, said in one sentence on stderr; 3 a fault of brevitas_axe, with its traceback; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 
@@ -31,6 +33,7 @@ from brevitas_axe.cli import (
     quantize,
     quickstart,
 )
+from brevitas_axe.cli.usercode import failure_of_the_user
 from brevitas_axe.errors import AxeError
 
 # In the order of a user's work.
@@ -38,7 +41,7 @@ _COMMANDS = (
     quickstart, prepare, allocate, quantize, finetune, mend, certify, emulate, check, export, cost,
     compare, methods,
 )  # fmt: skip
-_UNUSABLE = 2
+_UNUSABLE, _FAULT = 2, 3
 _INTERRUPTED = 130
 
 
@@ -63,7 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}.")
     except KeyboardInterrupt:
-        return _fail("interrupted.", _INTERRUPTED)
+        state = getattr(arguments, "state", None)
+        way = f"; the same command goes on from {state}" if state else ""
+        return _fail(f"interrupted{way}.", _INTERRUPTED)
+    except Exception as error:
+        sentence = failure_of_the_user(error)
+        if sentence is not None:
+            return _fail(sentence)
+        traceback.print_exc()
+        return _fail(
+            "this is a fault of brevitas_axe; please report it with the lines above.", _FAULT
+        )
 
 
 def _fail(message: str, status: int = _UNUSABLE) -> int:
@@ -80,4 +93,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add(commands)
+    for each in commands.choices.values():
+        each.add_argument(
+            "--json",
+            action="store_true",
+            help="print JSON instead of text",
+        )
+        each.add_argument(
+            "--quiet",
+            action="store_true",
+            help="print errors alone; the exit status tells the rest",
+        )
     return parser

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 from brevitas_axe.cli import folders, options
 from brevitas_axe.cli.usercode import batches_of
 from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:
-    from brevitas_axe.plan import Choices
+    from brevitas_axe.plan import Choices, LayerPrecision
     from brevitas_axe.run.allocate import AllocateResult, OfferedWidths
+    from brevitas_axe.run.validated import Validated
 
 
 def add(commands) -> None:
@@ -39,12 +41,20 @@ def add(commands) -> None:
         action="append",
         required=True,
         metavar="NAME=VALUE",
-        help="most that a cost may be, for one sample; may be repeated",
+        help="most that a cost may be, for one sample, or a share of what --reference takes, such "
+        "as finn_lut=80%%; may be repeated; costs: see `methods`",
+    )
+    parser.add_argument(
+        "--reference",
+        default="W4A4",
+        metavar="WnAm",
+        help="bits of weights and inputs of which budgets in per cent are shares; default W4A4",
     )
     _add_choices(parser)
     _add_methods(parser)
     options.add_run(parser, "folder for scores", "trials at a time")
-    options.add_exclude(parser)
+    options.add_picked(parser)
+    options.add_validate(parser, "; the plan is solved twice for it, in quality fast")
     parser.add_argument("--output", default="plan.json", metavar="FILE", help="default plan.json")
     parser.add_argument(
         "--report", metavar="FILE", help="an HTML page: Pareto front, bits and sensitivity by layer"
@@ -110,35 +120,103 @@ def run(arguments: argparse.Namespace) -> int:
     budgets = dict(_budget(text) for text in arguments.budget)
     if len(budgets) < len(arguments.budget):
         raise InvalidOption("a budget is given twice; give every cost one.")
-    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cli.screen import Screen, shows_progress
     from brevitas_axe.recipe import Run
     from brevitas_axe.run.allocate import allocate, check_names
 
-    run = Run(state=arguments.state, workers=arguments.workers)
+    screen, progress = Screen(arguments), shows_progress(arguments)
+    run = Run(state=arguments.state, workers=arguments.workers, progress=progress)
+    reference = _reference(arguments.reference)
+    validate = options.validation_of(arguments)
     # Checked before the user's own code runs, which may take long.
     names = (arguments.scorer, arguments.allocator, arguments.metric, arguments.target)
     check_names(budgets, *names, arguments.max_cycles)
+    model = folders.model_from(arguments.model, arguments)
+    batches = batches_of(arguments.calibration)
+    if options.going_on(arguments):
+        screen.line(f"scores that {arguments.state} has are taken from there")
     found = allocate(
-        folders.model_from(arguments.model, arguments),
-        batches_of(arguments.calibration),
+        model,
+        batches,
         budgets,
         _choices(arguments),
         scorer=arguments.scorer,
         allocator=arguments.allocator,
         metric=arguments.metric,
-        exclude=tuple(arguments.exclude),
+        exclude=options.left_out(arguments, model),
         target=arguments.target,
         backend=arguments.backend,
         max_cycles=arguments.max_cycles,
+        reference=reference,
         run=run,
     )
     found.plan.save(arguments.output)
-    console().print(_table(found))
-    print(arguments.output)
+    files = [arguments.output]
     if arguments.report is not None:
         _write_report(found, arguments)
-        print(arguments.report)
+        files.append(arguments.report)
+    numbers = _numbers(arguments.validate, validate, model, batches, found, progress)
+    screen.json(_content(found, files, numbers))
+    screen.shares(found.shares)
+    screen.table(_table(found))
+    screen.numbers(numbers)
+    screen.files(files)
+    screen.next(_next(arguments))
     return 0
+
+
+def _numbers(
+    name: str, validate: Any, model: Any, batches: Any, found: AllocateResult, progress: bool
+) -> dict[str, Validated]:
+    """How good the plan is by the user's function, as the fast solver gives it."""
+    if validate is None:
+        return {}
+    from brevitas_axe.recipe import Run
+    from brevitas_axe.run.quantize import quantize
+    from brevitas_axe.run.validated import validated
+
+    run = Run(progress=progress)
+    result = quantize(model, batches, found.plan, quality="fast", run=run)
+    return {"plan": validated(name, validate, model, batches, result, run)}
+
+
+def _content(
+    found: AllocateResult, files: list[str], numbers: dict[str, Validated]
+) -> dict[str, Any]:
+    """What --json prints."""
+    from dataclasses import asdict
+
+    return {
+        "layers": {name: asdict(choice) for name, choice in found.plan.layers.items()},
+        "costs": {
+            name: {"spent": found.costs[name], "budget": limit, "unit": found.units[name]}
+            for name, limit in found.problem.budgets.items()
+        },
+        "harm": found.harm,
+        "shares": list(found.shares),
+        "validation": {name: asdict(row) for name, row in numbers.items()},
+        "files": files,
+    }
+
+
+def _next(arguments: argparse.Namespace) -> str:
+    from brevitas_axe.cli.screen import command
+
+    own = ("--model", arguments.architecture) if arguments.architecture else ()
+    data = ("--calibration", arguments.calibration, "--plan", arguments.output)
+    return command("quantize", arguments.model, *own, *data)
+
+
+def _reference(text: str) -> LayerPrecision:
+    """Uniform widths from text such as W4A4."""
+    from brevitas_axe.plan import LayerPrecision
+
+    match = re.fullmatch(r"W(\d+)A(\d+)", text)
+    if match is None:
+        raise InvalidOption(
+            f"--reference is bits of weights and inputs, such as W4A4, not '{text}'."
+        )
+    return LayerPrecision(weight=int(match[1]), input=int(match[2]))
 
 
 def _choices(arguments: argparse.Namespace) -> Choices | OfferedWidths:
@@ -169,15 +247,20 @@ def _write_report(found: AllocateResult, arguments: argparse.Namespace) -> None:
     write_allocation(arguments.report, found.problem, found, fronts, swept, unit)
 
 
-def _budget(text: str) -> tuple[str, float]:
+def _budget(text: str) -> tuple[str, float | str]:
+    from brevitas_axe.recipe import Recipe
+
     name, _, value = text.rpartition("=")  # other equal signs belong to the cost's options
+    if name and Recipe.share(value) > 0:
+        return name, value
     try:
         number = float(value)
     except ValueError:
         number = math.nan
     if not name or math.isnan(number):
         raise InvalidOption(
-            f"a budget is NAME=VALUE with a number, such as bops=1e9, not '{text}'."
+            f"a budget is NAME=VALUE with a number or a share, such as bops=1e9 or bops=80%, not "
+            f"'{text}'."
         )
     return name, number
 

@@ -39,12 +39,11 @@ def add(commands) -> None:
         action="store_true",
         help="nobody replaces weights that are graph inputs too, as Brevitas's own export has them",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cli.screen import Screen
     from brevitas_axe.proof.certificate import certify_file
 
     if folders.is_folder(arguments.model):
@@ -59,11 +58,22 @@ def run(arguments: argparse.Namespace) -> int:
             input_types=_input_types(arguments.input_type),
             fixed_initializers=arguments.fixed_initializers,
         )
-    if arguments.json:
-        print(certificate.to_json())
-    else:
-        console().print(certificate.table())
+    screen = Screen(arguments)
+    screen.json(certificate.to_json())
+    screen.table(certificate.table())
+    screen.next(_next(arguments.model, certificate))
     return 0 if certificate.ok else 1
+
+
+def _next(model: str, certificate: Certificate) -> str:
+    from brevitas_axe.cli.screen import command
+
+    if certificate.ok:
+        return command("check", model, "--target", "finn")
+    widths = [entry.width for entry in certificate.judged]
+    if not widths or None in widths:
+        return "give what is not proven another quantizer, or leave it out by --exclude NAME"
+    return command("certify", model, "--accumulator-bits", max(w for w in widths if w))
 
 
 def _of_folder(arguments: argparse.Namespace) -> Certificate:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from brevitas_axe.cli import folders
 
@@ -21,7 +20,6 @@ def add(commands) -> None:
     parser.add_argument(
         "--target", choices=[*_NAMES], default="finn", help="the tool that builds it"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 
@@ -31,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cli.screen import Screen, command
     from brevitas_axe.export import check_finn, check_hls4ml
 
     check = {"finn": check_finn, "hls4ml": check_hls4ml}[arguments.target]
@@ -39,20 +37,24 @@ def run(arguments: argparse.Namespace) -> int:
     file = folders.model_file(arguments.model)
     findings = check(file, notes=True)
     status = int(any(finding.severity != "note" for finding in findings))
-    if arguments.json:
-        content = {"target": arguments.target, "findings": [f.to_dict() for f in findings]}
-        print(json.dumps(content, indent=2))
-        return status
+    screen = Screen(arguments)
+    screen.json({"target": arguments.target, "findings": [f.to_dict() for f in findings]})
     name = Path(file).name
     if not findings:
-        print(f"{name}: {target} builds it as it is.")
-        return 0
-    count = f"{len(findings)} {'finding' if status else 'note'}{'s' * (len(findings) > 1)}"
-    table = Table(title=Text(f"{name}: {count} for {target}"))
-    for column in ("layer", "severity", "rule", "problem", "way out"):
-        table.add_column(column, overflow="fold")
-    for finding in findings:
-        cells = (finding.layer, finding.severity, finding.rule, finding.problem, finding.way_out)
-        table.add_row(*map(Text, cells))  # names in a file may look like markup
-    console().print(table)
+        screen.line(f"{name}: {target} builds it as it is.")
+    else:
+        count = f"{len(findings)} {'finding' if status else 'note'}{'s' * (len(findings) > 1)}"
+        table = Table(title=Text(f"{name}: {count} for {target}"))
+        for column in ("layer", "severity", "rule", "problem", "way out"):
+            table.add_column(column)
+        for f in findings:
+            cells = (f.layer, f.severity, f.rule, f.problem, f.way_out)
+            table.add_row(*map(Text, cells))  # names in a file may look like markup
+        screen.table(table)
+    if status == 0:
+        screen.next(f"give {file} to {target}")
+    elif folders.is_folder(arguments.model) and arguments.target == "finn":
+        screen.next(command("mend", arguments.model))
+    else:
+        screen.next("change the model as the way out says, and export it again")
     return status

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from brevitas_axe.cli import cost, folders
@@ -32,7 +31,6 @@ def add(commands) -> None:
         metavar="FILE.py:FUNCTION",
         help="a function of the model that returns a number, such as its accuracy",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 
@@ -40,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cli.screen import Screen, command
     from brevitas_axe.cli.usercode import function_of
 
     validate = None if arguments.validate is None else function_of(arguments.validate)
@@ -53,15 +51,20 @@ def run(arguments: argparse.Namespace) -> int:
         result = folders.result_of(folder, arguments)
         rows.append(_row(folder, result, names, arguments.cost is None, validate))
     status = 0 if all(row["proven"] for row in rows) else 1
-    if arguments.json:
-        print(json.dumps(rows, indent=2))
-        return status
+    screen = Screen(arguments)
+    screen.json(rows)
     table = Table()
     for key in rows[0]:
         table.add_column(Text(key), overflow="fold", justify="left" if key == "folder" else "right")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row.values()))
-    console().print(table)
+    screen.table(table)
+    proven = [row for row in rows if row["proven"]]
+    if proven:
+        best = max(proven, key=lambda row: row.get("validation", 0))["folder"]
+        screen.next(command("export", best, f"{best}/{folders.MODEL_FILE}", "--target", "qonnx"))
+    else:
+        screen.next(command("certify", rows[0]["folder"]))
     return status
 
 

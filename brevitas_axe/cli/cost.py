@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from brevitas_axe.cli import folders
@@ -25,7 +24,6 @@ def add(commands) -> None:
     parser.add_argument("folder", metavar="DIR", help="written by `quantize` or `finetune`")
     folders.add_model(parser)
     add_costs(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 
@@ -40,18 +38,17 @@ def add_costs(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cli.screen import Screen, command
 
     result = folders.result_of(arguments.folder, arguments)
     names = arguments.cost or USUAL
     costs, refusals = folders.costs(result, names, lenient=arguments.cost is None)
-    if arguments.json:
-        print(json.dumps({name: found.to_dict() for name, found in costs.items()}, indent=2))
-        return 0
-    console().print(_table(arguments.folder, costs))
+    screen = Screen(arguments)
+    screen.json({name: found.to_dict() for name, found in costs.items()})
+    screen.table(_table(arguments.folder, costs))
     for sentence in refusals:
-        print(sentence)
-    print(f"next: brevitas-axe export {arguments.folder} model.onnx")
+        screen.line(sentence)
+    screen.next(command("export", arguments.folder, f"{arguments.folder}/{folders.MODEL_FILE}"))
     return 0
 
 

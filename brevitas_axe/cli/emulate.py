@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from brevitas_axe.cli import folders, options
 from brevitas_axe.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from brevitas_axe.cli.screen import Screen
+    from brevitas_axe.proof.emulator import EmulationResult
+    from brevitas_axe.run.validated import Validated
 
 
 def add(commands) -> None:
     parser = commands.add_parser("emulate", help="run a QONNX file with P-bit accumulators")
     parser.add_argument("model", help="a QONNX file, or a folder that `quantize` wrote")
-    parser.add_argument("--inputs", required=True, metavar="X.npy", help="one batch of inputs")
-    parser.add_argument("--output", required=True, metavar="Y.npy", help="where the result goes")
+    folders.add_model(parser)
+    parser.add_argument("--inputs", metavar="X.npy", help="one batch of inputs")
+    parser.add_argument("--output", metavar="Y.npy", help="where the result goes")
     options.add_accumulator(parser)
     options.add_tile(parser)
     options.add_plan(parser)
@@ -24,39 +33,108 @@ def add(commands) -> None:
         default="wrap",
         help="what an accumulator does with a sum out of its range (default wrap)",
     )
+    options.add_validate(parser, "; in float where --model or the folder's summary tells it")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import numpy as np
-
-    from brevitas_axe.files import write_whole
+    from brevitas_axe.cli.screen import Screen
     from brevitas_axe.proof.emulator import emulate
 
+    validate = options.validation_of(arguments)
+    paths = (arguments.inputs, arguments.output)
+    if None in paths and (validate is None or paths != (None, None)):
+        raise InvalidOption("give --inputs X.npy and --output Y.npy, or --validate, or all three.")
     arguments.plan = folders.planned(arguments.model, arguments)
     if arguments.accumulator_bits is None and arguments.plan is None:
         raise InvalidOption("give --accumulator-bits, or --plan with a width per layer.")
-    widths = {}
+    settings: dict[str, Any] = {
+        "tile_size": arguments.tile_size,
+        "overflow": arguments.overflow,
+        "plan": options.plan_of(arguments),
+    }
     if arguments.accumulator_bits is not None:
-        widths["accumulator_bit_width"] = arguments.accumulator_bits
-    inputs = _load(arguments.inputs)
-    result = emulate(
-        folders.model_file(arguments.model),
-        inputs,
-        **widths,
-        tile_size=arguments.tile_size,
-        overflow=arguments.overflow,
-        plan=options.plan_of(arguments),
-    )
+        settings["accumulator_bit_width"] = arguments.accumulator_bits
+    file = folders.model_file(arguments.model)
+    names = _layers(file)
+    content: dict[str, Any] = {}
+    result = None
+    if arguments.inputs is not None:
+        result = emulate(file, _load(arguments.inputs), **settings)
+        content = _content(result, names, arguments.output)
+    numbers = {} if validate is None else {arguments.model: _numbers(arguments, validate, settings)}
+    content["validation"] = {name: asdict(row) for name, row in numbers.items()}
+    screen = Screen(arguments)
+    screen.json(content)
+    if result is not None:
+        _tell(screen, result, names, arguments.output)
+    screen.numbers(numbers)
+    screen.next(_next(arguments, result))
+    return 0
+
+
+def _content(result: EmulationResult, names: Mapping[str, str], output: str) -> dict[str, Any]:
+    """Writes the result; returns what --json prints."""
+    import numpy as np
+
+    from brevitas_axe.files import write_whole
+
     buffer = io.BytesIO()
     np.save(buffer, result.output)
-    write_whole(arguments.output, buffer.getvalue())
+    write_whole(output, buffer.getvalue())
+    overflows = {
+        names.get(name, name): {"overflows": count, "largest_sum": result.largest_sums[name]}
+        for name, count in result.overflow_counts.items()
+    }
+    return {"layers": overflows, "overflows": result.overflows, "file": output}
+
+
+def _tell(screen: Screen, result: EmulationResult, names: Mapping[str, str], output: str) -> None:
     for name, reason in result.float_nodes.items():
-        print(f"{name}: in floating point, {reason}")
+        screen.line(f"{names.get(name, name)}: in floating point, {reason}")
     for name, count in result.overflow_counts.items():
-        print(f"{name}: {count} overflows, largest sum {result.largest_sums[name]}")
-    print(f"{arguments.output}: {result.output.dtype} {list(result.output.shape)}")
-    return 0
+        sums = f"largest sum {result.largest_sums[name]}"
+        screen.line(f"{names.get(name, name)}: {count} overflows, {sums}")
+    screen.line(f"{output}: {result.output.dtype} {list(result.output.shape)}")
+
+
+def _next(arguments: argparse.Namespace, result: EmulationResult | None) -> str:
+    from brevitas_axe.cli.screen import command
+
+    bits = arguments.accumulator_bits
+    if result is not None and result.overflows:
+        wanted = ("--plan", arguments.plan) if bits is None else ("--accumulator-bits", bits)
+        data = ("--calibration", "FILE.py:FUNCTION")
+        return command("quantize", "FILE.py:FUNCTION", *data, *wanted)
+    proof = ("--plan", arguments.plan) if bits is None else ("--accumulator-bits", bits)
+    return command("certify", arguments.model, *proof)
+
+
+def _layers(file: str) -> dict[str, str]:
+    """Node → layer, as certificates, plans and reports name it."""
+    from brevitas_axe.proof.certificate import certify_file
+
+    return {entry.name: entry.layer for entry in certify_file(file).entries if entry.layer}
+
+
+def _numbers(
+    arguments: argparse.Namespace, validate: Any, settings: Mapping[str, Any]
+) -> Validated:
+    """The user's number of the float model, of the file as it is, and on its accumulators."""
+    from brevitas_axe.cli.usercode import model_of
+    from brevitas_axe.run.validated import Emulated, Validated, in_float, number
+
+    file = folders.model_file(arguments.model)
+    earlier = folders.validation_in(arguments.model, arguments.validate)
+    unquantized = None if earlier is None else earlier.unquantized
+    if arguments.architecture is not None:
+        unquantized = in_float(validate, model_of(arguments.architecture))
+    return Validated(
+        arguments.validate,
+        unquantized,
+        number(validate, Emulated(file)),
+        number(validate, Emulated(file, **settings)),
+    )
 
 
 def _load(path: str):

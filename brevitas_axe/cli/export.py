@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+from pathlib import Path
 
 from brevitas_axe.cli import folders
 
@@ -42,17 +42,18 @@ def add(commands) -> None:
         default="io_parallel",
         help="hls4ml: all values at once, or one after the other (default io_parallel)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.target == "hls4ml":
         return _hls4ml(arguments)
+    from brevitas_axe.cli.screen import Screen, command
     from brevitas_axe.errors import InvalidOption
     from brevitas_axe.export import export_qonnx
     from brevitas_axe.export.layers import export_layers
 
+    screen = Screen(arguments)
     model, args = _model_and_args(arguments)
     if args is None:
         raise InvalidOption(
@@ -62,10 +63,16 @@ def run(arguments: argparse.Namespace) -> int:
     if args == ():  # blocks, which no one file holds
         files = export_layers(model, arguments.output, target=arguments.target).values()
         written = [str(file) for file in files]
-        print(json.dumps({"files": written}) if arguments.json else "\n".join(written))
+        screen.json({"files": written})
+        screen.files(written)
+        screen.next(command("certify", written[0]))
         return 0
     export_qonnx(model, args, arguments.output, target=arguments.target)
-    print(json.dumps({"file": arguments.output}) if arguments.json else arguments.output)
+    screen.json({"file": arguments.output})
+    screen.files([arguments.output])
+    plan = Path(arguments.model) / folders.PLAN_FILE
+    planned = ("--plan", plan) if plan.is_file() else ()
+    screen.next(command("certify", arguments.output, *planned))
     return 0
 
 
@@ -90,7 +97,7 @@ def _hls4ml(arguments: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cli.screen import Screen
     from brevitas_axe.export.hls4ml import export_hls4ml
 
     model, args = _model_and_args(arguments)
@@ -101,14 +108,14 @@ def _hls4ml(arguments: argparse.Namespace) -> int:
         {"layer": a.layer, "accum_t": a.type, "bits": a.width, "bias_inside": a.bias_inside}
         for a in project.accumulators
     ]
-    if arguments.json:
-        print(json.dumps({"folder": str(project.folder), "accumulators": rows}, indent=2))
-        return 0
+    screen = Screen(arguments)
+    screen.json({"folder": str(project.folder), "accumulators": rows})
     table = Table(title=Text(f"{project.folder}: {len(rows)} proven accumulators"))
     for heading in ("layer", "accum_t", "bits", "bias"):
         table.add_column(heading, overflow="fold")
     for a in project.accumulators:
         cells = (a.layer, a.type, str(a.width), "inside" if a.bias_inside else "behind")
         table.add_row(*map(Text, cells))  # names in a file may look like markup
-    console().print(table)
+    screen.table(table)
+    screen.next(f"give {project.folder}/hls4ml.yml to hls4ml.converters.convert_from_config")
     return 0

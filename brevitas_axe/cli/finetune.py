@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from brevitas_axe.cli import folders
-from brevitas_axe.cli.usercode import batches_of, function_of
+from brevitas_axe.cli import folders, options
+from brevitas_axe.cli.usercode import batches_of, function_of, model_of
+from brevitas_axe.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from brevitas_axe.run.validated import Validated
 
 
 def add(commands) -> None:
@@ -27,6 +33,9 @@ def add(commands) -> None:
         "--validation",
         metavar="FILE.py:FUNCTION",
         help="returns such batches; the epoch with the best accuracy is kept, number 0 included",
+    )
+    options.add_validate(
+        parser, ", as far as the folder tells; the epoch that is best by it is kept"
     )
     parser.add_argument(
         "--loss",
@@ -50,34 +59,77 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cli.screen import Screen, command, shows_progress
     from brevitas_axe.files import json_text, write_whole
     from brevitas_axe.run.finetune import finetune
     from brevitas_axe.run.saving.folder import INSIDE, check_place
     from brevitas_axe.run.saving.save import save
+    from brevitas_axe.run.validated import number
 
     place = check_place(Path(arguments.output) / INSIDE).parent
+    screen = Screen(arguments)
+    validation, validate = arguments.validation, options.validation_of(arguments)
+    if validation is not None and validate is not None:
+        raise InvalidOption("give either --validation or --validate; each tells the best epoch.")
+    if validation is not None:
+        validation = batches_of(validation)
     start = folders.result_of(arguments.folder, arguments)
-    validation = arguments.validation
+    if options.going_on(arguments):
+        screen.line(f"goes on from the last whole epoch in {arguments.state}")
+
+    def judged(model: Any) -> float:
+        assert validate is not None  # given only then
+        return number(validate, model)
+
     result = finetune(
         start,
         batches_of(arguments.data),
         epochs=arguments.epochs,
         learning_rate=arguments.learning_rate,
         loss=None if arguments.loss is None else function_of(arguments.loss),
-        validation=None if validation is None else batches_of(validation),
+        validation=judged if validate is not None else validation,
         state=arguments.state,
         seed=arguments.seed,
+        progress=shows_progress(arguments),
     )
     save(result, place / INSIDE)
     result.plan.save(place / folders.PLAN_FILE)
     write_whole(place / "certificate.json", result.certificate.to_json().encode())
     write_whole(place / "history.json", json_text(result.history).encode())
-    console().print(_table(result.history, result.best_epoch))
-    console().print(result.certificate.table())
-    for name in (INSIDE, folders.PLAN_FILE, "certificate.json", "history.json"):
-        print(place / name)
+    numbers = {} if validate is None else _numbers(arguments, validate, start, result)
+    content = {"validation": {name: asdict(row) for name, row in numbers.items()}}
+    write_whole(place / "summary.json", json_text(content).encode())
+    names = (INSIDE, folders.PLAN_FILE, "certificate.json", "history.json", "summary.json")
+    files = [str(place / name) for name in names]
+    screen.json(
+        {"proven": result.certificate.ok, "best_epoch": result.best_epoch,
+         "history": result.history, **content, "files": files}
+    )  # fmt: skip
+    screen.table(_table(result.history, result.best_epoch))
+    screen.table(result.certificate.table())
+    screen.numbers(numbers)
+    screen.files(files)
+    own = ("--model", arguments.architecture) if arguments.architecture else ()
+    file = place / folders.MODEL_FILE
+    screen.next(command("mend", place, *own), command("export", place, file, *own))
     return 0 if result.certificate.ok else 1
+
+
+def _numbers(
+    arguments: argparse.Namespace, validate: Any, start: Any, result: Any
+) -> dict[str, Validated]:
+    """Numbers before and after; those that only the solve could tell are from its summary."""
+    from brevitas_axe.run.validated import Validated, in_float, number
+
+    earlier = folders.validation_in(arguments.folder, arguments.validate)
+    unquantized = None if earlier is None else earlier.unquantized
+    if unquantized is None and arguments.architecture is not None:
+        unquantized = in_float(validate, model_of(arguments.architecture))
+    unlimited = None if earlier is None else earlier.unlimited
+    return {
+        name: Validated(arguments.validate, unquantized, unlimited, number(validate, each.model))
+        for name, each in ((arguments.folder, start), (arguments.output, result))
+    }
 
 
 def _table(history: list[dict], best: int):

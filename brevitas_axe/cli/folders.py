@@ -12,8 +12,9 @@ from brevitas_axe.errors import InvalidOption
 if TYPE_CHECKING:
     from brevitas_axe.methods.cost import Breakdown
     from brevitas_axe.run.saving.save import Result
+    from brevitas_axe.run.validated import Validated
 
-MODEL_FILE, PLAN_FILE = "model.onnx", "plan.json"
+MODEL_FILE, PLAN_FILE, SUMMARY_FILE = "model.onnx", "plan.json", "summary.json"
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +116,20 @@ def model_file(path: str) -> str:
             f"{file}."
         )
     return str(file)
+
+
+def validation_in(path: str, function: str) -> Validated | None:
+    """What a folder's summary tells of the user's function; None where it tells nothing."""
+    import json
+
+    from brevitas_axe.run.validated import Validated
+
+    try:
+        rows = json.loads((Path(path) / SUMMARY_FILE).read_text(encoding="utf-8"))["validation"]
+        found = [Validated(**row) for row in rows.values()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return next((row for row in reversed(found) if row.function == function), None)
 
 
 def planned(path: str, arguments: argparse.Namespace) -> str | None:

@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     rows = _rows(arguments)
     transformers = _transformers()
-    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cli.screen import Screen, command
     from brevitas_axe.files import json_text, write_whole
     from brevitas_axe.recipe import Run
     from brevitas_axe.run.request import requested
@@ -100,7 +100,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     # Each of these refuses unusable options before anything is loaded.
     for row in rows:
-        requested(row, arguments.recipe, (), Run(workers=arguments.workers), _keywords(arguments))
+        requested(
+            row,
+            options.recipe_of(arguments),
+            (),
+            Run(workers=arguments.workers),
+            _keywords(arguments),
+        )
     batches, judged = _data(transformers, arguments)
     model = _model(transformers, arguments.hf)
     # Only after everything that may be wrong with the input has been checked.
@@ -111,8 +117,12 @@ def run(arguments: argparse.Namespace) -> int:
         model = _model(transformers, arguments.hf) if index else model
         results.append(_solved(model, batches, judged, row, arguments, before))
     write_whole(folder / "rows.json", json_text(results).encode())
-    console().print(_table(arguments.hf, results))
-    print(folder / "rows.json")
+    screen = Screen(arguments)
+    screen.json(results)
+    screen.table(_table(arguments.hf, results))
+    screen.files([folder / "rows.json"])
+    best = min(results[1:], key=lambda row: row["perplexity"])["row"]
+    screen.next(command("export", folder / best, folder / best / "layers"))
     return 0 if all(row.get("proven", True) for row in results) else 1
 
 
@@ -134,6 +144,7 @@ def _solved(
     before: float,
 ) -> dict[str, Any]:
     """Solves and evaluates one row of the table, and writes its folder."""
+    from brevitas_axe.cli.screen import shows_progress
     from brevitas_axe.files import write_whole
     from brevitas_axe.recipe import Run
     from brevitas_axe.run.quantize_blocks import quantize_blocks
@@ -152,9 +163,9 @@ def _solved(
         model,
         batches,
         row,
-        arguments.recipe,
-        exclude=tuple(arguments.exclude),
-        run=replace(Run(workers=arguments.workers), **folders),
+        options.recipe_of(arguments),
+        exclude=options.named(arguments),
+        run=replace(Run(workers=arguments.workers, progress=shows_progress(arguments)), **folders),
         **_keywords(arguments),
     )
     seconds = round(time.perf_counter() - start, 1)

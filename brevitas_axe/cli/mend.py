@@ -26,7 +26,7 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cli.screen import Screen, command
     from brevitas_axe.export import mend_for_finn
     from brevitas_axe.run.saving.folder import INSIDE, check_place
     from brevitas_axe.run.saving.save import left_out, proven, save
@@ -46,11 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     result = replace(result, certificate=certificate)
     save(result, place / INSIDE)
     result.plan.save(place / folders.PLAN_FILE)
-    for change in changes:
-        print(f"{change.rule}: {change.sentence}")
-    if not changes:
-        print("nothing had to be mended.")
-    console().print(certificate.table())
-    print(place / INSIDE)
-    print(f"next: brevitas-axe export {place} {place / folders.MODEL_FILE}")
+    screen = Screen(arguments)
+    told = [f"{change.rule}: {change.sentence}" for change in changes]
+    files = [str(place / INSIDE), str(place / folders.PLAN_FILE)]
+    screen.json({"proven": certificate.ok, "changes": told, "files": files})
+    for sentence in told or ["nothing had to be mended."]:
+        screen.line(sentence)
+    screen.table(certificate.table())
+    screen.files(files)
+    screen.next(command("export", place, place / folders.MODEL_FILE))
     return 0 if certificate.ok else 1

@@ -35,16 +35,18 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cli.screen import Screen, command
 
-    rows = catalogue()
+    rows, screen = catalogue(), Screen(arguments)
     if arguments.markdown:
-        print("\n".join(markdown(rows)))
+        screen.line("\n".join(markdown(rows)))
         return 0
+    screen.json([dict(zip(_COLUMNS, row, strict=True)) for row in rows])
     table = Table(*_COLUMNS)
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    screen.table(table)
+    screen.next(command("quantize", "--help"))
     return 0
 
 

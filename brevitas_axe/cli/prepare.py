@@ -43,7 +43,7 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cli.screen import Screen, command
     from brevitas_axe.export import prepare_for_finn, prepare_for_hls4ml
     from brevitas_axe.methods.cost import full_plan
     from brevitas_axe.model.prepare import as_batches
@@ -69,10 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
     certificate = certify(prepared, plan=plan, args=args, kwargs=kwargs)
     save(QuantizeResult(prepared, plan, certificate, [], Recipe(), example=example), place / INSIDE)
     plan.save(place / folders.PLAN_FILE)
-    console().print(certificate.table())
-    print(place / INSIDE)
-    print(
-        f"next: brevitas-axe quantize {place} --calibration {arguments.calibration} "
-        f"--accumulator-bits P --target {'finn' if arguments.target == 'finn' else 'qonnx'}"
-    )
+    screen = Screen(arguments)
+    files = [str(place / INSIDE), str(place / folders.PLAN_FILE)]
+    needed = max((entry.width or 0 for entry in certificate.judged), default=0)
+    screen.json({"accumulator_bits": needed, "files": files})
+    screen.table(certificate.table())
+    screen.files(files)
+    target = "finn" if arguments.target == "finn" else "qonnx"
+    data = ("--calibration", arguments.calibration)
+    screen.next(command("quantize", place, *data, "--accumulator-bits", "P", "--target", target))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from brevitas_axe.cli.usercode import batches_of
 from brevitas_axe.errors import AxeError, InvalidOption
 
 if TYPE_CHECKING:
+    from brevitas_axe.cli.screen import Screen
     from brevitas_axe.proof.certificate import Certificate
     from brevitas_axe.run.result import QuantizeResult
 
@@ -52,7 +54,8 @@ def add(commands) -> None:
     options.add_tile(parser)
     options.add_plan(parser)
     options.add_recipe(parser)
-    options.add_exclude(parser)
+    options.add_picked(parser)
+    options.add_rules(parser)
     options.add_run(
         parser,
         "folder for progress; a killed run continues from it",
@@ -82,23 +85,26 @@ def run(arguments: argparse.Namespace) -> int:
                 setattr(arguments, f"{name}_bits", usual)
         return language.run(arguments)
     _check(arguments)
-    from brevitas_axe.cli.screen import console
+    from brevitas_axe.cli.screen import Screen, shows_progress
     from brevitas_axe.recipe import Run
     from brevitas_axe.run.quantize import quantize
     from brevitas_axe.run.request import requested
     from brevitas_axe.run.saving.folder import INSIDE, check_place
     from brevitas_axe.run.saving.save import save
+    from brevitas_axe.run.validated import validated
     from brevitas_axe.show import open_folder, write_folder
 
     plan = options.plan_of(arguments)
-    exclude = tuple(arguments.exclude)
-    run = Run(state=arguments.state, workers=arguments.workers)
+    exclude, recipe = options.named(arguments), options.recipe_of(arguments)
+    validate, screen = options.validation_of(arguments), Screen(arguments)
+    progress = shows_progress(arguments)
+    run = Run(state=arguments.state, workers=arguments.workers, progress=progress)
     keywords = {
         **_widths(arguments),
         **options.recipe_keywords(arguments),
         **options.widths_keywords(arguments),
     }
-    requested(plan, arguments.recipe, exclude, run, keywords)  # refuses before anything is loaded
+    requested(plan, recipe, exclude, run, keywords)  # refuses before anything is loaded
     folder = open_folder(arguments.output)
     kept = check_place(folder / INSIDE)
     model = folders.model_from(arguments.model, arguments)
@@ -107,15 +113,19 @@ def run(arguments: argparse.Namespace) -> int:
         model, keywords = _for_finn(model, batches, keywords)
 
     start = time.perf_counter()
-    result = quantize(model, batches, plan, arguments.recipe, exclude=exclude, run=run, **keywords)
+    result = quantize(model, batches, plan, recipe, exclude=exclude, run=run, **keywords)
     save(result, kept)
     try:
         path, certificate, resources = _export(
-            result, batches[0], folder, exclude, arguments.target
+            result, batches[0], folder, result.exclude, arguments.target
         )
     except AxeError as error:
         sentence = str(error).rstrip(".")
         raise type(error)(f"{sentence}; what was solved is kept in {kept}.") from error
+    numbers = {}
+    if validate is not None:
+        row = validated(arguments.validate, validate, model, batches, result, run)
+        numbers = {arguments.output: row}
     summary = {
         "title": f"{arguments.model}, quantized for narrow accumulators",
         "accumulator": arguments.accumulator_bits,
@@ -124,17 +134,51 @@ def run(arguments: argparse.Namespace) -> int:
         "layers": result.layers,
         "resources": resources,
         "tried": list(result.tried),
+        "shares": list(result.shares),
+        "validation": {name: asdict(row) for name, row in numbers.items()},
         "seconds": round(time.perf_counter() - start, 1),
         "assumptions": list(result.assumptions),
         "environment": {"solver": str(result.recipe.solver), "quality": result.recipe.quality},
     }
     files = write_folder(folder, summary, certificate, result.plan, result.recipe)
+    written = [str(file) for file in (path, *files, kept)]
+    screen.json({**summary, "proven": certificate.ok, "files": written})
+    _say_resumed(screen, result, arguments.state)
+    screen.shares(result.shares)
     for row in result.tried:
-        print(", ".join(f"{key} {row[key]:.4g}" if key != "widths" else row[key] for key in row))
-    console().print(certificate.table())
-    for file in [path, *files, kept]:
-        print(file)
+        screen.line(
+            ", ".join(f"{key} {row[key]:.4g}" if key != "widths" else row[key] for key in row)
+        )
+    screen.table(certificate.table())
+    screen.numbers(numbers)
+    screen.files(written)
+    screen.next(*_next(arguments, certificate, result))
     return 0 if certificate.ok else 1
+
+
+def _say_resumed(screen: Screen, result: QuantizeResult, state: str | None) -> None:
+    """Says how much of the work an earlier run had done."""
+    resumed = sum(bool(entry.get("resumed")) for entry in result.layers)
+    if resumed:
+        screen.line(f"{resumed} of {len(result.layers)} layers were solved already, in {state}")
+
+
+def _next(
+    arguments: argparse.Namespace, certificate: Certificate, result: QuantizeResult
+) -> list[str]:
+    from brevitas_axe.cli.screen import command
+    from brevitas_axe.run.result import BlocksResult
+
+    own = ("--model", arguments.architecture) if arguments.architecture else ()
+    output = arguments.output
+    if not certificate.ok:
+        return [command("certify", output, *own)]
+    steps = [command("finetune", output, *own, "--data", "FILE.py:FUNCTION")]
+    if arguments.target == "finn" and not isinstance(result, BlocksResult):
+        return [*steps, command("mend", output, *own)]
+    if isinstance(result, BlocksResult):
+        return [*steps, command("export", output, f"{output}/layers", *own)]
+    return [*steps, command("cost", output, *own)]
 
 
 def _export(

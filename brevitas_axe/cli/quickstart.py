@@ -18,6 +18,25 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from brevitas_axe.applications.quickstart import quickstart
+    from contextlib import nullcontext, redirect_stdout
+    from io import StringIO
+    from pathlib import Path
 
-    return 0 if quickstart(arguments.output, arguments.accumulator_bits, arguments.seed) else 1
+    from brevitas_axe.applications.quickstart import quickstart
+    from brevitas_axe.cli.screen import Screen, shows_progress
+
+    silent = arguments.quiet or arguments.json
+    with redirect_stdout(StringIO()) if silent else nullcontext():
+        proven = quickstart(
+            arguments.output,
+            arguments.accumulator_bits,
+            arguments.seed,
+            progress=shows_progress(arguments),
+        )
+    screen = Screen(arguments)
+    screen.json((Path(arguments.output) / "summary.json").read_text(encoding="utf-8"))
+    screen.next(
+        "open the page report.html, and take a model of your own: brevitas-axe quantize "
+        "my_model.py:build --calibration my_model.py:data --accumulator-bits 16"
+    )
+    return 0 if proven else 1

@@ -11,6 +11,9 @@ from typing import Any
 
 from brevitas_axe.errors import EmptyCalibration, InvalidOption
 
+# Name of a loaded module → the user's file.
+_FILES: dict[str, Path] = {}
+
 
 def model_of(reference: str) -> Any:
     """The model that a function returns; raises InvalidOption for anything else."""
@@ -34,7 +37,9 @@ def batches_of(reference: str) -> list[Any]:
     function = _function(reference)
     batches = _call(lambda: _listed(function()), reference)
     if batches is None:
-        raise InvalidOption(f"{reference} must return an iterable of input batches.")
+        raise InvalidOption(
+            f"{reference} must return an iterable of input batches, such as a DataLoader or [x]."
+        )
     if not batches:
         raise EmptyCalibration(f"{reference} yields no batch; calibration needs at least one.")
     return batches
@@ -47,7 +52,11 @@ def function_of(reference: str) -> Callable[..., Any]:
 
 
 def _listed(value: object) -> list[Any] | None:
-    return list(value) if isinstance(value, Iterable) else None
+    """The items; None of what holds something else than batches, or nothing."""
+    import torch
+
+    one = isinstance(value, torch.Tensor | str | bytes | dict)
+    return list(value) if isinstance(value, Iterable) and not one else None
 
 
 def _function(reference: str) -> Callable[..., Any]:
@@ -73,8 +82,22 @@ def _call(function: Callable[..., Any], reference: str) -> Any:
     """Calls the user's function; what it raises becomes one sentence with file and line."""
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidOption(f"{reference} failed: {_describe(error)}.") from error
+
+
+def failure_of_the_user(error: Exception) -> str | None:
+    """One sentence for an error that a user's file raised later on, such as in a forward.
+
+    None for an error that came from elsewhere.
+    """
+    files = {str(path) for path in _FILES.values()}
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = [frame for frame in frames if frame.filename in files]
+    if not mine:
+        return None
+    where = f"{Path(mine[-1].filename).name}, line {mine[-1].lineno}"
+    return f"{where} ({mine[-1].name}) failed: {type(error).__name__}: {_first_line(error)}."
 
 
 def _load(path: Path, reference: str) -> Any:
@@ -87,17 +110,22 @@ def _load(path: Path, reference: str) -> Any:
         raise InvalidOption(f"'{reference}' does not name a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    _FILES[name] = path
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InvalidOption(f"{path} cannot be imported: {_describe(error)}.") from error
     return module
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    return f"{type(error).__name__}: {first_line.rstrip('.')}{where}"
+    return f"{type(error).__name__}: {_first_line(error)}{where}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else "no message"

@@ -44,9 +44,10 @@ from brevitas_axe.methods.sensitivity import (
 )
 from brevitas_axe.model.plain import check_open
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, one_sample, to_brevitas
-from brevitas_axe.plan import Choices
-from brevitas_axe.recipe import Run
+from brevitas_axe.plan import Choices, LayerPrecision
+from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.registry import method
+from brevitas_axe.run.widths import REFERENCE, limits_of, shares_of
 
 # Widths offered to every layer by default.
 WIDTHS: Mapping[str, Sequence[int | None]] = {"weight": (2, 3, 4, 6, 8), "input": (4, 6, 8)}
@@ -67,6 +68,7 @@ class AllocateResult(Allocation):
         units: cost → unit.
         allocator: the method.
         foldings: layer → its folding in hardware, if `max_cycles` was given; else None.
+        shares: where a budget is a share, one row for every cost: of what, and how much that is.
     """
 
     scores: Scores
@@ -74,6 +76,7 @@ class AllocateResult(Allocation):
     units: Mapping[str, str]
     allocator: Allocator
     foldings: Mapping[str, Folding] | None = None
+    shares: tuple[dict[str, Any], ...] = ()
 
     def front(
         self, budget: str | None = None, points: int = 16, allocator: str | Allocator | None = None
@@ -99,7 +102,7 @@ class AllocateResult(Allocation):
 def allocate(
     model: nn.Module,
     calibration: Iterable[Any],
-    budgets: Mapping[str, float],
+    budgets: Mapping[str, float | str],
     choices: Choices | OfferedWidths | None = None,
     *,
     scorer: str | Scorer = "local",
@@ -109,6 +112,7 @@ def allocate(
     target: float | None = None,
     backend: str | Path | Backend | None = None,
     max_cycles: int | None = None,
+    reference: LayerPrecision = REFERENCE,
     run: Run = Run(),
 ) -> AllocateResult:
     """Chooses bits for every layer: all budgets are met, with the least estimated harm.
@@ -117,7 +121,8 @@ def allocate(
         model: a float model, or a calibrated Brevitas model; not modified.
         calibration: items as `brevitas_axe.model.prepare.as_batches` takes them; labels are kept
             for metrics and scorers that use them.
-        budgets: cost → most that it may be, for one sample: {"bops": 1e9}.
+        budgets: cost → most that it may be, for one sample: {"bops": 1e9}; or a share of what the
+            reference costs: {"bops": "80%"}.
         choices: what each layer may get; or widths by name ("weight", "input", "accumulator",
             "tile"), from which every combination is offered to every layer; None for `WIDTHS`.
         scorer: estimates the harm of every choice; "NAME:key=value" or the method itself.
@@ -128,6 +133,7 @@ def allocate(
         backend: hardware that takes some types only: a name or the path of its specification.
         max_cycles: fold every layer to at most so many clock cycles per sample, for costs of
             hardware; None for one multiplication at a time.
+        reference: uniform widths, for budgets that are shares.
         run: where scores are kept, and how many trials run at a time.
 
     Raises:
@@ -164,16 +170,19 @@ def allocate(
         return PlanLoss(make_case(model, items, choices, metrics[0], exclude=exclude))
 
     # Built on demand: only some allocators measure plans, and it takes time to build.
-    problem = make_problem(scores, costs, budgets, lambda plan: plan_loss()(plan), target)
+    problem = make_problem(scores, costs, {}, lambda plan: plan_loss()(plan), target)
+    limits = limits_of(budgets, problem, reference)
+    problem = replace(problem, budgets=limits)
     best = allocate_bits(problem, chooser)
     units = {name: cost.unit for name, cost in models.items()}
+    shares = shares_of(budgets, limits, reference)
     return AllocateResult(
-        best.plan, best.harm, best.costs, scores, problem, units, chooser, foldings
+        best.plan, best.harm, best.costs, scores, problem, units, chooser, foldings, shares
     )
 
 
 def check_names(
-    budgets: Mapping[str, float],
+    budgets: Mapping[str, float | str],
     scorer: str | Scorer,
     allocator: str | Allocator,
     metric: str | Metric | Sequence[str | Metric],
@@ -194,8 +203,12 @@ def check_names(
         raise InvalidOption("the target is not a number; give the largest rise of the metric.")
     if max_cycles is not None and max_cycles < 1:
         raise InvalidOption(f"max_cycles must be at least 1, not {max_cycles}.")
-    for name in budgets:
+    for name, limit in budgets.items():
         check_budget(name)
+        if isinstance(limit, str) and not Recipe.share(limit) > 0:
+            raise InvalidOption(
+                f"the budget of '{name}' must be a number, or a share such as '80%', not '{limit}'."
+            )
     method("sensitivity", scorer)
     check_target(target, allocator)
     metrics: list[Any] = [metric] if isinstance(metric, str | Metric) else list(metric)

@@ -29,6 +29,8 @@ class QuantizeResult:
         tried: where widths were chosen automatically, one row for every plan that was solved: its
             "widths", the "divergence" of its outputs from the float model's on the calibration
             data, and its "validation" where a function gives one.
+        shares: where a budget was a share, one row for every cost: the "share", "of" which uniform
+            widths, what these cost ("reference"), and the "limit".
         exclude: names of layers and products that stay out of the certificate's verdict.
         example: arguments of one forward that meets every layer, with which the certificate is
             given again.
@@ -44,6 +46,7 @@ class QuantizeResult:
     recipe: Recipe
     assumptions: tuple[str, ...] = ()
     tried: tuple[dict[str, Any], ...] = ()
+    shares: tuple[dict[str, Any], ...] = ()
     exclude: tuple[str, ...] = ()
     example: Batch | None = None
     learned: tuple[dict[str, Any], ...] = ()

@@ -109,7 +109,8 @@ def best_widths(
         measured(problem.plan(assignment))
     found = allocate_bits(problem, _ESTIMATED if request.validate is None else _SEARCHED)
     measured(found.plan)
-    return measured.best()
+    shares = shares_of(request.recipe.budget, problem.budgets, REFERENCE)
+    return replace(measured.best(), shares=shares)
 
 
 class Judge:
@@ -288,16 +289,47 @@ def _priced(
     costs = {name: cost_table(name, choices, shapes, readers, foldings) for name in budget}
     free = Problem(choices, harm, costs, {})
     asked = replace(REFERENCE, accumulator=request.widths.accumulator, tile=request.widths.tile)
-    limits = {
-        name: Recipe.share(value) * costs[name].total(free.nearest(asked))
-        if isinstance(value, str)
-        else float(value)
-        for name, value in budget.items()
-    }
+    limits = limits_of(budget, free, asked)
     problem = replace(free, budgets=limits)
     if any(costs[name].extreme(np.min) > limit for name, limit in limits.items()):
         raise problem.refusal()
     return problem
+
+
+def limits_of(
+    budget: Mapping[str, float | str], problem: Problem, reference: LayerPrecision
+) -> dict[str, float]:
+    """Most that every cost may be.
+
+    Args:
+        budget: cost → limit, or a share such as "80%".
+        problem: has these costs.
+        reference: uniform widths, of whose cost shares are; a layer that may not have them counts
+            with those nearest to them.
+    """
+    return {
+        name: Recipe.share(value) * problem.costs[name].total(problem.nearest(reference))
+        if isinstance(value, str)
+        else float(value)
+        for name, value in budget.items()
+    }
+
+
+def shares_of(
+    budget: Mapping[str, float | str], limits: Mapping[str, float], reference: LayerPrecision
+) -> tuple[dict[str, Any], ...]:
+    """One row for every limit that is a share: of what, and how much that is."""
+    return tuple(
+        {
+            "cost": name,
+            "share": value,
+            "of": f"W{reference.weight}A{reference.input}",
+            "reference": limits[name] / Recipe.share(value),
+            "limit": limits[name],
+        }
+        for name, value in budget.items()
+        if isinstance(value, str)
+    )
 
 
 def _first_samples(batch: Batch, count: int) -> Batch:

@@ -25,6 +25,34 @@ def size(model):
 
 def word(model):
     return "good"
+
+def labelled():
+    return [(nets.data(NET), nets.labels(NET))]
+
+def stops():
+    raise SystemExit(1)
+
+def one():
+    return nets.data(NET)
+
+def divides(model):
+    return 1 / 0
+
+class Fails(torch.nn.Module):
+    calls = 0
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(192, 3)
+
+    def forward(self, x):
+        Fails.calls += 1
+        if Fails.calls > 2:
+            raise RuntimeError("no luck")
+        return self.head(x.flatten(1))
+
+def failing():
+    return Fails()
 """
 DATA = ("--calibration", "user.py:images")
 
