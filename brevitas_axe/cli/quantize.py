@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from brevitas_axe.cli.screen import Screen
     from brevitas_axe.proof.certificate import Certificate
     from brevitas_axe.run.result import QuantizeResult
+    from brevitas_axe.run.validated import Validated
 
 _LEAST_WEIGHT_BITS = 2  # symmetric and narrow: from -1 to 1
 _USUAL_BITS = {"weight": 4, "input": 8}
@@ -126,7 +128,30 @@ def run(arguments: argparse.Namespace) -> int:
     if validate is not None:
         row = validated(arguments.validate, validate, model, batches, result, run)
         numbers = {arguments.output: row}
-    summary = {
+    summary = _summary(arguments, result, resources, numbers)
+    summary["seconds"] = round(time.perf_counter() - start, 1)
+    files = write_folder(folder, summary, certificate, result.plan, result.recipe)
+    written = [str(file) for file in (path, *files, kept)]
+    screen.json({**summary, "proven": certificate.ok, "files": written})
+    _say_resumed(screen, result, arguments.state)
+    screen.shares(result.shares)
+    for row in result.tried:
+        screen.line(", ".join(f"{k} {v:.4g}" if k != "widths" else v for k, v in row.items()))
+    screen.table(certificate.table())
+    screen.numbers(numbers)
+    screen.files(written)
+    screen.next(*_next(arguments, certificate, result))
+    return 0 if certificate.ok else 1
+
+
+def _summary(
+    arguments: argparse.Namespace,
+    result: QuantizeResult,
+    resources: list[Any],
+    numbers: Mapping[str, Validated],
+) -> dict[str, Any]:
+    """What summary.json tells of the run, and the page shows."""
+    return {
         "title": f"{arguments.model}, quantized for narrow accumulators",
         "accumulator": arguments.accumulator_bits,
         "tile": arguments.tile_size,
@@ -136,24 +161,9 @@ def run(arguments: argparse.Namespace) -> int:
         "tried": list(result.tried),
         "shares": list(result.shares),
         "validation": {name: asdict(row) for name, row in numbers.items()},
-        "seconds": round(time.perf_counter() - start, 1),
         "assumptions": list(result.assumptions),
         "environment": {"solver": str(result.recipe.solver), "quality": result.recipe.quality},
     }
-    files = write_folder(folder, summary, certificate, result.plan, result.recipe)
-    written = [str(file) for file in (path, *files, kept)]
-    screen.json({**summary, "proven": certificate.ok, "files": written})
-    _say_resumed(screen, result, arguments.state)
-    screen.shares(result.shares)
-    for row in result.tried:
-        screen.line(
-            ", ".join(f"{key} {row[key]:.4g}" if key != "widths" else row[key] for key in row)
-        )
-    screen.table(certificate.table())
-    screen.numbers(numbers)
-    screen.files(written)
-    screen.next(*_next(arguments, certificate, result))
-    return 0 if certificate.ok else 1
 
 
 def _say_resumed(screen: Screen, result: QuantizeResult, state: str | None) -> None:
