@@ -25,6 +25,7 @@ from brevitas_axe.methods.splits.protocol import Branch
 from brevitas_axe.model.moments import Statistics
 
 Solve = Callable[[Sequence[LayerProblem]], Sequence[LayerSolution]]
+Begin = Callable[[LayerProblem], LayerSolution]
 
 
 def joint(parts: Sequence[LayerProblem], moments: Statistics) -> LayerProblem:
@@ -131,7 +132,7 @@ def _at(moments: Statistics, columns: slice | Tensor) -> Statistics:
 
 @torch.no_grad()
 def solve_branches(
-    parts: Sequence[LayerProblem], moments: Statistics, solve: Solve
+    parts: Sequence[LayerProblem], moments: Statistics, solve: Solve, begin: Begin | None = None
 ) -> tuple[tuple[LayerSolution, ...], LayerProblem, LayerSolution]:
     """Solves the branches of a layer as one problem; never worse than apart, row by row.
 
@@ -142,24 +143,32 @@ def solve_branches(
         parts: the branches, as they would be solved by themselves.
         moments: of the inputs of all branches, side by side.
         solve: gives one solution per problem.
+        begin: gives one more solution of the joint problem, which counts where it is better, for
+            branches with start scales that were chosen for them.
 
     Returns:
         (one solution per branch, the joint problem, the joint solution).
     """
     whole = joint(parts, moments)
-    alone = with_bias_shift(whole, together(solve(parts), parts))
-    (found,) = solve([replace(whole, scale=alone.scale)])
-    better = found.loss(whole) < alone.loss(whole)
-    if whole.shared_scale:
+    kept = with_bias_shift(whole, together(solve(parts), parts))
+    kept = _better(whole, solve([replace(whole, scale=kept.scale)])[0], kept)
+    if begin is not None:
+        kept = _better(whole, begin(whole), kept)
+    return apart(kept, parts), whole, kept
+
+
+def _better(problem: LayerProblem, found: LayerSolution, other: LayerSolution) -> LayerSolution:
+    """The better rows of two solutions, with their shift of the bias."""
+    better = found.loss(problem) < other.loss(problem)
+    if problem.shared_scale:
         # One scale for all rows: it changes for all or for none.
-        better = (found.loss(whole).sum() < alone.loss(whole).sum()).expand_as(better)
+        better = (found.loss(problem).sum() < other.loss(problem).sum()).expand_as(better)
     row = better.unsqueeze(-1)
     kept = LayerSolution(
-        torch.where(row, found.integers, alone.integers),
-        torch.where(row, found.scale, alone.scale),
+        torch.where(row, found.integers, other.integers),
+        torch.where(row, found.scale, other.scale),
     )
-    kept = with_bias_shift(whole, kept)
-    return apart(kept, parts), whole, kept
+    return with_bias_shift(problem, kept)
 
 
 def branch_problems(

@@ -157,7 +157,7 @@ class axe_mode:
         )
         self._branches = branches_of(model, self.layers)
         self._parallel = widths.parallel
-        self.quality = quality
+        self.quality: Quality = quality
         self._workers = workers
         self.act_order = quality == "best" if act_order is None else act_order
         self.needs_float = quality != "fast" or self._solver.uses_float_inputs
@@ -334,8 +334,9 @@ class axe_mode:
                 self._solve_together(name)
             else:
                 moments = self._moments(group.name or name, group, name)
-                centred = self.quality != "fast"
-                self._solved |= solve_jointly(group, self.plan, moments, centred, self._solutions)
+                self._solved |= solve_jointly(
+                    group, self.plan, moments, self.quality, self._solutions
+                )
                 # In reverse, so that a state with the first one has all of them.
                 for offset, each in reversed([*enumerate(names)]):
                     self._save(index + offset, each)
