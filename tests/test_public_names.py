@@ -19,6 +19,7 @@ HEAVY = ("torch", "brevitas", "numpy", "scipy", "numba", "onnx", "qonnx", "rich"
 COMMANDS = (
     "quickstart",
     "prepare",
+    "sensitivity",
     "allocate",
     "quantize",
     "finetune",

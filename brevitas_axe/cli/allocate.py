@@ -50,7 +50,14 @@ def add(commands) -> None:
         metavar="WnAm",
         help="bits of weights and inputs of which budgets in per cent are shares; default W4A4",
     )
-    _add_choices(parser)
+    add_choices(parser)
+    parser.add_argument(
+        "--max-cycles",
+        type=int,
+        metavar="N",
+        help="fold every layer to at most N clock cycles per sample, for FINN's costs; left out, "
+        "one multiplication at a time",
+    )
     _add_methods(parser)
     options.add_run(parser, "folder for scores", "trials at a time")
     options.add_picked(parser)
@@ -62,7 +69,7 @@ def add(commands) -> None:
     parser.set_defaults(run=run)
 
 
-def _add_choices(parser: argparse.ArgumentParser) -> None:
+def add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--choices", metavar="FILE", help="a choices.json instead of the bits below"
     )
@@ -84,23 +91,24 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         help="accumulator widths to choose from; default: unlimited",
     )
     options.add_tile(parser)
+
+
+def add_scorer(parser: argparse.ArgumentParser) -> None:
+    _add_method(parser, "scorer", "local")
+
+
+def _add_method(parser: argparse.ArgumentParser, name: str, default: str) -> None:
     parser.add_argument(
-        "--max-cycles",
-        type=int,
-        metavar="N",
-        help="fold every layer to at most N clock cycles per sample, for FINN's costs; left out, "
-        "one multiplication at a time",
+        f"--{name}",
+        default=default,
+        metavar="NAME",
+        help=f"default {default}; with options NAME:key=value, see `methods`",
     )
 
 
 def _add_methods(parser: argparse.ArgumentParser) -> None:
-    for name, default in (("scorer", "local"), ("allocator", "ilp")):
-        parser.add_argument(
-            f"--{name}",
-            default=default,
-            metavar="NAME",
-            help=f"default {default}; with options NAME:key=value, see `methods`",
-        )
+    add_scorer(parser)
+    _add_method(parser, "allocator", "ilp")
     parser.add_argument(
         "--metric",
         nargs="+",
@@ -139,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
         model,
         batches,
         budgets,
-        _choices(arguments),
+        choices_of(arguments),
         scorer=arguments.scorer,
         allocator=arguments.allocator,
         metric=arguments.metric,
@@ -219,7 +227,8 @@ def _reference(text: str) -> LayerPrecision:
     return LayerPrecision(weight=int(match[1]), input=int(match[2]))
 
 
-def _choices(arguments: argparse.Namespace) -> Choices | OfferedWidths:
+def choices_of(arguments: argparse.Namespace) -> Choices | OfferedWidths:
+    """What the options of `add_choices` offer."""
     from brevitas_axe.plan import Choices
 
     if arguments.choices is not None:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brevitas_axe.cli import folders, language, options
+from brevitas_axe.cli import folders, language, options, preview
 from brevitas_axe.cli.usercode import batches_of
 from brevitas_axe.errors import AxeError, InvalidOption
 
@@ -71,6 +71,12 @@ def add(commands) -> None:
         "anything is solved; qonnx (default): any tool that reads QONNX",
     )
     parser.add_argument("--output", default="results", metavar="DIR", help="default: results")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="write nothing: print the layers, what stays in float, which rows each accumulator "
+        "would clip, time and memory, and what FINN would refuse",
+    )
     parser.set_defaults(run=run)
 
 
@@ -107,6 +113,9 @@ def run(arguments: argparse.Namespace) -> int:
         **options.widths_keywords(arguments),
     }
     requested(plan, recipe, exclude, run, keywords)  # refuses before anything is loaded
+    if arguments.dry_run:
+        model = folders.model_from(arguments.model, arguments)
+        return preview.run(arguments, model, batches_of(arguments.calibration), keywords)
     folder = open_folder(arguments.output)
     kept = check_place(folder / INSIDE)
     model = folders.model_from(arguments.model, arguments)
@@ -245,7 +254,7 @@ def _check(arguments: argparse.Namespace) -> None:
             "give FILE.py:FUNCTION and --calibration FILE.py:FUNCTION, or --hf and --text."
         )
     limited = arguments.accumulator_bits is not None or arguments.budget
-    if not limited and arguments.plan is None:
+    if not limited and arguments.plan is None and not arguments.dry_run:
         raise InvalidOption(
             "give --accumulator-bits, --plan with a width per layer, or --widths auto and --budget."
         )

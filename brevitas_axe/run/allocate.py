@@ -181,6 +181,35 @@ def allocate(
     )
 
 
+def sensitivity(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    choices: Choices | OfferedWidths | None = None,
+    *,
+    scorer: str | Scorer = "local",
+    metric: str | Metric = "kl",
+    exclude: Iterable[str] = (),
+    run: Run = Run(),
+) -> Scores:
+    """Harm of every choice of every layer, without an allocation.
+
+    Args:
+        model, calibration, choices, scorer, metric, exclude, run: as `allocate` takes them.
+    """
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    judge = method("sensitivity", scorer)
+    if isinstance(metric, str):
+        find_metric(metric)
+    items = list(calibration)
+    check_open(model)
+    batches = as_batches(items, model)
+    model = _calibrated(model, batches, run)
+    choices = _choices(model, *one_sample(batches[0]), choices, exclude)
+    if not choices.layers:
+        raise InvalidOption("there is no layer to look at; do not exclude them all.")
+    return _scores(model, items, choices, judge, [metric], exclude, run)
+
+
 def check_names(
     budgets: Mapping[str, float | str],
     scorer: str | Scorer,

@@ -38,7 +38,7 @@ def check_memory(layers: Mapping[str, Layer]) -> None:
     sizes: dict[str, int] = {}
     for name, layer in layers.items():
         groups, _, columns = unroll_weight(layer, layer.weight).shape
-        sizes[name] = _MATRICES * _BYTES * groups * columns**2
+        sizes[name] = moments_bytes(groups, columns)
     name = max(sizes, key=sizes.__getitem__, default=None)
     if name is None:
         return
@@ -50,6 +50,11 @@ def check_memory(layers: Mapping[str, Layer]) -> None:
             f"{sizes[name] / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; exclude it by "
             f"name, exclude=('{name}',), or reduce its inputs, by pooling in front of it, say."
         )
+
+
+def moments_bytes(groups: int, columns: int) -> int:
+    """Bytes of the second moments of a layer's inputs, while it is solved."""
+    return _MATRICES * _BYTES * groups * columns**2
 
 
 def _free_memory(device: torch.device) -> int | None:

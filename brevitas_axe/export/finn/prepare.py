@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import nn
 
 from brevitas_axe.errors import ExportRefused
 from brevitas_axe.export.finn.check import check_finn
+from brevitas_axe.export.finn.finding import Finding
 from brevitas_axe.export.qonnx import export_qonnx
 from brevitas_axe.model.prepare import as_batches, one_sample, to_brevitas
 from brevitas_axe.model.rewrites import same_function
@@ -55,6 +56,20 @@ def prepare_for_finn(
         ExportRefused: something is left that FINN cannot build; one sentence with the way out.
     """
     batches = as_batches(calibration, model)
+    bits = (weight_bit_width, input_bit_width, model_input_bit_width)
+    prepared = made_for_finn(model, batches, *bits)
+    refuse_for_finn(prepared, batches[0])
+    return prepared
+
+
+def made_for_finn(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    weight_bit_width: int = 4,
+    input_bit_width: int = 4,
+    model_input_bit_width: int = 8,
+) -> nn.Module:
+    """`prepare_for_finn` before FINN's refusals."""
     with evaluating(model):
         check_runs(model, batches[0])
     plain = copy.deepcopy(model).eval()
@@ -79,19 +94,23 @@ def prepare_for_finn(
             vars(module)["observer_only"] = False
     if hasattr(prepared, "graph"):  # traced, not quantized layer by layer
         _quantize_before_flatten(prepared)
-    refuse_for_finn(prepared, batches[0])
     return prepared
 
 
 def refuse_for_finn(model: nn.Module, batch: Batch) -> None:
     """Raises ExportRefused where FINN cannot build a calibrated Brevitas model, solved or not."""
+    refused = [found for found in findings_for_finn(model, batch) if found.severity != "tie"]
+    if refused:
+        raise ExportRefused(refused[0].sentence)
+
+
+def findings_for_finn(model: nn.Module, batch: Batch, *, notes: bool = False) -> list[Finding]:
+    """All that `check_finn` finds in a calibrated Brevitas model, with or without its notes."""
     args, kwargs = one_sample(batch)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_qonnx(model, (*args, *kwargs.values()), path, target="qonnx")
-        refused = [finding for finding in check_finn(path) if finding.severity != "tie"]
-    if refused:
-        raise ExportRefused(refused[0].sentence)
+        return check_finn(path, notes=notes)
 
 
 def _with_window_averages(model: nn.Module, batch: Batch) -> nn.Module:
