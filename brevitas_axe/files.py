@@ -42,7 +42,9 @@ def read_text(path: str | Path, what: str, refusal: type[AxeError] = InvalidPlan
     """Text of a file; an error of class `refusal` where it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise refusal(f"the {what} {path} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError as error:
         raise refusal(f"the {what} {path} cannot be read: {error}.") from None
 
 

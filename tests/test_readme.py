@@ -1,12 +1,16 @@
-"""What the README promises is what runs."""
+"""What the README and the tutorial promise is what runs."""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from brevitas_axe.cli import main
+from brevitas_axe.export import check_finn
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate import certify_file
 
@@ -14,8 +18,11 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str, document: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
 
 
 def test_two_commands_are_blocks_of_their_own() -> None:
@@ -37,6 +44,28 @@ def test_examples_run_as_printed(tmp_path, monkeypatch, capsys) -> None:
     assert 0 < planned < unplanned
     assert certify_file(tmp_path / "model.onnx", accumulator_bit_width=14).ok
     assert set(Plan.load(tmp_path / "plan.json").layers) == {"1", "3"}
+
+
+def test_the_tutorial_goes_from_a_net_to_finn_as_printed(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (own,) = blocks("python", TUTORIAL)
+    (tmp_path / "my_model.py").write_text(own)
+    commands = [shlex.split(block) for block in blocks("bash", TUTORIAL)]
+    assert len(commands) <= 7
+    for program, *arguments in commands:
+        assert program == "brevitas-axe"
+        assert main(arguments) == 0, capsys.readouterr()
+        assert capsys.readouterr().out.splitlines()[-1].startswith("next: ")
+    plan = Plan.load("mended/plan.json")
+    assert len({(p.weight, p.input, p.accumulator) for p in plan.layers.values()}) > 2
+    certificate = certify_file("mended/model.onnx", plan=plan)
+    assert certificate.ok
+    assert not certificate.unlimited
+    assert not [f for f in check_finn("mended/model.onnx") if f.severity != "note"]
+    scores = [epoch["score"] for epoch in json.loads(Path("finetuned/history.json").read_text())]
+    assert len(scores) == 4
+    assert max(scores) > 0.9
+    assert main(["emulate", "mended", "--validate", "my_model.py:accuracy"]) == 0
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))

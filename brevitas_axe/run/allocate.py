@@ -133,7 +133,8 @@ def allocate(
         backend: hardware that takes some types only: a name or the path of its specification.
         max_cycles: fold every layer to at most so many clock cycles per sample, for costs of
             hardware; None for one multiplication at a time.
-        reference: uniform widths, for budgets that are shares.
+        reference: uniform widths, for budgets that are shares; on the widest accumulators that are
+            offered, where it names none.
         run: where scores are kept, and how many trials run at a time.
 
     Raises:
@@ -171,6 +172,7 @@ def allocate(
 
     # Built on demand: only some allocators measure plans, and it takes time to build.
     problem = make_problem(scores, costs, {}, lambda plan: plan_loss()(plan), target)
+    reference = _on_the_widest(reference, problem.choices)
     limits = limits_of(budgets, problem, reference)
     problem = replace(problem, budgets=limits)
     best = allocate_bits(problem, chooser)
@@ -258,6 +260,15 @@ def _calibrated(model: nn.Module, batches: Sequence[Batch], run: Run) -> nn.Modu
     quantized = to_brevitas(model, batches, progress=run.progress)
     fit_ranges_to(quantized, batches, _FITTED, USUAL_FITTER)
     return quantized
+
+
+def _on_the_widest(reference: LayerPrecision, choices: Choices) -> LayerPrecision:
+    """Uniform widths on the widest accumulators that are offered, where they name none."""
+    offered = {choice.accumulator for options in choices.layers.values() for choice in options}
+    widths = [width for width in offered if width is not None]
+    if reference.accumulator is not None or len(widths) < len(offered) or not widths:
+        return reference
+    return replace(reference, accumulator=max(widths))
 
 
 def _choices(

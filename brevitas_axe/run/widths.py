@@ -109,7 +109,8 @@ def best_widths(
         measured(problem.plan(assignment))
     found = allocate_bits(problem, _ESTIMATED if request.validate is None else _SEARCHED)
     measured(found.plan)
-    shares = shares_of(request.recipe.budget, problem.budgets, REFERENCE)
+    reference = replace(REFERENCE, accumulator=request.widths.accumulator)
+    shares = shares_of(request.recipe.budget, problem.budgets, reference)
     return replace(measured.best(), shares=shares)
 
 
@@ -323,7 +324,8 @@ def shares_of(
         {
             "cost": name,
             "share": value,
-            "of": f"W{reference.weight}A{reference.input}",
+            "of": f"W{reference.weight}A{reference.input}"
+            + (f" on {reference.accumulator} bits" if reference.accumulator else ""),
             "reference": limits[name] / Recipe.share(value),
             "limit": limits[name],
         }
