@@ -172,12 +172,9 @@ def allocate(
 
     # Built on demand: only some allocators measure plans, and it takes time to build.
     problem = make_problem(scores, costs, {}, lambda plan: plan_loss()(plan), target)
-    reference = _on_the_widest(reference, problem.choices)
-    limits = limits_of(budgets, problem, reference)
-    problem = replace(problem, budgets=limits)
+    problem, shares = _limited(problem, budgets, reference)
     best = allocate_bits(problem, chooser)
     units = {name: cost.unit for name, cost in models.items()}
-    shares = shares_of(budgets, limits, reference)
     return AllocateResult(
         best.plan, best.harm, best.costs, scores, problem, units, chooser, foldings, shares
     )
@@ -260,6 +257,15 @@ def _calibrated(model: nn.Module, batches: Sequence[Batch], run: Run) -> nn.Modu
     quantized = to_brevitas(model, batches, progress=run.progress)
     fit_ranges_to(quantized, batches, _FITTED, USUAL_FITTER)
     return quantized
+
+
+def _limited(
+    problem: Problem, budgets: Mapping[str, float | str], reference: LayerPrecision
+) -> tuple[Problem, tuple[dict[str, Any], ...]]:
+    """The problem with its budgets, and of what these are shares."""
+    reference = _on_the_widest(reference, problem.choices)
+    limits = limits_of(budgets, problem, reference)
+    return replace(problem, budgets=limits), shares_of(budgets, limits, reference)
 
 
 def _on_the_widest(reference: LayerPrecision, choices: Choices) -> LayerPrecision:
