@@ -109,7 +109,7 @@ def _move_of(model: Graph, node: Graph) -> tuple[Callable, Graph] | None:
 def _taken(node: Graph) -> tuple[Callable, Graph] | None:
     """x[index], or one of the parts of x."""
     source, index = node.args
-    if not is_node(source) or _has_nodes(index):
+    if not is_node(source) or _has_nodes(index) or _is_size(source):
         return None
     parts = source.op == "call_method" and source.target in _PARTS_METHODS
     if parts or (source.op == "call_function" and source.target in _PARTS_FUNCTIONS):
@@ -121,6 +121,13 @@ def _taken(node: Graph) -> tuple[Callable, Graph] | None:
     if not any(isinstance(part, slice) or part is Ellipsis for part in slices):
         return None  # the element of a tuple, or of a size
     return _Called(operator.getitem, (index,), {}), source
+
+
+def _is_size(node: Graph) -> bool:
+    """True for x.shape, x.size() and their slices."""
+    if node.target is operator.getitem and is_node(node.args[0]):
+        return _is_size(node.args[0])
+    return node.target == "size" or (node.target is getattr and node.args[1] == "shape")
 
 
 def _pads_zeros(node: Graph) -> bool:

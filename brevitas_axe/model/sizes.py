@@ -111,8 +111,12 @@ def _named(value: Any) -> Any:
 
 def _put_back(model: Graph, taken: list[_Taken]) -> None:
     nodes = {node.name: node for node in model.graph.nodes}
-    order: dict[Graph, float] = {node: index for index, node in enumerate(model.graph.nodes)}
+    order = {node: index for index, node in enumerate(model.graph.nodes)}
+    first = next(iter(model.graph.nodes))
     back: dict[str, Graph] = {}
+    # Of what is back: the node behind which it stands, and what stands last behind each.
+    before: dict[Graph, Graph] = {}
+    last: dict[Graph, Graph] = {}
 
     def node_of(leaf: Any) -> Any:
         name = leaf.name if isinstance(leaf, Seen) else getattr(leaf, "of", None)
@@ -121,12 +125,12 @@ def _put_back(model: Graph, taken: list[_Taken]) -> None:
     for each in taken:
         args, kwargs = _map(each.args, node_of), _map(each.kwargs, node_of)
         read = [leaf for leaf in _leaves((args, kwargs)) if is_node(leaf)]
-        last = max(read, key=lambda node: order[node], default=next(iter(model.graph.nodes)))
-        with model.graph.inserting_after(last):
-            node = model.graph.create_node(each.op, each.target, args, kwargs)
-        back[each.name] = node
         # Right behind what it reads, and so before everything that reads it.
-        order[node] = order[last] + 1e-9 * len(back)
+        place = max((before.get(n, n) for n in read), key=order.__getitem__, default=first)
+        with model.graph.inserting_after(last.get(place, place)):
+            node = model.graph.create_node(each.op, each.target, args, kwargs)
+        back[each.name] = last[place] = node
+        before[node] = place
     for node in model.graph.nodes:
         node.args, node.kwargs = _map(node.args, node_of), _map(node.kwargs, node_of)
     model.graph.lint()
