@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from brevitas_axe.methods.ranges.protocol import SearchedRange
+from brevitas_axe.methods.ranges.protocol import RangeCase, SearchedRange
 from brevitas_axe.registry import Facts
 
 
@@ -25,6 +25,21 @@ class Mse(SearchedRange):
         export="finn",
         source="IRE Trans. Inf. Theory 6 (1960) 7–12",
     )
+
+    def candidates(self, case: RangeCase, name: str) -> tuple[float, ...]:
+        """Also wider ranges, until they hold every number, up to the inverse of the least share.
+
+        Calibration takes the mean of what it sees, batch by batch, and call by call where calls
+        share a quantizer: with many bits the largest numbers are worth a wider grid than that.
+        """
+        widest = case.widest[name]
+        largest = float(case.samples[name].abs().max()) if widest > 0 else 0.0
+        wider = []
+        for share in self.shares[1:]:
+            if widest / self.shares[len(wider)] >= largest:
+                break
+            wider.append(1 / share)
+        return (*self.shares, *wider)
 
     def error(self, x: Tensor, rounded: Tensor, largest: float, widest: float) -> float:
         return float((rounded - x).square().mean())

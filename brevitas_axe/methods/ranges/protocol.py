@@ -48,7 +48,8 @@ class RangeFitter(Protocol):
         case: is not modified.
 
     Returns:
-        Quantizer → share in (0, 1], for every quantizer of the case; 1 leaves its range.
+        Quantizer → share above 0, for every quantizer of the case; 1 leaves its range, and more
+        widens it where calibration left numbers outside.
     """
 
     @property
@@ -89,6 +90,10 @@ class SearchedRange:
         """All shares that are tried, largest first."""
         return tuple(self.least ** (step / self.steps) for step in range(self.steps + 1))
 
+    def candidates(self, case: RangeCase, name: str) -> tuple[float, ...]:
+        """The shares that are tried for one quantizer of a case."""
+        return self.shares
+
     def error(self, x: Tensor, rounded: Tensor, largest: float, widest: float) -> float:
         """The error to minimize.
 
@@ -106,7 +111,8 @@ class SearchedRange:
         return self.error(case.samples[name], case.rounded(name, share), share * widest, widest)
 
     def __call__(self, case: RangeCase) -> dict[str, float]:
-        return {
-            name: min(self.shares, key=lambda share, name=name: self.error_of(case, name, share))
-            for name in case.samples
-        }
+        def best(name: str) -> float:
+            shares = self.candidates(case, name)
+            return min(shares, key=lambda share: self.error_of(case, name, share))
+
+        return {name: best(name) for name in case.samples}

@@ -206,3 +206,20 @@ def test_bad_input_is_named() -> None:
         fit_ranges(net(), [X], bits=[1, 2])
     with pytest.raises(EmptyCalibration):
         fit_ranges(net(), [])
+
+
+def test_a_range_that_calibration_left_too_narrow_is_widened() -> None:
+    """A quantizer that two calls share was calibrated with the mean of both."""
+    model, x = net(), 3 * X
+    [proxy] = activation_quantizers(model)["0.input_quant"]
+    calibrated = range_parameter(proxy)
+    assert calibrated is not None
+    before = float(x.abs().max()) / float(calibrated.detach())
+    assert before > 2
+    shares = fit_ranges(model, [x], bits=[2, 8])["0.input_quant"]
+    assert shares[8] > 1.5
+    assert shares[8] <= before / 0.15 ** (1 / 24)
+    assert shares[2] < shares[8]
+    with torch.no_grad():
+        rounded = proxy(x).value
+    assert float((rounded - x).norm() / x.norm()) < 0.02
