@@ -52,6 +52,11 @@ _ACTIVATIONS = {
     # Brevitas makes a ReLU of it, or fixes its range at 6 whatever arrives.
     nn.ReLU6: (QuantReLU6, {"act_quant": Uint8ActPerTensorFloat, "return_quant_tensor": True}),
 }
+# Modules that compute on plain numbers: what they give is on no grid.
+_OF_VALUES = (
+    nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm, nn.GELU,
+    nn.SiLU, nn.Mish, nn.Hardswish, nn.ELU, nn.Softmax,
+)  # fmt: skip
 # What QuantTensors know by themselves, beside sums.
 _OF_QUANT_TENSORS = (
     torch.flatten, torch.reshape, torch.transpose, getattr, "view", "reshape", "flatten",
@@ -217,16 +222,41 @@ def with_weights(layer_map: dict, weight: dict, inputs: dict) -> dict:
 def _run_on_values(model: Graph, acts: dict) -> None:
     """Takes the numbers out of QuantTensors in front of what does not know these."""
     for node in list(model.graph.nodes):
+        if isinstance(called_module(model, node), _OF_VALUES):
+            _read_values(model, node)
         if node.op not in ("call_function", "call_method") or node.target in _OF_QUANT_TENSORS:
             continue
         if node.target is tensor_of or (is_sum(node) and aligned(model, node, acts)):
             continue
         _read_values(model, node)
+    _read_before_rounding(model)
     for node in _calls_of_quantizers(model):
-        read_as_values = all(user.target is tensor_of for user in node.users)
-        if read_as_values and node.args[0].op != "placeholder":  # it would only round
+        if node.args[0].op != "placeholder" and _read_as_values(model, node):  # it would only round
             _take_out(model, node)
     model.recompile()
+
+
+def _read_before_rounding(model: Graph) -> None:
+    """What takes the numbers out of a quantized sum of plain numbers takes those of the sum.
+
+    So a stream that stays in float is rounded in front of dot products alone.
+    """
+    for node in _calls_of_quantizers(model):
+        source = node.args[0]
+        if is_sum(source) and all(read.target is tensor_of for read in source.all_input_nodes):
+            for user in [user for user in node.users if user.target is tensor_of]:
+                user.replace_input_with(node, source)
+
+
+def _read_as_values(model: Graph, node: Graph) -> bool:
+    """Whether all that reads a node takes its numbers, at once or once they are moved."""
+
+    def takes(user: Graph) -> bool:
+        moves = isinstance(called_module(model, user), (nn.Identity, nn.Dropout))
+        moves |= user.op.startswith("call_") and user.target in _OF_QUANT_TENSORS
+        return user.target is tensor_of or (moves and _read_as_values(model, user))
+
+    return all(map(takes, node.users))
 
 
 def _quantize_all_inputs(model: Graph, sample: Batch, bits: int) -> None:

@@ -7,6 +7,7 @@ import inspect
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from brevitas_axe.errors import UnsupportedLayer
 from brevitas_axe.model.nodes import called_module
 from brevitas_axe.model.running import Batch, Graph, copied
+from brevitas_axe.model.tracing import takes_anything, traced_on
 
 _RELUS = ("relu", "relu_", torch.relu, torch.relu_)
 _SAMPLES = 4
@@ -99,15 +101,19 @@ def _stepped(graph: Graph, *steps: Callable[[Graph], Graph]) -> Graph | None:
 
 
 def _traced(model: nn.Module, batch: Batch) -> Graph:
-    """The graph of a forward without the optional arguments that the batch does not give."""
-    signature = inspect.signature(model.forward)
-    given = signature.bind(*batch[0], **batch[1]).arguments
-    usual = {
-        name: parameter.default
-        for name, parameter in signature.parameters.items()
-        if name not in given and parameter.default is not parameter.empty
-    }
-    graph = symbolic_trace(model, usual or None)
+    """The graph of a forward, of the path that a batch takes where it has to be known."""
+    if takes_anything(model):
+        graph = traced_on(model, few(batch, _SAMPLES - 1))
+    else:
+        try:
+            graph = _traced_for_all(copy.deepcopy(model), batch)
+        except Exception:
+            # One sample less than what is compared: it shows if their number became part of it.
+            graph = None
+            with suppress(Exception):
+                graph = traced_on(model, few(batch, _SAMPLES - 1))
+            if graph is None:
+                raise
     for node in list(graph.graph.nodes):
         # What torch.fx calls to see that an argument is what it was.
         if node.op == "call_function" and node.target.__name__ in _ASSERTIONS:
@@ -117,6 +123,18 @@ def _traced(model: nn.Module, batch: Batch) -> Graph:
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _traced_for_all(model: nn.Module, batch: Batch) -> Graph:
+    """The graph without the optional arguments that the batch does not give."""
+    signature = inspect.signature(model.forward)
+    given = signature.bind(*batch[0], **batch[1]).arguments
+    usual = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in given and parameter.default is not parameter.empty
+    }
+    return symbolic_trace(model, usual or None)
 
 
 class _Comparison:
@@ -194,12 +212,12 @@ def _double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def few(batch: Batch) -> Batch:
+def few(batch: Batch, samples: int = _SAMPLES) -> Batch:
     """The first samples, where every tensor has as many."""
     sizes = {leaf.shape[:1] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)}
     if len(sizes) != 1 or not next(iter(sizes)):
         return batch
-    return tree_map(lambda v: v[:_SAMPLES] if isinstance(v, Tensor) else v, batch)
+    return tree_map(lambda v: v[:samples] if isinstance(v, Tensor) else v, batch)
 
 
 def _rewrite_for_brevitas(model: Graph) -> Graph:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from brevitas import nn as qnn
-from brevitas.graph.quantize import UNSIGNED_ACT_TUPLE, align_input_quant
+from brevitas.graph.quantize import COMPUTE_LAYER_MAP, UNSIGNED_ACT_TUPLE, align_input_quant
 from brevitas.graph.quantize_impl import (
     ADD_FNS,
     ADD_METHODS,
@@ -20,12 +20,15 @@ from brevitas.graph.quantize_impl import (
     are_inputs_quantized_and_aligned,
     recursive_input_handler,
 )
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from brevitas_axe.model.nodes import called_module
 from brevitas_axe.model.running import Graph, copied
 
 # So often may one sum be aligned anew, because another one changed what it reads.
 _ROUNDS = 4
+# What a quantizer belongs behind, and turns into integers.
+_ON_A_GRID = (*COMPUTE_LAYER_MAP, _BatchNorm)
 # What changes neither numbers nor signs.
 _MOVES = (torch.reshape, torch.flatten, torch.transpose)
 _MOVE_METHODS = ("view", "reshape", "flatten", "t", "permute", "transpose")
@@ -80,7 +83,8 @@ def with_aligned_sums(model: Graph, identities: dict, acts: dict) -> Graph:
         identities: Brevitas's map of quantizers, "signed" and "unsigned".
         acts: Brevitas's map of quantized activations.
     """
-    alone = {node.name for node in model.graph.nodes if is_sum(node) and _mixes_inputs(model, node)}
+    sums = filter(is_sum, model.graph.nodes)
+    alone = {n.name for n in sums if _mixes_inputs(model, n) or _adds_float(model, n)}
     while True:
         graph = copied(model)
         left = _align(graph, identities, acts, alone)
@@ -101,6 +105,22 @@ def _mixes_inputs(model: Graph, node: Graph) -> bool:
         for source in _sources(model, node)
     }
     return kinds == {True, False}
+
+
+def _adds_float(model: Graph, node: Graph) -> bool:
+    """Whether a sum reads what no layer, activation or quantizer gives: a norm, a product, a table.
+
+    Such a stream does not become integers, and rounding it at each of its sums would add an error
+    each time. It is quantized where a dot product reads it.
+    """
+    return any(_is_float(model, source) for source in _sources(model, node))
+
+
+def _is_float(model: Graph, node: Graph) -> bool:
+    module = called_module(model, node)
+    if module is None:
+        return node.op != "placeholder"
+    return not (hasattr(module, "act_quant") or isinstance(module, _ON_A_GRID))
 
 
 def _align(model: Graph, identities: dict, acts: dict, alone: set[str]) -> set[str]:
