@@ -7,8 +7,9 @@ Convolutional nets are those of the package pytorchcv, transformers those of tra
 configuration. All weights are random, so that nothing has to be loaded. A random net whose batch
 norms were never trained may not be stable in float, so the statistics of its batch norms are
 estimated again on the images (as they are in training, by forwards alone); the column "float" is
-what noise of one level of 8 bits in the image does to the float net. Images are mosaics of those of
-CIFAR-10; ImageNet nets get smaller ones than they were made for, and average over what is left.
+what noise of one level of 8 bits in the image, or in embeddings, does to the float net. Images are
+mosaics of those of CIFAR-10; ImageNet nets get smaller ones than they were made for, and average
+over what is left.
 
 Columns: quantized on the graph, block by block, or layer by layer and why; the error of the
 outputs at W8A8 without a limit, |q - f| / |f| over images that calibration did not see; at W4A8
@@ -158,7 +159,13 @@ def transformer(name: str) -> tuple[nn.Module, int]:
     made = getattr(transformers, config)(**options)
     if hasattr(made, "initializer_range"):
         made.initializer_range = 0.2  # random weights of usual size leave attention indifferent
-    return getattr(transformers, kind)(made).eval(), int(options.get("image_size", 64))
+    net, size = getattr(transformers, kind)(made).eval(), int(options.get("image_size", 64))
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:  # random factors of batch norms let what arrives vanish
+        norm.reset_parameters()
+    if norms:
+        _estimate_norms(net, images(64, size))
+    return net, size
 
 
 def case(name: str, count: int, size: int | None) -> tuple[nn.Module, list, Any]:
@@ -193,11 +200,23 @@ def distance(found: Tensor, wanted: Tensor) -> float:
     return 0.0 if torch.equal(found, wanted) else float((found - wanted).norm() / wanted.norm())
 
 
-def rounded(batch: Any) -> Any:
-    """Images with noise of one level of 8 bits; tokens as they are."""
-    if isinstance(batch, dict):
-        return {k: rounded(v) if v.is_floating_point() else v for k, v in batch.items()}
-    return batch + (torch.rand_like(batch) - 0.5) / 255
+def effect_of_noise(net: nn.Module, batch: Any, wanted: Tensor) -> float:
+    """How far outputs move with noise of one level of 8 bits in images, or in embeddings."""
+    if not isinstance(batch, dict):
+        return distance(outputs(net, batch + (torch.rand_like(batch) - 0.5) / 255), wanted)
+    if "pixel_values" in batch:
+        x = batch["pixel_values"]
+        noisy = {"pixel_values": x + (torch.rand_like(x) - 0.5) / 255}
+        return distance(outputs(net, noisy), wanted)
+
+    def add(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
+        return output + (torch.rand_like(output) - 0.5) * output.abs().max() / 127
+
+    table = next(m for m in net.modules() if isinstance(m, nn.Embedding))
+    handle = table.register_forward_hook(add)
+    found = distance(outputs(net, batch), wanted)
+    handle.remove()
+    return found
 
 
 def path_of(result: Any, told: list) -> str:
@@ -215,7 +234,7 @@ def row_of(name: str, count: int, size: int | None, bits: int, quality: str) -> 
     row: dict[str, Any] = {"model": name}
     net, batches, judged = case(name, count, size)
     wanted = outputs(net, judged)
-    row["float"] = distance(outputs(net, rounded(judged)), wanted)
+    row["float"] = effect_of_noise(net, judged, wanted)
     options: dict[str, Any] = {"quality": quality, "progress": False, "input_bit_width": 8}
     try:
         with warnings.catch_warnings(record=True) as told:

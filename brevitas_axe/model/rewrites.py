@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.model.layers import find_unquantized
 from brevitas_axe.model.nodes import called_module
 from brevitas_axe.model.running import Batch, Graph, copied
 from brevitas_axe.model.tracing import takes_anything, traced_on
@@ -102,18 +103,16 @@ def _stepped(graph: Graph, *steps: Callable[[Graph], Graph]) -> Graph | None:
 
 def _traced(model: nn.Module, batch: Batch) -> Graph:
     """The graph of a forward, of the path that a batch takes where it has to be known."""
-    if takes_anything(model):
-        graph = traced_on(model, few(batch, _SAMPLES - 1))
-    else:
+    graph = None
+    if not takes_anything(model):
         try:
             graph = _traced_for_all(copy.deepcopy(model), batch)
         except Exception:
-            # One sample less than what is compared: it shows if their number became part of it.
-            graph = None
             with suppress(Exception):
-                graph = traced_on(model, few(batch, _SAMPLES - 1))
+                graph = _traced_on_path(model, batch)
             if graph is None:
                 raise
+    graph = _traced_on_path(model, batch) if graph is None else graph
     for node in list(graph.graph.nodes):
         # What torch.fx calls to see that an argument is what it was.
         if node.op == "call_function" and node.target.__name__ in _ASSERTIONS:
@@ -122,6 +121,19 @@ def _traced(model: nn.Module, batch: Batch) -> Graph:
             node.kwargs = {**node.kwargs, "tensors": list(node.kwargs["tensors"])}  # for Brevitas
     graph.graph.eliminate_dead_code()
     graph.recompile()
+    return graph
+
+
+def _traced_on_path(model: nn.Module, batch: Batch) -> Graph:
+    """The graph of the path that a batch takes, which runs through every layer."""
+    # One sample less than what is compared: it shows if their number became part of the graph.
+    graph = traced_on(model, few(batch, _SAMPLES - 1))
+    met = {node.target for node in graph.graph.nodes if node.op in ("call_module", "get_attr")}
+    for name in find_unquantized(model):
+        parts = name.split(".")
+        owners = {".".join(parts[: end + 1]) for end in range(len(parts))}
+        if not met & {*owners, f"{name}.weight"}:
+            raise UnsupportedLayer(f"its path on calibration data leaves out layer '{name}'")
     return graph
 
 

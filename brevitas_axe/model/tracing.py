@@ -147,14 +147,18 @@ class _SampleTracer(Tracer):
     def create_args_for_root(
         self, root_fn: Callable, is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable, list]:
-        """Inputs by the names that the forward gives them, and a call with these alone."""
+        """Inputs by the names that the forward gives them, and a call with these alone.
+
+        Those without tensors, None and options, are for the forward what they are in the sample.
+        """
         args, kwargs = self._batch
         names = [*_positional_names(self.root, len(args)), *kwargs]
-        proxies = []
+        inputs = []
         for name, value in zip(names, (*args, *kwargs.values()), strict=True):
             proxy = self.create_proxy("placeholder", name, (), {})
             self._values[proxy.node] = tree_map(_copied, value)
-            proxies.append(proxy)
+            holds = any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+            inputs.append(proxy if holds else value)
 
         def call(root: nn.Module, *inputs: Any) -> Any:
             named = dict(zip(kwargs, inputs[len(args) :], strict=True))
@@ -163,7 +167,7 @@ class _SampleTracer(Tracer):
                 return self.create_proxy("call_function", named_outputs, (), dict(output))
             return output
 
-        return call, [self.root, *proxies]
+        return call, [self.root, *inputs]
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> Any:
         """A node, and what it gives on the sample."""

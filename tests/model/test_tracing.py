@@ -169,3 +169,21 @@ def test_samples_stay_what_they_are_and_further_inputs_have_names() -> None:
     graph = traced_on(InPlace(), ((x, other), {}))
     assert torch.equal(x, torch.ones(4, 3))
     assert [n.target for n in graph.graph.nodes if n.op == "placeholder"] == ["x", "input_1"]
+
+
+class Options(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, **options) -> Tensor:
+        x = self.layer(x) if mask is None else self.layer(x) * mask
+        return x if options["twice"] is False else 2 * x
+
+
+def test_options_without_tensors_are_what_the_sample_has() -> None:
+    x, net = torch.ones(4, 3), Options()
+    for mask, twice in ((None, False), (torch.zeros(4, 3), True)):
+        given = {"x": x, "mask": mask, "twice": twice}
+        graph = traced_on(net, ((), given))
+        assert torch.equal(graph(**given), net(**given))
