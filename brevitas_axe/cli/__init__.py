@@ -16,6 +16,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from brevitas_axe import __version__
 from brevitas_axe.cli import (
@@ -35,7 +36,7 @@ from brevitas_axe.cli import (
     sensitivity,
 )
 from brevitas_axe.cli.usercode import failure_of_the_user
-from brevitas_axe.errors import AxeError
+from brevitas_axe.errors import AxeError, InvalidOption
 
 # In the order of a user's work.
 _COMMANDS = (
@@ -48,8 +49,9 @@ _INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = argparse.Namespace()
     try:
+        arguments = _parser().parse_args(argv)
         with warnings.catch_warnings():
             # Warnings of Brevitas and torch are meant for their developers.
             warnings.simplefilter("ignore")
@@ -85,8 +87,15 @@ def _fail(message: str, status: int = _UNUSABLE) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidOption(f"{message.rstrip('.')}; `{self.prog} --help` lists what there is.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="brevitas-axe",
         description="Quantize a Brevitas model so that no accumulator can overflow, and prove it.",
     )

@@ -66,7 +66,6 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.run.saving.save import save
     from brevitas_axe.run.validated import number
 
-    place = check_place(Path(arguments.output) / INSIDE).parent
     screen = Screen(arguments)
     validation, validate = arguments.validation, options.validation_of(arguments)
     if validation is not None and validate is not None:
@@ -74,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     if validation is not None:
         validation = batches_of(validation)
     start = folders.result_of(arguments.folder, arguments)
+    place = check_place(Path(arguments.output) / INSIDE).parent
     if options.going_on(arguments):
         screen.line(f"goes on from the last whole epoch in {arguments.state}")
 

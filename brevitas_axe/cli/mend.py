@@ -31,8 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.run.saving.folder import INSIDE, check_place
     from brevitas_axe.run.saving.save import left_out, proven, save
 
-    place = check_place(Path(arguments.output) / INSIDE).parent
     result = folders.result_of(arguments.folder, arguments)
+    place = check_place(Path(arguments.output) / INSIDE).parent
     model, example = folders.model_and_example(result)
     if not example:
         raise InvalidOption(

@@ -55,7 +55,7 @@ def _listed(value: object) -> list[Any] | None:
     """The items; None of what holds something else than batches, or nothing."""
     import torch
 
-    one = isinstance(value, torch.Tensor | str | bytes | dict)
+    one = isinstance(value, torch.Tensor | torch.nn.Module | str | bytes | dict)
     return list(value) if isinstance(value, Iterable) and not one else None
 
 
