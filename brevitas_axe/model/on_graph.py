@@ -43,6 +43,7 @@ from brevitas_axe.model.rewrites import differ, few, tensors_in
 from brevitas_axe.model.running import Batch, Graph, first_input, float_twin, hooked, tensor_of
 from brevitas_axe.model.sizes import set_sizes_aside
 from brevitas_axe.model.sums import aligned, is_sum, never_negative, with_aligned_sums
+from brevitas_axe.model.transformer_layers import joins_tensors
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 # With quantizers off, outputs may differ from the model's by so much of the largest: rounding.
@@ -213,6 +214,8 @@ def with_weights(layer_map: dict, weight: dict, inputs: dict) -> dict:
                 for part in ("in_proj", "out_proj")
                 for key, value in {**weight, **inputs, "bias_quant": None}.items()
             }
+            # Brevitas evaluates a lambda for every module.
+            parts["packed_in_proj"] = lambda attention: not joins_tensors(attention)
             result[kind] = (entry[0], {**entry[1], **parts})
         else:
             result[kind] = (entry[0], {**entry[1], **weight, **inputs, "bias_quant": None})

@@ -12,10 +12,15 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from brevitas_axe.errors import UnsupportedLayer
 from brevitas_axe.model.layers import PLAIN_LAYERS
+from brevitas_axe.model.transformer_layers import computes_alone, in_parts
 
 
 def plain_classes(model: nn.Module) -> nn.Module:
-    """Layers of a subclass that computes the same as its base class get the base class."""
+    """Layers get the class that Brevitas knows, in place.
+
+    Those of a subclass that computes the same as its base class get the base class; torch's own
+    transformer layers one that calls its parts.
+    """
     for module in model.modules():
         for kind in PLAIN_LAYERS:
             own = type(module)
@@ -29,7 +34,7 @@ def plain_classes(model: nn.Module) -> nn.Module:
             ):
                 part: Any = module
                 part.__class__ = kind
-    return model
+    return in_parts(model)
 
 
 def check_open(model: nn.Module) -> None:
@@ -57,8 +62,8 @@ def check_plainly_written(model: nn.Module) -> None:
     """Refuses layers whose weights are computed elsewhere, which no quantizer can replace.
 
     Raises:
-        UnsupportedLayer: pruned, weight- or spectral-normalized layers, torch's own transformer
-            layers, or a layer that is the whole model.
+        UnsupportedLayer: pruned, weight- or spectral-normalized layers, classes derived from
+            torch's own transformer layers, or a layer that is the whole model.
     """
     if isinstance(model, PLAIN_LAYERS):
         raise UnsupportedLayer(
@@ -76,11 +81,11 @@ def check_plainly_written(model: nn.Module) -> None:
         elif "WeightNorm" in hooks or "SpectralNorm" in hooks:
             kind = "weight" if "WeightNorm" in hooks else "spectral"
             way = f"torch.nn.utils.remove_{kind}_norm(layer)"
-        elif isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        elif computes_alone(module):
             raise UnsupportedLayer(
-                f"layer '{name}' is torch's own {type(module).__name__}, which reads the weights "
-                "of its parts without their quantizers; write it with nn.MultiheadAttention and "
-                "nn.Linear, or use a model of transformers and quantize_blocks."
+                f"layer '{name}', a {type(module).__name__}, is derived from torch's own "
+                "transformer layer, which reads the weights of its parts without their quantizers; "
+                "use torch's class itself, or write it with nn.MultiheadAttention and nn.Linear."
             )
         else:
             continue

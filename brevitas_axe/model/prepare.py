@@ -37,6 +37,7 @@ from brevitas_axe.model.plain import check_plainly_written, check_transposed, pl
 from brevitas_axe.model.quantizers import Int8WeightPerChannelFloatAXE
 from brevitas_axe.model.rewrites import rewritten
 from brevitas_axe.model.running import Batch, copied, shares_on_load
+from brevitas_axe.model.transformer_layers import note_attention
 
 
 def as_batches(calibration: Iterable[Any], model: nn.Module | None = None) -> list[Batch]:
@@ -155,6 +156,7 @@ def to_brevitas(
     check_transposed(model, weight_quant)
     weight = {"weight_quant": weight_quant, "weight_bit_width": weight_bit_width}
     plain = plain_classes(copy.deepcopy(model)).eval()
+    note_attention(plain, *batches[0])
     inputs: dict[str, Any] = {"input_bit_width": input_bit_width}
     # Brevitas names no device for its quantizers' buffers.
     with building_for(model):

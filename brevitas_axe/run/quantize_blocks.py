@@ -30,6 +30,7 @@ from brevitas_axe.model.stack import (
     restored_on_error,
     with_hidden,
 )
+from brevitas_axe.model.transformer_layers import check_solved_in_blocks
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
 from brevitas_axe.recipe import Recipe, Run
@@ -99,6 +100,7 @@ def quantize_blocks(
     if has_quantizers(model):
         raise InvalidOption("the model has Brevitas layers already; use brevitas_axe.quantize.")
     check_plainly_written(model)
+    check_solved_in_blocks(model)
     request = requested(plan, recipe, exclude, run, keywords)
     batches = as_batches(calibration, model)
     if request.recipe.widths is None:

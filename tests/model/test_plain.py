@@ -36,10 +36,21 @@ def test_weights_computed_from_others_are_refused(way) -> None:
     check_plainly_written(model())
 
 
-def test_torch_s_own_transformer_layers_are_refused() -> None:
+class Derived(nn.TransformerEncoderLayer):
+    """A layer of the user's own."""
+
+
+def test_what_is_derived_from_torch_s_transformer_layers_is_refused() -> None:
+    net, x = nn.Sequential(Derived(16, 4, 32, batch_first=True)), [torch.randn(8, 6, 16)]
+    with pytest.raises(UnsupportedLayer, match="layer '0', a Derived"):
+        quantize(net, x, progress=False)
+
+
+def test_blocks_of_torch_s_own_are_taken_apart_by_quantize_alone() -> None:
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
-    with pytest.raises(UnsupportedLayer, match=r"torch's own TransformerEncoderLayer"):
-        quantize(nn.Sequential(layer), [torch.randn(8, 6, 16)], progress=False)
+    net = nn.Sequential(nn.Linear(16, 16), nn.TransformerEncoder(layer, 2))
+    with pytest.raises(UnsupportedLayer, match=r"brevitas_axe\.quantize takes it apart"):
+        quantize_blocks(net, [torch.randn(8, 6, 16)], progress=False)
 
 
 HIDING = {
