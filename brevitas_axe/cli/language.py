@@ -1,17 +1,15 @@
-"""`brevitas-axe quantize --hf`: causal language models of transformers, by perplexity."""
+"""`brevitas-axe quantize --hf`: language models of transformers, generating or encoding."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brevitas_axe.cli import options
+from brevitas_axe.cli import options, pretrained
 from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -90,12 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
             "--hf goes with --text FILE, and without FILE.py:FUNCTION, --calibration and --plan."
         )
     rows = _rows(arguments)
-    transformers = _transformers()
+    transformers = pretrained.transformers_package()
     from brevitas_axe.cli.screen import Screen, command
     from brevitas_axe.files import json_text, write_whole
     from brevitas_axe.recipe import Run
     from brevitas_axe.run.request import requested
-    from brevitas_axe.run.text import perplexity
     from brevitas_axe.show import open_folder
 
     # Each of these refuses unusable options before anything is loaded.
@@ -107,21 +104,22 @@ def run(arguments: argparse.Namespace) -> int:
             Run(workers=arguments.workers),
             _keywords(arguments),
         )
-    batches, judged = _data(transformers, arguments)
-    model = _model(transformers, arguments.hf)
+    batches, judged = pretrained.data_of(transformers, arguments)
+    model = pretrained.model_of(transformers, arguments.hf)
     # Only after everything that may be wrong with the input has been checked.
     folder = open_folder(arguments.output)
-    before = perplexity(model, judged)
-    results: list[dict[str, Any]] = [{"row": "float", "perplexity": before}]
+    measure = pretrained.measure_of(transformers, arguments.hf, model, judged)
+    before = measure.of(model)
+    results: list[dict[str, Any]] = [{"row": "float", measure.name: before}]
     for index, row in enumerate(rows):
-        model = _model(transformers, arguments.hf) if index else model
-        results.append(_solved(model, batches, judged, row, arguments, before))
+        model = pretrained.model_of(transformers, arguments.hf) if index else model
+        results.append(_solved(model, batches, measure, row, arguments, before))
     write_whole(folder / "rows.json", json_text(results).encode())
     screen = Screen(arguments)
     screen.json(results)
-    screen.table(_table(arguments.hf, results))
+    screen.table(_table(arguments.hf, measure.name, results))
     screen.files([folder / "rows.json"])
-    best = min(results[1:], key=lambda row: row["perplexity"])["row"]
+    best = measure.best(results[1:], key=lambda row: row[measure.name])["row"]
     screen.next(command("export", folder / best, folder / best / "layers"))
     return 0 if all(row.get("proven", True) for row in results) else 1
 
@@ -138,7 +136,7 @@ def _keywords(arguments: argparse.Namespace) -> dict[str, Any]:
 def _solved(
     model: Any,
     batches: list[Any],
-    judged: Any,
+    measure: pretrained.Measure,
     row: LayerPrecision,
     arguments: argparse.Namespace,
     before: float,
@@ -150,7 +148,6 @@ def _solved(
     from brevitas_axe.run.quantize_blocks import quantize_blocks
     from brevitas_axe.run.saving.folder import INSIDE
     from brevitas_axe.run.saving.save import save
-    from brevitas_axe.run.text import perplexity
     from brevitas_axe.show import open_folder, write_folder
 
     name = f"{row.tile or 'whole'}x{row.accumulator or 'any'}"
@@ -171,7 +168,7 @@ def _solved(
     seconds = round(time.perf_counter() - start, 1)
     place = open_folder(Path(arguments.output) / name)
     save(result, place / INSIDE)
-    after = perplexity(result.model, judged)
+    after = measure.of(result.model)
     summary = {
         "title": f"{arguments.hf}, quantized for narrow accumulators",
         "accumulator": row.accumulator,
@@ -183,15 +180,15 @@ def _solved(
         "environment": {
             "solver": str(result.recipe.solver),
             "quality": result.recipe.quality,
-            "perplexity of the float model": round(before, 4),
-            "perplexity": round(after, 4),
+            f"{measure.name} of the float model": round(before, 4),
+            measure.name: round(after, 4),
         },
     }
     write_whole(place / "integers.npz", integers(result.model))
     write_folder(place, summary, result.certificate, result.plan, result.recipe)
     return {
         "row": name,
-        "perplexity": after,
+        measure.name: after,
         "tile": row.tile,
         "accumulator": row.accumulator,
         "inner": max(entry["inner_bits"] for entry in result.layers),
@@ -236,92 +233,6 @@ def _row(text: str) -> tuple[int | None, int | None]:
     return None if tile == "whole" else int(tile), None if bits == "any" else int(bits)
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise InvalidOption(
-            "--hf needs transformers: pip install 'brevitas_axe[transformers]'."
-        ) from None
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return transformers
-
-
-def _config(transformers: Any, name: str) -> Any:
-    """The configuration of a causal language model on the disk."""
-    with _loading(name):
-        config = transformers.AutoConfig.from_pretrained(name, local_files_only=True)
-    kinds = config.architectures or []
-    if not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
-        raise InvalidOption(
-            f"{name} is no causal language model ({', '.join(kinds) or 'no architecture'}); "
-            "call brevitas_axe.quantize_blocks from Python."
-        )
-    return config.get_text_config()
-
-
-def _model(transformers: Any, name: str) -> Any:
-    """The model itself, in float32."""
-    with _loading(name):
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            name, local_files_only=True, dtype="float32"
-        )
-    model.config.use_cache = False
-    return model.eval()
-
-
-@contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """Turns errors of transformers while loading into one sentence."""
-    try:
-        yield
-    except Exception as error:  # every file format has exceptions of its own
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-        raise InvalidOption(
-            f"{name} cannot be loaded: {reason}; give a whole model folder, or download it again."
-        ) from error
-
-
-def _data(transformers: Any, arguments: argparse.Namespace) -> tuple[list[Any], Any]:
-    """Calibration batches [windows, context] and evaluation rows [windows, context + 1]."""
-    from brevitas_axe.run.text import split
-
-    config = _config(transformers, arguments.hf)
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and arguments.context > positions:
-        raise InvalidOption(
-            f"--context {arguments.context} is more than the {positions} positions of "
-            f"{arguments.hf}; give {positions} or fewer."
-        )
-    tokens = _tokens(transformers, arguments, config.vocab_size)
-    return split(tokens, arguments.context, arguments.windows)
-
-
-def _tokens(transformers: Any, arguments: argparse.Namespace, vocabulary: int) -> Any:
-    import torch
-
-    from brevitas_axe.run.text import characters
-
-    try:
-        text = Path(arguments.text).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InvalidOption(f"{arguments.text} is not UTF-8 text.") from None
-    if arguments.characters:
-        return characters(text, vocabulary)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.hf, local_files_only=True)
-        tokens = tokenizer(text, verbose=False)["input_ids"]
-    except (OSError, ValueError, ImportError):
-        tokens = []
-    if not tokens:  # transformers makes an empty tokenizer where the folder has none
-        raise InvalidOption(
-            f"{arguments.hf} has no usable tokenizer; give --characters if its tokens are "
-            "characters."
-        )
-    return torch.tensor(tokens)
-
-
 def integers(model: Any) -> bytes:
     """A NumPy archive: <layer>.integers [outputs, inputs] and <layer>.scale.
 
@@ -342,18 +253,18 @@ def integers(model: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _table(name: str, results: list[dict[str, Any]]) -> Any:
+def _table(name: str, measured: str, results: list[dict[str, Any]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=Text(name))
-    headings = ("tile × P", "perplexity", "P_I needed", "P_O needed", "overflow", "seconds")
+    headings = ("tile × P", measured, "P_I needed", "P_O needed", "overflow", "seconds")
     for heading in headings:
         table.add_column(heading, justify="right")
     for row in results:
         overflow = {True: "impossible", False: "possible", None: "–"}[row.get("proven")]
         needed = (str(row.get(key) or "–") for key in ("inner", "outer"))
         seconds = str(row.get("seconds", "–"))
-        cells = (row["row"], f"{row['perplexity']:.4g}", *needed, overflow, seconds)
+        cells = (row["row"], f"{row[measured]:.4g}", *needed, overflow, seconds)
         table.add_row(*map(Text, cells))
     return table

@@ -118,6 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
         return preview.run(arguments, model, batches_of(arguments.calibration), keywords)
     folder = open_folder(arguments.output)
     kept = check_place(folder / INSIDE)
+    if kept.is_dir():
+        screen.line(f"{kept} is replaced at the end")
     model = folders.model_from(arguments.model, arguments)
     batches = batches_of(arguments.calibration)
     if arguments.target == "finn":

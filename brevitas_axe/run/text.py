@@ -1,4 +1,4 @@
-"""Text for causal language models: tokens, windows, perplexity."""
+"""Text for language models: tokens, windows, perplexity, and embeddings of encoders."""
 
 from __future__ import annotations
 
@@ -81,10 +81,8 @@ def perplexity(model: nn.Module, rows: Tensor) -> float:
         model: tokens [batch, time] to an output with `logits`, or to the logits.
         rows: [windows, time + 1].
     """
-    # Blocks on the disk have no device; the embedding, which reads the tokens, is in memory.
-    device = next(p.device for p in model.parameters() if p.device.type != "meta")
     loss = 0.0
-    for batch in rows.to(device).split(BATCH):
+    for batch in rows.to(_device(model)).split(BATCH):
         output: Any = model(batch[:, :-1])
         logits = getattr(output, "logits", output).float()
         loss += F.cross_entropy(
@@ -92,3 +90,29 @@ def perplexity(model: nn.Module, rows: Tensor) -> float:
         ).item()
     mean = loss / rows[:, 1:].numel()
     return math.exp(mean) if mean < _LARGEST_EXPONENT else math.inf
+
+
+@torch.no_grad()
+def embeddings(model: nn.Module, rows: Tensor) -> Tensor:
+    """The mean of the last hidden states of every window, [windows, features], on the CPU.
+
+    Args:
+        model: tokens [batch, time] to an output with `last_hidden_state`.
+        rows: [windows, time + 1]; the last token of each is left out.
+    """
+    parts = rows[:, :-1].to(_device(model)).split(BATCH)
+    outputs: list[Any] = [model(part) for part in parts]
+    return torch.cat([o.last_hidden_state.float().mean(1).cpu() for o in outputs])
+
+
+def mean_cosine(found: Tensor, wanted: Tensor) -> float:
+    """Mean cosine between the rows of two tensors."""
+    return float(F.cosine_similarity(found.double(), wanted.double()).mean())
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where tokens go.
+
+    Blocks on the disk have no device; the embedding, which reads the tokens, is in memory.
+    """
+    return next(p.device for p in model.parameters() if p.device.type != "meta")

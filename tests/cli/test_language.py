@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, ViTConfig
 
 from brevitas_axe.accumulator import fits
 from brevitas_axe.cli import main
@@ -151,9 +151,29 @@ def test_solved_blocks_move_out_and_tiles_have_scales(folder: Path, tmp_path: Pa
     assert row["outer"] is None
 
 
-def test_what_is_no_language_model_is_refused(folder: Path, capsys) -> None:
-    assert run(folder, "--accumulator-bits", "14", kind="bert") == 2
-    assert "no causal language model (BertModel)" in capsys.readouterr().err
+def test_an_encoder_is_judged_by_its_embeddings(folder: Path, tmp_path: Path, capsys) -> None:
+    rows = ("--characters", "--quality", "fast", "--rows", "16x10", "16xany")
+    assert run(folder, *rows, "--output", str(tmp_path / "out"), kind="bert") == 0
+    shown = capsys.readouterr().out
+    plain, narrow, free = json.loads((tmp_path / "out" / "rows.json").read_text())
+    assert plain["cosine"] == pytest.approx(1)
+    assert narrow["cosine"] < free["cosine"] < 1
+    assert narrow["proven"]
+    assert "cosine" in shown
+    assert "next: brevitas-axe export" in shown
+    assert "16xany" in shown.splitlines()[-1]  # the best of them
+
+
+def test_an_empty_text_is_called_empty(folder: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    assert run(folder, "--accumulator-bits", "14", "--text", str(tmp_path / "empty.txt")) == 2
+    assert "empty.txt is empty" in capsys.readouterr().err
+
+
+def test_what_is_no_language_model_is_refused(folder: Path, tmp_path: Path, capsys) -> None:
+    ViTConfig(hidden_size=32).save_pretrained(tmp_path)
+    assert run(folder, "--accumulator-bits", "14", "--hf", str(tmp_path)) == 2
+    assert "neither generates text nor encodes it" in capsys.readouterr().err
     assert run(folder, "--accumulator-bits", "14", kind="absent") == 2
     assert "cannot be loaded" in capsys.readouterr().err
 

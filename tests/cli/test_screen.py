@@ -131,7 +131,9 @@ def test_a_resumed_run_says_so(run, tmp_path) -> None:
     solve = f"quantize prepared {DATA} --accumulator-bits 12 --quality fast --output {{out}}/q"
     kept = ["--state", str(tmp_path / "layers")]
     assert "solved already" not in run(solve, *kept)
-    assert "2 of 2 layers were solved already" in run(solve, *kept)
+    again = run(solve, *kept)
+    assert "2 of 2 layers were solved already" in again
+    assert f"{tmp_path / 'q' / 'model'} is replaced at the end" in again
     train = "finetune solved --data user.py:labelled --epochs 1 --output {out}/t --state {out}/s"
     assert "goes on" not in run(train)
     assert "goes on from the last whole epoch" in run(train)

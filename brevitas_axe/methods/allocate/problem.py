@@ -219,9 +219,13 @@ class Problem:
         """The error to raise where no assignment was found."""
         wanted = ", ".join(f"{name} ≤ {limit:g}" for name, limit in self.budgets.items())
         least = ", ".join(f"{name} {self.costs[name].extreme(np.min):g}" for name in self.budgets)
+        # Where one budget alone is too small, no other allocator finds what there is not.
+        hopeless = any(self.costs[n].extreme(np.min) > limit for n, limit in self.budgets.items())
+        way = "raise the budget, or offer cheaper choices"
+        way += "" if hopeless else ", or try an allocator that is exact"
         return InvalidOption(
             f"no allocation with {wanted} was found; layer by layer the least possible is {least}: "
-            "raise the budget, offer cheaper choices, or try an allocator that is exact."
+            f"{way}."
         )
 
 
