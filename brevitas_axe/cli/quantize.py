@@ -115,7 +115,10 @@ def run(arguments: argparse.Namespace) -> int:
     requested(plan, recipe, exclude, run, keywords)  # refuses before anything is loaded
     if arguments.dry_run:
         model = folders.model_from(arguments.model, arguments)
-        return preview.run(arguments, model, batches_of(arguments.calibration), keywords)
+        batches = batches_of(arguments.calibration)
+        if arguments.target == "finn":
+            model, keywords = _for_finn(model, batches, keywords, refuse=False)
+        return preview.run(arguments, model, batches, keywords)
     folder = open_folder(arguments.output)
     kept = check_place(folder / INSIDE)
     if kept.is_dir():
@@ -226,21 +229,25 @@ def _export(
 
 
 def _for_finn(
-    model: Any, batches: list[Any], keywords: dict[str, Any]
+    model: Any, batches: list[Any], keywords: dict[str, Any], refuse: bool = True
 ) -> tuple[Any, dict[str, Any]]:
     """The model as FINN builds it, and the keywords that are left for the solve.
 
-    What FINN would refuse is told here, before the solve.
+    What FINN would refuse is told here, before the solve, unless `refuse` is False.
     """
-    from brevitas_axe.export.finn.prepare import prepare_for_finn, refuse_for_finn
+    from brevitas_axe.export.finn.prepare import made_for_finn, refuse_for_finn
     from brevitas_axe.model.prepare import as_batches, has_quantizers
 
+    given = as_batches(batches, model)
     if has_quantizers(model):
-        refuse_for_finn(model.eval(), as_batches(batches, model)[0])
+        if refuse:
+            refuse_for_finn(model.eval(), given[0])
         return model, keywords
     bits = {f"{name}_bit_width": usual for name, usual in _USUAL_BITS.items()}
-    given = {key: keywords.get(key, usual) for key, usual in bits.items()}
-    prepared = prepare_for_finn(model, batches, **given)
+    wanted = {key: keywords.get(key, usual) for key, usual in bits.items()}
+    prepared = made_for_finn(model, given, **wanted)
+    if refuse:
+        refuse_for_finn(prepared, given[0])
     return prepared, {key: value for key, value in keywords.items() if key not in bits}
 
 

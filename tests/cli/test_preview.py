@@ -28,6 +28,13 @@ def test_a_dry_run_tells_and_writes_nothing(at, capsys) -> None:
     assert {*at.rglob("*")} == files
 
 
+def test_a_dry_run_for_finn_tells_what_a_run_would_refuse(at, capsys) -> None:
+    command = ["quantize", "user.py:build", *DATA, "--accumulator-bits", "16", "--input-bits", "10"]
+    assert "10" in refused(capsys, *command, "--target", "finn", "--output", "prepared")
+    assert main([*command, "--target", "finn", "--dry-run"]) == 0
+    assert "FINN, refused: " in capsys.readouterr().out
+
+
 def test_a_dry_run_takes_prepared_folders_and_no_width(at, capsys) -> None:
     assert main(["quantize", "prepared", *DATA, "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -78,7 +78,7 @@ def made_for_finn(
         warnings.warn(
             "writing averages over windows as convolutions would change what the model computes, "
             "so it was left out.",
-            stacklevel=2,
+            stacklevel=3,
         )
         averaged = plain
     prepared = to_brevitas(
