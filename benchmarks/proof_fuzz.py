@@ -17,11 +17,12 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -148,6 +149,12 @@ def survives(data: bytes, finn: bool = False) -> str:
     return ""
 
 
+def progress(first: int, count: int, what: str) -> Iterable[int]:
+    """So many seeds, with a bar on a terminal and a line a minute in a log."""
+    every = 0.5 if sys.stderr.isatty() else 60
+    return tqdm(range(first, first + count), what, mininterval=every, maxinterval=every)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--graphs", type=int, default=20000)
@@ -157,7 +164,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     counts: Counter[str] = Counter()
     started = time.time()
-    for seed in range(arguments.seed, arguments.seed + arguments.graphs):
+    for seed in progress(arguments.seed, arguments.graphs, "graphs"):
         try:
             problems = list(tried(seed, counts))
         except Exception:  # the generator's own fault
@@ -169,7 +176,7 @@ def main() -> None:
             print(f"seed {seed}: {problem}", flush=True)
     print(f"{dict(counts)} in {time.time() - started:.0f} s")
     faults = 0
-    for seed in range(arguments.seed, arguments.seed + arguments.bytes):
+    for seed in progress(arguments.seed, arguments.bytes, "damaged files"):
         if fault := survives(damaged(seed), finn=seed % 10 == 0):
             faults += 1
             print(f"damaged file {seed}: {fault}", flush=True)
