@@ -95,7 +95,7 @@ def find_layers(
             )
     found = {}
     for name, module in modules.items():
-        if _is_inside(name, exclude):
+        if is_inside(name, exclude):
             continue
         if isinstance(module, _RECURRENT):
             raise UnsupportedLayer(
@@ -120,7 +120,7 @@ def find_unquantized(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[st
         name
         for name, module in model.named_modules()
         if isinstance(module, PLAIN_LAYERS)
-        and not _is_inside(name, exclude)
+        and not is_inside(name, exclude)
         and _weight_quantizer(module) is None
     ]
 
@@ -135,7 +135,7 @@ def _is_product(name: str, model: nn.Module, modules: dict[str, nn.Module]) -> b
     )
 
 
-def _is_inside(name: str, modules: tuple[str, ...]) -> bool:
+def is_inside(name: str, modules: tuple[str, ...]) -> bool:
     """True for the name of one of the modules, or of any part of them."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.model.experts import experts_to_linears
 from brevitas_axe.model.plain import check_open, check_plainly_written
 from brevitas_axe.model.prepare import as_batches, has_quantizers
 from brevitas_axe.model.running import check_runs, evaluating
@@ -89,9 +90,11 @@ def quantize(
             "which changes the model itself."
         )
     request = _inside(request, model, stack)
+    model = copy.deepcopy(model)
+    experts_to_linears(model, request.exclude)
     if request.recipe.widths is not None:
         return best_block_widths(model, batches, request, stack)
-    return solve_blocks(copy.deepcopy(model), batches, request, stack)
+    return solve_blocks(model, batches, request, stack)
 
 
 def _inside(request: Request, model: nn.Module, stack: str | None) -> Request:

@@ -15,6 +15,14 @@ from tqdm.auto import tqdm
 
 from brevitas_axe.errors import InvalidOption, NotEnoughMemory
 from brevitas_axe.methods.inputs.protocol import input_quantizer
+from brevitas_axe.model.experts import (
+    calibrating_experts,
+    called,
+    experts_to_linears,
+    find_experts,
+    fused_experts,
+    routers,
+)
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.offload import bring_in, check_offload, send_out
 from brevitas_axe.model.plain import check_open, check_plainly_written
@@ -103,6 +111,19 @@ def quantize_blocks(
     check_solved_in_blocks(model)
     request = requested(plan, recipe, exclude, run, keywords)
     batches = as_batches(calibration, model)
+    restore = experts_to_linears(model, request.exclude)
+    try:
+        return _with_widths(model, batches, request, stack)
+    except BaseException:
+        if not has_quantizers(model):
+            restore()
+        raise
+
+
+def _with_widths(
+    model: nn.Module, batches: Sequence[Batch], request: Request, stack: str | None
+) -> BlocksResult:
+    """Solves the blocks in place, by widths that are given or chosen first."""
     if request.recipe.widths is None:
         return solve_blocks(model, batches, request, stack)
     on_copies = replace(request, run=replace(request.run, offload=None))
@@ -119,11 +140,14 @@ def solve_blocks(
     request = request.settled(plain=True)
     _check_folders(request.run)
     blocks = find_blocks(model, stack)
+    experts = [e for e in find_experts(model) if _inside(e.caller, tuple(blocks))]
+    kept = (*routers(model, experts), *fused_experts(model))
     if request.recipe.split is not None:
         outside = [n for n in left_in_float(model) if not _inside(n, tuple(blocks))]
+        outside += [name for name in left_in_float(model) if name in kept]
         model, request = split_model(model, batches, request, tuple(outside))
         blocks = find_blocks(model, stack)
-    plan = _plan(model, blocks, request)
+    plan = _plan(model, blocks, request, kept)
     fit = request.recipe.ranges != Recipe.CALIBRATED
     tile = request.widths.tile if request.plan is None else None
     layers = BlockLayers(request.recipe, plan, tile, fit)
@@ -203,15 +227,24 @@ def _check_folders(run: Run) -> None:
         check_offload(Path(run.offload))
 
 
-def _plan(model: nn.Module, blocks: dict[str, nn.Module], request: Request) -> Plan:
+def _plan(
+    model: nn.Module, blocks: dict[str, nn.Module], request: Request, kept: tuple[str, ...]
+) -> Plan:
     """Widths of all layers of the blocks that are to be solved.
+
+    Args:
+        model: contains the blocks.
+        blocks: by name.
+        request: has the plan, or the widths.
+        kept: names of layers that stay in float unless a plan names them.
 
     Raises:
         InvalidOption, InvalidPlan: an excluded or planned layer is not in a block, or none is left.
     """
     names = [n for n in left_in_float(model) if any(n.startswith(f"{b}.") for b in blocks)]
     left = [name for name in names if not _inside(name, request.exclude)]
-    unknown = [e for e in request.exclude if not any(_inside(name, (e,)) for name in names)]
+    there = (*names, *kept)
+    unknown = [e for e in request.exclude if not any(_inside(name, (e,)) for name in there)]
     if unknown:
         raise InvalidOption(
             f"the excluded layer '{sorted(unknown)[0]}' is not in a block; their layers are: "
@@ -219,6 +252,7 @@ def _plan(model: nn.Module, blocks: dict[str, nn.Module], request: Request) -> P
         )
     layers = {name: model.get_submodule(name) for name in left}
     if request.plan is None:
+        layers = {name: layer for name, layer in layers.items() if name not in kept}
         columns = columns_of(layers)
         plan = layer_widths(layers, columns, request.recipe, request.widths, request.of_branches)
     else:
@@ -280,29 +314,35 @@ class _Walk:
     def through(self, alone: Alone, calls: Sequence[Call], index: int) -> _Solved:
         """Quantizes, solves and proves one block; the hidden states become its outputs."""
         pairs = self._pairs(calls)
-        with ExitStack() as untouched:
-            untouched.enter_context(restored_on_error(alone))
-            outputs, plan, assumptions = self.layers.apply(alone, pairs)
-            [solver] = self.request.recipe.methods("solver")
-            learn = after_the_solve(alone, solver)
-            with self._mode(alone, plan, index) as axe:
-                for pair in pairs:
-                    axe.model(*pair)
-                check_widths(axe)
-                more = True
-                while more:
-                    more = axe.update()
-                    untouched.close()  # a solved layer: no option was refused
-                    self.bar.set_postfix_str(axe.log[-1]["name"] if axe.log else "")
-                    self.bar.update()
-                self.quantized = list(axe.outputs())
+        with calibrating_experts(alone, lambda: [alone(*pair) for pair in pairs]) as experts:
+            with ExitStack() as untouched:
+                untouched.enter_context(restored_on_error(alone))
+                outputs, plan, assumptions = self.layers.apply(alone, pairs)
+                [solver] = self.request.recipe.methods("solver")
+                learn = after_the_solve(alone, solver)
+                with self._mode(alone, plan, index) as axe:
+                    axe.unpaired, axe.shared = experts.unpaired, experts.shared
+                    for pair in pairs:
+                        axe.model(*pair)
+                    check_widths(axe)
+                    more = True
+                    while more:
+                        more = axe.update()
+                        untouched.close()  # a solved layer: no option was refused
+                        self.bar.set_postfix_str(axe.log[-1]["name"] if axe.log else "")
+                        self.bar.update()
+                    self.quantized = list(axe.outputs())
             learned = learn([(pair, {}) for pair in pairs], axe.layers)[:-1]  # not of the whole
             if learned:
                 self.quantized = [alone(*pair) for pair in pairs]
-        certificate = _proof(alone, pairs[0], plan)
+        with called(alone, experts.experts):
+            certificate = _proof(alone, pairs[0], plan)
         proofs = {entry.name: entry for entry in certificate.entries}
         self.real = outputs
-        log = [{**e, **_widths(proofs, plan, e["name"])} for e in axe.log]
+        log = [
+            {**e, **_widths(proofs, plan, e["name"]), **experts.facts_of(e["name"])}
+            for e in axe.log
+        ]
         return _Solved(certificate, plan, log, assumptions, tuple(learned))
 
     def _mode(self, alone: Alone, plan: Plan, index: int) -> axe_mode:

@@ -13,6 +13,7 @@ from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.model.apply.activations import code_bits, set_input_bits
 from brevitas_axe.model.constant_rows import ConstantRows
+from brevitas_axe.model.experts import experts_to_linears
 from brevitas_axe.model.layers import Layer, find_layers, unroll_weight
 from brevitas_axe.model.prepare import Batch, has_quantizers, to_brevitas
 from brevitas_axe.model.running import check_all_called, check_runs, copied
@@ -51,6 +52,8 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
     if not plain:
         _check_own_quantizers(request.recipe)
     quantized = copy.deepcopy(model).eval()
+    if plain:
+        experts_to_linears(quantized, request.exclude)
     _check_type(quantized)
     check_runs(quantized, batches[0])
     assumptions: tuple[str, ...] = ()

@@ -38,6 +38,7 @@ def collect(
     for quant, real in forwards:
         if quant.layer != at:
             continue
+        real = real if cross else None
         if real is not None and real.layer != at:
             raise UnsupportedLayer(
                 f"layer '{at}' runs in the quantized model but not in the float one "

@@ -36,7 +36,13 @@ from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Qu
 from brevitas_axe.methods.solvers.tasks import solve_layers
 from brevitas_axe.model.apply.weights import apply_precision, untie, write_solution
 from brevitas_axe.model.fingerprint import Fingerprint
-from brevitas_axe.model.layers import Layer, find_layers, find_unquantized, unroll_weight
+from brevitas_axe.model.layers import (
+    Layer,
+    find_layers,
+    find_unquantized,
+    is_inside,
+    unroll_weight,
+)
 from brevitas_axe.model.moments import Moments
 from brevitas_axe.model.running import Flow, float_twin, flow, observe_inputs
 from brevitas_axe.plan import Plan
@@ -99,6 +105,10 @@ class axe_mode:
     Attributes:
         num_layers: number of `update()` calls to make.
         log: one entry per solved layer.
+        unpaired: names of modules whose layers get other samples in the float model than in the
+            quantized one, so that they are solved without its inputs.
+        shared: names of modules whose layers may be called several times in one forward, and in
+            another once.
 
     Raises:
         InvalidPlan, InvalidOption, UnsupportedLayer, MissingInputQuantizer, NonFiniteValues,
@@ -162,6 +172,8 @@ class axe_mode:
         self.act_order = quality == "best" if act_order is None else act_order
         self.needs_float = quality != "fast" or self._solver.uses_float_inputs
         self.log: list[dict] = []
+        self.unpaired: tuple[str, ...] = ()
+        self.shared: tuple[str, ...] = ()
         self._saved = None if state is None else SavedLayers(state)
         self._fingerprint = Fingerprint(
             {
@@ -268,7 +280,9 @@ class axe_mode:
             self._advance(position)
         release_freed_memory()
         self._round, self._position = self._round + 1, 0
-        name = next((quant.layer for quant, _ in self._forwards if quant.layer), None)
+        stops = {quant.layer for quant, _ in self._forwards if quant.layer}
+        # Where data decides which layers run, the first layer is the one that none has passed.
+        name = next((layer for layer in self.layers if layer in stops), None)
         if name is None:
             return False
         start = time.perf_counter()
@@ -378,6 +392,8 @@ class axe_mode:
             del moments  # float64: a quarter of the memory of a wide layer's solve
             if self.layers[each].bias is None or self.quality == "fast":
                 statistics["quant_mean"] = statistics["float_mean"] = None
+            elif statistics["cross"] is None:
+                statistics["float_mean"] = statistics["quant_mean"]
             problems.append(layer_problem(each, self.layers[each], self.plan[each], statistics))
         solutions = self._solutions(problems)
         for each, count, problem, solution in zip(names, samples, problems, solutions, strict=True):
@@ -396,10 +412,11 @@ class axe_mode:
         that reads the same tensor, `at`.
         """
         first = at if isinstance(layer, Branches) else name
-        if self._calls.get(first, 1) == 1:
-            return collect(name, layer, self._forwards, self.needs_float, at)
-        models = [self.root] if self._float_model is None else [self.root, self._float_model]
-        return collect_all(name, layer, models, self._batches, self.needs_float, first)
+        cross = self.needs_float and not is_inside(name, self.unpaired)
+        if self._calls.get(first, 1) == 1 and not is_inside(name, self.shared):
+            return collect(name, layer, self._forwards, cross, at)
+        models = [self.root, self._float_model] if cross and self._float_model else [self.root]
+        return collect_all(name, layer, models, self._batches, cross, first)
 
     def _write(self, name: str, solution: LayerSolution) -> None:
         layer = self.layers[name]
