@@ -309,19 +309,29 @@ class Calibrated:
 
     Attributes:
         experts: those that are routed, among all that may be.
-        shared: names of the experts with shared statistics.
-        unpaired: names of the experts whose inputs are not those of the float model.
+        shared: names of the experts with shared statistics; their layers may be called several
+            times in one forward, and once in another.
+        unpaired: names of the experts whose tokens are others in the float model, so that they are
+            solved without its inputs.
     """
 
     experts: tuple[Experts, ...] = ()
     shared: tuple[str, ...] = ()
     unpaired: tuple[str, ...] = ()
 
+    def is_shared(self, name: str) -> bool:
+        """Whether a layer is in an expert with shared statistics."""
+        return is_inside(name, self.shared)
+
+    def is_unpaired(self, name: str) -> bool:
+        """Whether a layer is in an expert whose tokens are others in the float model."""
+        return is_inside(name, self.unpaired)
+
     def facts_of(self, name: str) -> dict[str, str]:
         """What the log says of a layer's statistics, where they are not the usual ones."""
-        if is_inside(name, self.shared):
+        if self.is_shared(name):
             return {"statistics": "all tokens of the block, since the expert has few of its own"}
-        if is_inside(name, self.unpaired):
+        if self.is_unpaired(name):
             return {"statistics": "quantized inputs only, since the float model routes for itself"}
         return {}
 

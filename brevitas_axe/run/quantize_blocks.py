@@ -321,7 +321,7 @@ class _Walk:
                 [solver] = self.request.recipe.methods("solver")
                 learn = after_the_solve(alone, solver)
                 with self._mode(alone, plan, index) as axe:
-                    axe.unpaired, axe.shared = experts.unpaired, experts.shared
+                    axe.experts = experts
                     for pair in pairs:
                         axe.model(*pair)
                     check_widths(axe)

@@ -63,7 +63,7 @@ class Case:
         items: the calibration items that batches came from, labels included.
         reference: the twin's output for each batch.
         choices: to be scored, all ties of the model among their `same_input`.
-        inputs: layer → input bits → grid.
+        inputs: layer → input bits → grid; None where inputs have none.
         weights: layer → weight bits → grid.
         metric: how far an output is from what it should be.
         seed: of all randomness.
@@ -150,6 +150,7 @@ def make_case(
     metric: str | Metric = "kl",
     seed: int = 0,
     exclude: tuple[str, ...] = (),
+    needs_inputs: bool = True,
 ) -> Case:
     """Collects what scorers need; the model is not modified.
 
@@ -160,6 +161,8 @@ def make_case(
         metric: "kl" (to the float model's output), "mse", "cross_entropy" or a `Metric`.
         seed: of all randomness.
         exclude: names of layers to leave out.
+        needs_inputs: whether every layer must be called; without, those that are not have no grids
+            of their inputs.
 
     Raises:
         InvalidPlan: a layer of the choices does not exist or is never called, its input does not
@@ -186,13 +189,14 @@ def make_case(
     inputs: dict[str, dict[int | None, InputGrid | None]] = {}
     weights: dict[str, dict[int | None, WeightGrid]] = {}
     for name, options in choices.layers.items():
-        if name not in next(iter(by_width.values())):
+        called = name in next(iter(by_width.values()))
+        if not called and needs_inputs:
             raise InvalidPlan(
                 f"layer '{name}' has choices, but no calibration batch runs through it; leave it "
                 "out of the choices."
             )
-        inputs[name] = {c.input: by_width[c.input][name] for c in options}
-        for choice in options:
+        inputs[name] = {c.input: by_width[c.input].get(name) for c in options}
+        for choice in options if called else ():
             _check(name, choice, inputs[name][choice.input])
         weights[name] = {
             bits: _weight_grid(name, layers[name], bits) for bits in {c.weight for c in options}

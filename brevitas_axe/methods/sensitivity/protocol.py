@@ -2,9 +2,11 @@
 
 To write your own: define, in a new file of this room, a frozen dataclass with `facts` and the
 signature of `Scorer`, and an instance of it that bears the file's name; its options are the fields
-of the dataclass. `Case` (case.py) holds model, data and choices, `Trials` (trials.py) runs pieces
-of work in parallel and keeps their results. tests/contracts/test_sensitivity.py runs over every
-registered scorer.
+of the dataclass. A scorer that does not look at the inputs of layers sets `needs_inputs = False`,
+and then scores layers that no batch runs through as well, such as experts without tokens.
+
+`Case` (case.py) holds model, data and choices, `Trials` (trials.py) runs pieces of work in parallel
+and keeps their results. tests/contracts/test_sensitivity.py runs over every registered scorer.
 """
 
 from __future__ import annotations

@@ -47,5 +47,6 @@ def score(
         progress: show a progress bar.
     """
     found = method("sensitivity", scorer)
-    case = make_case(model, calibration, choices, metric, seed, exclude)
+    needs_inputs = getattr(found, "needs_inputs", True)
+    case = make_case(model, calibration, choices, metric, seed, exclude, needs_inputs)
     return found(case, Trials(fingerprint(case, found), state, workers, progress))

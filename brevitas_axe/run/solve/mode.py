@@ -35,14 +35,9 @@ from brevitas_axe.methods.solvers.compilation import compile_kernels, kernels_ar
 from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
 from brevitas_axe.methods.solvers.tasks import solve_layers
 from brevitas_axe.model.apply.weights import apply_precision, untie, write_solution
+from brevitas_axe.model.experts import Calibrated
 from brevitas_axe.model.fingerprint import Fingerprint
-from brevitas_axe.model.layers import (
-    Layer,
-    find_layers,
-    find_unquantized,
-    is_inside,
-    unroll_weight,
-)
+from brevitas_axe.model.layers import Layer, find_layers, find_unquantized, unroll_weight
 from brevitas_axe.model.moments import Moments
 from brevitas_axe.model.running import Flow, float_twin, flow, observe_inputs
 from brevitas_axe.plan import Plan
@@ -105,10 +100,7 @@ class axe_mode:
     Attributes:
         num_layers: number of `update()` calls to make.
         log: one entry per solved layer.
-        unpaired: names of modules whose layers get other samples in the float model than in the
-            quantized one, so that they are solved without its inputs.
-        shared: names of modules whose layers may be called several times in one forward, and in
-            another once.
+        experts: set it where data decides which layers run.
 
     Raises:
         InvalidPlan, InvalidOption, UnsupportedLayer, MissingInputQuantizer, NonFiniteValues,
@@ -172,8 +164,7 @@ class axe_mode:
         self.act_order = quality == "best" if act_order is None else act_order
         self.needs_float = quality != "fast" or self._solver.uses_float_inputs
         self.log: list[dict] = []
-        self.unpaired: tuple[str, ...] = ()
-        self.shared: tuple[str, ...] = ()
+        self.experts = Calibrated()
         self._saved = None if state is None else SavedLayers(state)
         self._fingerprint = Fingerprint(
             {
@@ -412,8 +403,8 @@ class axe_mode:
         that reads the same tensor, `at`.
         """
         first = at if isinstance(layer, Branches) else name
-        cross = self.needs_float and not is_inside(name, self.unpaired)
-        if self._calls.get(first, 1) == 1 and not is_inside(name, self.shared):
+        cross = self.needs_float and not self.experts.is_unpaired(name)
+        if self._calls.get(first, 1) == 1 and not self.experts.is_shared(name):
             return collect(name, layer, self._forwards, cross, at)
         models = [self.root, self._float_model] if cross and self._float_model else [self.root]
         return collect_all(name, layer, models, self._batches, cross, first)
