@@ -15,18 +15,12 @@ from tqdm.auto import tqdm
 
 from brevitas_axe.errors import InvalidOption, NotEnoughMemory
 from brevitas_axe.methods.inputs.protocol import input_quantizer
-from brevitas_axe.model.experts import (
-    calibrating_experts,
-    called,
-    experts_to_linears,
-    find_experts,
-    fused_experts,
-    routers,
-)
-from brevitas_axe.model.layers import find_layers
+from brevitas_axe.model.experts import experts_to_linears, fused_experts
+from brevitas_axe.model.layers import find_layers, is_inside
 from brevitas_axe.model.offload import bring_in, check_offload, send_out
 from brevitas_axe.model.plain import check_open, check_plainly_written
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, to_brevitas
+from brevitas_axe.model.routing import calibrating_experts, called, find_experts, routers
 from brevitas_axe.model.running import check_runs, evaluating, ran_out_of_memory
 from brevitas_axe.model.stack import (
     Alone,
@@ -140,10 +134,10 @@ def solve_blocks(
     request = request.settled(plain=True)
     _check_folders(request.run)
     blocks = find_blocks(model, stack)
-    experts = [e for e in find_experts(model) if _inside(e.caller, tuple(blocks))]
+    experts = [e for e in find_experts(model) if is_inside(e.caller, tuple(blocks))]
     kept = (*routers(model, experts), *fused_experts(model))
     if request.recipe.split is not None:
-        outside = [n for n in left_in_float(model) if not _inside(n, tuple(blocks))]
+        outside = [n for n in left_in_float(model) if not is_inside(n, tuple(blocks))]
         outside += [name for name in left_in_float(model) if name in kept]
         model, request = split_model(model, batches, request, tuple(outside))
         blocks = find_blocks(model, stack)
@@ -202,7 +196,9 @@ def best_block_widths(
     """
     request = request.settled(plain=True)
     recipe = request.recipe
-    outside = [n for n in left_in_float(model) if not _inside(n, tuple(find_blocks(model, stack)))]
+    outside = [
+        n for n in left_in_float(model) if not is_inside(n, tuple(find_blocks(model, stack)))
+    ]
     scored = copy.deepcopy(model).eval()
     exclude = (*request.exclude, *outside)
     with torch.no_grad():
@@ -242,9 +238,9 @@ def _plan(
         InvalidOption, InvalidPlan: an excluded or planned layer is not in a block, or none is left.
     """
     names = [n for n in left_in_float(model) if any(n.startswith(f"{b}.") for b in blocks)]
-    left = [name for name in names if not _inside(name, request.exclude)]
+    left = [name for name in names if not is_inside(name, request.exclude)]
     there = (*names, *kept)
-    unknown = [e for e in request.exclude if not any(_inside(name, (e,)) for name in there)]
+    unknown = [e for e in request.exclude if not any(is_inside(name, (e,)) for name in there)]
     if unknown:
         raise InvalidOption(
             f"the excluded layer '{sorted(unknown)[0]}' is not in a block; their layers are: "
@@ -268,7 +264,7 @@ def _filled(plan: Plan, layers: dict[str, nn.Module], request: Request) -> Plan:
     names = [name for name in layers if name not in excluded]
     if request.recipe.transforms:
         # Layers that a transform wrapped are planned by the names that they had afterwards.
-        names += [planned for planned in plan.layers if _inside(planned, tuple(names))]
+        names += [planned for planned in plan.layers if is_inside(planned, tuple(names))]
     plan.check_names(names)
     usual = request.widths
     return Plan(
@@ -277,10 +273,6 @@ def _filled(plan: Plan, layers: dict[str, nn.Module], request: Request) -> Plan:
             for name, p in plan.layers.items()
         }
     )
-
-
-def _inside(name: str, modules: tuple[str, ...]) -> bool:
-    return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
 class _Solved(NamedTuple):

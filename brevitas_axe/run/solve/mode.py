@@ -35,10 +35,10 @@ from brevitas_axe.methods.solvers.compilation import compile_kernels, kernels_ar
 from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
 from brevitas_axe.methods.solvers.tasks import solve_layers
 from brevitas_axe.model.apply.weights import apply_precision, untie, write_solution
-from brevitas_axe.model.experts import Calibrated
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import Layer, find_layers, find_unquantized, unroll_weight
 from brevitas_axe.model.moments import Moments
+from brevitas_axe.model.routing import Calibrated
 from brevitas_axe.model.running import Flow, float_twin, flow, observe_inputs
 from brevitas_axe.plan import Plan
 from brevitas_axe.registry import method
