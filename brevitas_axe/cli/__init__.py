@@ -1,7 +1,8 @@
 """The command line, `brevitas-axe COMMAND`.
 
 Rules of this package: one file per command, each with `add(commands)` that declares its options and
-`run(arguments) -> exit status`; language.py is the part of `quantize` behind --hf. `--help` must
+`run(arguments) -> exit status`. Of `quantize`, language.py and pretrained.py are the part behind
+--hf, and preview.py that behind --dry-run. What is printed goes through screen.py. `--help` must
 answer at once, so the files of this package import nothing at their top that loads NumPy, torch,
 Brevitas or rich; `run` does.
 Exit status: 0 done or proven; 1 the answer is no; 2 unusable input, a user's broken function among

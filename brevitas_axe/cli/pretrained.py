@@ -49,6 +49,9 @@ def model_of(transformers: Any, name: str) -> Any:
     with _loading(name):
         model = loader.from_pretrained(name, local_files_only=True, dtype="float32")
     model.config.use_cache = False
+    if getattr(model.config, "output_router_logits", False):
+        # It adds a loss for training, which is computed behind the blocks, in float.
+        model.config.output_router_logits = False
     return model.eval()
 
 

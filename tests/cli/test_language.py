@@ -11,10 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, ViTConfig
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    ViTConfig,
+)
 
+from brevitas_axe import load
 from brevitas_axe.accumulator import fits
 from brevitas_axe.cli import main
+from brevitas_axe.run.result import BlocksResult
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 60
 LETTERS = sorted(set(TEXT))
@@ -30,6 +40,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
     BertModel(BertConfig(vocab_size=50, num_hidden_layers=1, **small)).save_pretrained(
         place / "bert"
+    )
+    experts: dict[str, Any] = {"num_local_experts": 4, "output_router_logits": True}
+    experts |= {"num_hidden_layers": 1, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    MixtralForCausalLM(MixtralConfig(vocab_size=len(LETTERS), **small, **experts)).save_pretrained(
+        place / "mixtral"
     )
     (place / "text.txt").write_text(TEXT)
     return place
@@ -162,6 +177,15 @@ def test_an_encoder_is_judged_by_its_embeddings(folder: Path, tmp_path: Path, ca
     assert "cosine" in shown
     assert "next: brevitas-axe export" in shown
     assert "16xany" in shown.splitlines()[-1]  # the best of them
+
+
+def test_experts_and_their_router_stay_in_float(folder: Path, tmp_path: Path) -> None:
+    rows = ("--characters", "--quality", "fast", "--rows", "16x14")
+    assert run(folder, *rows, "--output", str(tmp_path / "out"), kind="mixtral") == 0
+    result = load(tmp_path / "out" / "16x14")
+    assert isinstance(result, BlocksResult)
+    assert result.certificate.ok
+    assert "model.layers.0.mlp.experts.forward" in result.floats
 
 
 def test_an_empty_text_is_called_empty(folder: Path, tmp_path: Path, capsys) -> None:
