@@ -12,15 +12,17 @@ mosaics of those of CIFAR-10; ImageNet nets get smaller ones than they were made
 over what is left.
 
 Columns: quantized on the graph, block by block, or layer by layer and why; the error of the
-outputs at W8A8 without a limit, |q - f| / |f| over images that calibration did not see; at W4A8
-and P bits, whether the model is certified, its QONNX file proven, and of how many images file and
-model agree; seconds of solve and export. Of transformers the linear layers are exported, a file
-each, and every file is compared with its layer.
+outputs at W8A8 without a limit, |q - f| / |f| over images that calibration did not see, and beside
+it that of a plain simulation, which rounds the same layers to nearest; at W4A8 and P bits, whether
+the model is certified, its QONNX file proven, and of how many images file and model agree; seconds
+of solve and export. Of transformers the linear layers are exported, a file each, and every file is
+compared with its layer.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -219,6 +221,37 @@ def effect_of_noise(net: nn.Module, batch: Any, wanted: Tensor) -> float:
     return found
 
 
+def simulated(net: nn.Module, names: list[str], batches: list, batch: Any) -> Tensor:
+    """Outputs with the same layers at 8 bits, written without the package: round to nearest.
+
+    Weights have a scale per output channel; inputs one scale, for the largest of calibration.
+    """
+    twin = copy.deepcopy(net)
+    modules: dict[str, Any] = dict(twin.named_modules())
+    layers = [modules[name] for name in names if name in modules]
+    largest = dict.fromkeys(layers, 0.0)
+
+    def note(layer: Any, args: tuple) -> None:
+        largest[layer] = max(largest[layer], float(args[0].abs().max()))
+
+    def nearest(layer: Any, args: tuple) -> tuple:
+        step = max(largest[layer], 1e-12) / (255 if float(args[0].min()) >= 0 else 127)
+        return ((args[0] / step).round().clamp(-128, 255) * step, *args[1:])
+
+    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    for each in batches:
+        outputs(twin, each)
+    for handle in handles:
+        handle.remove()
+    for layer in layers:
+        weight = layer.weight.data if not hasattr(layer, "nf") else layer.weight.data.t()
+        rows = tuple(range(1, weight.dim()))
+        step = weight.abs().amax(rows, keepdim=True).clamp_min(1e-12) / 127
+        weight.copy_((weight / step).round() * step)
+        layer.register_forward_pre_hook(nearest)
+    return outputs(twin, batch)
+
+
 def path_of(result: Any, told: list) -> str:
     """How a model was quantized."""
     if isinstance(result, BlocksResult):
@@ -243,6 +276,8 @@ def row_of(name: str, count: int, size: int | None, bits: int, quality: str) -> 
             result = quantize(net, batches, weight_bit_width=8, **options)
         row["path"] = path_of(result, told)
         row["w8a8"] = distance(outputs(result.model, judged), wanted)
+        names = list(result.plan.layers)
+        row["plain"] = distance(simulated(net, names, batches, judged), wanted)
         del result
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
