@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -54,3 +54,24 @@ def result_of(model: Graph, node: Graph, args: Sequence[Any], kwargs: Mapping[st
     if node.op == "call_function":
         return node.target(*args, **kwargs)
     return args[0]  # of the output
+
+
+def value_at(model: Graph, node: Graph, values: Mapping[Graph, Any]) -> Any:
+    """What a node that is no input gives, with what the nodes before it gave."""
+
+    def value(leaf: Any) -> Any:
+        return values[leaf] if is_node(leaf) else leaf
+
+    return result_of(model, node, mapped(node.args, value), mapped(node.kwargs, value))
+
+
+def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """A structure of arguments with a function of each leaf in its place."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(mapped(part, function) for part in value)
+    if isinstance(value, dict):
+        return {key: mapped(part, function) for key, part in value.items()}
+    if isinstance(value, slice):
+        parts = (value.start, value.stop, value.step)
+        return slice(*(mapped(part, function) for part in parts))
+    return function(value)

@@ -263,19 +263,27 @@ def _read_as_values(model: Graph, node: Graph) -> bool:
 
 
 def _quantize_all_inputs(model: Graph, sample: Batch, bits: int) -> None:
-    """A quantizer in front of every layer at which plain numbers arrive."""
+    """A quantizer in front of every call of a layer at which plain numbers arrive."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, DOT_PRODUCTS)}
-    plain: set[str] = set()
+    returning = {name for name, m in layers.items() if getattr(m, "return_quant_tensor", False)}
+    plain: dict[str, list[bool]] = {name: [] for name in layers}
 
-    def note(name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
-        if not isinstance(first_input(args, kwargs), IntQuantTensor):
-            plain.add(name)
+    def note(name: str, layer: Any, args: tuple, kwargs: dict) -> None:
+        known = isinstance(first_input(args, kwargs), IntQuantTensor)
+        plain[name].append(not known)
+        if name in returning:
+            layer.return_quant_tensor = known  # it would refuse plain numbers
 
-    with hooked(layers, before=note), torch.no_grad():
+    def restore(name: str, layer: Any, *_: Any) -> None:
+        if name in returning:
+            layer.return_quant_tensor = True
+
+    with hooked(layers, note, restore), torch.no_grad():
         model(*sample[0], **sample[1])
     made: dict[Graph, Graph] = {}
     for node in list(model.graph.nodes):
-        if node.op != "call_module" or node.target not in plain:
+        # Calls are in the order of nodes.
+        if node.op != "call_module" or not plain.get(node.target) or not plain[node.target].pop(0):
             continue
         source = node.args[0]
         if source not in made:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from brevitas_axe.model.nodes import inputs_of, is_node, result_of
+from brevitas_axe.model.nodes import inputs_of, is_node, mapped, value_at
 from brevitas_axe.model.running import Batch, Graph
 
 
@@ -68,7 +68,7 @@ def set_sizes_aside(model: Graph, sample: Batch) -> Callable[[Graph], None]:
         if node in plain and not hidden and any(user not in plain for user in node.users):
             plain.remove(node)
     taken = [
-        _Taken(n.name, n.op, n.target, _map(n.args, _named), _map(n.kwargs, _named))
+        _Taken(n.name, n.op, n.target, mapped(n.args, _named), mapped(n.kwargs, _named))
         for n in model.graph.nodes
         if n in plain
     ]
@@ -78,7 +78,7 @@ def set_sizes_aside(model: Graph, sample: Batch) -> Callable[[Graph], None]:
 
     for node in model.graph.nodes:
         if node not in plain:
-            node.args, node.kwargs = _map(node.args, seen), _map(node.kwargs, seen)
+            node.args, node.kwargs = mapped(node.args, seen), mapped(node.kwargs, seen)
     for node in reversed(list(model.graph.nodes)):
         if node in plain:
             model.graph.erase_node(node)
@@ -89,15 +89,10 @@ def set_sizes_aside(model: Graph, sample: Batch) -> Callable[[Graph], None]:
 def _values(model: Graph, sample: Batch) -> dict[Graph, Any]:
     """What every node gives; only that it is one, or several, for tensors."""
     found = inputs_of(model, sample)
-
-    def value_of(leaf: Any) -> Any:
-        return found[leaf] if is_node(leaf) else leaf
-
     with torch.no_grad():
         for node in model.graph.nodes:
-            given, named = _map(node.args, value_of), _map(node.kwargs, value_of)
             if node.op not in ("placeholder", "output"):
-                found[node] = result_of(model, node, given, named)
+                found[node] = value_at(model, node, found)
     return {node: _TENSOR if _holds_tensor(value) else value for node, value in found.items()}
 
 
@@ -123,7 +118,7 @@ def _put_back(model: Graph, taken: list[_Taken]) -> None:
         return leaf if name is None else back.get(name, nodes.get(name))
 
     for each in taken:
-        args, kwargs = _map(each.args, node_of), _map(each.kwargs, node_of)
+        args, kwargs = mapped(each.args, node_of), mapped(each.kwargs, node_of)
         read = [leaf for leaf in _leaves((args, kwargs)) if is_node(leaf)]
         # Right behind what it reads, and so before everything that reads it.
         place = max((before.get(n, n) for n in read), key=order.__getitem__, default=first)
@@ -132,24 +127,12 @@ def _put_back(model: Graph, taken: list[_Taken]) -> None:
         back[each.name] = last[place] = node
         before[node] = place
     for node in model.graph.nodes:
-        node.args, node.kwargs = _map(node.args, node_of), _map(node.kwargs, node_of)
+        node.args, node.kwargs = mapped(node.args, node_of), mapped(node.kwargs, node_of)
     model.graph.lint()
     model.recompile()
 
 
-def _map(value: Any, function: Callable[[Any], Any]) -> Any:
-    """A structure of arguments with a function of each leaf in its place."""
-    if isinstance(value, (tuple, list)):
-        return type(value)(_map(part, function) for part in value)
-    if isinstance(value, dict):
-        return {key: _map(part, function) for key, part in value.items()}
-    if isinstance(value, slice):
-        parts = (value.start, value.stop, value.step)
-        return slice(*(_map(part, function) for part in parts))
-    return function(value)
-
-
 def _leaves(value: Any) -> list[Any]:
     found: list[Any] = []
-    _map(value, found.append)
+    mapped(value, found.append)
     return found

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from brevitas.backport.fx import GraphModule
 from brevitas.backport.fx._symbolic_trace import HAS_VARSTUFF, Tracer
-from brevitas.backport.fx.node import map_arg
 from brevitas.backport.fx.proxy import Attribute, Proxy, TraceError
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 
-from brevitas_axe.model.nodes import result_of
+from brevitas_axe.model.nodes import value_at
 from brevitas_axe.model.running import Batch, Graph
 
 # Functions that make a tensor of sizes alone.
@@ -213,12 +212,10 @@ class _SampleTracer(Tracer):
 
     def _computed(self, node: Any) -> Any:
         """What a node gives on the sample."""
-        args: Any = map_arg(node.args, self._values.__getitem__)
-        kwargs: Any = map_arg(node.kwargs, self._values.__getitem__)
         self._computing = True
         try:
             with torch.no_grad():
-                return result_of(self.root, node, args, kwargs)
+                return value_at(self.root, node, self._values)
         finally:
             self._computing = False
 

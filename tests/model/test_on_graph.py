@@ -68,6 +68,17 @@ class Recurrent(nn.Module):
         return self.last(self.gates(x)[0][:, -1])
 
 
+class Twice(nn.Module):
+    """One layer reads a quantized input, and later a product of plain numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 12), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) * self.last(x))
+
+
 WORDS = torch.randint(0, 20, (64, 6), generator=GENERATOR)
 CASES: dict[type[nn.Module], tuple[Any, ...]] = {
     Residual: (X,),
@@ -75,6 +86,7 @@ CASES: dict[type[nn.Module], tuple[Any, ...]] = {
     Words: (WORDS, WORDS > 3),
     Attending: (X.view(-1, 4, 12),),
     Recurrent: (X.view(-1, 4, 12),),
+    Twice: (X,),
 }
 
 
@@ -166,3 +178,11 @@ def test_whole_numbers_among_the_inputs_are_left_alone() -> None:
         for user in node.users
         if user.op == "call_module"
     )
+
+
+def test_a_call_that_reads_integers_has_no_second_quantizer() -> None:
+    _, made = quantized(Twice, CASES[Twice])
+    read = [node.args[0] for node in made.graph.nodes if node.target == "last"]
+    assert len(read) == 2
+    assert read[0].target == "x_quant"
+    assert read[1].target.endswith("_own_quant")
