@@ -22,6 +22,8 @@ def plain_classes(model: nn.Module) -> nn.Module:
     transformer layers one that calls its parts.
     """
     for module in model.modules():
+        if acts_as_linear(module):
+            module.__class__ = nn.Linear
         for kind in PLAIN_LAYERS:
             own = type(module)
             methods = ("forward", "_conv_forward", "_output_padding")
@@ -35,6 +37,34 @@ def plain_classes(model: nn.Module) -> nn.Module:
                 part: Any = module
                 part.__class__ = kind
     return in_parts(model)
+
+
+def acts_as_linear(module: nn.Module) -> bool:
+    """Whether a subclass of nn.Linear has a forward of its own that computes the same.
+
+    Such as Falcon's. It holds nothing but weight and bias, and is compared on random vectors of
+    several sizes.
+    """
+    kind = type(module)
+    if not isinstance(module, nn.Linear) or kind.forward is nn.Linear.forward:
+        return False
+    own = [*module.children(), *module.buffers()]
+    if own or {*module._parameters} - {"weight", "bias"} or module.weight.is_meta:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, module.in_features, generator=generator)
+    x = (x * torch.tensor([1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0])[:, None]).to(module.weight)
+    with torch.no_grad():
+        wanted = nn.functional.linear(x, module.weight, module.bias)
+        try:
+            found = module(x)
+        except Exception:
+            return False
+    if not isinstance(found, torch.Tensor) or found.shape != wanted.shape:
+        return False
+    # Products and the bias may be rounded one after the other.
+    size = wanted.abs().amax(1, keepdim=True)
+    return bool(((found - wanted).abs() <= 8 * torch.finfo(wanted.dtype).eps * size).all())
 
 
 def check_open(model: nn.Module) -> None:

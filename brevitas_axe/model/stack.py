@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.model.layers import find_unquantized
+from brevitas_axe.model.plain import acts_as_linear
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.model.running import hooked
 
@@ -100,7 +101,7 @@ def _is_linear_and_norm(block: nn.Module) -> bool:
     """Linear layers and float layers with parameters, and no others."""
     names = left_in_float(block)
     layers = [block.get_submodule(name) for name in names]
-    if any(type(layer) is not nn.Linear and not is_conv1d(layer) for layer in layers):
+    if not all(type(m) is nn.Linear or is_conv1d(m) or acts_as_linear(m) for m in layers):
         return False
     others = [m for m in block.modules() if m._parameters and m not in layers]
     return bool(others) and not any(
@@ -131,8 +132,13 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def to_linears(block: nn.Module) -> None:
-    """Turns GPT-2's Conv1D layers into nn.Linear, in place; they compute the same."""
+    """Turns layers of classes of their own, as of GPT-2 and Falcon, into nn.Linear, in place.
+
+    They compute the same.
+    """
     for name, module in list(block.named_modules()):
+        if acts_as_linear(module):
+            module.__class__ = nn.Linear
         if is_conv1d(module):
             old: Any = module
             new = nn.Linear(*old.weight.shape, device="meta")

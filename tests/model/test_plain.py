@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+from brevitas_axe import BlocksResult
 from brevitas_axe.errors import UnsupportedLayer
-from brevitas_axe.model.plain import check_plainly_written
+from brevitas_axe.model.plain import acts_as_linear, check_plainly_written, plain_classes
 from brevitas_axe.run.allocate import allocate
 from brevitas_axe.run.quantize import quantize
 from brevitas_axe.run.quantize_blocks import quantize_blocks
@@ -77,3 +78,53 @@ def test_models_that_hide_their_layers_are_refused(says) -> None:
 def test_a_layer_alone_is_refused_with_the_way_out() -> None:
     with pytest.raises(UnsupportedLayer, match=r"single Linear.*nn\.Sequential\(model\)"):
         quantize(nn.Linear(4, 2), [torch.rand(8, 4)], progress=False)
+
+
+class OwnForward(nn.Linear):
+    """As Falcon writes it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        product = input @ self.weight.T
+        return product if self.bias is None else product + self.bias
+
+
+class Clipped(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.clamp(-20, 20))
+
+
+class Scaled(OwnForward):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("scale", torch.ones(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_layer_with_a_forward_of_its_own_is_one_where_it_computes_the_same(
+    dtype, bias
+) -> None:
+    layer = OwnForward(24, 8, bias=bias).to(dtype)
+    assert acts_as_linear(layer)
+    assert type(plain_classes(nn.Sequential(layer)).get_submodule("0")) is nn.Linear
+    for other in (Clipped(24, 8), Scaled(24, 8), nn.Linear(24, 8)):
+        assert not acts_as_linear(other)
+
+
+def test_such_layers_of_blocks_are_quantized_block_by_block() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.layer = nn.LayerNorm(8), OwnForward(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.layer(self.norm(x))
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Sequential(Block(), Block()), nn.Linear(8, 2)).eval()
+    x = torch.randn(16, 4, 8)
+    result = quantize(net, [x], accumulator_bit_width=16, quality="fast", progress=False)
+    assert isinstance(result, BlocksResult)
+    assert result.certificate.ok
+    assert len(result.plan.layers) == 2
+    assert type(net.get_submodule("0.0.layer")) is OwnForward
