@@ -38,7 +38,13 @@ ARMS: dict[str, tuple[int, str | None, str, Any]] = {
     "GPTQ, 4 bits": (4, None, "gptq", "fast"),
     "Qronos best, 4 bits": (4, None, "qronos", "best"),
 }
-QUICK = ("GPTQ, 3 bits", "slim with GPTQ, 3 bits", "slim, 3 bits", "two trit planes")
+QUICK = (
+    "GPTQ, 3 bits",
+    "slim with GPTQ, 3 bits",
+    "Qronos best, 3 bits",
+    "slim, 3 bits",
+    "two trit planes",
+)
 
 
 def language_model() -> tuple[Any, Tensor, Tensor]:
@@ -118,7 +124,9 @@ def main() -> None:
     windows, blocks, judged = (8, 2, 64) if arguments.quick else (64, 6, 10_000)
     seeds = 1 if arguments.quick else arguments.seeds
     model, _, unseen = language_model()
+    keys = ("stored bits", "split layers", "proven", "seconds")
     rows: list[dict] = [{"arm": "float", "perplexity": perplexity(model, unseen[:judged])}]
+    rows[0] |= dict.fromkeys(("standard error", *keys))
     for arm in QUICK if arguments.quick else ARMS:
         found = []
         for seed in range(seeds):
@@ -132,7 +140,6 @@ def main() -> None:
         values = torch.tensor([f["perplexity"] for f in found]).double()
         row = {"arm": arm, "perplexity": float(values.mean())}
         row["standard error"] = float(values.std() / seeds**0.5) if seeds > 1 else None
-        keys = ("stored bits", "split layers", "proven", "seconds")
         rows.append(row | {key: found[0][key] for key in keys})
         print_table("llama_text, groups of 128 inputs, P = 16", rows)
     write_json(arguments.output, {"rows": rows})

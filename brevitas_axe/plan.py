@@ -41,6 +41,57 @@ def name_matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern)
 
 
+# Part of a bit map → the pattern of the layers that it names; numbers are as they are written.
+_BIT_MAP = {
+    r"main_(\d+)": "*",
+    r"attn_(\d+)": "/attn/",
+    r"exp_l(\d+)e(\d+)_(\d+)": r"/layers\.{0}\..*experts\.{1}\./",
+    r"layer_(\d+)_(\d+)": r"/layers\.{0}\..*experts\./",
+    r"keyword__(\w+)__(\d+)": "*{0}*",
+}
+
+
+def bit_map_rules(text: str) -> dict[str, dict[str, int]]:
+    """Rules that a bit map of QuantMoE-Bench stands for, in the order in which they apply.
+
+    Args:
+        text: parts with dots between them: "main_2" for all layers, "attn_4" for attention,
+            "exp_l1e3_4" for expert 3 of block 1, "layer_16_4" for the experts of a block, and
+            "keyword__gate_proj__4" for layers with that in their names. As in the authors' code
+            (arXiv 2406.08155) they apply in this order of kinds.
+
+    Returns:
+        Pattern (see `name_matches`) → {"weight": bits}.
+
+    Raises:
+        InvalidPlan: a part that is none of these, or no "main".
+    """
+    found: dict[str, list[tuple[str, int]]] = {kind: [] for kind in _BIT_MAP}
+    for part in text.split("."):
+        kind, match = next(
+            ((kind, match) for kind in _BIT_MAP if (match := re.fullmatch(kind, part))),
+            (None, None),
+        )
+        if kind is None or match is None:
+            raise InvalidPlan(
+                f"'{part}' is no part of a bit map; there are main_2, attn_4, exp_l1e3_4, "
+                "layer_16_4 and keyword__gate_proj__4, with dots between them."
+            )
+        *names, bits = match.groups()
+        # Leading zeros, as in "l01", are no part of a layer's name.
+        names = [str(int(name)) if name.isdigit() else name for name in names]
+        found[kind].append((_BIT_MAP[kind].format(*names), int(bits)))
+    if not found[next(iter(_BIT_MAP))]:
+        raise InvalidPlan(
+            f"the bit map '{text}' says nothing of all layers; begin with main_2, say."
+        )
+    rules: dict[str, dict[str, int]] = {}
+    for pattern, bits in (pair for pairs in found.values() for pair in pairs):
+        rules.pop(pattern, None)  # said again, it applies at its later place
+        rules[pattern] = {"weight": bits}
+    return rules
+
+
 def _layer_objects(data: dict[str, Any], what: str) -> dict[str, Any]:
     if not isinstance(data["layers"], dict):
         raise InvalidPlan(f"'layers' of a {what} must be a JSON object.")

@@ -25,7 +25,7 @@ import yaml
 
 from brevitas_axe.errors import InvalidOption, InvalidPlan
 from brevitas_axe.files import read_text, write_whole
-from brevitas_axe.plan import LayerPrecision, name_matches
+from brevitas_axe.plan import LayerPrecision, bit_map_rules, name_matches
 from brevitas_axe.registry import Facts, method, spec_of
 
 _FORMAT = "brevitas_axe.recipe.v1"
@@ -79,7 +79,8 @@ class Recipe:
         rules: name pattern (see `brevitas_axe.plan.name_matches`) or "type:" and a layer's class
             ("type:Conv2d") → widths ("weight", "input", "accumulator", "tile") or {"exclude":
             true}. All rules that apply do so in order, a later one over an earlier one. Layers
-            that a plan names keep the plan's widths.
+            that a plan names keep the plan's widths. Text is a bit map of mixtures of experts,
+            "main_2.attn_4.exp_l1e3_4" (`brevitas_axe.plan.bit_map_rules`), and becomes rules.
         widths: "auto" chooses weight and input bits for every layer, under the accumulator that is
             asked for, the budget, or both; None leaves them to the plan.
         budget: with widths "auto", name of a cost → most that it may be for one sample, or a share
@@ -131,6 +132,8 @@ class Recipe:
             )
         _one_of("widths", self.widths, (*get_args(Widths), None))
         _check_budget(self.widths, self.budget)
+        if isinstance(self.rules, str):
+            object.__setattr__(self, "rules", bit_map_rules(self.rules))
         if not isinstance(self.rules, Mapping):
             raise InvalidOption("a recipe's rules are a mapping from patterns to widths.")
         for pattern, rule in self.rules.items():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from brevitas_axe.errors import AccumulatorTooNarrow, AxeError, InvalidPlan, InvalidTile
-from brevitas_axe.plan import Choices, LayerPrecision, Plan, name_matches
+from brevitas_axe.plan import Choices, LayerPrecision, Plan, bit_map_rules, name_matches
+from brevitas_axe.recipe import Recipe
 
 PRECISIONS = st.builds(
     LayerPrecision,
@@ -195,3 +197,44 @@ def test_rules_leave_the_choices_that_they_allow() -> None:
 def test_rules_that_cannot_be_followed_are_named(rules: dict, says: str) -> None:
     with pytest.raises(InvalidPlan, match=says):
         CHOICES.restricted(rules)
+
+
+# What `mixtral_quantize_config` of UNITES-Lab/moe-quantization (13c6471635) makes of these texts.
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("main_3", [3, 3, 3, 3, 3]),
+        ("main_2.attn_4", [4, 2, 2, 2, 2]),
+        ("exp_l01e1_8.attn_4.main_2", [4, 2, 2, 8, 8]),
+        ("main_2.layer_1_3.exp_l1e1_8.exp_l0e1_4", [2, 2, 4, 3, 3]),
+        ("main_2.layer_1_3.keyword__down_proj__6.layer_1_5", [2, 2, 2, 5, 6]),
+        ("main_2.keyword__experts__3.keyword__up_proj__4", [2, 4, 4, 4, 3]),
+    ],
+)
+def test_a_bit_map_applies_as_in_the_authors_code(text: str, expected: list[int]) -> None:
+    names = [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.0.mlp.experts.11.up_proj",
+        "model.layers.0.mlp.experts.1.up_proj",
+        "model.layers.1.mlp.experts.1.up_proj",
+        "model.layers.1.mlp.experts.1.down_proj",
+    ]
+    found = []
+    for name in names:
+        bits = [rule["weight"] for p, rule in bit_map_rules(text).items() if name_matches(p, name)]
+        found.append(bits[-1])
+    assert found == expected
+    rules: Any = text
+    recipe = Recipe(rules=rules)
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    wide = LayerPrecision(8, 8)
+    assert [recipe.ruled(name, None, wide) for name in names] == [
+        LayerPrecision(bits, 8) for bits in expected
+    ]
+
+
+def test_what_is_no_bit_map_is_named() -> None:
+    with pytest.raises(InvalidPlan, match="'exp_l1_3' is no part of a bit map"):
+        bit_map_rules("main_2.exp_l1_3")
+    with pytest.raises(InvalidPlan, match="says nothing of all layers"):
+        bit_map_rules("attn_4")

@@ -134,8 +134,7 @@ def solve_blocks(
     request = request.settled(plain=True)
     _check_folders(request.run)
     blocks = find_blocks(model, stack)
-    experts = [e for e in find_experts(model) if is_inside(e.caller, tuple(blocks))]
-    kept = (*routers(model, experts), *fused_experts(model))
+    kept = (*_float_routers(model, stack), *fused_experts(model))
     if request.recipe.split is not None:
         outside = [n for n in left_in_float(model) if not is_inside(n, tuple(blocks))]
         outside += [name for name in left_in_float(model) if name in kept]
@@ -200,7 +199,7 @@ def best_block_widths(
         n for n in left_in_float(model) if not is_inside(n, tuple(find_blocks(model, stack)))
     ]
     scored = copy.deepcopy(model).eval()
-    exclude = (*request.exclude, *outside)
+    exclude = (*request.exclude, *outside, *_float_routers(model, stack))
     with torch.no_grad():
         transformed(recipe, scored, batches, request.widths, exclude)
     [static] = Recipe().methods("inputs")
@@ -213,6 +212,12 @@ def best_block_widths(
         return solve_blocks(copy.deepcopy(model), batches, planned, stack)
 
     return best_widths(scored, batches, request, solve, exclude)
+
+
+def _float_routers(model: nn.Module, stack: str | None) -> tuple[str, ...]:
+    """Routers in the blocks, which stay in float unless a plan names them."""
+    blocks = tuple(find_blocks(model, stack))
+    return tuple(routers(model, [e for e in find_experts(model) if is_inside(e.caller, blocks)]))
 
 
 def _check_folders(run: Run) -> None:
