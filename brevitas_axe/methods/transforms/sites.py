@@ -34,6 +34,7 @@ from brevitas_axe.model.running import (
     hooked,
     with_first_input,
 )
+from brevitas_axe.model.sampling import sampled
 
 # Size of the sample on which a change is judged, over all batches.
 SAMPLE = 2**10
@@ -308,7 +309,8 @@ def _statistics(
         x = x.reshape(-1, x.shape[-1])
         if len(x) == 0:  # an expert without tokens
             return
-        new = {"low": x.amin(0), "high": x.amax(0), "sample": x[:: -(-len(x) // most)].clone()}
+        sample = sampled(x, -(-len(x) // most))
+        new = {"low": x.amin(0), "high": x.amax(0), "sample": sample}
         old = found.get(name)
         if old is not None:
             new["low"] = torch.minimum(old["low"], new["low"])

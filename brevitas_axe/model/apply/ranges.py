@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from brevitas_axe.model.layers import Layer, Proxy
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.model.running import dequantized, evaluating, float_twin, hooked
+from brevitas_axe.model.sampling import sampled
 
 # Numbers in the sample of a quantizer's input, per batch.
 SAMPLE = 2**14
@@ -167,22 +168,6 @@ class AdjustableRange:
             write_bits(proxy, self.bits, fitted)
 
 
-def sampled(x: Tensor) -> Tensor:
-    """At least `SAMPLE` of many numbers, one from each stretch, at random but the same every time.
-
-    Every so many-th number would always be of the same few channels or columns.
-
-    Args:
-        x: [n], or fewer than twice as many, which are all taken.
-    """
-    stretch = max(1, len(x) // SAMPLE)
-    if stretch == 1:
-        return x.clone()
-    starts = torch.arange(0, len(x) - stretch + 1, stretch)
-    within = torch.randint(stretch, starts.shape, generator=torch.Generator().manual_seed(0))
-    return x[(starts + within).to(x.device)]
-
-
 @torch.no_grad()
 def sample_inputs(
     model: nn.Module, quantizers: Mapping[str, Sequence[Proxy]], batches: Iterable[Batch]
@@ -205,7 +190,8 @@ def sample_inputs(
     twin = float_twin(model)
 
     def note(name: str, _: Layer, args: tuple, kwargs: dict, output: Any) -> None:
-        seen.setdefault(name, []).append(sampled(dequantized(output).flatten()))
+        x = dequantized(output).flatten()
+        seen.setdefault(name, []).append(sampled(x, len(x) // SAMPLE))
 
     watched = {names[proxy]: proxy for proxies in quantizers.values() for proxy in proxies}
     with hooked({name: twin.get_submodule(name) for name in watched}, after=note):

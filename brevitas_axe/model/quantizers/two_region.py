@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.model.sampling import sampled
 
 # Widths for which regions are chosen; others have one region.
 FEWEST_BITS, MOST_BITS = 3, 8
@@ -141,8 +142,7 @@ class TwoRegionQuant(nn.Module):
 
     def _note(self, x: Tensor) -> None:
         vectors = x.reshape(-1, x.shape[-1]) if x.dim() else x.reshape(1, 1)
-        every = max(1, vectors.numel() // SAMPLE)
-        self._seen.append(vectors[::every].clone())
+        self._seen.append(sampled(vectors, vectors.numel() // SAMPLE))
 
     @torch.no_grad()
     def _fit(self) -> None:
@@ -153,7 +153,7 @@ class TwoRegionQuant(nn.Module):
         self._seen = []
         weighted = self._importance is not None and len(self._importance) == x.shape[1]
         importance = self._importance if weighted else x.new_ones(x.shape[1])
-        x = x[:: max(1, x.numel() // SAMPLE)]
+        x = sampled(x, x.numel() // SAMPLE)
         for index in range(len(self.steps)):
             step, exponent = fitted(x, importance, index + 2, self.largest_exponent)
             self.steps[index], self.exponents[index] = step, exponent
