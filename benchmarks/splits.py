@@ -39,6 +39,8 @@ ARMS: dict[str, tuple[int, str | None, str, Any]] = {
     "Qronos best, 4 bits": (4, None, "qronos", "best"),
 }
 QUICK = (
+    "GPTQ, 2 bits",
+    "slim, 2 bits",
     "GPTQ, 3 bits",
     "slim with GPTQ, 3 bits",
     "Qronos best, 3 bits",
