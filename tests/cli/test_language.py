@@ -179,7 +179,9 @@ def test_an_encoder_is_judged_by_its_embeddings(folder: Path, tmp_path: Path, ca
     assert "16xany" in shown.splitlines()[-1]  # the best of them
 
 
-def test_a_mixture_of_experts_is_saved_whatever_its_router_returns(folder: Path, tmp_path: Path) -> None:
+def test_a_mixture_of_experts_is_saved_whatever_its_router_returns(
+    folder: Path, tmp_path: Path
+) -> None:
     rows = ("--characters", "--quality", "fast", "--rows", "16x14")
     assert run(folder, *rows, "--output", str(tmp_path / "out"), kind="mixtral") == 0
     result = load(tmp_path / "out" / "16x14")
