@@ -8,7 +8,7 @@ does where that can be arranged, so that an expert's inputs in the two can be co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from brevitas_axe.model.experts import RoutedExperts, Routing
 from brevitas_axe.model.layers import is_inside
-from brevitas_axe.model.running import first_input, hooked
+from brevitas_axe.model.prepare import one_sample
+from brevitas_axe.model.running import Batch, first_input, hooked
 
 # An expert with fewer tokens in all of the calibration data has shared statistics.
 LEAST_TOKENS = 32
@@ -78,6 +79,12 @@ def routers(model: nn.Module, experts: list[Experts]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def routers_within(model: nn.Module, blocks: Iterable[str]) -> tuple[str, ...]:
+    """Names of the routers inside some modules."""
+    inside = tuple(blocks)
+    return tuple(routers(model, [e for e in find_experts(model) if is_inside(e.caller, inside)]))
+
+
 def usage(
     model: nn.Module, experts: list[Experts], run: Callable[[], Any]
 ) -> dict[str, dict[str, int]]:
@@ -102,6 +109,38 @@ def usage(
         if any(0 < count < rows.get(each.caller, 0) for count in counts.values()):
             found[each.caller] = counts
     return found
+
+
+@contextmanager
+def reaching_experts(model: nn.Module, batches: Sequence[Batch]) -> Iterator[None]:
+    """Context in which every forward calls all experts that have few tokens, in all or in a sample.
+
+    What is measured of one sample then knows all experts. Copies that are made in the context keep
+    calling them.
+
+    Args:
+        model: float.
+        batches: of calibration; the first sample of the first one is that sample.
+    """
+
+    def run(some: Sequence[Batch]) -> None:
+        with torch.no_grad():
+            for args, kwargs in some:
+                model(*args, **kwargs)
+
+    candidates = find_experts(model)
+    tokens = usage(model, candidates, lambda: run(batches)) if candidates else {}
+    experts = [each for each in candidates if each.caller in tokens]
+    one = usage(model, experts, lambda: run([one_sample(batches[0])])) if experts else {}
+    missed = {
+        name
+        for caller, counts in tokens.items()
+        for name, count in counts.items()
+        # A quantized model routes some tokens otherwise.
+        if min(count, one.get(caller, {}).get(name, 0)) < LEAST_TOKENS
+    }
+    with called(model, experts, missed):
+        yield
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -142,17 +181,19 @@ class Calibrated:
 
 
 @contextmanager
-def calibrating_experts(model: nn.Module, run: Callable[[], Any]) -> Iterator[Calibrated]:
+def calibrating_experts(model: nn.Module, *runs: Callable[[], Any]) -> Iterator[Calibrated]:
     """Context in which experts with few tokens get all of them, and routing is that of the model.
 
     Args:
         model: float, or a block of it; its copies made meanwhile follow its routing.
-        run: runs it over all calibration data, once.
+        runs: each runs it over all calibration data, once: over float inputs, and over those of the
+            quantized model, whose tokens may go elsewhere. The least count of each expert decides.
     """
     candidates = find_experts(model)
-    tokens = usage(model, candidates, run) if candidates else {}
-    experts = [each for each in candidates if each.caller in tokens]
-    few = {n for counts in tokens.values() for n, count in counts.items() if count < LEAST_TOKENS}
+    tokens = [usage(model, candidates, run) for run in runs] if candidates else []
+    experts = [each for each in candidates if any(each.caller in found for found in tokens)]
+    counts = [pair for found in tokens for each in found.values() for pair in each.items()]
+    few = {name for name, count in counts if count < LEAST_TOKENS}
     routed: list[Any] = [model.get_submodule(e.caller) for e in experts if e.paired]
     for module in routed:
         module.routing = Routing()
@@ -185,36 +226,43 @@ def called(
     chosen = [(each, _chosen(each, names)) for each in experts]
     paired = {each.caller: members for each, members in chosen if each.paired}
     others = {each.caller: members for each, members in chosen if not each.paired}
-    # Forwards are suspended and go on later: each has inputs of its own.
-    seen: dict[tuple[Any, str], list[Tensor]] = {}
+    # Forwards are suspended and go on later: each has inputs, and hooks, of its own.
+    seen: dict[tuple[Any, str], tuple[list[Tensor], list[Any]]] = {}
 
     def call(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         for member in paired[name]:
             module.get_submodule(member)(_tokens(first_input(args, kwargs)))
 
-    def forget(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen[getcurrent(), name] = []
+    def watch(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        forward, inputs = getcurrent(), []
 
-    def note(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        known = seen.get((getcurrent(), callers[name]))
-        if known is not None:
-            known.append(_tokens(first_input(args, kwargs)))
+        def note(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            if getcurrent() is forward:
+                inputs.append(_tokens(first_input(args, kwargs)))
+
+        # Now, since quantization exchanges layers, and experts may be layers.
+        parts = [module.get_submodule(member) for member in everyone[name]]
+        hooks = [part.register_forward_pre_hook(note, with_kwargs=True) for part in parts]
+        seen[forward, name] = inputs, hooks
 
     def call_after(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        inputs = seen.pop((getcurrent(), name), [])
+        inputs, hooks = seen.pop((getcurrent(), name))
+        for hook in hooks:
+            hook.remove()
         for member in others[name] if inputs else ():
             module.get_submodule(member)(torch.cat(inputs))
 
-    def modules(names: Iterable[str]) -> dict[str, nn.Module]:
-        return {name: model.get_submodule(name) for name in names}
+    def modules(callers: dict[str, list[str]]) -> dict[str, nn.Module]:
+        return {name: model.get_submodule(name) for name, members in callers.items() if members}
 
-    callers = {name: e.caller for e, members in chosen for name in e.names() if not e.paired}
-    with (
-        hooked(modules(n for n, members in paired.items() if members), before=call),
-        hooked(modules(n for n, members in others.items() if members), forget, call_after),
-        hooked(modules(n for n, caller in callers.items() if others[caller]), before=note),
-    ):
-        yield
+    everyone = {each.caller: each.members for each in experts}
+    try:
+        with hooked(modules(paired), call), hooked(modules(others), watch, call_after):
+            yield
+    finally:
+        for _, hooks in seen.values():  # of forwards that were given up
+            for hook in hooks:
+                hook.remove()
 
 
 def _chosen(experts: Experts, names: set[str] | None) -> list[str]:

@@ -20,7 +20,7 @@ from brevitas_axe.model.layers import find_layers, is_inside
 from brevitas_axe.model.offload import bring_in, check_offload, send_out
 from brevitas_axe.model.plain import check_open, check_plainly_written
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, to_brevitas
-from brevitas_axe.model.routing import calibrating_experts, called, find_experts, routers
+from brevitas_axe.model.routing import calibrating_experts, called, reaching_experts, routers_within
 from brevitas_axe.model.running import check_runs, evaluating, ran_out_of_memory
 from brevitas_axe.model.stack import (
     Alone,
@@ -134,7 +134,7 @@ def solve_blocks(
     request = request.settled(plain=True)
     _check_folders(request.run)
     blocks = find_blocks(model, stack)
-    kept = (*_float_routers(model, stack), *fused_experts(model))
+    kept = (*routers_within(model, find_blocks(model, stack)), *fused_experts(model))
     if request.recipe.split is not None:
         outside = [n for n in left_in_float(model) if not is_inside(n, tuple(blocks))]
         outside += [name for name in left_in_float(model) if name in kept]
@@ -199,12 +199,14 @@ def best_block_widths(
         n for n in left_in_float(model) if not is_inside(n, tuple(find_blocks(model, stack)))
     ]
     scored = copy.deepcopy(model).eval()
-    exclude = (*request.exclude, *outside, *_float_routers(model, stack))
+    exclude = (*request.exclude, *outside, *routers_within(model, find_blocks(model, stack)))
     with torch.no_grad():
         transformed(recipe, scored, batches, request.widths, exclude)
     [static] = Recipe().methods("inputs")
     inputs = input_quantizer(static, recipe.symmetric)
-    scored = to_brevitas(scored, batches, weight_quant=weight_quantizer(recipe), input_quant=inputs)
+    weights = weight_quantizer(recipe)
+    with reaching_experts(scored, batches):
+        scored = to_brevitas(scored, batches, weight_quant=weights, input_quant=inputs)
     fit_to_widths(recipe, scored, batches, map(LayerPrecision, WEIGHT_BITS, INPUT_BITS))
     exclude = (*exclude, *recipe.excluded(find_layers(scored, exclude)))
 
@@ -212,12 +214,6 @@ def best_block_widths(
         return solve_blocks(copy.deepcopy(model), batches, planned, stack)
 
     return best_widths(scored, batches, request, solve, exclude)
-
-
-def _float_routers(model: nn.Module, stack: str | None) -> tuple[str, ...]:
-    """Routers in the blocks, which stay in float unless a plan names them."""
-    blocks = tuple(find_blocks(model, stack))
-    return tuple(routers(model, [e for e in find_experts(model) if is_inside(e.caller, blocks)]))
 
 
 def _check_folders(run: Run) -> None:
@@ -311,7 +307,11 @@ class _Walk:
     def through(self, alone: Alone, calls: Sequence[Call], index: int) -> _Solved:
         """Quantizes, solves and proves one block; the hidden states become its outputs."""
         pairs = self._pairs(calls)
-        with calibrating_experts(alone, lambda: [alone(*pair) for pair in pairs]) as experts:
+        with calibrating_experts(
+            alone,
+            lambda: [alone(*pair) for pair in pairs],
+            lambda: [alone(quantized, quantized) for quantized, _ in pairs],
+        ) as experts:
             with ExitStack() as untouched:
                 untouched.enter_context(restored_on_error(alone))
                 outputs, plan, assumptions = self.layers.apply(alone, pairs)

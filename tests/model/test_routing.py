@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -14,6 +15,7 @@ from brevitas_axe.model.routing import (
     calibrating_experts,
     called,
     find_experts,
+    reaching_experts,
     routers,
     usage,
 )
@@ -98,6 +100,57 @@ def test_an_expert_without_tokens_gets_those_of_the_others() -> None:
     with called(block, find_experts(block)), hooked(parts, before=count):
         block(data[0][:1, :2])
     assert set(rows) == set(names)
+
+
+class Bare(nn.Module):
+    """Experts that are layers; the last one gets nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x > 100).any()):
+            raise ValueError
+        half = len(x) // 2
+        return torch.cat([self.experts[0](x[:half]), self.experts[1](x[half:])])
+
+
+@torch.no_grad()
+def test_experts_that_are_layers_may_be_exchanged_meanwhile() -> None:
+    model, x = Bare(), torch.randn(80, 4)
+    given: list[torch.Tensor] = []
+    with calibrating_experts(model, lambda: model(x)) as found:
+        assert found.shared == ("experts.2",)
+        for number in range(3):
+            model.experts[number] = nn.Linear(4, 4)
+        last: Any = model.experts[2]
+        handle = last.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+        model(x)
+        handle.remove()
+        with pytest.raises(ValueError, match=r"^$"):
+            model(x + 1000)
+    assert torch.equal(torch.cat(given), x)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@torch.no_grad()
+def test_a_sample_reaches_all_experts_where_it_has_to() -> None:
+    model, data = by_hand(unused=2), vectors()
+    parts = {f"blocks.{b}.experts.{i}": model.get_submodule(f"blocks.{b}.experts.{i}")
+             for b in (0, 1) for i in range(4)}  # fmt: skip
+    seen: set[str] = set()
+
+    def note(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.add(name)
+
+    one = data[0][:1, :2]
+    with hooked(parts, before=note):
+        model(one)
+        assert len(seen) < 8
+        with reaching_experts(model, [((one,), {}), *(((x,), {}) for x in data)]):
+            copy.deepcopy(model)(one)
+    assert seen == {*parts}
 
 
 @torch.no_grad()
