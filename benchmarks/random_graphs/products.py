@@ -155,7 +155,8 @@ def convolution(b: Builder) -> None:
         shape = (channels, each, *kernel)
         step = weight(b, shape, 1) if group == 1 else weight(b, shape, 0)
         if group > 1 and step[1] is not None and step[1].size > 1:
-            step = (step[0], step[1] if channels == group else None)
+            by_group = step[1].reshape(group, -1)  # a sum is over the channels of one group
+            step = (step[0], step[1] if (by_group == by_group[:, :1]).all() else None)
         _note(b, "ConvTranspose", (b.x, b.step), step, **more)
     else:
         shape = (each * group, channels // group, *kernel)

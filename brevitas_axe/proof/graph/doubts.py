@@ -46,7 +46,7 @@ def refuse_doubts(model: onnx.ModelProto, subject: str) -> None:
 
 
 def refuse_doubtful(message: Message, subject: str) -> None:
-    """Raises InvalidModelFile for a graph, node or tensor that defines something twice."""
+    """Raises InvalidModelFile for what a graph, node or tensor defines twice or without a name."""
     if isinstance(message, onnx.GraphProto):
         _unique([i.name for i in message.input], subject, "graph input")
         _unique([o.name for o in message.output], subject, "graph output")
@@ -67,6 +67,11 @@ def refuse_doubtful(message: Message, subject: str) -> None:
 def _unique(names: Iterable, subject: str, what: str) -> None:
     seen = set()
     for name in names:
+        if not name:  # for ONNX Runtime an input without a name is left out
+            raise InvalidModelFile(
+                f"{subject}: one {what} has no name, so that readers of the file may take it "
+                "differently; export the model again."
+            )
         if name in seen:
             raise _twice(subject, what, name)
         seen.add(name)

@@ -13,6 +13,7 @@ from onnx import helper
 
 from brevitas_axe.errors import AxeError, InvalidModelFile
 from brevitas_axe.proof.certificate import certify_file
+from brevitas_axe.proof.emulator import emulate
 from tests.proof.certificate.graphs import Graph, linear
 
 
@@ -166,6 +167,20 @@ def test_a_tensor_defined_twice() -> None:
     graph = Graph(1, 2)
     graph.nodes.append(helper.make_node("Relu", ["x"], ["x"], name="b"))
     refused(graph.model(), "'x' is defined twice")
+
+
+@pytest.mark.parametrize("what", ["graph input", "graph output", "initializer"])
+def test_what_has_no_name(what) -> None:
+    model = linear([[1], [1]])
+    values = {
+        "graph input": model.graph.input,
+        "graph output": model.graph.output,
+        "initializer": model.graph.initializer,
+    }
+    values[what][0].name = ""
+    refused(model, f"one {what} has no name")
+    with pytest.raises(InvalidModelFile, match=f"one {what} has no name"):
+        emulate(model, {"x": np.ones((1, 2), np.float32)}, 16)
 
 
 def test_an_attribute_of_a_wrong_type() -> None:
