@@ -116,7 +116,8 @@ def test_blocks_give_the_integers_of_the_whole_model(quality: str, passed: int |
             axe.model(x, use_cache=False)
         while axe.update():
             pass
-    blocks = integers(solve(three_blocks(), quality=quality, exclude=exclude).model)
+    options = {"quality": quality, "exclude": exclude, "ranges": "calibrated"}
+    blocks = integers(solve(three_blocks(), **options).model)
     assert blocks.keys() == integers(whole).keys()
     for name, weight in integers(whole).items():
         assert np.array_equal(weight, blocks[name]), name
