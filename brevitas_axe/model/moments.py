@@ -12,6 +12,8 @@ from brevitas_axe.model.layers import Layer, unroll_input, unroll_weight
 
 # Numbers in a chunk of unrolled inputs: few enough to bound memory and to stay in the cache.
 _CHUNK = 2**20
+# Samples per input from which on the error of a layer's inputs is made up for in full.
+ENOUGH = 10
 
 
 class Statistics(TypedDict):
@@ -77,8 +79,16 @@ class Moments:
         if self._cross is not None:
             self._cross += cross
 
-    def finish(self, dtype: torch.dtype = torch.float32) -> Statistics:
+    def finish(self, dtype: torch.dtype = torch.float32, shrink: bool = False) -> Statistics:
         """Means over samples: hessian, cross [groups, K, K] and quant_mean, float_mean [groups, K].
+
+        Weights that make up for the error of their inputs are a regression with K unknowns. From K
+        samples or fewer it learns these by heart, and is wrong for all others.
+
+        Args:
+            dtype: of the matrices.
+            shrink: with K samples or fewer the float inputs count as equal to the quantized ones,
+                and from `ENOUGH` K samples on in full.
 
         Raises:
             EmptyCalibration: nothing was added.
@@ -95,12 +105,17 @@ class Moments:
                 f"the calibration inputs of layer '{self.name}' contain NaN or infinity; clean the "
                 "data or the layers before it."
             )
-        cross = None if self._cross is None else (self._cross / self.samples).to(dtype)
+        per_input = self.samples / self._hessian.shape[-1]
+        share = min(max((per_input - 1) / (ENOUGH - 1), 0.0), 1.0) if shrink else 1.0
+        cross, float_sum = self._cross, self._float_sum
+        if cross is not None and share < 1:
+            cross = self._hessian.lerp(cross, share)
+            float_sum = self._quant_sum.lerp(float_sum, share)
         return {
             "hessian": (self._hessian / self.samples).to(dtype),
-            "cross": cross,
+            "cross": None if cross is None else (cross / self.samples).to(dtype),
             "quant_mean": self._quant_sum / self.samples,
-            "float_mean": None if cross is None else self._float_sum / self.samples,
+            "float_mean": None if cross is None else float_sum / self.samples,
         }
 
 

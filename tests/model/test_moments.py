@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from brevitas import nn as qnn
+from torch import nn
 
 from brevitas_axe.errors import EmptyCalibration, NonFiniteValues
 from brevitas_axe.model import moments as room
 from brevitas_axe.model.layers import unroll_input
 from brevitas_axe.model.moments import Moments
+from brevitas_axe.run.quantize import quantize
 
 LAYERS = {
     "linear": (lambda: qnn.QuantLinear(9, 4), (12, 9)),
@@ -44,6 +46,34 @@ def test_moments_are_those_of_all_columns(kind, chunk, monkeypatch):
     }
     for name, value in expected.items():
         assert torch.allclose(result[name], value, rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize(("samples", "share"), [(4, 0), (5, 0), (14, 0.2), (50, 1), (80, 1)])
+def test_with_few_samples_inputs_count_as_exact_and_with_many_in_full(samples, share):
+    quant, real = torch.randn(2, samples, 5, generator=torch.Generator().manual_seed(0)).double()
+    moments = Moments("l", qnn.QuantLinear(5, 2), cross=True)
+    moments.add(quant, real)
+    result, plain = moments.finish(torch.float64, shrink=True), moments.finish(torch.float64)
+    for name, first, other in (
+        ("cross", quant.mT @ quant / samples, quant.mT @ real / samples),
+        ("float_mean", quant.mean(0), real.mean(0)),
+    ):
+        torch.testing.assert_close(result[name][0], (1 - share) * first + share * other)
+        torch.testing.assert_close(plain[name][0], other)
+    assert torch.equal(result["hessian"], plain["hessian"])
+
+
+def test_weights_that_make_up_for_input_errors_are_not_learned_by_heart():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16)).eval()
+    few, others = torch.randn(64, 64), torch.randn(512, 64)
+    errors = {}
+    for quality in ("fast", "best"):  # the published algorithm, and ours
+        widths = {"weight_bit_width": 8, "input_bit_width": 4, "accumulator_bit_width": None}
+        result = quantize(net, [few], solver="qronos", quality=quality, progress=False, **widths)
+        with torch.no_grad():
+            errors[quality] = float((net(others) - result.model(others)).norm())
+    assert errors["best"] < 0.8 * errors["fast"]
 
 
 def test_without_cross_there_are_no_float_statistics():

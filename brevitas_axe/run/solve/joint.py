@@ -26,7 +26,7 @@ def solve_jointly(
         quality: "best" moves the mean error to the bias, and searches on from start scales.
         solve: gives one solution per problem.
     """
-    statistics = moments.finish()
+    statistics = moments.finish(shrink=quality == "best")
     problems = []
     pieces = parts_of_moments(statistics, group.columns)
     chosen = False

@@ -378,7 +378,7 @@ class axe_mode:
         problems, samples = [], []
         for each in names:
             moments = self._moments(each, self.layers[each], name)
-            statistics = moments.finish()
+            statistics = moments.finish(shrink=self.quality == "best")
             samples.append(moments.samples)
             del moments  # float64: a quarter of the memory of a wide layer's solve
             if self.layers[each].bias is None or self.quality == "fast":
