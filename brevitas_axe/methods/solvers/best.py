@@ -20,6 +20,7 @@ from brevitas_axe.methods.solvers.problem import (
     LayerProblem,
     LayerSolution,
     centred,
+    chosen,
     with_bias_shift,
 )
 from brevitas_axe.methods.solvers.sequential import Recursion, run
@@ -129,7 +130,7 @@ def improve(problem: LayerProblem, published: LayerSolution) -> LayerSolution:
     difference = ((ours - theirs) * ((ours + theirs) @ hessian - 2 * wanted)).sum(-1)
     if problem.shared_scale:
         difference = difference.sum().expand_as(difference)
-    return with_bias_shift(problem, _chosen(difference < 0, found, published))
+    return with_bias_shift(problem, chosen(difference < 0, found, published))
 
 
 def _refined(problem: LayerProblem, wanted: Tensor) -> Best:
@@ -191,12 +192,3 @@ def _shared_refit(problem: LayerProblem, best: Best, hessian: Tensor, wanted: Te
     value *= best.gamma.unsqueeze(-1)
     along, energy = (value * wanted).sum(), (value * (value @ hessian)).sum()
     return along / energy if along > 0 and energy > 0 else torch.ones_like(along)
-
-
-def _chosen(better: Tensor, found: LayerSolution, other: LayerSolution) -> LayerSolution:
-    """The rows of found where better, [groups, rows], and those of another elsewhere."""
-    row = better.unsqueeze(-1)
-    return LayerSolution(
-        torch.where(row, found.integers, other.integers),
-        torch.where(better if found.scale.ndim == 2 else row, found.scale, other.scale),
-    )

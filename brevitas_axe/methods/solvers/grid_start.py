@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from brevitas_axe.methods.solvers.best import MOVE_BUDGET
@@ -13,7 +11,7 @@ from brevitas_axe.methods.solvers.problem import (
     LayerProblem,
     LayerSolution,
     Quality,
-    centred,
+    about_means,
     with_bias_shift,
 )
 
@@ -28,11 +26,7 @@ def from_start(problem: LayerProblem, quality: Quality) -> LayerSolution:
     start = rounded(problem)
     if quality == "fast":
         return with_bias_shift(problem, start)
-    view = problem
-    if problem.quant_mean is not None:
-        hessian, cross = centred(problem)
-        view = replace(problem, hessian=hessian.to(problem.dtype), cross=cross.to(problem.dtype))
-    view = replace(view, quant_mean=None, float_mean=None)
+    view = about_means(problem)
     cross = view.hessian if view.cross is None else view.cross
     wanted = problem.weight.double() @ cross.double().mT
     moves = min(problem.columns, MOVE_BUDGET // problem.columns)

@@ -26,7 +26,8 @@ from brevitas_axe.methods.solvers.problem import (
     LayerProblem,
     LayerSolution,
     Quality,
-    centred,
+    about_means,
+    chosen,
     expanded,
     with_bias_shift,
 )
@@ -118,14 +119,10 @@ class LearnedRounding:
 
     def learned(self, problem: LayerProblem, start: LayerSolution) -> LayerSolution:
         """Learns from a solution; every row is the better of both, by its exact loss."""
-        view = problem
-        if problem.quant_mean is not None and start.bias_shift is not None:
-            # The bias takes the mean error; what is left is measured about the means.
-            hessian, cross = centred(problem)
-            view = replace(
-                problem, hessian=hessian.to(problem.dtype), cross=cross.to(problem.dtype)
-            )
-        view = replace(view, quant_mean=None, float_mean=None)
+        # Where the bias takes the mean error, what is left is measured about the means.
+        view = replace(problem, quant_mean=None, float_mean=None)
+        if start.bias_shift is not None:
+            view = about_means(problem)
         best = replace(start, bias_shift=None)
         for found in self._candidates(view, best):
             best = better(view, found, best)
@@ -172,9 +169,7 @@ def better(problem: LayerProblem, found: LayerSolution, other: LayerSolution) ->
     gain = other.loss(problem) - found.loss(problem)
     if problem.shared_scale and not torch.equal(found.scale, other.scale):
         gain = gain.sum().expand_as(gain)
-    row = (gain > 0).unsqueeze(-1)
-    scale = torch.where(row if found.scale.ndim == 3 else row[..., 0], found.scale, other.scale)
-    return LayerSolution(torch.where(row, found.integers, other.integers), scale)
+    return chosen(gain > 0, found, other)
 
 
 def _learn(

@@ -335,3 +335,23 @@ def centred(problem: LayerProblem) -> tuple[Tensor, Tensor]:
     hessian, cross = hessian - column * column.mT, cross - column * float_mean.unsqueeze(-2)
     varies = hessian.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) > noise
     return hessian * varies * varies.mT, cross * varies
+
+
+def about_means(problem: LayerProblem) -> LayerProblem:
+    """The problem without means; with those it has, its moments are `centred`."""
+    if problem.quant_mean is not None:
+        hessian, cross = (moment.to(problem.dtype) for moment in centred(problem))
+        problem = replace(problem, hessian=hessian, cross=cross)
+    return replace(problem, quant_mean=None, float_mean=None)
+
+
+def chosen(better: Tensor, found: LayerSolution, other: LayerSolution) -> LayerSolution:
+    """The rows of one solution where it is better, [groups, rows], and those of another elsewhere.
+
+    The result has no shift of the bias; see `with_bias_shift`.
+    """
+    row = better.unsqueeze(-1)
+    return LayerSolution(
+        torch.where(row, found.integers, other.integers),
+        torch.where(better if found.scale.ndim == 2 else row, found.scale, other.scale),
+    )

@@ -19,6 +19,7 @@ from brevitas_axe.methods.solvers.problem import (
     UNLIMITED,
     LayerProblem,
     LayerSolution,
+    chosen,
     with_bias_shift,
 )
 from brevitas_axe.methods.splits.protocol import Branch
@@ -163,12 +164,7 @@ def _better(problem: LayerProblem, found: LayerSolution, other: LayerSolution) -
     if problem.shared_scale:
         # One scale for all rows: it changes for all or for none.
         better = (found.loss(problem).sum() < other.loss(problem).sum()).expand_as(better)
-    row = better.unsqueeze(-1)
-    kept = LayerSolution(
-        torch.where(row, found.integers, other.integers),
-        torch.where(row, found.scale, other.scale),
-    )
-    return with_bias_shift(problem, kept)
+    return with_bias_shift(problem, chosen(better, found, other))
 
 
 def branch_problems(
