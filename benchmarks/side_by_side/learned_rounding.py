@@ -18,8 +18,9 @@ from official import official
 from records import add_arguments, print_table, write_json
 from torch import Tensor
 
-from brevitas_axe.methods.solvers.learned_rounding import LearnedRounding, rounded
+from brevitas_axe.methods.solvers.learned_rounding import LearnedRounding
 from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution
+from brevitas_axe.methods.solvers.within_budget import rounded
 
 REPOSITORY = "yhhhli/BRECQ"
 COMMIT = "e455d62e93c70351961f8991c913b59435bd165f"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from brevitas_axe.methods.solvers.best import MOVE_BUDGET
-from brevitas_axe.methods.solvers.learned_rounding import better, rounded
 from brevitas_axe.methods.solvers.local_search import improve_integers
 from brevitas_axe.methods.solvers.problem import (
     LayerProblem,
@@ -14,6 +13,7 @@ from brevitas_axe.methods.solvers.problem import (
     about_means,
     with_bias_shift,
 )
+from brevitas_axe.methods.solvers.within_budget import better, rounded
 
 
 @torch.no_grad()

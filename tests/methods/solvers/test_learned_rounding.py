@@ -8,15 +8,10 @@ import pytest
 import torch
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.solvers.learned_rounding import (
-    LearnedRounding,
-    better,
-    learned_rounding,
-    rounded,
-    within,
-)
+from brevitas_axe.methods.solvers.learned_rounding import LearnedRounding, learned_rounding
 from brevitas_axe.methods.solvers.problem import LayerSolution, expanded
 from brevitas_axe.methods.solvers.rounding import beside, committed, learned
+from brevitas_axe.methods.solvers.within_budget import better, rounded, within
 from brevitas_axe.registry import method
 from tests.methods.solvers.layers import assert_feasible, largest_sum, random_problem
 
