@@ -275,6 +275,25 @@ def check_ranges(found: Any, **ranges: tuple[float, float]) -> None:
             raise InvalidOption(f"{name} of {type(found).__name__} must be {limit}, not {value}.")
 
 
+def check_expressions(found: Any, *names: str) -> None:
+    """For a method's `__post_init__`: checks that options are regular expressions, or None.
+
+    Args:
+        found: the method.
+        names: of the options.
+
+    Raises:
+        InvalidOption: one is not.
+    """
+    for name in names:
+        try:
+            re.compile(getattr(found, name) or "")
+        except re.error as error:
+            raise InvalidOption(
+                f"{name}='{getattr(found, name)}' is no regular expression: {error}."
+            ) from None
+
+
 def spec_of(room: str, found: Any) -> str:
     """A method as text, "NAME:key=value", with the options that differ from the defaults.
 

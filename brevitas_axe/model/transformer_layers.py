@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from brevitas_axe.errors import UnsupportedLayer
 
+_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
 
 def in_parts(model: nn.Module) -> nn.Module:
     """Gives torch's own transformer layers the classes of this file, in place."""
@@ -34,7 +36,7 @@ def check_solved_in_blocks(model: nn.Module) -> None:
         UnsupportedLayer: there is one.
     """
     for name, module in model.named_modules():
-        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        if isinstance(module, _LAYERS):
             raise UnsupportedLayer(
                 f"layer '{name}' is torch's own {type(module).__name__}, which reads the weights "
                 "of its parts without their quantizers; brevitas_axe.quantize takes it apart."
@@ -43,9 +45,8 @@ def check_solved_in_blocks(model: nn.Module) -> None:
 
 def computes_alone(module: nn.Module) -> bool:
     """True for a class derived from a transformer layer, which may hand on its parts' weights."""
-    return isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)) and (
-        type(module) not in (*_CLASSES, *_CLASSES.values())
-    )
+    known = (*_CLASSES, *_CLASSES.values())
+    return isinstance(module, _LAYERS) and type(module) not in known
 
 
 @torch.no_grad()

@@ -134,7 +134,7 @@ def solve_blocks(
     request = request.settled(plain=True)
     _check_folders(request.run)
     blocks = find_blocks(model, stack)
-    kept = (*routers_within(model, find_blocks(model, stack)), *fused_experts(model))
+    kept = (*routers_within(model, blocks), *fused_experts(model))
     if request.recipe.split is not None:
         outside = [n for n in left_in_float(model) if not is_inside(n, tuple(blocks))]
         outside += [name for name in left_in_float(model) if name in kept]
@@ -195,11 +195,10 @@ def best_block_widths(
     """
     request = request.settled(plain=True)
     recipe = request.recipe
-    outside = [
-        n for n in left_in_float(model) if not is_inside(n, tuple(find_blocks(model, stack)))
-    ]
+    blocks = tuple(find_blocks(model, stack))
+    outside = [name for name in left_in_float(model) if not is_inside(name, blocks)]
     scored = copy.deepcopy(model).eval()
-    exclude = (*request.exclude, *outside, *routers_within(model, find_blocks(model, stack)))
+    exclude = (*request.exclude, *outside, *routers_within(model, blocks))
     with torch.no_grad():
         transformed(recipe, scored, batches, request.widths, exclude)
     [static] = Recipe().methods("inputs")

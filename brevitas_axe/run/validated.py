@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from brevitas_axe.model.prepare import has_quantizers
 from brevitas_axe.model.running import float_twin
-from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.plan import Plan
 from brevitas_axe.proof.emulator import emulate
 from brevitas_axe.recipe import Run
 from brevitas_axe.run.quantize import quantize
@@ -104,5 +104,4 @@ def validated(
 
 def without_limits(plan: Plan) -> Plan:
     """The same bits on accumulators of any width."""
-    free = {n: LayerPrecision(p.weight, p.input, tile=p.tile) for n, p in plan.layers.items()}
-    return Plan(free)
+    return Plan({name: replace(p, accumulator=None) for name, p in plan.layers.items()})

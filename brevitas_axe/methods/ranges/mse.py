@@ -7,6 +7,7 @@ the finer step saves.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -34,12 +35,8 @@ class Mse(SearchedRange):
         """
         widest = case.widest[name]
         largest = float(case.samples[name].abs().max()) if widest > 0 else 0.0
-        wider = []
-        for share in self.shares[1:]:
-            if widest / self.shares[len(wider)] >= largest:
-                break
-            wider.append(1 / share)
-        return (*self.shares, *wider)
+        steps = pairwise(self.shares)
+        return (*self.shares, *(1 / share for last, share in steps if widest / last < largest))
 
     def error(self, x: Tensor, rounded: Tensor, largest: float, widest: float) -> float:
         return float((rounded - x).square().mean())

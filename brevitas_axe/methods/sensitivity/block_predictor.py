@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores, from_importance
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.model.running import first_input, hooked
-from brevitas_axe.registry import Facts, check_ranges
+from brevitas_axe.registry import Facts, check_expressions, check_ranges
 
 # As in the authors' code.
 WIDTH, RATE, DECAY, HELD_OUT, PATIENCE = 1024, 1e-4, 1e-2, 0.1, 5
@@ -57,12 +56,7 @@ class BlockPredictor:
 
     def __post_init__(self) -> None:
         check_ranges(self, epochs=(1, inf))
-        try:
-            re.compile(self.blocks)
-        except re.error as error:
-            raise InvalidOption(
-                f"blocks='{self.blocks}' is no regular expression: {error}."
-            ) from None
+        check_expressions(self, "blocks")
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
         [found] = trials.map(_importance, [("cosines", (self, case))])

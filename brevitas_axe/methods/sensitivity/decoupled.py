@@ -22,7 +22,7 @@ from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.methods.sensitivity.trials import Trials
 from brevitas_axe.plan import LayerPrecision
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, check_expressions
 
 _WINDOW = 7
 _ATTENTION = "attn|attention|cross"
@@ -50,12 +50,7 @@ class Decoupled:
     )
 
     def __post_init__(self) -> None:
-        try:
-            re.compile(self.content or "")
-        except re.error as error:
-            raise InvalidOption(
-                f"content='{self.content}' is no regular expression: {error}."
-            ) from None
+        check_expressions(self, "content")
 
     def groups(self, layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Metric → layers that it judges; a metric without layers is left out.

@@ -10,11 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores, from_importance
 from brevitas_axe.methods.sensitivity.trials import Trials
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, check_expressions
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
@@ -45,13 +44,7 @@ class Structure:
     )
 
     def __post_init__(self) -> None:
-        for name in ("attention", "routed"):
-            try:
-                re.compile(getattr(self, name))
-            except re.error as error:
-                raise InvalidOption(
-                    f"{name}='{getattr(self, name)}' is no regular expression: {error}."
-                ) from None
+        check_expressions(self, "attention", "routed")
 
     def __call__(self, case: Case, trials: Trials) -> Scores:
         work = [("place", (self, tuple(case.names)))]

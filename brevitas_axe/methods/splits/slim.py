@@ -120,7 +120,7 @@ class Slim:
         best, least = found[0], None
         for scale in found:
             each = scale.repeat_interleave(size, 1)[:, : problem.columns]
-            error = (weight / each).round().clamp(-most, most) * each - weight
+            error = on_grid(weight, each, most) - weight
             loss = (error * (error @ hessian)).sum(-1)
             if least is None:
                 least = loss
@@ -247,7 +247,11 @@ def rounded_symmetric(weight: Tensor, bits: int) -> Tensor:
     size = weight.shape[1]
     width, none = torch.tensor([bits]), torch.zeros_like(weight, dtype=torch.bool)
     [scale] = calibrated_scales(weight, none, width, size, factors_of(*OUR_RANGE), (1.0,))
-    most = 2 ** (bits - 1) - 1
+    return on_grid(weight, scale, 2 ** (width - 1) - 1)
+
+
+def on_grid(weight: Tensor, scale: Tensor, most: Tensor) -> Tensor:
+    """Weights rounded to multiples of a scale, by integers of at most such a magnitude."""
     return (weight / scale).round().clamp(-most, most) * scale
 
 

@@ -193,7 +193,7 @@ def sample_inputs(
         x = dequantized(output).flatten()
         seen.setdefault(name, []).append(sampled(x, len(x) // SAMPLE))
 
-    watched = {names[proxy]: proxy for proxies in quantizers.values() for proxy in proxies}
+    watched = [names[proxy] for proxies in quantizers.values() for proxy in proxies]
     with hooked({name: twin.get_submodule(name) for name in watched}, after=note):
         for args, kwargs in batches:
             twin(*args, **kwargs)

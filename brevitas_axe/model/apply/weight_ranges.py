@@ -53,10 +53,6 @@ class WeightRange(AdjustableRange):
             value, *_ = self._layer.weight_quant.tensor_quant(self._layer.weight.detach())
         return (value / self._unit).flatten()
 
-    def has_zero_point(self) -> bool:
-        """Never: our quantizers are symmetric."""
-        return False
-
 
 @torch.no_grad()
 def weight_ranges(model: nn.Module) -> dict[str, WeightRange]:
