@@ -24,18 +24,7 @@ def add(commands) -> None:
         description="Scores every choice of every layer and writes the plan that fits the budgets; "
         "`brevitas-axe quantize --plan` takes it.",
     )
-    parser.add_argument(
-        "model",
-        metavar="FILE.py:FUNCTION",
-        help="returns the torch model; or a folder that another command wrote",
-    )
-    folders.add_model(parser)
-    parser.add_argument(
-        "--calibration",
-        required=True,
-        metavar="FILE.py:FUNCTION",
-        help="returns an iterable of input batches, or of (inputs, labels)",
-    )
+    folders.add_model_and_data(parser)
     parser.add_argument(
         "--budget",
         action="append",
@@ -125,9 +114,7 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    budgets = dict(_budget(text) for text in arguments.budget)
-    if len(budgets) < len(arguments.budget):
-        raise InvalidOption("a budget is given twice; give every cost one.")
+    budgets = options.budgets_of(arguments, _budget)
     from brevitas_axe.cli.screen import Screen, shows_progress
     from brevitas_axe.recipe import Run
     from brevitas_axe.run.allocate import allocate, check_names
@@ -210,9 +197,8 @@ def _content(
 def _next(arguments: argparse.Namespace) -> str:
     from brevitas_axe.cli.screen import command
 
-    own = ("--model", arguments.architecture) if arguments.architecture else ()
     data = ("--calibration", arguments.calibration, "--plan", arguments.output)
-    return command("quantize", arguments.model, *own, *data)
+    return command("quantize", arguments.model, *folders.own_model(arguments), *data)
 
 
 def _reference(text: str) -> LayerPrecision:

@@ -76,9 +76,7 @@ def _row(
     validate: Callable[..., Any] | None,
 ) -> dict[str, Any]:
     """What one folder holds; None where a cost cannot be told of it."""
-    import torch
-
-    from brevitas_axe.run.widths import validation
+    from brevitas_axe.run.validated import number
 
     costs, _ = folders.costs(result, names, lenient)
     widths = [p for p in result.plan.layers.values() if p.weight and p.input]
@@ -94,8 +92,7 @@ def _row(
         **{name: costs[name].total if name in costs else None for name in names},
     }
     if validate is not None:
-        with torch.no_grad():
-            row["validation"] = validation(validate, result.model)
+        row["validation"] = number(validate, result.model)
     return row
 
 

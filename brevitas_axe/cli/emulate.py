@@ -56,24 +56,23 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.accumulator_bits is not None:
         settings["accumulator_bit_width"] = arguments.accumulator_bits
     file = folders.model_file(arguments.model)
-    names = _layers(file)
     content: dict[str, Any] = {}
     result = None
     if arguments.inputs is not None:
         result = emulate(file, _load(arguments.inputs), **settings)
-        content = _content(result, names, arguments.output)
+        content = _content(result, arguments.output)
     numbers = {} if validate is None else {arguments.model: _numbers(arguments, validate, settings)}
     content["validation"] = {name: asdict(row) for name, row in numbers.items()}
     screen = Screen(arguments)
     screen.json(content)
     if result is not None:
-        _tell(screen, result, names, arguments.output)
+        _tell(screen, result, arguments.output)
     screen.numbers(numbers)
     screen.next(_next(arguments, result))
     return 0
 
 
-def _content(result: EmulationResult, names: Mapping[str, str], output: str) -> dict[str, Any]:
+def _content(result: EmulationResult, output: str) -> dict[str, Any]:
     """Writes the result; returns what --json prints."""
     import numpy as np
 
@@ -83,18 +82,21 @@ def _content(result: EmulationResult, names: Mapping[str, str], output: str) -> 
     np.save(buffer, result.output)
     write_whole(output, buffer.getvalue())
     overflows = {
-        names.get(name, name): {"overflows": count, "largest_sum": result.largest_sums[name]}
+        result.layers.get(name, name): {
+            "overflows": count,
+            "largest_sum": result.largest_sums[name],
+        }
         for name, count in result.overflow_counts.items()
     }
     return {"layers": overflows, "overflows": result.overflows, "file": output}
 
 
-def _tell(screen: Screen, result: EmulationResult, names: Mapping[str, str], output: str) -> None:
+def _tell(screen: Screen, result: EmulationResult, output: str) -> None:
     for name, reason in result.float_nodes.items():
-        screen.line(f"{names.get(name, name)}: in floating point, {reason}")
+        screen.line(f"{result.layers.get(name, name)}: in floating point, {reason}")
     for name, count in result.overflow_counts.items():
         sums = f"largest sum {result.largest_sums[name]}"
-        screen.line(f"{names.get(name, name)}: {count} overflows, {sums}")
+        screen.line(f"{result.layers.get(name, name)}: {count} overflows, {sums}")
     screen.line(f"{output}: {result.output.dtype} {list(result.output.shape)}")
 
 
@@ -102,19 +104,11 @@ def _next(arguments: argparse.Namespace, result: EmulationResult | None) -> str:
     from brevitas_axe.cli.screen import command
 
     bits = arguments.accumulator_bits
+    widths = ("--plan", arguments.plan) if bits is None else ("--accumulator-bits", bits)
     if result is not None and result.overflows:
-        wanted = ("--plan", arguments.plan) if bits is None else ("--accumulator-bits", bits)
         data = ("--calibration", "FILE.py:FUNCTION")
-        return command("quantize", "FILE.py:FUNCTION", *data, *wanted)
-    proof = ("--plan", arguments.plan) if bits is None else ("--accumulator-bits", bits)
-    return command("certify", arguments.model, *proof)
-
-
-def _layers(file: str) -> dict[str, str]:
-    """Node → layer, as certificates, plans and reports name it."""
-    from brevitas_axe.proof.certificate import certify_file
-
-    return {entry.name: entry.layer for entry in certify_file(file).entries if entry.layer}
+        return command("quantize", "FILE.py:FUNCTION", *data, *widths)
+    return command("certify", arguments.model, *widths)
 
 
 def _numbers(

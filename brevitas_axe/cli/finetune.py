@@ -98,8 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
     write_whole(place / "history.json", json_text(result.history).encode())
     numbers = {} if validate is None else _numbers(arguments, validate, start, result)
     content = {"validation": {name: asdict(row) for name, row in numbers.items()}}
-    write_whole(place / "summary.json", json_text(content).encode())
-    names = (INSIDE, folders.PLAN_FILE, "certificate.json", "history.json", "summary.json")
+    write_whole(place / folders.SUMMARY_FILE, json_text(content).encode())
+    names = (INSIDE, folders.PLAN_FILE, "certificate.json", "history.json", folders.SUMMARY_FILE)
     files = [str(place / name) for name in names]
     screen.json(
         {"proven": result.certificate.ok, "best_epoch": result.best_epoch,
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     screen.table(result.certificate.table())
     screen.numbers(numbers)
     screen.files(files)
-    own = ("--model", arguments.architecture) if arguments.architecture else ()
+    own = folders.own_model(arguments)
     file = place / folders.MODEL_FILE
     screen.next(command("mend", place, *own), command("export", place, file, *own))
     return 0 if result.certificate.ok else 1

@@ -27,6 +27,27 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model_and_data(parser: argparse.ArgumentParser) -> None:
+    """A model, or a folder with one, and the data that it is judged on."""
+    parser.add_argument(
+        "model",
+        metavar="FILE.py:FUNCTION",
+        help="returns the torch model; or a folder that another command wrote",
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--calibration",
+        required=True,
+        metavar="FILE.py:FUNCTION",
+        help="returns an iterable of input batches, or of (inputs, labels)",
+    )
+
+
+def own_model(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """What `add_model` was given, for the command that comes next."""
+    return ("--model", arguments.architecture) if arguments.architecture else ()
+
+
 def is_folder(path: str) -> bool:
     """Whether a command was given a folder instead of a file or a function."""
     return Path(path).is_dir()

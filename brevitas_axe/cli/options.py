@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:
     from brevitas_axe.plan import Plan
+
+Limit = TypeVar("Limit")
 
 
 def add_accumulator(
@@ -222,12 +225,20 @@ def widths_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.widths is not None:
         written["widths"] = arguments.widths
     if arguments.budget:
-        written["budget"] = dict(_limit(text) for text in arguments.budget)
-        if len(written["budget"]) < len(arguments.budget):
-            raise InvalidOption("a budget is given twice; give every cost one.")
+        written["budget"] = budgets_of(arguments, _limit)
     if arguments.validate is not None and arguments.widths is not None:
         written["validate"] = validation_of(arguments)
     return written
+
+
+def budgets_of(
+    arguments: argparse.Namespace, read: Callable[[str], tuple[str, Limit]]
+) -> dict[str, Limit]:
+    """Cost → limit, of the --budget options; `read` takes one of them apart."""
+    found = dict(read(text) for text in arguments.budget)
+    if len(found) < len(arguments.budget):
+        raise InvalidOption("a budget is given twice; give every cost one.")
+    return found
 
 
 def refuse_widths(arguments: argparse.Namespace) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from brevitas_axe.cli import options
-
 if TYPE_CHECKING:
     from brevitas_axe.run.preview import LayerPreview, Preview
 
@@ -19,14 +17,12 @@ def run(arguments: argparse.Namespace, model: Any, batches: list[Any], keywords:
     Args:
         arguments: of the command.
         model, batches: as `quantize` takes them.
-        keywords: its keywords.
+        keywords: all that `quantize` is asked for, by name.
     """
     from brevitas_axe.cli.screen import Screen
     from brevitas_axe.run.preview import preview
 
-    plan, recipe = options.plan_of(arguments), options.recipe_of(arguments)
-    exclude = options.named(arguments)
-    found = preview(model, batches, plan, recipe, exclude=exclude, **keywords)
+    found = preview(model, batches, **keywords)
     screen = Screen(arguments)
     screen.json(found.to_dict())
     screen.table(_layers(found, arguments.model))

@@ -118,7 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
         batches = batches_of(arguments.calibration)
         if arguments.target == "finn":
             model, keywords = _for_finn(model, batches, keywords, refuse=False)
-        return preview.run(arguments, model, batches, keywords)
+        asked = {"plan": plan, "recipe": recipe, "exclude": exclude, **keywords}
+        return preview.run(arguments, model, batches, asked)
     folder = open_folder(arguments.output)
     kept = check_place(folder / INSIDE)
     if kept.is_dir():
@@ -193,8 +194,7 @@ def _next(
     from brevitas_axe.cli.screen import command
     from brevitas_axe.run.result import BlocksResult
 
-    own = ("--model", arguments.architecture) if arguments.architecture else ()
-    output = arguments.output
+    own, output = folders.own_model(arguments), arguments.output
     if not certificate.ok:
         return [command("certify", output, *own)]
     steps = [command("finetune", output, *own, "--data", "FILE.py:FUNCTION")]

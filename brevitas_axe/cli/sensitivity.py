@@ -24,18 +24,7 @@ def add(commands) -> None:
         "width is narrowed at a time, and the others have the most bits that are offered; --json "
         "has all choices.",
     )
-    parser.add_argument(
-        "model",
-        metavar="FILE.py:FUNCTION",
-        help="returns the torch model; or a folder that another command wrote",
-    )
-    folders.add_model(parser)
-    parser.add_argument(
-        "--calibration",
-        required=True,
-        metavar="FILE.py:FUNCTION",
-        help="returns an iterable of input batches, or of (inputs, labels)",
-    )
+    folders.add_model_and_data(parser)
     allocate.add_choices(parser)
     allocate.add_scorer(parser)
     parser.add_argument(
@@ -49,9 +38,9 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.cli.screen import Screen, command, shows_progress
     from brevitas_axe.recipe import Run
-    from brevitas_axe.run.allocate import check_names, sensitivity
+    from brevitas_axe.run.allocate import check_scoring, sensitivity
 
-    check_names({"bops": 1}, arguments.scorer, "ilp", arguments.metric)
+    check_scoring(arguments.scorer, [arguments.metric])
     run = Run(state=arguments.state, workers=arguments.workers, progress=shows_progress(arguments))
     model = folders.model_from(arguments.model, arguments)
     scores = sensitivity(

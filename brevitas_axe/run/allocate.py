@@ -196,9 +196,8 @@ def sensitivity(
         model, calibration, choices, scorer, metric, exclude, run: as `allocate` takes them.
     """
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    check_scoring(scorer, [metric])
     judge = method("sensitivity", scorer)
-    if isinstance(metric, str):
-        find_metric(metric)
     items = list(calibration)
     check_open(model)
     batches = as_batches(items, model)
@@ -237,17 +236,26 @@ def check_names(
             raise InvalidOption(
                 f"the budget of '{name}' must be a number, or a share such as '80%', not '{limit}'."
             )
-    method("sensitivity", scorer)
-    check_target(target, allocator)
     metrics: list[Any] = [metric] if isinstance(metric, str | Metric) else list(metric)
-    for each in metrics:
-        if isinstance(each, str):
-            find_metric(each)
+    check_scoring(scorer, metrics)
+    check_target(target, allocator)
     if not metrics:
         raise InvalidOption("there is no metric; give one, such as 'kl'.")
     names = {each if isinstance(each, str) else each.name: each for each in metrics}
     check_metrics(names, allocator)
     return list(names.values())
+
+
+def check_scoring(scorer: str | Scorer, metrics: Iterable[str | Metric]) -> None:
+    """Refuses a scorer or a metric that does not exist.
+
+    Args:
+        scorer, metrics: as `allocate` takes them.
+    """
+    method("sensitivity", scorer)
+    for each in metrics:
+        if isinstance(each, str):
+            find_metric(each)
 
 
 def _calibrated(model: nn.Module, batches: Sequence[Batch], run: Run) -> nn.Module:

@@ -37,12 +37,14 @@ class EmulationResult:
         overflow_counts: dot product → accumulators that left their range, over all samples.
         largest_sums: dot product → largest |sum| of a tile before wrapping or clipping.
         float_nodes: dot products that are no integer products, run in floating point, and why.
+        layers: dot product → its layer, as certificates and plans name it, where names tell it.
     """
 
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
     overflow_counts: dict[str, int] = field(default_factory=dict)
     largest_sums: dict[str, int] = field(default_factory=dict)
     float_nodes: dict[str, str] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
 
     @property
     def overflows(self) -> int:
@@ -189,6 +191,8 @@ class _Run:
         aliases = []
         for found in products:
             aliases.append([n for n in (found.layer, found.name, found.weight) if n])
+            if found.layer:
+                self.result.layers[found.name] = found.layer
             if found.integers is None:
                 self.result.float_nodes[found.name] = found.reason
             elif found.op == "XnorPopcountMatMul":
