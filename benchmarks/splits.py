@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.run.quantize_blocks import quantize_blocks
+from brevitas_axe.run.text import perplexity
 
 GROUP, WINDOW = 128, 256
 FIRST_UNSEEN = 895_446  # character of wikitext2_valid.txt from which text is for judging
@@ -65,16 +66,6 @@ def language_model() -> tuple[Any, Tensor, Tensor]:
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return model, windows(text[:FIRST_UNSEEN]), windows(text[FIRST_UNSEEN:])
-
-
-@torch.no_grad()
-def perplexity(model: nn.Module, tokens: Tensor) -> float:
-    """Of all tokens but the first of every window."""
-    losses = []
-    for some in tokens.split(8):
-        logits = model(some).logits[:, :-1].flatten(0, 1)
-        losses.append(nn.functional.cross_entropy(logits, some[:, 1:].flatten(), reduction="none"))
-    return math.exp(float(torch.cat(losses).mean()))
 
 
 def measure(arm: str, seed: int, windows: int, blocks: int, judged: int) -> dict:
