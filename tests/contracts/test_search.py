@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.methods.search.protocol import Space
+from brevitas_axe.methods.search.protocol import Record, Space
 from brevitas_axe.registry import methods
 
 SEARCHERS = methods("search")
@@ -39,7 +39,7 @@ def everything() -> list[dict]:
 
 
 def test_all_are_there() -> None:
-    assert {"grid", "random", "tpe"} <= set(SEARCHERS)
+    assert {"genetic", "grid", "random", "surrogate", "tpe"} <= set(SEARCHERS)
 
 
 @once
@@ -77,6 +77,17 @@ def test_what_is_known_is_not_asked(name) -> None:
     best = {"bits": 8, "inputs": "static", "share": 0.1}
     assert SEARCHERS[name](SPACE, Recorder(), 3, before=[(best, 99.0)]) == best
     assert SEARCHERS[name](SPACE, Recorder(), 0, before=[(best, 0.0)]) == best
+
+
+@once
+def test_results_of_other_cases_are_no_answers(name) -> None:
+    others = [Record({"layers": 3.0}, c, 1e9) for c in everything()[:5]]
+    others.append(Record({}, {"bits": 3, "share": "odd"}, nan))
+    space = Space(SPACE.decisions, {"layers": 4.0}, others)
+    objective = Recorder()
+    found = SEARCHERS[name](space, objective, 100)
+    assert len(objective.asked) == SPACE.size
+    assert objective(found) == max(map(objective, everything()))
 
 
 @once

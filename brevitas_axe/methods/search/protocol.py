@@ -25,6 +25,22 @@ _LISTED = 2**16
 
 
 @dataclass(frozen=True)
+class Record:
+    """A result of another case, such as another model; not of the space that is searched.
+
+    Attributes:
+        features: numbers that describe the case, as `Space.features`.
+        configuration: what was decided there. Decisions and values that the space lacks are no
+            error: nothing is learned from them.
+        value: how good that was, larger is better, on the scale of the objective.
+    """
+
+    features: Mapping[str, float]
+    configuration: Configuration
+    value: float
+
+
+@dataclass(frozen=True)
 class Space:
     """All configurations: every decision takes one of its values.
 
@@ -32,6 +48,8 @@ class Space:
         decisions: name → the values, which must be distinct.
         features: numbers that describe what is configured (such as a model), by which a searcher
             may tell which earlier results come from similar cases.
+        others: results of other cases, from which a searcher may learn where to begin; none of
+            them counts as found.
 
     Raises:
         InvalidOption: there is no decision, or one without values or with a value twice.
@@ -39,6 +57,7 @@ class Space:
 
     decisions: Mapping[str, tuple[Any, ...]]
     features: Mapping[str, float] = field(default_factory=dict)
+    others: Sequence[Record] = ()
 
     def __post_init__(self) -> None:
         if not self.decisions:
@@ -174,8 +193,15 @@ class Questions:
             if positions not in self.known:
                 yield positions
 
+    def ranked(self) -> list[Positions]:
+        """What is known, the best first; of equal ones the one that was found first."""
+        # NaN is the only value that is unequal to itself.
+        return sorted(
+            self.known,
+            key=lambda p: self.known[p] if self.known[p] == self.known[p] else -float("inf"),
+            reverse=True,
+        )
+
     def best(self) -> dict[str, Any]:
         """The best configuration that is known, of equal ones the first."""
-        # NaN is the only value that is unequal to itself.
-        ranked = {p: value if value == value else -float("inf") for p, value in self.known.items()}
-        return self.space.at(max(ranked, key=ranked.__getitem__))
+        return self.space.at(self.ranked()[0])
