@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brevitas_axe.errors import InvalidOption
+from brevitas_axe.errors import InvalidOption, NonFiniteValues
 from brevitas_axe.methods.search.protocol import Record, Space
 from brevitas_axe.registry import methods
 
 SEARCHERS = methods("search")
 every = pytest.mark.parametrize("name", SEARCHERS)
 once = pytest.mark.parametrize("name", [n for n, s in SEARCHERS.items() if not s.repeats])
+repeating = pytest.mark.parametrize("name", [n for n, s in SEARCHERS.items() if s.repeats])
 SPACE = Space({"bits": (2, 4, 8), "inputs": ("static", "dynamic"), "share": (0.1, 0.5, None)})
 
 
@@ -39,7 +40,7 @@ def everything() -> list[dict]:
 
 
 def test_all_are_there() -> None:
-    assert {"genetic", "grid", "random", "surrogate", "tpe"} <= set(SEARCHERS)
+    assert {"genetic", "grid", "random", "reinforce", "surrogate", "tpe"} <= set(SEARCHERS)
 
 
 @once
@@ -63,8 +64,45 @@ def test_the_same_seed_gives_the_same_questions_and_answer(name, budget) -> None
     assert SEARCHERS[name](SPACE, again, budget, seed=3) == found
     assert first.asked == again.asked
     assert len(first.asked) == budget
-    assert found in first.asked
-    assert first(found) == max(map(first, list(first.asked)))
+    if not SEARCHERS[name].repeats:
+        assert found in first.asked
+        assert first(found) == max(map(first, list(first.asked)))
+
+
+@repeating
+@pytest.mark.parametrize("done", [1, 20, 39])
+def test_a_search_that_repeats_continues_where_it_stopped(name, done) -> None:
+    whole, rest = Recorder(), Recorder()
+    found = SEARCHERS[name](SPACE, whole, 40, seed=2)
+    before = [(asked, Recorder()(asked)) for asked in whole.asked[:done]]
+    assert SEARCHERS[name](SPACE, rest, 40 - done, before=before, seed=2) == found
+    assert rest.asked == whole.asked[done:]
+
+
+@repeating
+def test_the_course_of_a_search_has_a_distribution_for_every_step(name) -> None:
+    objective = Recorder()
+    SEARCHERS[name](SPACE, objective, 30, seed=2)
+    asked = [(each, Recorder()(each)) for each in objective.asked]
+    course = list(SEARCHERS[name].course(SPACE, asked, seed=2))
+    assert len(course) == 30
+    for (each, _), step in zip(asked, course, strict=True):
+        for decision, values in SPACE.decisions.items():
+            assert len(step[decision]) == len(values)
+            assert sum(step[decision]) == pytest.approx(1)
+            assert step[decision][values.index(each[decision])] > 0
+    assert course[0] != course[-1]
+
+
+@repeating
+def test_steps_of_another_search_and_values_without_meaning_are_refused(name) -> None:
+    objective = Recorder()
+    SEARCHERS[name](SPACE, objective, 8, seed=2)
+    before = [(asked, 0.0) for asked in objective.asked]
+    with pytest.raises(InvalidOption, match="another search"):
+        SEARCHERS[name](SPACE, Recorder(), 4, before=before[::-1], seed=2)
+    with pytest.raises(NonFiniteValues, match="is nan"):
+        SEARCHERS[name](SPACE, lambda _: nan, 4)
 
 
 @once
@@ -96,7 +134,7 @@ def test_of_equal_ones_the_first_wins(name) -> None:
     assert SEARCHERS[name](SPACE, objective, 7, seed=1) == objective.asked[0]
 
 
-@every
+@once
 def test_not_a_number_is_worse_than_every_number(name) -> None:
     values = {SPACE.numbered(i): nan for i in range(SPACE.size)}
     values[SPACE.numbered(4)] = -1e9
@@ -104,7 +142,7 @@ def test_not_a_number_is_worse_than_every_number(name) -> None:
     assert SPACE.positions(found) == SPACE.numbered(4)
 
 
-@every
+@once
 def test_a_space_too_large_to_list(name) -> None:
     space = Space({f"layer{i}": tuple(range(2, 9)) for i in range(60)})
     asked: list[dict] = []

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from brevitas_axe.methods.search.protocol import Configuration, Objective, Questions, Space
+from brevitas_axe.methods.search.protocol import Asked, Objective, Questions, Space
 from brevitas_axe.registry import Facts
 
 
@@ -28,7 +27,7 @@ class GridSearch:
         objective: Objective,
         budget: int,
         *,
-        before: Sequence[tuple[Configuration, float]] = (),
+        before: Asked = (),
         seed: int = 0,
     ) -> dict[str, Any]:
         questions = Questions(space, objective, budget, before)

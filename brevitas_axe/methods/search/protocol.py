@@ -18,6 +18,8 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.registry import Facts
 
 Configuration = Mapping[str, Any]
+# Configurations with their values, in the order in which they were evaluated.
+Asked = Sequence[tuple[Configuration, float]]
 # For every decision, the position of its value in `Space.decisions`.
 Positions = tuple[int, ...]
 # A space of so many configurations or fewer may be listed.
@@ -115,7 +117,7 @@ class Searcher(Protocol):
     Attributes:
         facts: for the catalogue.
         repeats: it asks for a configuration again, for objectives that change while they are asked,
-            such as the loss of weights in training.
+            such as the loss of weights in training: see `RepeatingSearcher`.
 
     Args:
         space: what can be chosen.
@@ -144,9 +146,30 @@ class Searcher(Protocol):
         objective: Objective,
         budget: int,
         *,
-        before: Sequence[tuple[Configuration, float]] = (),
+        before: Asked = (),
         seed: int = 0,
     ) -> Configuration: ...
+
+
+class RepeatingSearcher(Searcher, Protocol):
+    """A searcher with `repeats`, for an objective that changes while it is asked.
+
+    It makes `budget` evaluations whatever their values are, which must be finite. What it returns
+    is what it has learned to prefer, which it need not have asked. `before` are the first steps of
+    the same search: it continues behind them as if it had never stopped.
+    """
+
+    def course(
+        self, space: Space, asked: Asked, *, seed: int = 0
+    ) -> Iterator[Mapping[str, tuple[float, ...]]]:
+        """How likely each value of every decision was, in front of each step of a whole search."""
+        ...
+
+
+def check_questions(budget: int, before: Asked) -> None:
+    """Raises InvalidOption where a search could evaluate nothing and knows nothing."""
+    if budget < 0 or (budget == 0 and not before):
+        raise InvalidOption(f"a search needs a budget of at least one question, not {budget}.")
 
 
 class Questions:
@@ -162,10 +185,9 @@ class Questions:
         space: Space,
         objective: Objective,
         budget: int,
-        before: Sequence[tuple[Configuration, float]],
+        before: Asked,
     ) -> None:
-        if budget < 0 or (budget == 0 and not before):
-            raise InvalidOption(f"a search needs a budget of at least one question, not {budget}.")
+        check_questions(budget, before)
         self.space, self._objective = space, objective
         self.known: dict[Positions, float] = {}
         for configuration, value in before:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random as Generator
 from typing import Any
 
-from brevitas_axe.methods.search.protocol import Configuration, Objective, Questions, Space
+from brevitas_axe.methods.search.protocol import Asked, Objective, Questions, Space
 from brevitas_axe.registry import Facts
 
 
@@ -30,7 +29,7 @@ class Random:
         objective: Objective,
         budget: int,
         *,
-        before: Sequence[tuple[Configuration, float]] = (),
+        before: Asked = (),
         seed: int = 0,
     ) -> dict[str, Any]:
         questions = Questions(space, objective, budget, before)

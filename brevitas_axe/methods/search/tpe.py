@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.search.protocol import (
-    Configuration,
+    Asked,
     Objective,
     Positions,
     Questions,
@@ -56,7 +56,7 @@ class Tpe:
         objective: Objective,
         budget: int,
         *,
-        before: Sequence[tuple[Configuration, float]] = (),
+        before: Asked = (),
         seed: int = 0,
     ) -> dict[str, Any]:
         questions = Questions(space, objective, budget, before)
