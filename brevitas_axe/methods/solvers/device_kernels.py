@@ -1,6 +1,7 @@
-"""The kernels of kernels.py as torch operations, for tensors on other devices than the CPU.
+"""The kernels of kernels.py as torch operations, for devices that no other kernels are for.
 
-Same names, arguments and integers, up to ties of floating-point numbers.
+Same names, arguments and integers, up to ties of floating-point numbers. Many operations per
+column: devices.py says which devices have faster kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def quantize_block(
     stop: int,
     backward: bool,
     forgets_shrinkage: bool,
-    coupling: Tensor,
+    near: Tensor,
     pivot: Tensor,
     carried: Tensor,
     base: Tensor,
@@ -41,8 +42,8 @@ def quantize_block(
     for k in columns:
         t = k - start
         known = slice(t + 1, stop - start) if backward else slice(0, t)
-        past = error[:, start:stop][:, known]
-        corrected = carried[:, t] + (coupling[:, t, known].unsqueeze(1) @ past).squeeze(1)
+        past, coupling = (whole[:, start:stop][:, known] for whole in (error, near))
+        corrected = carried[:, t] + (coupling[:, :, t].unsqueeze(1) @ past).squeeze(1)
         p = pivot[:, k : k + 1]
         corrected = torch.where(p == 0, 0, base[:, k] - corrected / torch.where(p == 0, 1, p))
         place = (group, tile_of[:, k])

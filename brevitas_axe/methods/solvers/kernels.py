@@ -101,7 +101,7 @@ def quantize_block(
     stop,
     backward,
     forgets_shrinkage,
-    coupling,
+    near,
     pivot,
     carried,
     base,
@@ -121,15 +121,15 @@ def quantize_block(
 ):
     """Decides the columns [start, stop) for every group and row, one column after the other.
 
-    Column t gets c_t = base_t - (carried_t + sum_j coupling_tj error_j) / pivot_t over the columns
-    j of the block decided before it; c_t is shrunk by the threshold, cut to what the accumulator
-    still takes, and rounded half to even.
+    Column t gets c_t = base_t - (carried_t + sum_j near_jt error_j) / pivot_t over the columns j of
+    the block decided before it; c_t is shrunk by the threshold, cut to what the accumulator still
+    takes, and rounded half to even.
 
     Args:
         start, stop: columns of this block.
         backward: whether the last column of the block is decided first.
         forgets_shrinkage: whether the error leaves out what threshold and budget took from c_t.
-        coupling: [groups, stop - start, stop - start].
+        near: [groups, K, columns of a block], each column's couplings with those of its block.
         pivot: [groups, K]; zero marks a dead input, whose integer is 0.
         carried: [groups, stop - start, rows], the sum over the columns of earlier blocks.
         base, target: [groups, K, rows].
@@ -156,7 +156,7 @@ def quantize_block(
             corrected = carried[g, t, some]
             for before in range(step):
                 j = stop - start - 1 - before if backward else before
-                _add(corrected, coupling[g, t, j], error[g, start + j, some])
+                _add(corrected, near[g, start + j, t], error[g, start + j, some])
             k = start + t
             tile = tile_of[g, k]
             p = pivot[g, k]

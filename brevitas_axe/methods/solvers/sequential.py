@@ -6,12 +6,14 @@ All of them decide one column after the other,
     q_t = round(shrunk c_t, clipped to what the accumulator has room for),
 
 and differ only in base, target, coupling and pivot: a `Recursion`. It is solved in blocks: the sum
-over earlier blocks is one matrix product, the rest runs in a compiled kernel, or, on other devices
-than the CPU, in torch operations.
+over earlier blocks is a matrix product, the rest runs in a kernel (see devices.py). On other
+devices than the CPU, whose matrix products want to be larger, the errors of several blocks are
+passed on together to all later columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +21,15 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.errors import NonFiniteValues
-from brevitas_axe.methods.solvers import device_kernels, kernels
+from brevitas_axe.methods.solvers import kernels
+from brevitas_axe.methods.solvers.devices import kernels_for
 from brevitas_axe.methods.solvers.problem import LayerProblem
 from brevitas_axe.methods.solvers.threads import over_rows
 
 # Columns per block: wide enough for an efficient matrix product, and the kernel's share is small.
 BLOCK = 64
+# Columns whose errors are passed on together on other devices than the CPU.
+SUPER_BLOCK = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +149,8 @@ def _run_part(
     error = torch.empty_like(base)
     chosen = torch.empty_like(base, dtype=torch.int32)
     lost = torch.zeros_like(base[:, 0], dtype=torch.float64)
-    on_cpu = base.device.type == "cpu"
-    kernel: Any = kernels.quantize_block if on_cpu else device_kernels.quantize_block
+    used = kernels_for(base.device)
+    on_cpu = used is kernels
 
     def given(tensor: Tensor) -> Any:
         return tensor.numpy() if on_cpu else tensor
@@ -162,24 +167,64 @@ def _run_part(
     )
     read = [given(tensor.contiguous()) for tensor in read]
     written = [given(tensor) for tensor in (room, room.clone(), chosen, error, lost)]
-    rest = [*read, *written]
+    near = given(_within_blocks(coupling))
     pivot = given(recursion.pivot[some_groups].contiguous())
-    starts = range(0, columns, BLOCK)
-    for start in reversed(starts) if recursion.backward else starts:
-        stop = min(start + BLOCK, columns)
-        block = slice(start, stop)
-        done = slice(stop, columns) if recursion.backward else slice(0, start)
-        kernel(
-            start,
-            stop,
-            recursion.backward,
-            recursion.forgets_shrinkage,
-            given(coupling[:, block, block].contiguous()),
-            pivot,
-            given(torch.bmm(coupling[:, block, done], error[:, done])),
-            *rest,
+    backward, forgets = recursion.backward, recursion.forgets_shrinkage
+    for block, carried in _blocks(coupling, error, columns if on_cpu else SUPER_BLOCK, backward):
+        start, stop = block.start, block.stop
+        used.quantize_block(
+            start, stop, backward, forgets, near, pivot, given(carried), *read, *written
         )
     if recursion.order is not None:
         chosen = chosen[_each_group(order), order.argsort(-1)]
     integers.copy_(chosen.mT)
     residual.copy_(lost)
+
+
+def _within_blocks(coupling: Tensor) -> Tensor:
+    """[groups, K, BLOCK]: the couplings of each column with the columns of its block."""
+    groups, columns, _ = coupling.shape
+    near = coupling.new_zeros(groups, columns, min(BLOCK, columns))
+    full = columns - columns % BLOCK
+    if full:
+        square = coupling[:, :full, :full].unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK))
+        # [groups, column of the block, decided column of the block, block] before it is moved.
+        near[:, :full] = square.diagonal(dim1=1, dim2=3).permute(0, 3, 2, 1).flatten(1, 2)
+    if full < columns:
+        near[:, full:, : columns - full] = coupling[:, full:, full:].mT
+    return near
+
+
+def _blocks(
+    coupling: Tensor, error: Tensor, together: int, backward: bool
+) -> Iterator[tuple[slice, Tensor]]:
+    """Each block, and what the errors of earlier blocks add up to for it, [groups, block, rows].
+
+    Args:
+        coupling: [groups, K, K].
+        error: [groups, K, rows]; that of a block is written before the next block is asked for.
+        together: columns whose errors are passed on together.
+        backward: whether the last block comes first.
+    """
+    columns = error.shape[1]
+    earlier: Tensor | None = None
+    for first, last in _ranges(0, columns, together, backward):
+        for start, stop in _ranges(first, last, BLOCK, backward):
+            block, done = slice(start, stop), slice(first, start)
+            if backward:
+                done = slice(stop, last)
+            factors = coupling[:, block, done], error[:, done]
+            if earlier is None:
+                yield block, torch.bmm(*factors)
+            else:
+                yield block, torch.baddbmm(earlier[:, block], *factors)
+        rest = slice(0, first) if backward else slice(last, columns)
+        if rest.start < rest.stop:
+            earlier = torch.zeros_like(error) if earlier is None else earlier
+            earlier[:, rest].baddbmm_(coupling[:, rest, first:last], error[:, first:last])
+
+
+def _ranges(first: int, last: int, length: int, backward: bool) -> list[tuple[int, int]]:
+    """[first, last) in pieces of a length, the last of them short."""
+    pieces = [(start, min(start + length, last)) for start in range(first, last, length)]
+    return pieces[::-1] if backward else pieces

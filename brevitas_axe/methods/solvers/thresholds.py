@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from brevitas_axe.methods.solvers import device_kernels
-from brevitas_axe.methods.solvers.kernels import l1_thresholds
+from brevitas_axe.methods.solvers import kernels
+from brevitas_axe.methods.solvers.devices import kernels_for
 from brevitas_axe.methods.solvers.problem import LayerProblem
 from brevitas_axe.methods.solvers.threads import over_rows
 
@@ -44,16 +44,17 @@ def published_threshold(problem: LayerProblem, scale: Tensor) -> Tensor:
         weight = weight * alive.unsqueeze(-2)
     weight, radius = weight.contiguous(), radius.contiguous()
     edges = torch.tensor(problem.tile_edges)
-    if weight.device.type != "cpu":
+    used = kernels_for(weight.device)
+    if used is not kernels:
         rows = (tensor.flatten(0, 1) for tensor in (weight, radius, threshold))
         weight, radius, result = rows
-        device_kernels.l1_thresholds(weight, edges, radius, result)
+        used.l1_thresholds(weight, edges, radius, result)
         return threshold
 
     def work(some_groups: slice, some_rows: slice) -> None:
         part = (some_groups, some_rows)
         result = torch.empty_like(threshold[part], memory_format=torch.contiguous_format)
-        l1_thresholds(
+        kernels.l1_thresholds(
             weight[part].flatten(0, 1).contiguous().numpy(),
             edges.numpy(),
             radius[part].flatten(0, 1).contiguous().numpy(),

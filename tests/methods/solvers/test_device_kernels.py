@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace as changed
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,41 +17,38 @@ from brevitas_axe.methods.solvers import (
     LayerProblem,
     device_kernels,
     kernels,
+    sequential,
     thresholds,
 )
 from brevitas_axe.methods.solvers.problem import UNLIMITED, LayerSolution
 from brevitas_axe.registry import method, methods
 from tests.methods.solvers.layers import random_problem
 
-
-def on_tensors(kernel: Any) -> Any:
-    """A kernel of tensors that takes arrays; both share their memory."""
-
-    def called(*arguments: Any) -> None:
-        kernel(*(torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arguments))
-
-    return called
+OTHERS = [device_kernels]
+if find_spec("triton") is not None:
+    OTHERS.append(import_module("brevitas_axe.methods.solvers.triton_kernels"))
+others = pytest.mark.parametrize("used", OTHERS, ids=lambda used: used.__name__.rpartition(".")[2])
 
 
-def both_ways(name: str, problem: LayerProblem, **options: Any) -> tuple[LayerSolution, ...]:
+def both_ways(
+    used: ModuleType, name: str, problem: LayerProblem, **options: Any
+) -> tuple[LayerSolution, ...]:
+    """The solution by the kernels for CPUs, and by others, in blocks of a few columns."""
     compiled = method("solvers", name)(problem, **options)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (kernels, thresholds):
-            replace(patch, module)
+        for module in (sequential, thresholds):
+            patch.setattr(module, "kernels_for", lambda device: used)
+        patch.setattr(sequential, "BLOCK", 8)
+        patch.setattr(sequential, "SUPER_BLOCK", 16)
         return compiled, method("solvers", name)(problem, **options)
 
 
-def replace(patch: pytest.MonkeyPatch, module: ModuleType) -> None:
-    for kernel in ("quantize_block", "l1_thresholds"):
-        if hasattr(module, kernel):
-            patch.setattr(module, kernel, on_tensors(getattr(device_kernels, kernel)))
-
-
+@others
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
-def test_fast_solutions_are_the_same(data: st.DataObject) -> None:
+@settings(max_examples=20, deadline=None)
+def test_fast_solutions_are_the_same(used: ModuleType, data: st.DataObject) -> None:
     draw = data.draw
-    groups, columns = draw(st.integers(1, 3)), draw(st.integers(1, 140))
+    groups, columns = draw(st.integers(1, 2)), draw(st.integers(1, 36))
     problem = random_problem(
         rows=draw(st.integers(1, 5)),
         columns=columns,
@@ -73,19 +71,21 @@ def test_fast_solutions_are_the_same(data: st.DataObject) -> None:
             weight_high=high,
         )
     name, order = draw(st.sampled_from(sorted(methods("solvers")))), draw(st.booleans())
-    one, two = both_ways(name, problem, act_order=order)
+    one, two = both_ways(used, name, problem, act_order=order)
     assert torch.equal(one.integers, two.integers)
 
 
-def test_the_search_finds_the_same_rows() -> None:
+@others
+def test_the_search_finds_the_same_rows(used: ModuleType) -> None:
     problem = random_problem(
-        rows=40, columns=96, dtype=torch.float64, accumulator_bit_width=13, tile_size=32
+        rows=6, columns=20, dtype=torch.float64, accumulator_bit_width=11, tile_size=8
     )
-    one, two = both_ways("qronos", problem, quality="best")
+    one, two = both_ways(used, "qronos", problem, quality="best")
     assert torch.equal(one.integers, two.integers)
     torch.testing.assert_close(one.scale, two.scale)
 
 
+@others
 @given(
     columns=st.integers(1, 30),
     tile=st.integers(1, 40),
@@ -93,12 +93,14 @@ def test_the_search_finds_the_same_rows() -> None:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40, deadline=None)
-def test_thresholds_are_the_same(columns: int, tile: int, radius: float, seed: int) -> None:
+def test_thresholds_are_the_same(
+    used: ModuleType, columns: int, tile: int, radius: float, seed: int
+) -> None:
     weight = torch.randn(4, columns, generator=torch.Generator().manual_seed(seed)).double()
     tile = min(tile, columns)
     balls = torch.full((4, -(-columns // tile)), radius, dtype=torch.float64)
     one, two = torch.empty_like(balls), torch.empty_like(balls)
     edges = torch.tensor([*range(0, columns, tile), columns])
     kernels.l1_thresholds(weight.numpy(), edges.numpy(), balls.numpy(), one.numpy())
-    device_kernels.l1_thresholds(weight, edges, balls, two)
+    used.l1_thresholds(weight, edges, balls, two)
     torch.testing.assert_close(one, two)

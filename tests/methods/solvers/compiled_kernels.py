@@ -1,0 +1,61 @@
+"""Compiles the Triton kernels for GPUs that need not be there; prints one line for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from brevitas_axe.methods.solvers import triton_kernels
+
+INTEGERS = {
+    "tile_of", "input_low", "input_high", "weight_low", "weight_high", "room_above", "room_below",
+    "edges",
+}  # fmt: skip
+TYPES = dict.fromkeys(INTEGERS, "*i64") | {"integers": "*i32", "residual": "*fp64"}
+NUMBERS = ("start", "stop", "columns", "rows", "tiles", "number")
+KERNELS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
+    (
+        triton_kernels._panel,
+        {
+            "BACKWARD": True,
+            "FORGETS_SHRINKAGE": True,
+            "WIDTH": 64,
+            "AT_ONCE": 64,
+            "ROWS_AT_ONCE": triton_kernels.ROWS,
+        },
+        triton_kernels.PANEL_OPTIONS,
+    ),
+    (
+        triton_kernels._ball_thresholds,
+        {"ROWS_AT_ONCE": 16, "AT_ONCE": 128},
+        triton_kernels.OPTIONS,
+    ),
+]
+
+
+def main() -> None:
+    """Compiles each kernel for each architecture and floating-point type."""
+    for kernel, constants, options in KERNELS:
+        for number in ("fp32", "fp64"):
+            signature = {
+                name: "constexpr"
+                if name in constants
+                else "i32"
+                if name in NUMBERS
+                else TYPES.get(name, f"*{number}")
+                for name in kernel.arg_names
+            }
+            for capability in (80, 90):
+                source = ASTSource(kernel, signature, constants)
+                target = GPUTarget("cuda", capability, 32)
+                code = triton.compile(source, target=target, options=options).asm
+                print(
+                    source.name, number, f".target sm_{capability}" in code["ptx"], "cubin" in code
+                )
+
+
+if __name__ == "__main__":
+    main()
