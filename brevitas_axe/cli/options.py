@@ -225,7 +225,7 @@ def widths_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.widths is not None:
         written["widths"] = arguments.widths
     if arguments.budget:
-        written["budget"] = budgets_of(arguments, _limit)
+        written["budget"] = budgets_of(arguments, limit)
     if arguments.validate is not None and arguments.widths is not None:
         written["validate"] = validation_of(arguments)
     return written
@@ -251,7 +251,8 @@ def refuse_widths(arguments: argparse.Namespace) -> None:
         )
 
 
-def _limit(text: str) -> tuple[str, float | int | str]:
+def limit(text: str) -> tuple[str, float | int | str]:
+    """One budget, NAME=VALUE, as its cost and its limit."""
     name, _, value = text.rpartition("=")  # a cost's options hold the others
     for kind in (int, float):
         with suppress(ValueError):

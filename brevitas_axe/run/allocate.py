@@ -154,7 +154,7 @@ def allocate(
     batches = as_batches(items, model)
     model = _calibrated(model, batches, run)
     args, kwargs = one_sample(batches[0])
-    choices = _choices(model, args, kwargs, choices, exclude)
+    choices = choices_for(model, args, kwargs, choices, exclude)
     check_groups(scorer, allocator, choices.layers)
     shapes = layer_shapes(model, args, kwargs, exclude)
     if spec is not None:
@@ -202,7 +202,7 @@ def sensitivity(
     check_open(model)
     batches = as_batches(items, model)
     model = _calibrated(model, batches, run)
-    choices = _choices(model, *one_sample(batches[0]), choices, exclude)
+    choices = choices_for(model, *one_sample(batches[0]), choices, exclude)
     if not choices.layers:
         raise InvalidOption("there is no layer to look at; do not exclude them all.")
     return _scores(model, items, choices, judge, [metric], exclude, run)
@@ -285,13 +285,14 @@ def _on_the_widest(reference: LayerPrecision, choices: Choices) -> LayerPrecisio
     return replace(reference, accumulator=max(widths))
 
 
-def _choices(
+def choices_for(
     model: nn.Module,
     args: tuple,
     kwargs: dict,
     given: Choices | OfferedWidths | None,
     exclude: tuple[str, ...],
 ) -> Choices:
+    """The choices themselves, or every combination of widths, for a calibrated model."""
     if isinstance(given, Choices):
         return given
     widths = dict(WIDTHS if given is None else given)

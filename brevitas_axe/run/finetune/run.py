@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def finetune(
     """
     if type(epochs) is not int or epochs < 1:
         raise InvalidOption(f"finetune takes a whole number of epochs from 1, not {epochs!r}.")
-    network, recipe, exclude = _subject(model, exclude)
+    network, recipe, exclude = subject(model, exclude)
     settings = (epochs, learning_rate, scale_learning_rate, penalty, list(exclude), seed)
     trained = copied(network)
     judge = _judge(trained, loader, loss, validation, exclude, seed)
@@ -173,7 +174,7 @@ def finetune(
     if saved is not None:
         load_model_state(trained, saved["model"])  # before the optimizer sees the parameters
     stepper = optimizer(parameter_groups(trained.train(), learning_rate, scale_learning_rate))
-    schedule = scheduler(stepper, epochs * _length(loader))
+    schedule = scheduler(stepper, epochs * length(loader))
     if saved is None:
         history, best = _beginning(judge, stepper, schedule, saved_run)
     else:
@@ -196,7 +197,7 @@ def finetune(
     return FinetuneResult(trained.eval(), history, proof, number, plan, recipe, exclude, judge.call)
 
 
-def _subject(
+def subject(
     model: nn.Module | QuantizeResult | FinetuneResult, exclude: tuple[str, ...]
 ) -> tuple[nn.Module, Recipe | None, tuple[str, ...]]:
     """The model itself, the recipe of a result, and all names that stay out of the verdict."""
@@ -283,15 +284,24 @@ def _judge(
     seed: int,
 ) -> _Judge:
     """A judge for the widths that the model has now, with the arguments of its first batch."""
-    with seeded(seed, (loader,)):
-        first = next(on_device(trained, loader), None)
-    if first is None:
-        raise EmptyCalibration("the training data has no batch; give at least one.")
+    [call] = first_calls(trained, loader, seed, 1)
     modules = dict(trained.named_modules())
     plan = accumulator_plan(trained, tuple(name for name in exclude if name in modules))
-    args = () if isinstance(first, dict) else (first[0] if type(first) in (tuple, list) else first,)
-    kwargs = first if isinstance(first, dict) else {}
-    return _Judge(trained, plan, exclude, (args, kwargs), loss, validation, seed)
+    return _Judge(trained, plan, exclude, call, loss, validation, seed)
+
+
+def first_calls(model: nn.Module, loader: Iterable[Any], seed: int, count: int) -> list[Batch]:
+    """Arguments of the forwards on the first batches, at least one and at most so many."""
+    with seeded(seed, (loader,)):
+        batches = list(islice(on_device(model, loader), count))
+    if not batches:
+        raise EmptyCalibration("the training data has no batch; give at least one.")
+    return [
+        ((), batch)
+        if isinstance(batch, dict)
+        else ((batch[0] if isinstance(batch, tuple | list) else batch,), {})
+        for batch in batches
+    ]
 
 
 def _better(
@@ -318,12 +328,12 @@ def _epoch(
     """One pass over the data; returns the means of loss and penalty."""
     model.train()
     losses, penalties = [], []
-    bar = tqdm(on_device(model, loader), title, _length(loader), disable=not progress, leave=False)
+    bar = tqdm(on_device(model, loader), title, length(loader), disable=not progress, leave=False)
     for batch in bar:
         optimizer.zero_grad()
         value = loss(run(model, batch), batch)
         extra = accumulator_penalty(model) if weight else torch.zeros(())
-        _check_finite(value, title)
+        check_finite(value, title)
         (value + weight * extra.to(value)).backward()
         optimizer.step()
         schedule.step()
@@ -333,7 +343,8 @@ def _epoch(
     return sum(losses) / len(losses), sum(penalties) / len(penalties)
 
 
-def _check_finite(value: Tensor, title: str) -> None:
+def check_finite(value: Tensor, title: str) -> None:
+    """Raises NonFiniteValues for a loss with which training cannot go on."""
     if not bool(torch.isfinite(value)):
         raise NonFiniteValues(
             f"the loss became NaN or infinite in {title}; lower the learning rate, or look for bad "
@@ -341,7 +352,7 @@ def _check_finite(value: Tensor, title: str) -> None:
         )
 
 
-def _length(loader: Any) -> int:
+def length(loader: Any) -> int:
     """Batches per epoch; counted where the loader cannot tell."""
     return len(loader) if hasattr(loader, "__len__") else sum(1 for _ in loader)
 
