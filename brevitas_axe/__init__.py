@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from brevitas_axe.run.result import BlocksResult, QuantizeResult
     from brevitas_axe.run.saving.load import load
     from brevitas_axe.run.saving.save import save
+    from brevitas_axe.run.search_widths import search_widths
     from brevitas_axe.run.solve import axe_gpfq_mode, axe_gptq_mode, axe_qronos_mode
 
 __version__ = "0.1.0"
@@ -83,6 +84,7 @@ __all__ = [
     "quantize",
     "quantize_blocks",
     "save",
+    "search_widths",
 ]
 
 # Where each name is found; a new one also goes into the two lists above (a test compares them).
@@ -116,6 +118,7 @@ _NAMES_OF = {
     "run.result": ("BlocksResult", "QuantizeResult"),
     "run.saving.load": ("load",),
     "run.saving.save": ("save",),
+    "run.search_widths": ("search_widths",),
     "run.solve": ("axe_gpfq_mode", "axe_gptq_mode", "axe_qronos_mode"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}

@@ -42,6 +42,20 @@ def add(commands) -> None:
         metavar="FILE.py:FUNCTION",
         help="takes (output, batch) and returns the loss; default: cross-entropy with the labels",
     )
+    parser.add_argument(
+        "--search",
+        metavar="SEARCHER",
+        help="choose the widths of all layers while their weights are trained, such as "
+        "reinforce:rate=0.05; accumulators stay as they are; draws policy.png",
+    )
+    parser.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="with --search, what a cost is to be for one sample, or a share of what W4A4 takes, "
+        "such as bops=80%%",
+    )
     parser.add_argument("--epochs", type=int, default=10, metavar="N", help="default 10")
     parser.add_argument(
         "--learning-rate",
@@ -70,6 +84,10 @@ def run(arguments: argparse.Namespace) -> int:
     validation, validate = arguments.validation, options.validation_of(arguments)
     if validation is not None and validate is not None:
         raise InvalidOption("give either --validation or --validate; each tells the best epoch.")
+    if arguments.search is None and arguments.budget:
+        raise InvalidOption("--budget goes with --search, which comes near to it; leave it out.")
+    if arguments.search is not None and validation is not None:
+        raise InvalidOption("--search keeps the last epoch, so it takes no --validation.")
     if validation is not None:
         validation = batches_of(validation)
     start = folders.result_of(arguments.folder, arguments)
@@ -81,17 +99,23 @@ def run(arguments: argparse.Namespace) -> int:
         assert validate is not None  # given only then
         return number(validate, model)
 
-    result = finetune(
-        start,
-        batches_of(arguments.data),
-        epochs=arguments.epochs,
-        learning_rate=arguments.learning_rate,
-        loss=None if arguments.loss is None else function_of(arguments.loss),
-        validation=judged if validate is not None else validation,
-        state=arguments.state,
-        seed=arguments.seed,
-        progress=shows_progress(arguments),
-    )
+    data = batches_of(arguments.data)
+    loss = None if arguments.loss is None else function_of(arguments.loss)
+    drawing: dict[str, bytes] = {}
+    if arguments.search is not None:
+        result, drawing["policy.png"] = _searched(arguments, start, data, loss)
+    else:
+        result = finetune(
+            start,
+            data,
+            epochs=arguments.epochs,
+            learning_rate=arguments.learning_rate,
+            loss=loss,
+            validation=judged if validate is not None else validation,
+            state=arguments.state,
+            seed=arguments.seed,
+            progress=shows_progress(arguments),
+        )
     save(result, place / INSIDE)
     result.plan.save(place / folders.PLAN_FILE)
     write_whole(place / "certificate.json", result.certificate.to_json().encode())
@@ -99,8 +123,10 @@ def run(arguments: argparse.Namespace) -> int:
     numbers = {} if validate is None else _numbers(arguments, validate, start, result)
     content = {"validation": {name: asdict(row) for name, row in numbers.items()}}
     write_whole(place / folders.SUMMARY_FILE, json_text(content).encode())
+    for name, content_of in drawing.items():
+        write_whole(place / name, content_of)
     names = (INSIDE, folders.PLAN_FILE, "certificate.json", "history.json", folders.SUMMARY_FILE)
-    files = [str(place / name) for name in names]
+    files = [str(place / name) for name in (*names, *drawing)]
     screen.json(
         {"proven": result.certificate.ok, "best_epoch": result.best_epoch,
          "history": result.history, **content, "files": files}
@@ -113,6 +139,26 @@ def run(arguments: argparse.Namespace) -> int:
     file = place / folders.MODEL_FILE
     screen.next(command("mend", place, *own), command("export", place, file, *own))
     return 0 if result.certificate.ok else 1
+
+
+def _searched(arguments: argparse.Namespace, start: Any, data: Any, loss: Any) -> tuple[Any, bytes]:
+    """The model with the widths that a search preferred, and a drawing of how it came to them."""
+    from brevitas_axe.cli.screen import shows_progress
+    from brevitas_axe.recipe import Run
+    from brevitas_axe.run.finetune.shared_weights import Training
+    from brevitas_axe.run.search_widths import search_widths
+    from brevitas_axe.show import plots
+
+    epochs, rate, seed = arguments.epochs, arguments.learning_rate, arguments.seed
+    found = search_widths(
+        start,
+        data,
+        options.budgets_of(arguments, options.limit),
+        searcher=arguments.search,
+        training=Training(epochs, rate, loss=loss, seed=seed),
+        run=Run(state=arguments.state, progress=shows_progress(arguments)),
+    )
+    return found.trained, plots.png(plots.policy(found.values, list(found.course())))
 
 
 def _numbers(
@@ -135,9 +181,11 @@ def _numbers(
 def _table(history: list[dict], best: int):
     from rich.table import Table
 
-    table = Table("epoch", "loss", "score", "accumulator bits", title=f"epoch {best} is kept")
+    shown = ("reward", "cost") if "reward" in history[0] else ("score", "accumulator_bits")
+    headings = (key.replace("_", " ") for key in ("epoch", "loss", *shown))
+    table = Table(*headings, title=f"epoch {best} is kept")
     for entry in history:
-        numbers = (entry["loss"], entry["score"])
+        numbers = (entry[key] for key in ("loss", *shown))
         cells = ("–" if number is None else f"{number:.6g}" for number in numbers)
-        table.add_row(str(entry["epoch"]), *cells, str(entry["accumulator_bits"]))
+        table.add_row(str(entry["epoch"]), *cells)
     return table

@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from brevitas_axe.accumulator import accumulator_limit
 from brevitas_axe.proof.certificate import Certificate, DotProduct
@@ -31,6 +33,8 @@ KIND_COLOURS = {
 }
 _TARGET = "#e08e2b"
 _ROW_INCHES, _MOST_INCHES = 0.34, 60.0
+# Steps of a search that are drawn, and values that a legend can name.
+_POINTS, _MOST_WORDS = 200, 10
 
 
 def accuracy_bars(arms: Sequence[Mapping[str, Any]]) -> Figure:
@@ -80,6 +84,32 @@ def budget_use(certificate: Certificate) -> Figure:
     else:
         axes.set_xlim(0, max(most, 100) * 1.08)
     axes.set_xlabel("largest possible sum, % of the accumulator's range")
+    return figure
+
+
+def policy(
+    decisions: Mapping[str, Sequence[str]], course: Sequence[Mapping[str, Sequence[float]]]
+) -> Figure:
+    """How likely every value of each decision was, over the steps of a search.
+
+    Args:
+        decisions: name → its values in words.
+        course: the probabilities of these values in front of each step, decision by decision.
+    """
+    figure, axes = rows_of(list(decisions))
+    words = list(dict.fromkeys(word for values in decisions.values() for word in values))
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 1, max(len(words), 2)))
+    steps = range(0, len(course), max(len(course) // _POINTS, 1))
+    for row, (name, values) in enumerate(decisions.items()):
+        shares = np.array([course[step][name] for step in steps])
+        ends = row + 0.4 - 0.8 * np.cumsum(shares, axis=1)
+        below = np.full(len(steps), row + 0.4)
+        for word, above in zip(values, ends.T, strict=True):
+            axes.fill_between(steps, below, above, color=shades[words.index(word)], linewidth=0)
+            below = above
+    if 0 < len(words) <= _MOST_WORDS:
+        legend(axes, [Patch(color=shade) for shade in shades], words, outside=True)
+    axes.set_xlabel("step")
     return figure
 
 

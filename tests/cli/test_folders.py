@@ -82,6 +82,20 @@ def test_a_walk_by_commands(build, place, capsys) -> None:
     done(capsys, "finetune", "tuned", *own, *labelled, "--epochs", "1", "--output", "again")
 
 
+def test_widths_are_chosen_while_a_folder_is_trained_on(place, capsys) -> None:
+    folder = place("Residual")
+    done(capsys, *SOLVE, "--accumulator-bits", "14", "--output", "solved")
+    search = ["--search", "reinforce:rate=0.2", "--budget", "bops=60%", "--epochs", "2"]
+    command = ["finetune", "solved", "--data", "user.py:labelled", *search]
+    assert "reward" in done(capsys, *command, "--state", "epochs", "--output", "searched")
+    assert (folder / "searched" / "policy.png").read_bytes().startswith(b"\x89PNG")
+    assert "proven" in done(capsys, "certify", "searched")
+    plan = json.loads((folder / "searched" / "plan.json").read_text())["layers"]
+    assert {each["accumulator"] for each in plan.values()} == {14}
+    assert all(each["weight"] == each["input"] for each in plan.values())
+    done(capsys, "export", "searched", "searched/model.onnx", "--target", "qonnx")
+
+
 def test_what_was_solved_is_kept_whatever_the_export_says(place, capsys, monkeypatch) -> None:
     folder = place("mlp")
 

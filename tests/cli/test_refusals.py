@@ -92,6 +92,10 @@ CASES = {
     "certify solved --model user.py:labelled": "must return a torch.nn.Module",
     # finetune
     f"{TRAIN} --epochs 0": "whole number of epochs from 1",
+    f"{TRAIN} --budget bops=80%": "--budget goes with --search",
+    f"{TRAIN} --search reinforce": "give one cost to come near to, such as bops; 0 are given",
+    f"{TRAIN} --search grid --budget bops=80%": "'grid' asks for no plan twice",
+    f"{TRAIN} --search reinforce --validation user.py:labelled": "takes no --validation",
     f"{TRAIN} --loss user.py:nobody": "no function named 'nobody'",
     f"{TRAIN} --validation user.py:labelled --validate user.py:size": "either --validation or",
     f"{TRAIN} --validate user.py:divides": "division by zero (user.py, line",

@@ -28,3 +28,20 @@ def test_a_layer_far_over_budget_is_drawn_on_a_log_scale() -> None:
 
 def test_a_figure_is_a_png_too() -> None:
     assert plots.png(plots.accuracy_bars([FLOAT, ARM])).startswith(b"\x89PNG")
+
+
+def test_a_policy_is_drawn_for_every_decision() -> None:
+    values = {"conv$1$": ["W2A2", "W4A4"], "a + b": ["W4A4"]}
+    course = [
+        {"conv$1$": (0.5 - 0.0005 * i, 0.5 + 0.0005 * i), "a + b": (1.0,)} for i in range(900)
+    ]
+    figure = plots.policy(values, course)
+    [axes] = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(values)
+    first, second, only = (area.get_paths()[0].get_extents() for area in axes.collections)
+    # The first row's values share its height, 0.8, at every step; the last is wide throughout.
+    assert (first.y1, second.y0) == pytest.approx((0.4, -0.4))
+    assert first.y0 == pytest.approx(0.0)
+    assert only.height == pytest.approx(0.8)
+    assert only.x1 == pytest.approx(896, abs=4)
+    assert plots.svg(figure).startswith("<svg")
