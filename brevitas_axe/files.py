@@ -1,7 +1,8 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and records of a run line by line."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from brevitas_axe.errors import AxeError, InvalidPlan
+from brevitas_axe.errors import AxeError, InvalidPlan, InvalidState
 
 
 def json_text(content: Any) -> str:
@@ -81,3 +82,57 @@ def parse_object(
     if data["format"] not in (form, *older):
         raise InvalidPlan(f"the {what}'s format is {data['format']!r}, expected {form!r}.")
     return data
+
+
+class Journal:
+    """Records of a long run in a file, one line of JSON with a checksum for each.
+
+    A run that was killed while it wrote a record has lost that one alone.
+
+    Args:
+        path: the file, made with the first record.
+        what: the records are, for messages: "trials".
+
+    Attributes:
+        records: lists of plain values, in the order in which they were added.
+
+    Raises:
+        InvalidState: a line is not as it was written.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self._path = path
+        self.records: list[list[Any]] = []
+        if path.exists():
+            self._read(what)
+
+    def add(self, *record: Any) -> None:
+        """Writes one record, of values that JSON has, NaN and infinity among them."""
+        self.records.append([*record])
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([*record, _checksum(record)]) + "\n")
+
+    def _read(self, what: str) -> None:
+        content = self._path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        try:
+            for line in whole.decode().splitlines():
+                *record, digest = json.loads(line)
+                if digest != _checksum(record):
+                    raise ValueError(f"the record of '{record[0]}' has another checksum")
+                self.records.append(record)
+        except (ValueError, TypeError, IndexError) as error:
+            raise InvalidState(
+                f"the file of {what} {self._path} is corrupted ({error}); delete it to run them "
+                "again."
+            ) from None
+        if whole != content:
+            # The run was killed while it wrote the last line: that record is dropped.
+            with self._path.open("r+b") as file:
+                file.truncate(len(whole))
+
+
+def _checksum(record: Iterable[Any]) -> str:
+    """Detects changed numbers."""
+    return hashlib.sha256(json.dumps([*record]).encode()).hexdigest()[:32]

@@ -7,8 +7,6 @@ results over all at once, so that there they are written only when the last one 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,7 +15,8 @@ from typing import Any
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from brevitas_axe.errors import InvalidState, NonFiniteValues
+from brevitas_axe.errors import NonFiniteValues
+from brevitas_axe.files import Journal
 
 Value = Any  # a number, or a list of numbers
 
@@ -40,11 +39,12 @@ class Trials:
         progress: bool = False,
     ) -> None:
         self.workers, self.progress = workers, progress
-        self._path = None if folder is None else Path(folder) / f"trials-{fingerprint[:32]}.jsonl"
+        self._journal: Journal | None = None
         self._known: dict[str, Value] = {}
         self.run_count = 0
-        if self._path is not None and self._path.exists():
-            self._read(self._path)
+        if folder is not None:
+            self._journal = Journal(Path(folder) / f"trials-{fingerprint[:32]}.jsonl", "trials")
+            self._known.update((str(key), value) for key, value in self._journal.records)
 
     def map(
         self, function: Callable[..., Value], work: Sequence[tuple[str, tuple[Any, ...]]]
@@ -78,28 +78,8 @@ class Trials:
             )
         self._known[key] = value
         self.run_count += 1
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([key, value, _digest(key, value)]) + "\n")
-
-    def _read(self, path: Path) -> None:
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        try:
-            for line in whole.decode().splitlines():
-                key, value, digest = json.loads(line)
-                if digest != _digest(key, value):
-                    raise ValueError(f"the record of '{key}' has another checksum")
-                self._known[str(key)] = value
-        except (ValueError, TypeError) as error:
-            raise InvalidState(
-                f"the file of trials {path} is corrupted ({error}); delete it to run them again."
-            ) from None
-        if whole != content:
-            # The run was killed while it wrote the last line: that record is dropped.
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
+        if self._journal is not None:
+            self._journal.add(key, value)
 
 
 def _parallel(workers: int) -> Parallel:
@@ -108,11 +88,6 @@ def _parallel(workers: int) -> Parallel:
         return Parallel(workers, prefer="threads", return_as="generator_unordered")
     except ValueError:
         return Parallel(workers, prefer="threads")
-
-
-def _digest(key: str, value: Value) -> str:
-    """Checksum of a record, which detects changed numbers."""
-    return hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()[:32]
 
 
 def _keyed(
