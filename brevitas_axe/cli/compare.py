@@ -76,9 +76,10 @@ def _row(
     validate: Callable[..., Any] | None,
 ) -> dict[str, Any]:
     """What one folder holds; None where a cost cannot be told of it."""
+    from brevitas_axe.run.costs import costs_of
     from brevitas_axe.run.validated import number
 
-    costs, _ = folders.costs(result, names, lenient)
+    costs, _ = costs_of(result, names, lenient)
     widths = [p for p in result.plan.layers.values() if p.weight and p.input]
     row: dict[str, Any] = {
         "folder": folder,

@@ -39,10 +39,11 @@ def add_costs(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.cli.screen import Screen, command
+    from brevitas_axe.run.costs import costs_of
 
     result = folders.result_of(arguments.folder, arguments)
     names = arguments.cost or USUAL
-    costs, refusals = folders.costs(result, names, lenient=arguments.cost is None)
+    costs, refusals = costs_of(result, names, lenient=arguments.cost is None)
     screen = Screen(arguments)
     screen.json({name: found.to_dict() for name, found in costs.items()})
     screen.table(_table(arguments.folder, costs))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:
-    from brevitas_axe.methods.cost import Breakdown
     from brevitas_axe.run.saving.save import Result
     from brevitas_axe.run.validated import Validated
 
@@ -69,43 +67,6 @@ def model_from(reference: str, arguments: argparse.Namespace) -> Any:
     if is_folder(reference):
         return result_of(reference, arguments).model
     return model_of(reference)
-
-
-def costs(
-    result: Result, names: Sequence[str], lenient: bool
-) -> tuple[dict[str, Breakdown], list[str]]:
-    """What a saved model costs for one sample, by the cost's name.
-
-    Args:
-        result: with its example.
-        names: of methods of the room cost, with options.
-        lenient: a cost that cannot be told of this model is left out, and said why.
-
-    Returns:
-        The costs, and one sentence for each that is left out.
-
-    Raises:
-        UnsupportedLayer: as `breakdown`, unless `lenient`.
-    """
-    from brevitas_axe.errors import UnsupportedLayer
-    from brevitas_axe.methods.cost import breakdown, full_plan, layer_shapes
-    from brevitas_axe.model.prepare import one_sample
-    from brevitas_axe.run.saving.save import left_out
-
-    assert result.example is not None
-    args, kwargs = one_sample(result.example)
-    exclude = left_out(result)
-    shapes = layer_shapes(result.model, args, kwargs, exclude)
-    plan = full_plan(result.model, args, kwargs, exclude, result.plan)
-    found, refusals = {}, []
-    for name in names:
-        try:
-            found[name] = breakdown(name, plan, shapes)
-        except UnsupportedLayer as error:
-            if not lenient:
-                raise
-            refusals.append(f"{name} is left out: {error}")
-    return found, refusals
 
 
 def model_and_example(result: Result) -> tuple[Any, tuple[Any, ...]]:
