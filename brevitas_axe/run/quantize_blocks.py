@@ -124,7 +124,8 @@ def _with_widths(
     chosen = best_block_widths(model, batches, on_copies, stack)
     recipe = replace(request.recipe, widths=None, budget={})
     planned = replace(request, plan=chosen.plan, recipe=recipe, validate=None)
-    return replace(solve_blocks(model, batches, planned, stack), tried=chosen.tried)
+    result = solve_blocks(model, batches, planned, stack)
+    return replace(result, tried=chosen.tried, plans=chosen.plans)
 
 
 def solve_blocks(

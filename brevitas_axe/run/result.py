@@ -29,6 +29,7 @@ class QuantizeResult:
         tried: where widths were chosen automatically, one row for every plan that was solved: its
             "widths", the "divergence" of its outputs from the float model's on the calibration
             data, and its "validation" where a function gives one.
+        plans: of every row of `tried`, in the same order; a saved result does not keep them.
         shares: where a budget was a share, one row for every cost: the "share", "of" which uniform
             widths, what these cost ("reference"), and the "limit".
         exclude: names of layers and products that stay out of the certificate's verdict.
@@ -46,6 +47,7 @@ class QuantizeResult:
     recipe: Recipe
     assumptions: tuple[str, ...] = ()
     tried: tuple[dict[str, Any], ...] = ()
+    plans: tuple[Plan, ...] = ()
     shares: tuple[dict[str, Any], ...] = ()
     exclude: tuple[str, ...] = ()
     example: Batch | None = None

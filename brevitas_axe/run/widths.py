@@ -86,7 +86,7 @@ def best_widths(
     """
     choices = _choices(model, batches[0], request, exclude)
     problem = _priced(model, batches[0], request, choices, exclude)
-    some = [_first_samples(batch, -(-_SAMPLES // len(batches))) for batch in batches[:_SAMPLES]]
+    some = [first_samples(batch, -(-_SAMPLES // len(batches))) for batch in batches[:_SAMPLES]]
     judge = Judge(model, batches)
     state = request.run.state
     scores = score(
@@ -148,6 +148,7 @@ class _Measured:
         own: layers that keep a width of their own in uniform plans.
         losses: JSON of a plan → what is made least.
         rows: what was tried, for the result.
+        plans: of the rows.
     """
 
     request: Request
@@ -156,6 +157,7 @@ class _Measured:
     own: Mapping[str, int] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
     _best: QuantizeResult | None = None
 
     def __call__(self, plan: Plan) -> float:
@@ -186,12 +188,13 @@ class _Measured:
             self._best = result
         self.losses[text] = loss
         self.rows.append(row)
+        self.plans.append(plan)
         return loss
 
     def best(self) -> QuantizeResult:
         """The model with the least loss; of equals, the one that was tried first."""
         assert self._best is not None, "an allocator gives a plan or raises"
-        return replace(self._best, tried=tuple(self.rows))
+        return replace(self._best, tried=tuple(self.rows), plans=tuple(self.plans))
 
 
 def validation(validate: Validate, model: nn.Module) -> float:
@@ -334,7 +337,7 @@ def shares_of(
     )
 
 
-def _first_samples(batch: Batch, count: int) -> Batch:
+def first_samples(batch: Batch, count: int) -> Batch:
     """So many samples of a batch at most."""
     args, kwargs = batch
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()]
