@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from brevitas_axe.run.saving.save import save
     from brevitas_axe.run.search_widths import search_widths
     from brevitas_axe.run.solve import axe_gpfq_mode, axe_gptq_mode, axe_qronos_mode
+    from brevitas_axe.run.tune import TuneResult, Tuning, tune
 
 __version__ = "0.1.0"
 
@@ -63,6 +64,8 @@ __all__ = [
     "QuantizeResult",
     "Recipe",
     "Run",
+    "TuneResult",
+    "Tuning",
     "allocate",
     "apply_plan",
     "axe_gpfq_mode",
@@ -85,6 +88,7 @@ __all__ = [
     "quantize_blocks",
     "save",
     "search_widths",
+    "tune",
 ]
 
 # Where each name is found; a new one also goes into the two lists above (a test compares them).
@@ -120,6 +124,7 @@ _NAMES_OF = {
     "run.saving.save": ("save",),
     "run.search_widths": ("search_widths",),
     "run.solve": ("axe_gpfq_mode", "axe_gptq_mode", "axe_qronos_mode"),
+    "run.tune": ("TuneResult", "Tuning", "tune"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 

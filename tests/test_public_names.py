@@ -22,6 +22,7 @@ COMMANDS = (
     "sensitivity",
     "allocate",
     "quantize",
+    "tune",
     "finetune",
     "mend",
     "certify",

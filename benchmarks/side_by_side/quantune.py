@@ -33,8 +33,8 @@ ARMS = {
     "warm": ("surrogate", True),
     "cold": ("surrogate", False),
     "genetic": ("genetic", False),
-    "tpe": ("tpe", False),
     "random": ("random", False),
+    "tpe": ("tpe", False),
 }
 
 Table = Mapping[tuple, float]
@@ -83,13 +83,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", metavar="FILE", help="df_mfull.Rdata, instead of fetching it")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--only", nargs="+", choices=ARMS, default=[*ARMS], metavar="SEARCHER")
     add_arguments(parser)
     arguments = parser.parse_args()
     path = arguments.table or str(official(REPOSITORY, COMMIT, "df_mfull.Rdata") / "df_mfull.Rdata")
     found, features = tables(path)
     seeds = range(2 if arguments.quick else arguments.seeds)
     rows = []
-    for name, (searcher, warm) in ARMS.items():
+    for name in arguments.only:
+        searcher, warm = ARMS[name]
         counts = {
             net: [
                 trials(searcher, space_of(net, found, features, warm), table, seed)
@@ -99,8 +101,9 @@ def main() -> None:
         }
         everything = [count for each in counts.values() for count in each]
         by_net = {net: median(each) for net, each in counts.items()}
-        rows.append({"searcher": name, **by_net, "median": median(everything),
-                     "mean": round(mean(everything), 1)})  # fmt: skip
+        row = {"searcher": name, **by_net, "median": median(everything)}
+        rows.append({**row, "mean": round(mean(everything), 1)})
+        print(rows[-1], flush=True)
     title = f"Trials to the best of 48, {len(seeds)} seeds; {REPOSITORY} at {COMMIT[:12]}"
     print_table(title, rows)
     write_json(

@@ -35,14 +35,15 @@ from brevitas_axe.cli import (
     quantize,
     quickstart,
     sensitivity,
+    tune,
 )
 from brevitas_axe.cli.usercode import failure_of_the_user
 from brevitas_axe.errors import AxeError, InvalidOption
 
 # In the order of a user's work.
 _COMMANDS = (
-    quickstart, prepare, sensitivity, allocate, quantize, finetune, mend, certify, emulate, check,
-    export, cost, compare, methods,
+    quickstart, prepare, sensitivity, allocate, quantize, tune, finetune, mend, certify, emulate,
+    check, export, cost, compare, methods,
 )  # fmt: skip
 _UNUSABLE, _FAULT = 2, 3
 _INTERRUPTED = 130

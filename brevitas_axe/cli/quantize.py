@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from brevitas_axe.cli.screen import Screen
     from brevitas_axe.proof.certificate import Certificate
     from brevitas_axe.run.result import QuantizeResult
+    from brevitas_axe.run.saving.save import Result
     from brevitas_axe.run.validated import Validated
 
 _LEAST_WEIGHT_BITS = 2  # symmetric and narrow: from -1 to 1
@@ -133,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = quantize(model, batches, plan, recipe, exclude=exclude, run=run, **keywords)
     save(result, kept)
     try:
-        path, certificate, resources = _export(
+        path, certificate, resources = exported(
             result, batches[0], folder, result.exclude, arguments.target
         )
     except AxeError as error:
@@ -205,17 +206,20 @@ def _next(
     return [*steps, command("cost", output, *own)]
 
 
-def _export(
-    result: QuantizeResult, batch: Any, folder: Path, exclude: tuple[str, ...], target: Any
+def exported(
+    result: Result, batch: Any, folder: Path, exclude: tuple[str, ...], target: Any
 ) -> tuple[Path, Certificate, list[Any]]:
     """Writes the model's file; returns its path, its proof and the resources of its layers."""
     from brevitas_axe.export import export_qonnx
     from brevitas_axe.files import write_whole
     from brevitas_axe.methods.cost import resource_rows
+    from brevitas_axe.model.stack import left_in_float
     from brevitas_axe.proof.certificate import certify_file
+    from brevitas_axe.run.finetune import FinetuneResult
     from brevitas_axe.run.result import BlocksResult
 
-    if isinstance(result, BlocksResult):
+    trained = isinstance(result, FinetuneResult) and left_in_float(result.model)
+    if isinstance(result, BlocksResult) or trained:
         # Attention products and norms stay in float, so no QONNX file could be proven as a whole.
         path = folder / "integers.npz"
         write_whole(path, language.integers(result.model))

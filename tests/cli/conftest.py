@@ -23,6 +23,10 @@ def images():
 def size(model):
     return float(model(nets.data(NET)).abs().mean())
 
+def likeness(model):
+    x = nets.data(NET)
+    return 1 - float((model(x) - nets.seeded(NET)(x)).abs().mean())
+
 def word(model):
     return "good"
 

@@ -1,0 +1,105 @@
+"""One page about a tuning: how good every trial is against what it costs, and all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from brevitas_axe.files import write_whole
+from brevitas_axe.run.tune import Trial, TuneResult
+from brevitas_axe.show import plots
+from brevitas_axe.show.page import document, drawing, paragraph, significant, table
+
+
+def write_tuning(path: str | Path, found: TuneResult, cost: str, unit: str = "") -> None:
+    """Writes the page, whole or not at all.
+
+    Args:
+        path: the .html file.
+        found: what `tune` returned.
+        cost: of the trials' costs, along the drawing.
+        unit: of that cost.
+    """
+    shown = [trial for trial in found.trials if cost in trial.costs]
+    body = [
+        paragraph(
+            "The values are those by which the best trial was chosen, so its own is too good: judge"
+            " it on data that it has not seen."
+        ),
+        "<h2>Value against cost</h2>" if shown else "",
+        drawing(trade_off(found, cost, unit), f"value against {cost}") if shown else "",
+        "<h2>Trials</h2>",
+        _trials(found, cost),
+    ]
+    write_whole(path, document("Trials of a tuning", body).encode())
+
+
+def trade_off(found: TuneResult, cost: str, unit: str = "") -> Figure:
+    """Value against cost: a dot for each trial, a line through the best ones, a star where chosen.
+
+    The float model is a dashed line, plain widths are a square, and what does not fit the budget is
+    a cross.
+    """
+    figure, axes = plots.axes_of(6.4, 3.4)
+    shown = [t for t in found.trials if cost in t.costs and not math.isnan(t.value)]
+    marks, names = [], []
+
+    def draw(name: str, trials: Sequence[Trial], *style: Any, **more: Any) -> None:
+        if trials:
+            x, y = [t.costs[cost] for t in trials], [t.value for t in trials]
+            marks.extend(axes.plot(x, y, *style, **more))
+            names.append(name)
+
+    colours = plots.KIND_COLOURS
+    draw("over the budget", [t for t in shown if not t.fits], "x", color=colours["overflow"])
+    fitting = [t for t in shown if t.fits]
+    draw("trials", fitting, "o", markersize=4, color=colours["reference"])
+    draw("none is better and cheaper", front(fitting, cost), "-", color=colours["published"])
+    plain = [t for t in shown if t == found.plain]
+    draw("plain widths", plain, "s", markersize=7, color=colours["reference"])
+    draw("chosen", [t for t in shown if t == found.best], "*", markersize=13, color="#e08e2b")
+    if math.isfinite(found.unquantized):
+        marks.append(axes.axhline(found.unquantized, linestyle="--", color=plots.INK, linewidth=1))
+        names.append("float")
+    axes.set_xlabel(f"{cost}, {unit}" if unit else cost, parse_math=False)
+    axes.set_ylabel("value")
+    axes.grid(color=plots.FAINT, linewidth=0.6)
+    plots.legend(axes, marks, names)
+    return figure
+
+
+def front(trials: Sequence[Trial], cost: str) -> list[Trial]:
+    """Trials than which none is both cheaper and better, from the cheapest on."""
+    found: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (t.costs[cost], -t.value)):
+        if not found or trial.value > found[-1].value:
+            found.append(trial)
+    return found
+
+
+def _trials(found: TuneResult, cost: str) -> str:
+    """A table of all trials, in order."""
+    decisions = list(dict.fromkeys(n for t in found.trials for n in t.configuration))
+    headings = ["trial", "value", cost, "bits", *decisions, "epochs", "seconds", "remark"]
+    rows = []
+    for number, trial in enumerate(found.trials, start=1):
+        remark = trial.refused or ("" if trial.fits else "over the budget")
+        if trial == found.best:
+            remark = "chosen"
+        cells = [
+            str(number),
+            "–" if math.isnan(trial.value) else f"{trial.value:.6g}",
+            f"{trial.costs[cost]:,.6g}" if cost in trial.costs else "–",
+            escape(trial.bits) or "–",
+            *(escape(str(trial.configuration.get(name))) for name in decisions),
+            str(trial.trained),
+            significant(trial.seconds),
+            escape(remark),
+        ]
+        rows.append((cells, ""))
+    return table(headings, rows, numbers=[0, 1, 2, len(headings) - 3, len(headings) - 2])
