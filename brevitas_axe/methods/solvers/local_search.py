@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.methods.solvers.descent import descend
+from brevitas_axe.methods.solvers.devices import search_for
 from brevitas_axe.methods.solvers.problem import LayerProblem
 from brevitas_axe.methods.solvers.threads import over_rows
 
@@ -25,7 +26,7 @@ def improve_integers(
     scale: Tensor,
     most_moves: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Local search from feasible integers; on the CPU, wherever the tensors are.
+    """Local search from feasible integers; on the CPU where the device has no kernel for it.
 
     Args:
         problem: gives moments and budget.
@@ -39,16 +40,22 @@ def improve_integers(
         loss x H x - 2 x G w of each row [groups, rows] float64).
     """
     device = integers.device
-    if device.type != "cpu":
+    search: Any = search_for(device)
+    if search is None:
         improved, factor, loss = improve_integers(
             problem.to("cpu"), wanted.cpu(), integers.cpu(), scale.cpu(), most_moves
         )
         return improved.to(device), factor.to(device), loss.to(device)
     low, high = problem.counted_range
     tile_of = problem.tile_of_column
-    fixed = (torch.tensor(problem.tile_edges), tile_of, problem.tile_limits)
-    weight_low, weight_high = (bound.contiguous().numpy() for bound in problem.weight_range)
-    factor = torch.empty(integers.shape[:2], dtype=torch.float64)
+
+    def given(tensor: Tensor) -> Any:
+        return tensor.contiguous().numpy() if search is descend else tensor.contiguous()
+
+    edges = torch.tensor(problem.tile_edges).to(device)
+    fixed = [given(tensor) for tensor in (edges, tile_of, problem.tile_limits)]
+    weight_low, weight_high = map(given, problem.weight_range)
+    factor = torch.empty(integers.shape[:2], dtype=torch.float64, device=device)
     loss = torch.empty_like(factor)
     improved = torch.empty_like(integers)
 
@@ -60,18 +67,17 @@ def improve_integers(
         value = (start * part_scale[:, :, tile_of]).to(moments.dtype)
         part_wanted = wanted[part].contiguous()
         part_factor, part_loss = (t[part].contiguous() for t in (factor, loss))
-        search: Any = descend
         search(
-            moments.numpy(),
-            part_wanted.numpy(),
-            start.numpy(),
-            part_scale.numpy(),
-            (torch.bmm(value, moments) - part_wanted).numpy(),
-            part_factor.numpy(),
-            part_loss.numpy(),
-            *(tensor.numpy() for tensor in fixed),
-            low[some_groups].contiguous().numpy(),
-            high[some_groups].contiguous().numpy(),
+            given(moments),
+            given(part_wanted),
+            given(start),
+            given(part_scale),
+            given(torch.bmm(value, moments) - part_wanted),
+            given(part_factor),
+            given(part_loss),
+            *fixed,
+            given(low[some_groups]),
+            given(high[some_groups]),
             weight_low,
             weight_high,
             most_moves,

@@ -8,14 +8,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from brevitas_axe.methods.solvers import triton_kernels
+from brevitas_axe.methods.solvers import triton_descent, triton_kernels
 
 INTEGERS = {
     "tile_of", "input_low", "input_high", "weight_low", "weight_high", "room_above", "room_below",
-    "edges",
+    "edges", "low", "high",
 }  # fmt: skip
 TYPES = dict.fromkeys(INTEGERS, "*i64") | {"integers": "*i32", "residual": "*fp64"}
-NUMBERS = ("start", "stop", "columns", "rows", "tiles", "number")
+DOUBLES = ("wanted", "scale", "half_gradient", "factors", "losses", "diagonal")
+NUMBERS = ("start", "stop", "columns", "rows", "tiles", "number", "most_moves")
 KERNELS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
     (
         triton_kernels._panel,
@@ -33,19 +34,27 @@ KERNELS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
         {"ROWS_AT_ONCE": 16, "AT_ONCE": 128},
         triton_kernels.OPTIONS,
     ),
+    (
+        triton_descent._descend,
+        {"REFITS": True, "AT_ONCE": triton_descent.COLUMNS},
+        triton_kernels.OPTIONS,
+    ),
 ]
 
 
 def main() -> None:
     """Compiles each kernel for each architecture and floating-point type."""
     for kernel, constants, options in KERNELS:
+        types = TYPES
+        if kernel is triton_descent._descend:
+            types = TYPES | {"integers": "*i64"} | dict.fromkeys(DOUBLES, "*fp64")
         for number in ("fp32", "fp64"):
             signature = {
                 name: "constexpr"
                 if name in constants
                 else "i32"
                 if name in NUMBERS
-                else TYPES.get(name, f"*{number}")
+                else types.get(name, f"*{number}")
                 for name in kernel.arg_names
             }
             for capability in (80, 90):

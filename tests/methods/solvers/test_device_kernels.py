@@ -17,6 +17,7 @@ from brevitas_axe.methods.solvers import (
     LayerProblem,
     device_kernels,
     kernels,
+    local_search,
     sequential,
     thresholds,
 )
@@ -83,6 +84,36 @@ def test_the_search_finds_the_same_rows(used: ModuleType) -> None:
     one, two = both_ways(used, "qronos", problem, quality="best")
     assert torch.equal(one.integers, two.integers)
     torch.testing.assert_close(one.scale, two.scale)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@given(data=st.data())
+@settings(max_examples=12, deadline=None)
+def test_the_local_search_makes_the_same_moves(data: st.DataObject) -> None:
+    search = import_module("brevitas_axe.methods.solvers.triton_descent")
+    draw = data.draw
+    problem = random_problem(
+        rows=draw(st.integers(1, 3)),
+        columns=draw(st.integers(2, 14)),
+        groups=draw(st.integers(1, 2)),
+        signed=draw(st.booleans()),
+        seed=draw(st.integers(0, 99)),
+        dtype=torch.float64,
+        accumulator_bit_width=draw(st.one_of(st.none(), st.integers(8, 14))),
+        tile_size=draw(st.one_of(st.none(), st.integers(1, 8))),
+        shared_scale=draw(st.booleans()),
+    )
+    start = method("solvers", "gptq")(problem).integers
+    wanted = problem.weight @ problem.cross.mT
+    arguments = problem, wanted, start, problem.tile_scale, draw(st.sampled_from([0, 3, 40]))
+    expected = local_search.improve_integers(*arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_search, "search_for", lambda device: search.descend)
+        patch.setattr(search, "COLUMNS", 4)
+        found = local_search.improve_integers(*arguments)
+    assert torch.equal(found[0], expected[0])
+    for one, two in zip(found[1:], expected[1:], strict=True):
+        torch.testing.assert_close(one, two)
 
 
 @others
