@@ -42,6 +42,7 @@ from brevitas_axe.methods.sensitivity import (
     make_choices,
     score,
 )
+from brevitas_axe.model.integer_inputs import with_integer_inputs
 from brevitas_axe.model.plain import check_open
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, one_sample, to_brevitas
 from brevitas_axe.plan import Choices, LayerPrecision
@@ -152,7 +153,7 @@ def allocate(
     items = list(calibration)
     check_open(model)
     batches = as_batches(items, model)
-    model = _calibrated(model, batches, run)
+    model = _calibrated(model, batches, run, exclude)
     args, kwargs = one_sample(batches[0])
     choices = choices_for(model, args, kwargs, choices, exclude)
     check_groups(scorer, allocator, choices.layers)
@@ -201,7 +202,7 @@ def sensitivity(
     items = list(calibration)
     check_open(model)
     batches = as_batches(items, model)
-    model = _calibrated(model, batches, run)
+    model = _calibrated(model, batches, run, exclude)
     choices = choices_for(model, *one_sample(batches[0]), choices, exclude)
     if not choices.layers:
         raise InvalidOption("there is no layer to look at; do not exclude them all.")
@@ -258,10 +259,12 @@ def check_scoring(scorer: str | Scorer, metrics: Iterable[str | Metric]) -> None
             find_metric(each)
 
 
-def _calibrated(model: nn.Module, batches: Sequence[Batch], run: Run) -> nn.Module:
+def _calibrated(
+    model: nn.Module, batches: Sequence[Batch], run: Run, exclude: tuple[str, ...]
+) -> nn.Module:
     """The model itself, or a float model with quantizers whose ranges fit any bits."""
     if has_quantizers(model):
-        return model
+        return with_integer_inputs(model, batches[0], exclude)
     quantized = to_brevitas(model, batches, progress=run.progress)
     fit_ranges_to(quantized, batches, _FITTED, USUAL_FITTER)
     return quantized

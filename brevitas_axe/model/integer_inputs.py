@@ -1,0 +1,87 @@
+"""Activations of Brevitas that return plain numbers, though the next layer needs their integers.
+
+`return_quant_tensor` is False by default, and a layer then does not learn the scale and the bits of
+what it reads. Where the integers are there, the flag alone is set, on a copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from brevitas.quant_tensor import QuantTensor
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from brevitas_axe.model.layers import find_layers
+from brevitas_axe.model.rewrites import tensors_in
+from brevitas_axe.model.running import Batch, copied, evaluating, hooked, observe_inputs
+
+
+def with_integer_inputs(model: nn.Module, batch: Batch, exclude: tuple[str, ...] = ()) -> nn.Module:
+    """A copy whose activations tell the layers their grids; the model itself where none has to.
+
+    The flag stays set where the model still runs, its outputs are the same numbers of the same
+    types, and more layers than before read integers.
+
+    Args:
+        model: has quantizers.
+        batch: of calibration; inputs are observed in forwards of it.
+        exclude: names of layers that may read plain numbers.
+    """
+    unknown = _unknown(model, batch, exclude)
+    if not unknown:
+        return model
+    telling = copied(model)
+    activations = {
+        name: module
+        for name, module in telling.named_modules()
+        if hasattr(module, "act_quant") and not getattr(module, "return_quant_tensor", True)
+    }
+    called: list[str] = []
+
+    def note(name: str, module: Any, *_: Any) -> None:
+        module.return_quant_tensor = True
+        called.append(name)
+
+    expected = _output(model, batch)
+    try:
+        with hooked(activations, before=note):
+            output = _output(telling, batch)
+        if not _told(expected):
+            # Those that only make the model's own output are the last ones.
+            while called and _told(output):
+                activations[called.pop()].return_quant_tensor = False
+                output = _output(telling, batch)
+        same = _told(expected) == _told(output) and _equal(expected, output)
+        helps = len(_unknown(telling, batch, exclude)) < len(unknown)
+    except Exception:  # a forward of the user's that expects plain numbers may raise anything
+        return model
+    return telling if same and helps else model
+
+
+def _unknown(model: nn.Module, batch: Batch, exclude: tuple[str, ...]) -> list[str]:
+    """Names of the layers that read plain numbers."""
+    calls = observe_inputs(model, find_layers(model, exclude, tile_scales=True), *batch)
+    return [name for name, ranges in calls.items() if None in ranges]
+
+
+def _output(model: nn.Module, batch: Batch) -> Any:
+    args, kwargs = batch
+    with evaluating(model), torch.no_grad():
+        return model(*args, **kwargs)
+
+
+def _told(output: Any) -> list[bool]:
+    """Which parts of an output are QuantTensors; nothing where none is."""
+    told = [isinstance(leaf, QuantTensor) for leaf in tree_leaves(output, is_leaf=_is_quantized)]
+    return told if any(told) else []
+
+
+def _is_quantized(part: Any) -> bool:
+    return isinstance(part, QuantTensor)
+
+
+def _equal(expected: Any, output: Any) -> bool:
+    left, right = tensors_in(expected), tensors_in(output)
+    return len(left) == len(right) and all(map(torch.equal, left, right))
