@@ -41,6 +41,7 @@ from onnx import helper, numpy_helper
 from qonnx.core.datatype import DataType
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
+from qonnx.transformation.infer_shapes import InferShapes
 
 from brevitas_axe.errors import AxeError
 from brevitas_axe.export import check_finn
@@ -62,7 +63,7 @@ class Bounds:
     """Integer ranges of a file's tensors by a second way, without the package."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
+        self.model, graph = model, model.graph
         self.made = {name: node for node in graph.node for name in node.output}
         self.stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         for node in graph.node:
@@ -78,18 +79,37 @@ class Bounds:
 
     def of(self, node: onnx.NodeProto) -> tuple[int, int]:
         """Smallest and largest sum of a dot product of constant weights."""
-        weights = self.weights(node.input[1])
         low, high, _ = self.range(node.input[0])
-        rows = _rows(node, weights)
+        try:
+            weights = self.weights(node.input[1])
+        except Unknown:
+            if node.op_type != "MatMul":
+                raise
+            return self._of_activations(node, low, high)
+        if node.op_type == "XnorPopcountMatMul":
+            return 0, len(weights)  # it counts equal bits
+        rows = rows_of(node, weights)
         low, high = min(low, 0), max(high, 0)
         ends = rows * low, rows * high
         return int(np.minimum(*ends).sum(1).min()), int(np.maximum(*ends).sum(1).max())
+
+    def _of_activations(self, node: onnx.NodeProto, low: int, high: int) -> tuple[int, int]:
+        """Of a product of two activations, all of whose numbers may be at their ends."""
+        least, most, _ = self.range(node.input[1])
+        ends = [a * b for a in (low, high) for b in (least, most)]
+        shaped = ModelWrapper(onnx.ModelProto.FromString(self.model.SerializeToString()))
+        length = shaped.transform(InferShapes()).get_tensor_shape(node.input[0])
+        if not length:
+            raise Unknown("a product of unknown length")
+        return min(*ends, 0) * length[-1], max(*ends, 0) * length[-1]
 
     def weights(self, name: str) -> np.ndarray:
         """The integers of a constant."""
         if name in self.stored:
             values = self.stored[name]
             if self.types.get(name, "FLOAT32").startswith(("INT", "UINT", "BIP", "BIN", "TER")):
+                return values.astype(np.int64)
+            if np.array_equal(values, np.rint(values)):
                 return values.astype(np.int64)
             raise Unknown("float weights")
         node = self.made.get(name)
@@ -162,7 +182,7 @@ class Bounds:
             return self._dequantized(node)
         if op == "MultiThreshold":
             return self._thresholds(node)
-        if op in MOVES:
+        if op in MOVES or (op == "Resize" and _attribute(node, "mode", "nearest") == "nearest"):
             low, high, unit = self.range(node.input[0])
             return (
                 (min(low, 0), max(high, 0), unit) if op in ("Im2Col", "Pad") else (low, high, unit)
@@ -260,7 +280,7 @@ class Bounds:
         return low + shift, high + shift, unit
 
 
-def _rows(node: onnx.NodeProto, weights: np.ndarray) -> np.ndarray:
+def rows_of(node: onnx.NodeProto, weights: np.ndarray) -> np.ndarray:
     """[outputs, length of the dot product]."""
     if "Conv" in node.op_type:
         if node.op_type == "ConvTranspose":
@@ -334,7 +354,7 @@ def compare(path: Path, entries: Any, result: dict[str, Any]) -> None:
             continue
         node = nodes.get(entry.name)
         try:
-            if node is None or node.op_type == "XnorPopcountMatMul":
+            if node is None:
                 raise Unknown("a node that is not found by its name")
             low, high = bounds.of(node)
         except Unknown as reason:
