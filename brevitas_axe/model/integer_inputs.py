@@ -33,7 +33,7 @@ def with_integer_inputs(model: nn.Module, batch: Batch, exclude: tuple[str, ...]
     if not unknown:
         return model
     telling = copied(model)
-    activations = {
+    activations: dict[str, Any] = {
         name: module
         for name, module in telling.named_modules()
         if hasattr(module, "act_quant") and not getattr(module, "return_quant_tensor", True)
