@@ -236,7 +236,11 @@ def _calibrated(
 
 
 def calibrate(
-    model: nn.Module, batches: Sequence[Batch], progress: bool = False, terminal: Any = None
+    model: nn.Module,
+    batches: Sequence[Batch],
+    progress: bool = False,
+    terminal: Any = None,
+    parts: Iterable[nn.Module] | None = None,
 ) -> None:
     """Collects activation ranges with Brevitas's calibration mode.
 
@@ -245,15 +249,17 @@ def calibrate(
         batches: see `as_batches`.
         progress: show a progress bar.
         terminal: stream of the bar; None for the standard error stream.
+        parts: modules that are calibrated, with all that is inside them; None for the whole model.
     """
+    scope = model if parts is None else nn.ModuleList(parts)
     # After calibration Brevitas restores a shared quantizer to its state at the second activation.
-    parts: list[Any] = [m for m in model.modules() if hasattr(m, "observer_only")]
-    observing = [part.observer_only for part in parts]
+    observers: list[Any] = [m for m in model.modules() if hasattr(m, "observer_only")]
+    observing = [part.observer_only for part in observers]
     bar = tqdm(batches, desc="calibration", disable=not progress, file=terminal)
     try:
-        with torch.no_grad(), calibration_mode(model):
+        with torch.no_grad(), calibration_mode(scope):
             for args, kwargs in bar:
                 model(*args, **kwargs)
     finally:
-        for part, before in zip(parts, observing, strict=True):
+        for part, before in zip(observers, observing, strict=True):
             part.observer_only = before

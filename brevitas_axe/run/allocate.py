@@ -42,7 +42,7 @@ from brevitas_axe.methods.sensitivity import (
     make_choices,
     score,
 )
-from brevitas_axe.model.integer_inputs import with_integer_inputs
+from brevitas_axe.model.own_quantizers import completed
 from brevitas_axe.model.plain import check_open
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, one_sample, to_brevitas
 from brevitas_axe.plan import Choices, LayerPrecision
@@ -264,7 +264,7 @@ def _calibrated(
 ) -> nn.Module:
     """The model itself, or a float model with quantizers whose ranges fit any bits."""
     if has_quantizers(model):
-        return with_integer_inputs(model, batches[0], exclude)
+        return completed(model, batches, exclude)
     quantized = to_brevitas(model, batches, progress=run.progress)
     fit_ranges_to(quantized, batches, _FITTED, USUAL_FITTER)
     return quantized

@@ -14,8 +14,8 @@ from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.model.apply.activations import code_bits, set_input_bits
 from brevitas_axe.model.constant_rows import ConstantRows
 from brevitas_axe.model.experts import experts_to_linears
-from brevitas_axe.model.integer_inputs import with_integer_inputs
 from brevitas_axe.model.layers import Layer, find_layers, unroll_weight
+from brevitas_axe.model.own_quantizers import completed
 from brevitas_axe.model.prepare import Batch, has_quantizers, to_brevitas
 from brevitas_axe.model.running import check_all_called, check_runs, copied
 from brevitas_axe.plan import LayerPrecision, Plan
@@ -58,7 +58,7 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
     _check_type(quantized)
     check_runs(quantized, batches[0])
     if not plain:
-        quantized = with_integer_inputs(quantized, batches[0], request.exclude)
+        quantized = completed(quantized, batches, request.exclude)
     assumptions: tuple[str, ...] = ()
     if request.recipe.widths is not None:
         # Another width than that of the model's own input, to tell which layers read it.

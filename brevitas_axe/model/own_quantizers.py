@@ -1,21 +1,54 @@
-"""Activations of Brevitas that return plain numbers, though the next layer needs their integers.
+"""What the quantizers of a Brevitas model lack when it is given to be solved, completed on a copy.
 
-`return_quant_tensor` is False by default, and a layer then does not learn the scale and the bits of
-what it reads. Where the integers are there, the flag alone is set, on a copy.
+Activations that were never calibrated have a scale that knows no data. And `return_quant_tensor` is
+False by default: a layer then does not learn the scale and the bits of what it reads, though the
+integers are there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from brevitas.core.scaling import ParameterFromRuntimeStatsScaling
 from brevitas.quant_tensor import QuantTensor
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from brevitas_axe.model.layers import find_layers
+from brevitas_axe.model.prepare import calibrate
 from brevitas_axe.model.rewrites import tensors_in
 from brevitas_axe.model.running import Batch, copied, evaluating, hooked, observe_inputs
+
+
+def completed(
+    model: nn.Module, batches: Sequence[Batch], exclude: tuple[str, ...] = ()
+) -> nn.Module:
+    """A copy with every activation calibrated and telling its integers.
+
+    Where nothing is missing it is the model itself.
+
+    Args:
+        model: has quantizers.
+        batches: of calibration.
+        exclude: names of layers that may read plain numbers.
+    """
+    if any(map(_is_new, model.modules())):
+        model = copied(model)
+        parts = [module for module in model.modules() if _is_new(module)]
+        with evaluating(model):
+            calibrate(model, batches, parts=parts)
+    return with_integer_inputs(model, batches[0], exclude)
+
+
+def _is_new(module: nn.Module) -> bool:
+    """Whether this is an activation quantizer that takes its scale from data, and has seen none."""
+    quant: Any = getattr(
+        getattr(module, "fused_activation_quant_proxy", None), "tensor_quant", None
+    )
+    scaling = getattr(quant, "scaling_impl", None)
+    return isinstance(scaling, ParameterFromRuntimeStatsScaling) and scaling.counter == 0
 
 
 def with_integer_inputs(model: nn.Module, batch: Batch, exclude: tuple[str, ...] = ()) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Activations that keep their integers to themselves, as Brevitas's do by default."""
+"""Activations never calibrated, or that keep their integers to themselves, as by default."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import torch
 from brevitas import nn as qnn
 from torch import Tensor, nn
 
-from brevitas_axe import Run, allocate, quantize
+from brevitas_axe import Run, allocate, apply_plan, quantize
 from brevitas_axe.errors import MissingInputQuantizer
-from brevitas_axe.model.integer_inputs import with_integer_inputs
+from brevitas_axe.model.own_quantizers import completed, with_integer_inputs
+from brevitas_axe.model.prepare import calibrate
 
 X = torch.rand(16, 4, generator=torch.Generator().manual_seed(0))
 BATCH = ((X,), {})
@@ -83,3 +84,49 @@ def test_such_a_model_is_solved_and_allocated() -> None:
     chosen = allocate(model, [X], {"finn_lut": "90%"}, choices=widths, run=Run(progress=False)).plan
     assert set(chosen.layers) == {"1", "4"}
     assert quantize(model, [X], plan=chosen, progress=False).certificate.ok
+
+
+def scales(model: nn.Module) -> list[float]:
+    return [
+        float(m(X * 3).scale.detach()) for m in model.modules() if isinstance(m, qnn.QuantIdentity)
+    ]
+
+
+def two_activations(calibrated: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        qnn.QuantIdentity(return_quant_tensor=True),
+        qnn.QuantLinear(4, 4, bias=True),
+        qnn.QuantIdentity(return_quant_tensor=True),
+        qnn.QuantLinear(4, 3, bias=True),
+    ).eval()
+    if calibrated:
+        calibrate(model, [BATCH])
+    return model
+
+
+def test_activations_that_have_seen_no_data_are_calibrated() -> None:
+    model, expected = two_activations(calibrated=False), two_activations(calibrated=False)
+    calibrate(expected, [((X * 3,), {})])
+    found = completed(model, [((X * 3,), {})])
+    assert scales(found)[0] == scales(expected)[0]
+    assert scales(found)[0] != scales(model)[0], "the model given is not changed"
+    assert not found.training
+
+
+def test_calibrated_activations_keep_their_scales() -> None:
+    model = two_activations(calibrated=True)
+    assert completed(model, [((X * 3,), {})]) is model
+    half = two_activations(calibrated=True)
+    half[2] = qnn.QuantIdentity(return_quant_tensor=True).eval()
+    found = completed(half, [((X * 3,), {})])
+    assert scales(found)[0] == scales(half)[0]
+    assert scales(found)[1] != scales(half)[1]
+
+
+def test_the_state_of_a_model_solved_without_calibration_loads_into_a_new_one() -> None:
+    result = quantize(two_activations(False), [X], accumulator_bit_width=14, progress=False)
+    new = two_activations(False)
+    apply_plan(new, result.plan, args=(X,))
+    new.load_state_dict(result.model.state_dict())
+    assert torch.equal(new.eval()(X), result.model(X))
