@@ -47,8 +47,8 @@ def export_layers(
 
     A file takes one vector, [1, inputs], as FINN's streams do. Modules in front of a layer in the
     model are not in its file: behind `rotate` and `smooth` the host must rotate and scale the
-        vector
-    first, as the modules around the layer do (Brevitas's `RotatedModule`, `EqualizedModule`).
+    vector first, as the modules around the layer do (Brevitas's `RotatedModule`,
+    `EqualizedModule`).
 
     Args:
         model: as `quantize_blocks` returns it, with static activations, on any device or offloaded;

@@ -6,7 +6,7 @@ and the solver's driver solves all branches of a layer as one problem.
 
 To write your own: define, in a new file, an instance of a frozen dataclass that bears the file's
 name, with `facts` and a `__call__` like that of `Split`; tests/contracts/test_splits.py runs over
-every one of them. Two halves of the columns, the first with two bits more, are
+every one of them. Two halves of the columns, the first with two bits more, are::
 
     @dataclass(frozen=True)
     class Halves:

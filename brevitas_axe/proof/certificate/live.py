@@ -71,7 +71,7 @@ def certify(
 ) -> Certificate:
     """Proves how wide every accumulator of a Brevitas model must be.
 
-    The model is run as model(*args, **kwargs) and left as it was, whatever happens.
+    The model is run as `model(*args, **kwargs)` and left as it was, whatever happens.
 
     Args:
         model: with Brevitas layers.
