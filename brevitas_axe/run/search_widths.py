@@ -33,7 +33,7 @@ from brevitas_axe.model.apply.switches import Switches
 from brevitas_axe.model.apply.weights import make_accumulator_aware
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers
-from brevitas_axe.model.prepare import Batch, one_sample
+from brevitas_axe.model.prepare import Batch, has_quantizers, one_sample
 from brevitas_axe.model.running import copied
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
@@ -134,18 +134,13 @@ def search_widths(
         NotProven: the model does not keep its accumulators.
         EmptyCalibration, InvalidState, NonFiniteValues: one sentence each.
     """
-    chooser: RepeatingSearcher = method("search", searcher)
-    if not chooser.repeats:
-        raise InvalidOption(
-            f"the searcher {searcher!r} asks for no plan twice, but weights in training make every "
-            "plan better; use 'reinforce'."
-        )
-    if len(budget) != 1:
-        raise InvalidOption(
-            f"give one cost to come near to, such as bops; {len(budget)} are given."
-        )
-    check_budget(next(iter(budget)))
+    chooser = _chooser(searcher, budget)
     network, recipe, names = subject(model, tuple(exclude))
+    if not has_quantizers(network):
+        raise InvalidOption(
+            "the model has no quantizers; give a result of `quantize`, or a calibrated Brevitas "
+            "model, as `brevitas_axe.model.prepare.to_brevitas` makes one."
+        )
     shared = copied(network)
     modules = dict(shared.named_modules())
     known = tuple(name for name in names if name in modules)  # the others are products
@@ -178,6 +173,24 @@ def search_widths(
     )
 
 
+def _chooser(
+    searcher: str | RepeatingSearcher, budget: Mapping[str, float | str]
+) -> RepeatingSearcher:
+    """The searcher, if it and the budget make sense here."""
+    chooser: RepeatingSearcher = method("search", searcher)
+    if not chooser.repeats:
+        raise InvalidOption(
+            f"the searcher {searcher!r} asks for no plan twice, but weights in training make every "
+            "plan better; use 'reinforce'."
+        )
+    if len(budget) != 1:
+        raise InvalidOption(
+            f"give one cost to come near to, such as bops; {len(budget)} are given."
+        )
+    check_budget(next(iter(budget)))
+    return chooser
+
+
 def _problem(
     model: nn.Module,
     call: Batch,
@@ -196,8 +209,12 @@ def _problem(
     nothing = Quantity(tuple(np.zeros(len(options)) for options in choices.layers.values()))
     problem = Problem(choices, nothing, {name: cost}, {})
     limits = limits_of(budget, problem, REFERENCE)
-    if not limits[name] > 0:
-        raise InvalidOption(f"the {name} to come near to must be above 0, not {limits[name]:g}.")
+    least, most = cost.extreme(np.min), cost.extreme(np.max)
+    if not least <= limits[name] <= most or limits[name] <= 0:
+        raise InvalidOption(
+            f"no plan comes near to {name} = {limits[name]:g}: those that are offered cost from "
+            f"{least:g} to {most:g}."
+        )
     return replace(problem, budgets=limits)
 
 

@@ -127,7 +127,10 @@ def test_requests_that_cannot_be_met_are_refused_by_name() -> None:
         searched(budget={"bops": 1e6, "memory": 100})
     with pytest.raises(InvalidOption, match="finn_cycles is no budget"):
         searched(budget={"finn_cycles": 10})
-    with pytest.raises(InvalidOption, match="above 0"):
-        searched(budget={"bops": 0})
+    for budget in (0, 1e12):
+        with pytest.raises(InvalidOption, match="offered cost from 15872 to 253952"):
+            searched(budget={"bops": budget})
+    with pytest.raises(InvalidOption, match="has no quantizers"):
+        searched(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(72, 4)))
     with pytest.raises(NotProven, match=r"Block\.forward"):
         searched(block(), batches("block", 2))
