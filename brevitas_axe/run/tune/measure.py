@@ -221,7 +221,7 @@ class Trials:
             return None, self.plans(configuration)[1] if asked.budget else {}
         plans, limits = self.plans(configuration)
         if RANKS.index(rank) >= len(plans):
-            raise InvalidOption(f"automatic widths tried {len(plans)} plans only.")
+            raise InvalidOption(f"automatic widths tried {len(plans)} plans; none is {rank}.")
         return plans[RANKS.index(rank)], limits
 
     def _since(self, begun: float, recorded: float) -> float:

@@ -18,8 +18,10 @@ from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.run import widths
 from brevitas_axe.run.finetune import FinetuneResult
 from brevitas_axe.run.quantize import quantize
-from brevitas_axe.run.tune import Tuning, tune
+from brevitas_axe.run.result import BlocksResult
+from brevitas_axe.run.tune import TuneResult, Tuning, tune
 from brevitas_axe.run.tune.goal import Goal, Trial
+from tests.run.tiny import VOCABULARY, batches, tiny
 
 X = torch.rand(48, 12, generator=torch.Generator().manual_seed(1))
 SEEN_BY_NONE = torch.rand(64, 12, generator=torch.Generator().manual_seed(2))
@@ -233,8 +235,10 @@ def test_the_time_ends_the_search_after_plain_widths() -> None:
 
 
 def test_nothing_is_better_where_nothing_differs() -> None:
-    found = run(lambda model: 0.5, trials=3, accumulator_bit_width=9)
+    ranks = {**DECISIONS, "widths": ("default", "best", "third")}
+    found = run(lambda model: 0.5, trials=3, accumulator_bit_width=9, tuning={"decisions": ranks})
     assert found.best == found.plain
+    assert "none is third" in str(found.trials[2].refused)
 
 
 def test_the_model_is_left_as_it_is() -> None:
@@ -254,6 +258,36 @@ def test_a_model_with_quantizers_of_its_own_is_tuned_without_transforms() -> Non
                  run=Run(progress=False))  # fmt: skip
     assert all("transforms" not in trial.configuration for trial in found.trials)
     assert not any(trial.refused for trial in found.trials)
+
+
+@pytest.mark.slow
+def test_a_stack_of_blocks_is_tuned_too(tmp_path) -> None:
+    text = torch.randint(0, VOCABULARY, (4, 12), generator=torch.Generator().manual_seed(3))
+    model = tiny("llama").eval()
+    with torch.no_grad():
+        wanted = model(text).logits
+    tuning = Tuning(
+        trials=3,
+        minutes=None,
+        decisions={**DECISIONS, "transforms": ("none", "smooth"), "widths": ("default",)},
+    )
+
+    def nearness(found: nn.Module) -> float:
+        return -float((found(text).logits - wanted).norm() / wanted.norm())
+
+    def tuned() -> TuneResult:
+        return tune(
+            model, batches("llama"), validate=nearness, accumulator_bit_width=14, tile_size=24,
+            tuning=tuning, run=Run(state=tmp_path, progress=False),
+        )  # fmt: skip
+
+    found = tuned()
+    assert isinstance(found.result, BlocksResult)
+    assert found.certificate.ok
+    assert not any(trial.refused for trial in found.trials)
+    assert tuned().trials == found.trials
+    with torch.no_grad():
+        assert nearness(tuned().model) == pytest.approx(found.best.value)
 
 
 @dataclass(frozen=True)
@@ -336,6 +370,7 @@ def test_bad_requests_are_refused_before_any_work(options, words) -> None:
         ({"trials": 0}, "trials must be"),
         ({"epochs": 1.5}, "epochs must be"),
         ({"searcher": "magic"}, "'magic' is not registered"),
+        ({"searcher": "reinforce"}, "asks for a configuration again and again"),
         ({"cost": "watts"}, "'watts' is not registered"),
         ({"earlier": ("nowhere",)}, "no folder nowhere"),
     ],
