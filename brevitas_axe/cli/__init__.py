@@ -37,6 +37,7 @@ from brevitas_axe.cli import (
     sensitivity,
     tune,
 )
+from brevitas_axe.cli.completion import Completion
 from brevitas_axe.cli.usercode import failure_of_the_user
 from brevitas_axe.errors import AxeError, InvalidOption
 
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Quantize a Brevitas model so that no accumulator can overflow, and prove it.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--print-completion", action=Completion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add(commands)
