@@ -12,6 +12,8 @@ from brevitas_axe.model.layers import Layer, unroll_input, unroll_weight
 
 # Numbers in a chunk of unrolled inputs: few enough to bound memory and to stay in the cache.
 _CHUNK = 2**20
+# On other devices fewer and larger products are faster.
+_CHUNK_ELSEWHERE = 2**24
 # Samples per input from which on the error of a layer's inputs is made up for in full.
 ENOUGH = 10
 
@@ -65,7 +67,8 @@ class Moments:
             )
         inputs = [_batched(self.layer, x) for x in inputs]
         kernel = torch.Size(getattr(self.layer, "kernel_size", ())).numel()
-        step = max(1, _CHUNK * inputs[0].shape[0] // (inputs[0].numel() * kernel + 1))
+        most = _CHUNK if inputs[0].device.type == "cpu" else _CHUNK_ELSEWHERE
+        step = max(1, most * inputs[0].shape[0] // (inputs[0].numel() * kernel + 1))
         hessian, cross = torch.zeros(()), torch.zeros(())
         for chunk in zip(*(x.split(step) for x in inputs), strict=True):
             quant, *real = (_columns(self.layer, x) for x in chunk)

@@ -33,6 +33,7 @@ from brevitas_axe.model.on_graph import (
     quantized_graph,
     with_weights,
 )
+from brevitas_axe.model.percentiles import quick_percentiles
 from brevitas_axe.model.plain import check_plainly_written, check_transposed, plain_classes
 from brevitas_axe.model.quantizers import Int8WeightPerChannelFloatAXE
 from brevitas_axe.model.rewrites import rewritten
@@ -257,7 +258,7 @@ def calibrate(
     observing = [part.observer_only for part in observers]
     bar = tqdm(batches, desc="calibration", disable=not progress, file=terminal)
     try:
-        with torch.no_grad(), calibration_mode(scope):
+        with torch.no_grad(), calibration_mode(scope), quick_percentiles(model):
             for args, kwargs in bar:
                 model(*args, **kwargs)
     finally:

@@ -17,6 +17,7 @@ from brevitas_axe.methods.ranges import fit_ranges_to
 from brevitas_axe.methods.transforms.linears import linears
 from brevitas_axe.model.branches import BranchedLinear
 from brevitas_axe.model.devices import building_for
+from brevitas_axe.model.percentiles import quick_percentiles
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.model.quantizers import (
     Int8WeightPerChannelFixedPointAXE,
@@ -135,7 +136,7 @@ class BlockLayers:
             others = [name for name in linear if name not in names]
             with building_for(alone):
                 layerwise_quantize(alone, {nn.Linear: (qnn.QuantLinear, options)}, others)
-        with calibration_mode(alone):
+        with calibration_mode(alone), quick_percentiles(alone):
             outputs = [alone(*pair) for pair in calls]
         if self.fit:
             fit_to_widths(self.recipe, alone, batches, plan.layers.values())
