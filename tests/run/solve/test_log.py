@@ -10,6 +10,7 @@ import torch
 
 from brevitas_axe.methods.solvers.problem import UNLIMITED, LayerProblem
 from brevitas_axe.registry import method
+from brevitas_axe.run.solve import log
 from brevitas_axe.run.solve.log import describe
 
 K, ROWS = 12, 3
@@ -32,7 +33,9 @@ def problem(bits: int | None) -> tuple[LayerProblem, torch.Tensor]:
     return layer, inputs
 
 
-def test_errors_and_budget() -> None:
+@pytest.mark.parametrize("strip", [5, 128])
+def test_errors_and_budget(monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
+    monkeypatch.setattr(log, "STRIP", strip)
     layer, inputs = problem(8)
     solution = method("solvers", "gptq")(layer)
     figures = describe(layer, solution)
