@@ -18,9 +18,9 @@ from brevitas_axe.methods.solvers.kernels import LARGEST_MAGNITUDE
 # Rows of one program of the panel kernel: one for each thread of its only warp, so that no column
 # waits for other warps.
 ROWS = 32
-# Entries that one program of the threshold kernel looks at together: rows times columns of a tile.
-ENTRIES = 2048
-MOST_ENTRIES_OF_A_TILE = 1024
+# Entries that one program of the threshold kernel looks at together, rows times columns of a tile:
+# with more of them registers leave room for few programs at a time.
+ENTRIES = 1024
 
 # Contraction of products and sums, as in the kernels for CPUs.
 OPTIONS = {"enable_fp_fusion": True}
@@ -273,7 +273,7 @@ def l1_thresholds(weight: Tensor, edges: Tensor, radius: Tensor, threshold: Tens
     """Threshold of the projection of every centred tile on an l1 ball; see the kernel."""
     number, tiles = radius.shape
     longest = -(-weight.shape[1] // tiles)
-    at_once = min(triton.next_power_of_2(longest), MOST_ENTRIES_OF_A_TILE)
+    at_once = min(triton.next_power_of_2(longest), ENTRIES)
     rows = ENTRIES // at_once
     kernel: Any = _ball_thresholds
     with torch.cuda.device_of(weight):

@@ -31,7 +31,7 @@ KERNELS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
     ),
     (
         triton_kernels._ball_thresholds,
-        {"ROWS_AT_ONCE": 16, "AT_ONCE": 128},
+        {"ROWS_AT_ONCE": triton_kernels.ENTRIES // 128, "AT_ONCE": 128},
         triton_kernels.OPTIONS,
     ),
     (

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from brevitas_axe.methods.solvers import device_kernels, devices, kernels
+from brevitas_axe.methods.solvers.devices import kernels_for, search_for
 from brevitas_axe.methods.solvers.problem import UNLIMITED
 from brevitas_axe.registry import method, methods
 from tests.elsewhere import DEVICE, Elsewhere
@@ -46,3 +50,28 @@ def test_mixing_devices_is_noticed():
             there + torch.ones(3)
         with pytest.raises(RuntimeError, match="numpy"):
             there.numpy()
+
+
+def test_triton_is_for_the_gpus_that_it_supports(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    cuda = torch.device("cuda")
+
+    def chosen(capability, installed=True):
+        kernels_for.cache_clear()
+        search_for.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(devices, "find_spec", lambda name: object() if installed else None)
+        monkeypatch.setattr(devices, "import_module", lambda name: SimpleNamespace(descend=name))
+        return kernels_for(cuda), search_for(cuda)
+
+    try:
+        found, search = chosen((9, 0))
+        assert found.descend.endswith(".triton_kernels")
+        assert search.endswith(".triton_descent")
+        assert chosen((6, 1)) == (device_kernels, None)
+        assert chosen((9, 0), installed=False) == (device_kernels, None)
+        assert (kernels_for(DEVICE), search_for(DEVICE)) == (device_kernels, None)
+    finally:
+        kernels_for.cache_clear()
+        search_for.cache_clear()
+    assert kernels_for(torch.device("cpu")) is kernels
