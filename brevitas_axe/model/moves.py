@@ -79,7 +79,9 @@ def moves_as_modules(model: Graph) -> Graph:
             continue
         operation, source = found
         name = f"{node.name}_moved"
-        model.add_submodule(name, Move(operation, str(node.target)))
+        # Not the text of a function, which has its address and differs in every process.
+        text = getattr(node.target, "__name__", str(node.target))
+        model.add_submodule(name, Move(operation, text))
         with model.graph.inserting_before(node):
             new = model.graph.call_module(name, (source,))
         node.replace_all_uses_with(new)
