@@ -34,6 +34,7 @@ Spec = Any
 Weights = Literal["channel", "tensor", "tile"]
 Quality = Literal["fast", "best"]
 Widths = Literal["auto"]
+Function = Literal["float", "quantized"]
 
 # Field of the recipe → room of its methods.
 _ROOMS = {
@@ -76,6 +77,9 @@ class Recipe:
         solver: method that finds the integers.
         quality: "fast" (as published) or "best".
         act_order: columns with the largest inputs first; None for the default of the quality.
+        function: what the solve keeps near: "float", the model without its quantizers, or
+            "quantized", a Brevitas model with them as they are, as after quantization-aware
+            training; None decides by what batch norms learned, and is "float" without any.
         rules: name pattern (see `brevitas_axe.plan.name_matches`) or "type:" and a layer's class
             ("type:Conv2d") → widths ("weight", "input", "accumulator", "tile") or {"exclude":
             true}. All rules that apply do so in order, a later one over an earlier one. Layers
@@ -101,6 +105,7 @@ class Recipe:
     solver: Spec = "qronos"
     quality: Quality = "best"
     act_order: bool | None = None
+    function: Function | None = None
     rules: Mapping[str, Mapping[str, int | bool | None]] = field(default_factory=dict)
     widths: Widths | None = None
     budget: Mapping[str, float | str] = field(default_factory=dict)
@@ -125,6 +130,7 @@ class Recipe:
         _one_of("symmetric", self.symmetric, (True, False))
         _one_of("power_of_two", self.power_of_two, (True, False))
         _one_of("act_order", self.act_order, (True, False, None))
+        _one_of("function", self.function, (*get_args(Function), None))
         if self.power_of_two and self.weights == "tile":
             raise InvalidOption(
                 "a recipe cannot have power_of_two scales for every tile; set weights to channel "

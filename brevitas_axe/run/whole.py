@@ -18,6 +18,7 @@ from brevitas_axe.model.layers import Layer, find_layers, unroll_weight
 from brevitas_axe.model.own_quantizers import completed
 from brevitas_axe.model.prepare import Batch, has_quantizers, to_brevitas
 from brevitas_axe.model.running import check_all_called, check_runs, copied
+from brevitas_axe.model.trained_function import followed_as_quantized, trained_function
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify
 from brevitas_axe.recipe import Recipe
@@ -47,6 +48,10 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
             "offload moves solved blocks, but this model is solved as a whole; leave it out."
         )
     plain = not has_quantizers(model)
+    if plain and request.recipe.function == "quantized":
+        raise InvalidOption(
+            "the model has no quantizers to follow; leave the recipe's function out."
+        )
     request = request.settled(plain)
     if plain:  # its quantizers are made with these widths
         request = replace(request, told=LayerPrecision())
@@ -57,8 +62,13 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
         experts_to_linears(quantized, request.exclude)
     _check_type(quantized)
     check_runs(quantized, batches[0])
+    reference = None
     if not plain:
         quantized = completed(quantized, batches, request.exclude)
+        function = request.recipe.function or trained_function(quantized, batches)
+        if function == "quantized":
+            reference = followed_as_quantized(quantized, request.exclude)
+        request = replace(request, recipe=replace(request.recipe, function=function))
     assumptions: tuple[str, ...] = ()
     if request.recipe.widths is not None:
         # Another width than that of the model's own input, to tell which layers read it.
@@ -67,17 +77,17 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
         quantized, request = split_model(quantized, batches, request)
         quantized, assumptions = _with_quantizers(quantized, batches, request)
     if request.recipe.widths is None:
-        return _solved(quantized, batches, request, assumptions)
+        return _solved(quantized, batches, request, assumptions, reference)
     # Ranges of all widths, which follow the bits of every plan.
     fit_to_widths(request.recipe, quantized, batches, map(LayerPrecision, WEIGHT_BITS, INPUT_BITS))
     layers = find_layers(quantized, request.exclude, tile_scales=True)
 
     def solve(planned: Request) -> QuantizeResult:
-        return _solved(copied(quantized), batches, planned, assumptions, fitted=True)
+        return _solved(copied(quantized), batches, planned, assumptions, reference, fitted=True)
 
     exclude = (*request.exclude, *request.recipe.excluded(layers))
     usual = request.widths.input if plain else None
-    return best_widths(quantized, batches, request, solve, exclude, usual)
+    return best_widths(quantized, batches, request, solve, exclude, usual, reference)
 
 
 def _solved(
@@ -85,6 +95,7 @@ def _solved(
     batches: Sequence[Batch],
     request: Request,
     assumptions: tuple[str, ...],
+    reference: nn.Module | None = None,
     fitted: bool = False,
 ) -> QuantizeResult:
     """A calibrated model solved in place, and proven.
@@ -94,6 +105,7 @@ def _solved(
         batches: of calibration.
         request: has the widths; with nothing left open but ranges that are fitted already.
         assumptions: of the rewrites that made it.
+        reference: the model to follow; None for the model without its quantizers.
         fitted: its ranges follow its bits.
     """
     recipe, run = request.recipe, request.run
@@ -104,7 +116,7 @@ def _solved(
     check_all_called(quantized, find_layers(quantized, exclude, tile_scales=True), batches)
     uniform = request.widths if plan is None else LayerPrecision()
     [solver] = recipe.methods("solver")
-    learn = after_the_solve(quantized, solver)
+    learn = after_the_solve(quantized, solver, reference)
     with (
         torch.no_grad(),
         axe_mode(
@@ -118,6 +130,7 @@ def _solved(
             exclude=exclude,
             state=run.state,
             workers=run.workers,
+            reference=reference,
             progress=run.progress,
         ) as axe,
     ):

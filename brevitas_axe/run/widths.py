@@ -68,6 +68,7 @@ def best_widths(
     solve: Solve,
     exclude: tuple[str, ...] = (),
     usual: int | None = None,
+    reference: nn.Module | None = None,
 ) -> QuantizeResult:
     """Chooses widths for every layer, and gives the model that was solved with them.
 
@@ -80,6 +81,7 @@ def best_widths(
         exclude: names of layers for which nothing is chosen.
         usual: bits that the inputs of layers have. Where others arrive, as at layers that read the
             model's own input, uniform widths keep them; None where they keep nothing.
+        reference: the model to follow; None for the model without its quantizers.
 
     Raises:
         InvalidOption, InvalidPlan: nothing fits, or no layer is left.
@@ -87,7 +89,7 @@ def best_widths(
     choices = _choices(model, batches[0], request, exclude)
     problem = _priced(model, batches[0], request, choices, exclude)
     some = [first_samples(batch, -(-_SAMPLES // len(batches))) for batch in batches[:_SAMPLES]]
-    judge = Judge(model, batches)
+    judge = Judge(model, batches, reference)
     state = request.run.state
     scores = score(
         model,
@@ -109,8 +111,8 @@ def best_widths(
         measured(problem.plan(assignment))
     found = allocate_bits(problem, _ESTIMATED if request.validate is None else _SEARCHED)
     measured(found.plan)
-    reference = replace(REFERENCE, accumulator=request.widths.accumulator)
-    shares = shares_of(request.recipe.budget, problem.budgets, reference)
+    usual_widths = replace(REFERENCE, accumulator=request.widths.accumulator)
+    shares = shares_of(request.recipe.budget, problem.budgets, usual_widths)
     return replace(measured.best(), shares=shares)
 
 
@@ -118,16 +120,19 @@ class Judge:
     """How far a model's outputs are from the float model's, on the calibration data.
 
     Args:
-        model: with quantizers; its float twin is what outputs should be.
+        model: with quantizers; its float twin is what outputs should be, without a reference.
         batches: of calibration.
+        reference: a model that outputs should be those of.
 
     Attributes:
         metric: divergence of the classes, or relative squared error where there are none.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Batch], reference: nn.Module | None = None
+    ) -> None:
         self._batches = batches
-        self._wanted = outputs(float_twin(model), batches)
+        self._wanted = outputs(float_twin(model) if reference is None else reference, batches)
         classes = self._wanted[0].shape[class_axis(self._wanted[0])]
         self.metric: Metric = find_metric("kl" if classes > 1 else "mse")
 

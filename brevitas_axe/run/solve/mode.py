@@ -94,6 +94,8 @@ class axe_mode:
         workers: number of tasks at a time, of rows of a layer and of layers with the same input,
             through the active joblib backend (tasks.py); None solves them here.
         progress: show a progress bar.
+        reference: a model with layers of the same names, whose inputs and outputs are followed;
+            None for the model without its quantizers.
         brevitas: keywords of Brevitas's own modes, accepted where they mean something here
             (brevitas_keywords.py).
 
@@ -123,6 +125,7 @@ class axe_mode:
         state: str | Path | None = None,
         workers: int | None = None,
         progress: bool = False,
+        reference: nn.Module | None = None,
         **brevitas: Unpack[BrevitasKeywords],
     ) -> None:
         name = type(self).__name__
@@ -175,7 +178,7 @@ class axe_mode:
                 "exclude": list(exclude),
             }
         )
-        self._progress = progress
+        self._progress, self._reference = progress, reference
         self._entered = False
 
     @property
@@ -320,9 +323,13 @@ class axe_mode:
         groups = {group.name: group.whole for group in self._branches.values()}
         self._handles = add_hooks(self.layers, groups)
         if self.needs_float:
-            self._float_model = float_twin(self.root)
+            # The copied hooks of a twin are those of the original: same names, same effect.
+            known = self._reference is not None
+            self._float_model = self._reference if known else float_twin(self.root)
+            assert self._float_model is not None
             twins = dict(self._float_model.named_modules())
-            # The copied hooks are those of the original: same names, same effect.
+            if known:
+                self._handles += add_hooks({name: twins[name] for name in self.layers})
             assert all(twins[name]._forward_pre_hooks for name in self.layers)
 
     def _advance(self, position: int) -> None:

@@ -38,13 +38,14 @@ from brevitas_axe.model.running import Batch, evaluating, float_twin, tensor_of
 
 
 def after_the_solve(
-    model: nn.Module, solver: Solver
+    model: nn.Module, solver: Solver, reference: nn.Module | None = None
 ) -> Callable[[Sequence[Batch], Mapping[str, Layer]], list[dict]]:
     """What a solver still does once the layers of a model are solved; to be called before.
 
     Args:
         model: not solved yet, and solved when the result is called.
         solver: of any scope; one of scope "layer" does nothing more.
+        reference: the model to follow; None for the model without its quantizers.
 
     Returns:
         Function of calibration batches and solved layers that returns what `reconstruct` does.
@@ -52,8 +53,8 @@ def after_the_solve(
     wider = wide(solver)
     if wider is None:
         return lambda batches, layers: []
-    reference = float_twin(model)
-    return lambda batches, layers: reconstruct(model, reference, batches, layers, wider)
+    followed = float_twin(model) if reference is None else reference
+    return lambda batches, layers: reconstruct(model, followed, batches, layers, wider)
 
 
 def reconstruct(
