@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
@@ -305,3 +306,16 @@ def test_what_cannot_be_written_is_refused(with_many) -> None:
 def test_numbers_that_mean_nothing_are_refused_at_once(room_name, spec) -> None:
     with pytest.raises(InvalidOption, match=r"must be|none twice"):
         method(room_name, spec)
+
+
+def test_rooms_load_without_optional_packages() -> None:
+    """What only some users install is imported where it is used, not with the room."""
+    optional = "triton", "xgboost", "shtab", "transformers", "accelerate", "distributed", "dask"
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in optional)
+    rooms = "from brevitas_axe.registry import ROOMS, methods; [methods(room) for room in ROOMS]"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"import sys; {blocked}; {rooms}"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

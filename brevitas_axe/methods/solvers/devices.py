@@ -24,7 +24,7 @@ def kernels_for(device: torch.device) -> ModuleType:
     """
     if device.type == "cpu":
         return kernels
-    return _of_triton("triton_kernels") if _has_triton(device) else device_kernels
+    return _of_triton("recursion") if _has_triton(device) else device_kernels
 
 
 @cache
@@ -32,7 +32,7 @@ def search_for(device: torch.device) -> Callable[..., None] | None:
     """`descend` for tensors of this device; None where only the CPU has one."""
     if device.type == "cpu":
         return descent.descend
-    return _of_triton("triton_descent").descend if _has_triton(device) else None
+    return _of_triton("descent").descend if _has_triton(device) else None
 
 
 def _has_triton(device: torch.device) -> bool:
@@ -44,5 +44,5 @@ def _has_triton(device: torch.device) -> bool:
 
 
 def _of_triton(name: str) -> ModuleType:
-    """A module of this package that imports Triton, with the first tensor on such a GPU."""
-    return import_module(f"brevitas_axe.methods.solvers.{name}")
+    """A module that imports Triton, loaded with the first tensor on such a GPU."""
+    return import_module(f"brevitas_axe.methods.solvers.on_triton.{name}")

@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from brevitas_axe.methods.solvers import triton_descent, triton_kernels
+from brevitas_axe.methods.solvers.on_triton import descent, recursion
 
 INTEGERS = {
     "tile_of", "input_low", "input_high", "weight_low", "weight_high", "room_above", "room_below",
@@ -19,25 +19,25 @@ DOUBLES = ("wanted", "scale", "half_gradient", "factors", "losses", "diagonal")
 NUMBERS = ("start", "stop", "columns", "rows", "tiles", "number", "most_moves")
 KERNELS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
     (
-        triton_kernels._panel,
+        recursion._panel,
         {
             "BACKWARD": True,
             "FORGETS_SHRINKAGE": True,
             "WIDTH": 64,
             "AT_ONCE": 64,
-            "ROWS_AT_ONCE": triton_kernels.ROWS,
+            "ROWS_AT_ONCE": recursion.ROWS,
         },
-        triton_kernels.PANEL_OPTIONS,
+        recursion.PANEL_OPTIONS,
     ),
     (
-        triton_kernels._ball_thresholds,
-        {"ROWS_AT_ONCE": triton_kernels.ENTRIES // 128, "AT_ONCE": 128},
-        triton_kernels.OPTIONS,
+        recursion._ball_thresholds,
+        {"ROWS_AT_ONCE": recursion.ENTRIES // 128, "AT_ONCE": 128},
+        recursion.OPTIONS,
     ),
     (
-        triton_descent._descend,
-        {"REFITS": True, "AT_ONCE": triton_descent.COLUMNS},
-        triton_kernels.OPTIONS,
+        descent._descend,
+        {"REFITS": True, "AT_ONCE": descent.COLUMNS},
+        recursion.OPTIONS,
     ),
 ]
 
@@ -46,7 +46,7 @@ def main() -> None:
     """Compiles each kernel for each architecture and floating-point type."""
     for kernel, constants, options in KERNELS:
         types = TYPES
-        if kernel is triton_descent._descend:
+        if kernel is descent._descend:
             types = TYPES | {"integers": "*i64"} | dict.fromkeys(DOUBLES, "*fp64")
         for number in ("fp32", "fp64"):
             signature = {

@@ -27,7 +27,7 @@ from tests.methods.solvers.layers import random_problem
 
 OTHERS = [device_kernels]
 if find_spec("triton") is not None:
-    OTHERS.append(import_module("brevitas_axe.methods.solvers.triton_kernels"))
+    OTHERS.append(import_module("brevitas_axe.methods.solvers.on_triton.recursion"))
 others = pytest.mark.parametrize("used", OTHERS, ids=lambda used: used.__name__.rpartition(".")[2])
 
 
@@ -90,7 +90,7 @@ def test_the_search_finds_the_same_rows(used: ModuleType) -> None:
 @given(data=st.data())
 @settings(max_examples=12, deadline=None)
 def test_the_local_search_makes_the_same_moves(data: st.DataObject) -> None:
-    search = import_module("brevitas_axe.methods.solvers.triton_descent")
+    search = import_module("brevitas_axe.methods.solvers.on_triton.descent")
     draw = data.draw
     problem = random_problem(
         rows=draw(st.integers(1, 3)),

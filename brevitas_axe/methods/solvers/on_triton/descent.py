@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from brevitas_axe.methods.solvers.descent import LEAST_GAIN, MOVES_PER_REFIT, PAIR_STARTS
-from brevitas_axe.methods.solvers.triton_kernels import OPTIONS
+from brevitas_axe.methods.solvers.on_triton.recursion import OPTIONS
 
 COLUMNS = 1024
 
