@@ -13,9 +13,13 @@ from torch import nn
 
 from brevitas_axe import quantize
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.methods.sensitivity.case import make_case
+from brevitas_axe.methods.sensitivity.choices import make_choices
+from brevitas_axe.methods.sensitivity.plan_loss import PlanLoss
 from brevitas_axe.model.layers import find_layers, integer_weight
 from brevitas_axe.model.running import float_twin
 from brevitas_axe.model.trained_function import followed_as_quantized, trained_function
+from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import Recipe
 
 
@@ -130,6 +134,15 @@ def test_widths_are_chosen_by_the_trained_function() -> None:
     )
     assert result.recipe.function == "quantized"
     assert result.certificate.ok
+
+
+def test_harm_is_told_from_the_trained_function() -> None:
+    x = data()[0][:300]
+    choices = make_choices(aware(), (x[:1],), weight=(2, 3), input=(2, 8))
+    own = Plan({n: LayerPrecision(weight=2, input=8 if n == "1" else 2) for n in choices.layers})
+    harm = {f: PlanLoss(make_case(aware(), [x], choices, function=f))(own) for f in (None, "float")}
+    assert harm[None] < 1e-9
+    assert harm["float"] > 1e-2
 
 
 def test_the_choice_is_the_users() -> None:

@@ -31,8 +31,10 @@ from brevitas_axe.model.apply.weights import (
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import Layer, find_layers, roll_weight, unroll_weight
 from brevitas_axe.model.prepare import Batch, as_batches
-from brevitas_axe.model.running import float_twin
+from brevitas_axe.model.running import copied, float_twin
+from brevitas_axe.model.trained_function import followed_as_quantized, trained_function
 from brevitas_axe.plan import Choices, LayerPrecision
+from brevitas_axe.recipe import Function
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +60,12 @@ class Case:
     """Built by `make_case`; can be pickled.
 
     Attributes:
-        twin: the model with every quantizer off.
+        twin: the model with every quantizer off; of one that was trained with them, the weights
+            are those that they gave.
         batches: (args, kwargs) of forwards.
         items: the calibration items that batches came from, labels included.
-        reference: the twin's output for each batch.
+        reference: output for each batch, of the twin or of the model that was trained with its
+            quantizers.
         choices: to be scored, all ties of the model among their `same_input`.
         inputs: layer → input bits → grid; None where inputs have none.
         weights: layer → weight bits → grid.
@@ -151,6 +155,7 @@ def make_case(
     seed: int = 0,
     exclude: tuple[str, ...] = (),
     needs_inputs: bool = True,
+    function: Function | None = None,
 ) -> Case:
     """Collects what scorers need; the model is not modified.
 
@@ -158,11 +163,12 @@ def make_case(
         model: a calibrated Brevitas model.
         calibration: items as `brevitas_axe.model.prepare.as_batches` takes them; labels are kept.
         choices: to be scored; layers that read one activation are tied, if they are not yet.
-        metric: "kl" (to the float model's output), "mse", "cross_entropy" or a `Metric`.
+        metric: "kl" (to the reference), "mse", "cross_entropy" or a `Metric`.
         seed: of all randomness.
         exclude: names of layers to leave out.
         needs_inputs: whether every layer must be called; without, those that are not have no grids
             of their inputs.
+        function: which one the reference is, as the recipe's; None decides as `quantize` does.
 
     Raises:
         InvalidPlan: a layer of the choices does not exist or is never called, its input does not
@@ -174,6 +180,7 @@ def make_case(
     items = list(calibration)
     batches = as_batches(items, model)
     args, kwargs = batches[0]
+    model, followed = _followed(model, batches, function, exclude)
     scratch = copy.deepcopy(model).eval()
     layers = find_layers(scratch, exclude)
     for name in choices.layers:
@@ -202,14 +209,26 @@ def make_case(
             bits: _weight_grid(name, layers[name], bits) for bits in {c.weight for c in options}
         }
     twin = float_twin(model)
+    followed = twin if followed is None else followed
     with torch.no_grad():
-        reference = [output_tensor(twin(*args, **kwargs)) for args, kwargs in batches]
+        reference = [output_tensor(followed(*args, **kwargs)) for args, kwargs in batches]
     for output in reference:
         if output.dim() == 0:
             raise InvalidOption("the model returns a number; it must return one output per sample.")
     return Case(
         twin, batches, items, reference, choices, inputs, weights, find_metric(metric), seed
     )
+
+
+def _followed(
+    model: nn.Module, batches: list[Batch], function: Function | None, exclude: tuple[str, ...]
+) -> tuple[nn.Module, nn.Module | None]:
+    """The model whose twin is scored, and the one to follow, where it is not that twin."""
+    function = function or trained_function(model, batches)
+    if function == "float":
+        return model, None
+    model = copied(model)
+    return model, followed_as_quantized(model, exclude)
 
 
 def fingerprint(case: Case, scorer: object) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.methods.solvers.problem import Quality
 from brevitas_axe.plan import LayerPrecision, Plan
 
 if TYPE_CHECKING:
@@ -147,6 +148,12 @@ def own_solver(mode: str, own: str | None, given: Any) -> Any:
             f"{mode} solves by {own}, not by {given}; use axe_mode(..., solver={given!r})."
         )
     return given or own or "gptq"
+
+
+def check_quality(quality: str) -> None:
+    """Raises InvalidOption where it is neither "fast" nor "best"."""
+    if quality not in get_args(Quality):
+        raise InvalidOption(f"quality '{quality}' is unknown; choose 'fast' or 'best'.")
 
 
 def check_parallel(

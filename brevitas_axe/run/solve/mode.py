@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -46,6 +46,7 @@ from brevitas_axe.run.solve.branches import Branches, branches_of
 from brevitas_axe.run.solve.brevitas_keywords import (
     AllWidths,
     check_parallel,
+    check_quality,
     own_solver,
     translated,
 )
@@ -65,12 +66,6 @@ if TYPE_CHECKING:
 # Compiling kernels is reported if it takes longer than this, in seconds; reading them from the
 # cache takes less.
 _NOTICEABLE = 2.0
-
-
-def check_quality(quality: str) -> None:
-    """Raises InvalidOption where it is neither "fast" nor "best"."""
-    if quality not in get_args(Quality):
-        raise InvalidOption(f"quality '{quality}' is unknown; choose 'fast' or 'best'.")
 
 
 class axe_mode:
