@@ -26,8 +26,8 @@ class ByExtremes(TorchFunctionMode):
         self, func: Callable, types: Any, args: Any = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        plain = not any(kwargs.values())  # keepdim=False
-        if func is torch.kthvalue and len(args) == 2 and args[0].ndim == 1 and plain:
+        of_vector = func is torch.kthvalue and len(args) == 2 and args[0].ndim == 1
+        if of_vector and not any(kwargs.values()):  # keepdim=False
             vector, rank = args
             from_top = len(vector) - rank + 1
             fewest = min(rank, from_top)

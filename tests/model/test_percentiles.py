@@ -43,6 +43,12 @@ def test_long_vectors_are_not_searched_by_rank() -> None:
         assert by_rank.count == 1
 
 
+def test_other_functions_are_left_alone() -> None:
+    norm, x = nn.LayerNorm(8), torch.rand(3, 8)
+    with ByExtremes():
+        assert torch.equal(norm(x), nn.functional.layer_norm(x, (8,), norm.weight, norm.bias))
+
+
 def test_only_elsewhere_than_on_the_cpu() -> None:
     assert isinstance(quick_percentiles(nn.Linear(2, 2)), nullcontext)
     assert isinstance(quick_percentiles(nn.Linear(2, 2, device="meta")), ByExtremes)

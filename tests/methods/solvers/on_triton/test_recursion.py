@@ -23,7 +23,13 @@ from tests.methods.solvers.layers import random_problem
 @pytest.mark.slow
 def test_compilation_for_two_architectures(tmp_path: Any) -> None:
     pytest.importorskip("triton")
-    command = [sys.executable, "-W", "error", "-m", "tests.methods.solvers.on_triton.compiled_kernels"]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "tests.methods.solvers.on_triton.compiled_kernels",
+    ]
     variables = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
