@@ -65,10 +65,28 @@ def with_integer_inputs(model: nn.Module, batch: Batch, exclude: tuple[str, ...]
     unknown = _unknown(model, batch, exclude)
     if not unknown:
         return model
-    telling = copied(model)
+    telling, expected = copied(model), _output(model, batch)
+    try:
+        output = _with_telling_activations(telling, batch, plain=not _told(expected))
+    except Exception:  # a forward of the user's that expects plain numbers may raise anything
+        return model
+    same = _told(expected) == _told(output) and _equal(expected, output)
+    helps = same and len(_unknown(telling, batch, exclude)) < len(unknown)
+    return telling if helps else model
+
+
+def _with_telling_activations(model: nn.Module, batch: Batch, plain: bool) -> Any:
+    """The output, after every activation that is called has its flag set, in place.
+
+    Args:
+        model: with quantizers.
+        batch: of calibration.
+        plain: whether the output shall be plain numbers; activations that only make it are then
+            left as they are.
+    """
     activations: dict[str, Any] = {
         name: module
-        for name, module in telling.named_modules()
+        for name, module in model.named_modules()
         if hasattr(module, "act_quant") and not getattr(module, "return_quant_tensor", True)
     }
     called: list[str] = []
@@ -77,20 +95,13 @@ def with_integer_inputs(model: nn.Module, batch: Batch, exclude: tuple[str, ...]
         module.return_quant_tensor = True
         called.append(name)
 
-    expected = _output(model, batch)
-    try:
-        with hooked(activations, before=note):
-            output = _output(telling, batch)
-        if not _told(expected):
-            # Those that only make the model's own output are the last ones.
-            while called and _told(output):
-                activations[called.pop()].return_quant_tensor = False
-                output = _output(telling, batch)
-        same = _told(expected) == _told(output) and _equal(expected, output)
-        helps = len(_unknown(telling, batch, exclude)) < len(unknown)
-    except Exception:  # a forward of the user's that expects plain numbers may raise anything
-        return model
-    return telling if same and helps else model
+    with hooked(activations, before=note):
+        output = _output(model, batch)
+    while plain and called and _told(output):
+        # Those that only make the model's own output are the last ones.
+        activations[called.pop()].return_quant_tensor = False
+        output = _output(model, batch)
+    return output
 
 
 def _unknown(model: nn.Module, batch: Batch, exclude: tuple[str, ...]) -> list[str]:

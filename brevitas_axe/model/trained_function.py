@@ -78,21 +78,36 @@ def _distance(model: nn.Module, norms: Mapping[str, Any], batches: Sequence[Batc
     return sum(distances) / len(distances) if distances else math.inf
 
 
+def solved_and_followed(
+    model: nn.Module, function: Function, exclude: tuple[str, ...] = ()
+) -> tuple[nn.Module, nn.Module | None]:
+    """The model to solve, and the one whose activations and outputs it is to keep near.
+
+    Args:
+        model: has quantizers; not modified.
+        function: to follow.
+        exclude: names of layers to leave alone.
+
+    Returns:
+        For "quantized" a copy whose float weights are the rounded ones, and the model itself; for
+        "float" the model itself, and None, which stands for its float twin.
+    """
+    if function == "float":
+        return model, None
+    return _with_rounded_weights(model, exclude), model
+
+
 @torch.no_grad()
-def followed_as_quantized(model: nn.Module, exclude: tuple[str, ...] = ()) -> nn.Module:
-    """A copy that the solve is to follow; the model itself gets its rounded weights as float ones.
+def _with_rounded_weights(model: nn.Module, exclude: tuple[str, ...]) -> nn.Module:
+    """A copy whose float weights are what the quantizers make of them.
 
     A layer whose integers would be others with these weights keeps its own, as with quantizers that
     normalize them.
-
-    Args:
-        model: has quantizers; its weights are changed.
-        exclude: names of layers to leave alone.
     """
-    reference = copied(model).eval()
-    for name, layer in find_layers(model, exclude, tile_scales=True).items():
+    rounded = copied(model)
+    for name, layer in find_layers(rounded, exclude, tile_scales=True).items():
         before, own = integer_weight(name, layer)[0], layer.weight.detach().clone()
         layer.weight.copy_(layer.quant_weight().value)
         if not torch.equal(integer_weight(name, layer)[0], before):
             layer.weight.copy_(own)
-    return reference
+    return rounded

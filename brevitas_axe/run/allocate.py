@@ -45,8 +45,9 @@ from brevitas_axe.methods.sensitivity import (
 from brevitas_axe.model.own_quantizers import completed
 from brevitas_axe.model.plain import check_open
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, one_sample, to_brevitas
+from brevitas_axe.model.trained_function import trained_function
 from brevitas_axe.plan import Choices, LayerPrecision
-from brevitas_axe.recipe import Recipe, Run
+from brevitas_axe.recipe import Function, Recipe, Run
 from brevitas_axe.registry import method
 from brevitas_axe.run.widths import REFERENCE, limits_of, shares_of
 
@@ -153,7 +154,7 @@ def allocate(
     items = list(calibration)
     check_open(model)
     batches = as_batches(items, model)
-    model = _calibrated(model, batches, run, exclude)
+    model, function = _calibrated(model, batches, run, exclude)
     args, kwargs = one_sample(batches[0])
     choices = choices_for(model, args, kwargs, choices, exclude)
     check_groups(scorer, allocator, choices.layers)
@@ -161,7 +162,7 @@ def allocate(
     if spec is not None:
         choices = spec.constrain(choices, shapes, model)
     foldings = None if max_cycles is None else foldings_within(choices, shapes, max_cycles)
-    scores = _scores(model, items, choices, judge, metrics, exclude, run)
+    scores = _scores(model, items, choices, judge, metrics, exclude, run, function)
     readers = output_readers(model, args, kwargs, exclude)
     costs = {
         name: cost_table(cost, choices, shapes, readers, foldings) for name, cost in models.items()
@@ -169,7 +170,8 @@ def allocate(
 
     @cache
     def plan_loss() -> PlanLoss:
-        return PlanLoss(make_case(model, items, choices, metrics[0], exclude=exclude))
+        case = make_case(model, items, choices, metrics[0], exclude=exclude, function=function)
+        return PlanLoss(case)
 
     # Built on demand: only some allocators measure plans, and it takes time to build.
     problem = make_problem(scores, costs, {}, lambda plan: plan_loss()(plan), target)
@@ -202,11 +204,11 @@ def sensitivity(
     items = list(calibration)
     check_open(model)
     batches = as_batches(items, model)
-    model = _calibrated(model, batches, run, exclude)
+    model, function = _calibrated(model, batches, run, exclude)
     choices = choices_for(model, *one_sample(batches[0]), choices, exclude)
     if not choices.layers:
         raise InvalidOption("there is no layer to look at; do not exclude them all.")
-    return _scores(model, items, choices, judge, [metric], exclude, run)
+    return _scores(model, items, choices, judge, [metric], exclude, run, function)
 
 
 def check_names(
@@ -261,13 +263,14 @@ def check_scoring(scorer: str | Scorer, metrics: Iterable[str | Metric]) -> None
 
 def _calibrated(
     model: nn.Module, batches: Sequence[Batch], run: Run, exclude: tuple[str, ...]
-) -> nn.Module:
-    """The model itself, or a float model with quantizers whose ranges fit any bits."""
+) -> tuple[nn.Module, Function]:
+    """A model with quantizers, those of a float one with ranges that fit any bits; its function."""
     if has_quantizers(model):
-        return completed(model, batches, exclude)
+        model = completed(model, batches, exclude)
+        return model, trained_function(model, batches)
     quantized = to_brevitas(model, batches, progress=run.progress)
     fit_ranges_to(quantized, batches, _FITTED, USUAL_FITTER)
-    return quantized
+    return quantized, "float"
 
 
 def _limited(
@@ -315,6 +318,7 @@ def _scores(
     metrics: Sequence[str | Metric],
     exclude: tuple[str, ...],
     run: Run,
+    function: Function,
 ) -> Scores:
     """Scores by the first metric; harm by the others is in their `metrics`."""
     first, *others = (
@@ -328,6 +332,7 @@ def _scores(
             state=run.state,
             workers=run.workers or 1,
             progress=run.progress,
+            function=function,
         )
         for metric in metrics
     )

@@ -38,7 +38,7 @@ from brevitas_axe.model.running import copied
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
 from brevitas_axe.recipe import Run
-from brevitas_axe.registry import method
+from brevitas_axe.registry import method, methods
 from brevitas_axe.run.allocate import OfferedWidths, choices_for
 from brevitas_axe.run.finetune.balls import ep_init
 from brevitas_axe.run.finetune.checkpoint import SavedRun
@@ -179,9 +179,10 @@ def _chooser(
     """The searcher, if it and the budget make sense here."""
     chooser: RepeatingSearcher = method("search", searcher)
     if not chooser.repeats:
+        repeating = [name for name, found in methods("search").items() if found.repeats]
         raise InvalidOption(
             f"the searcher {searcher!r} asks for no plan twice, but weights in training make every "
-            "plan better; use 'reinforce'."
+            f"plan better; use {' or '.join(map(repr, repeating))}."
         )
     if len(budget) != 1:
         raise InvalidOption(

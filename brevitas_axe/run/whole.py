@@ -18,7 +18,7 @@ from brevitas_axe.model.layers import Layer, find_layers, unroll_weight
 from brevitas_axe.model.own_quantizers import completed
 from brevitas_axe.model.prepare import Batch, has_quantizers, to_brevitas
 from brevitas_axe.model.running import check_all_called, check_runs, copied
-from brevitas_axe.model.trained_function import followed_as_quantized, trained_function
+from brevitas_axe.model.trained_function import solved_and_followed, trained_function
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify
 from brevitas_axe.recipe import Recipe
@@ -66,8 +66,7 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
     if not plain:
         quantized = completed(quantized, batches, request.exclude)
         function = request.recipe.function or trained_function(quantized, batches)
-        if function == "quantized":
-            reference = followed_as_quantized(quantized, request.exclude)
+        quantized, reference = solved_and_followed(quantized, function, request.exclude)
         request = replace(request, recipe=replace(request.recipe, function=function))
     assumptions: tuple[str, ...] = ()
     if request.recipe.widths is not None:

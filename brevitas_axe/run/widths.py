@@ -100,7 +100,7 @@ def best_widths(
         state=None if state is None else Path(state) / "scores",
         workers=request.run.workers or 1,
         progress=request.run.progress,
-        function=request.recipe.function,
+        function=request.recipe.function or "float",
     )
     args, kwargs = one_sample(batches[0])
     own = _of_other_widths(observe_inputs(model, find_layers(model, exclude), args, kwargs), usual)

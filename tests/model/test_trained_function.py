@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import cache
 
 import pytest
@@ -18,7 +17,7 @@ from brevitas_axe.methods.sensitivity.choices import make_choices
 from brevitas_axe.methods.sensitivity.plan_loss import PlanLoss
 from brevitas_axe.model.layers import find_layers, integer_weight
 from brevitas_axe.model.running import float_twin
-from brevitas_axe.model.trained_function import followed_as_quantized, trained_function
+from brevitas_axe.model.trained_function import solved_and_followed, trained_function
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import Recipe
 
@@ -96,14 +95,16 @@ def test_norms_that_learned_nothing_tell_nothing() -> None:
     assert trained_function(model, [((data()[0],), {})]) == "float"
 
 
-def test_a_copy_is_followed_and_no_integer_changes() -> None:
-    model = copy.deepcopy(aware())
+def test_what_is_solved_has_the_rounded_weights_and_the_same_integers() -> None:
+    model = aware()
     before = integers(model)
-    reference = followed_as_quantized(model)
-    assert all(torch.equal(before[name], found) for name, found in integers(model).items())
+    solved, followed = solved_and_followed(model, "quantized")
+    assert followed is model
+    assert all(torch.equal(before[name], found) for name, found in integers(solved).items())
     x = data()[0]
-    assert torch.equal(reference(x), aware()(x))
-    torch.testing.assert_close(model(x), aware()(x))
+    torch.testing.assert_close(solved(x), model(x))
+    torch.testing.assert_close(float_twin(solved)[1].weight, model[1].quant_weight().value)
+    assert solved_and_followed(model, "float") == (model, None)
 
 
 @pytest.mark.parametrize("quality", ["fast", "best"])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from brevitas_axe.methods.search.protocol import (
-    Configuration,
+    Asked,
     Objective,
     Positions,
     Questions,
@@ -57,7 +56,7 @@ class Genetic:
         objective: Objective,
         budget: int,
         *,
-        before: Sequence[tuple[Configuration, float]] = (),
+        before: Asked = (),
         seed: int = 0,
     ) -> dict[str, Any]:
         questions = Questions(space, objective, budget, before)

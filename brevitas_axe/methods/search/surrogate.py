@@ -13,7 +13,7 @@ import numpy as np
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.search.protocol import (
-    Configuration,
+    Asked,
     Objective,
     Positions,
     Questions,
@@ -74,7 +74,7 @@ class Surrogate:
         objective: Objective,
         budget: int,
         *,
-        before: Sequence[tuple[Configuration, float]] = (),
+        before: Asked = (),
         seed: int = 0,
     ) -> dict[str, Any]:
         questions = Questions(space, objective, budget, before)

@@ -31,8 +31,8 @@ from brevitas_axe.model.apply.weights import (
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import Layer, find_layers, roll_weight, unroll_weight
 from brevitas_axe.model.prepare import Batch, as_batches
-from brevitas_axe.model.running import copied, float_twin
-from brevitas_axe.model.trained_function import followed_as_quantized, trained_function
+from brevitas_axe.model.running import evaluating, float_twin
+from brevitas_axe.model.trained_function import solved_and_followed, trained_function
 from brevitas_axe.plan import Choices, LayerPrecision
 from brevitas_axe.recipe import Function
 
@@ -180,7 +180,8 @@ def make_case(
     items = list(calibration)
     batches = as_batches(items, model)
     args, kwargs = batches[0]
-    model, followed = _followed(model, batches, function, exclude)
+    function = function or trained_function(model, batches)
+    model, followed = solved_and_followed(model, function, exclude)
     scratch = copy.deepcopy(model).eval()
     layers = find_layers(scratch, exclude)
     for name in choices.layers:
@@ -210,7 +211,7 @@ def make_case(
         }
     twin = float_twin(model)
     followed = twin if followed is None else followed
-    with torch.no_grad():
+    with evaluating(followed), torch.no_grad():
         reference = [output_tensor(followed(*args, **kwargs)) for args, kwargs in batches]
     for output in reference:
         if output.dim() == 0:
@@ -218,17 +219,6 @@ def make_case(
     return Case(
         twin, batches, items, reference, choices, inputs, weights, find_metric(metric), seed
     )
-
-
-def _followed(
-    model: nn.Module, batches: list[Batch], function: Function | None, exclude: tuple[str, ...]
-) -> tuple[nn.Module, nn.Module | None]:
-    """The model whose twin is scored, and the one to follow, where it is not that twin."""
-    function = function or trained_function(model, batches)
-    if function == "float":
-        return model, None
-    model = copied(model)
-    return model, followed_as_quantized(model, exclude)
 
 
 def fingerprint(case: Case, scorer: object) -> str:

@@ -314,17 +314,19 @@ class axe_mode:
             self._flow = flow(self.root, self.layers, (args, kwargs))
         check_parallel(self._parallel, self.layers, self._flow.same)
         if self._saved is not None:
-            self._fingerprint.add(self.root)
+            followed = [] if self._reference is None else [self._reference]
+            self._fingerprint.add([self.root, *followed])
         groups = {group.name: group.whole for group in self._branches.values()}
         self._handles = add_hooks(self.layers, groups)
         if self.needs_float:
-            # The copied hooks of a twin are those of the original: same names, same effect.
-            known = self._reference is not None
-            self._float_model = self._reference if known else float_twin(self.root)
-            assert self._float_model is not None
+            if self._reference is None:
+                # The copied hooks are those of the original: same names, same effect.
+                self._float_model = float_twin(self.root)
+            else:
+                self._float_model = self._reference
+                others = {name: self._reference.get_submodule(name) for name in self.layers}
+                self._handles += add_hooks(others)
             twins = dict(self._float_model.named_modules())
-            if known:
-                self._handles += add_hooks({name: twins[name] for name in self.layers})
             assert all(twins[name]._forward_pre_hooks for name in self.layers)
 
     def _advance(self, position: int) -> None:

@@ -57,9 +57,7 @@ class Goal:
         """Least value within the drop; None where any will do."""
         if self.drop is None:
             return None
-        share = Recipe.share(self.drop) if isinstance(self.drop, str) else math.nan
-        lost = float(self.drop) if math.isnan(share) else share * abs(self.unquantized)
-        return self.unquantized - lost
+        return self.unquantized - _lost(self.drop, self.unquantized)
 
     def meets(self, trial: Trial) -> bool:
         """Whether a trial is what was asked for."""
@@ -83,12 +81,21 @@ class Goal:
 def check_drop(drop: float | str | None) -> None:
     """Raises InvalidOption for a drop that is neither a number nor a share."""
     try:
-        share = Recipe.share(drop) if isinstance(drop, str) else math.nan
-        number = share if not math.isnan(share) else float(drop or 0)
+        lost = _lost(0.0 if drop is None else drop, 1.0)
     except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number < math.inf:
+        lost = math.nan
+    if not 0 <= lost < math.inf:
         raise InvalidOption(
             f"max_drop is a number of at least 0, or a share of the float model's value such as "
             f"'1%', not {drop!r}."
         )
+
+
+def _lost(drop: float | str, value: float) -> float:
+    """How much of a value a drop allows to lose: a number, or a share of it.
+
+    Raises:
+        TypeError, ValueError: it is neither.
+    """
+    share = Recipe.share(drop) if isinstance(drop, str) else math.nan
+    return float(drop) if math.isnan(share) else share * abs(value)

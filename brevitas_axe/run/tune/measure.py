@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 import time
@@ -16,6 +15,7 @@ from torch import nn
 from brevitas_axe.errors import AxeError, InvalidOption, InvalidState
 from brevitas_axe.files import Journal
 from brevitas_axe.methods.search.protocol import Configuration
+from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.plan import Plan
 from brevitas_axe.recipe import Recipe, Run
@@ -265,4 +265,4 @@ def _loss(row: Mapping[str, Any]) -> float:
 
 
 def _digest(configuration: Configuration) -> str:
-    return hashlib.sha256(written(configuration).encode()).hexdigest()[:16]
+    return Fingerprint(dict(configuration)).hexdigest()[:16]

@@ -96,8 +96,9 @@ def _best_single(
         a, b, c, d = _limits_of(k, known, low, high, weight_low, weight_high)
         own = tl.load(q + k, mask=known, other=0)
         above, below = tl.load(room_above + tile), tl.load(room_below + tile)
-        above, below = _room_after(own, tl.where(slope > 0, -1, 1), above, below, a, b, c, d)
-        new = own + tl.where(slope > 0, -1, 1)
+        step = tl.where(slope > 0, -1, 1)
+        above, below = _room_after(own, step, above, below, a, b, c, d)
+        new = own + step
         takes = (above >= 0) & (below >= 0) | (fits == 0) & (new >= c) & (new <= d)
         takes &= (gain < after_gain) | (gain == after_gain) & (k > after)
         found, place = tl.max(
