@@ -16,7 +16,7 @@ filled in. Methods are named as everywhere, "NAME:key=value":
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -35,6 +35,8 @@ Weights = Literal["channel", "tensor", "tile"]
 Quality = Literal["fast", "best"]
 Widths = Literal["auto"]
 Function = Literal["float", "quantized"]
+# Name, value, step, as `add_scalar` of TensorBoard and `log_metric` of MLflow take them.
+Log = Callable[[str, float, int], object]
 
 # Field of the recipe → room of its methods.
 _ROOMS = {
@@ -316,6 +318,8 @@ class Run:
         workers: tasks at a time, through the joblib backend that `joblib.parallel_config` chose
             (processes, Dask, Ray), -1 for as many as it has; None for threads of torch.
         progress: show progress bars.
+        log: called with name, value and step of every number that a long run tells, such as
+            `SummaryWriter("runs").add_scalar` of TensorBoard or `mlflow.log_metric`.
 
     Raises:
         InvalidOption: no workers.
@@ -325,6 +329,7 @@ class Run:
     offload: str | Path | None = None
     workers: int | None = None
     progress: bool = True
+    log: Log | None = None
 
     def __post_init__(self) -> None:
         if self.workers == 0:

@@ -310,7 +310,10 @@ def test_numbers_that_mean_nothing_are_refused_at_once(room_name, spec) -> None:
 
 def test_rooms_load_without_optional_packages() -> None:
     """What only some users install is imported where it is used, not with the room."""
-    optional = "triton", "xgboost", "shtab", "transformers", "accelerate", "distributed", "dask"
+    optional = (
+        *("triton", "xgboost", "shtab", "transformers", "accelerate", "distributed", "dask"),
+        *("tensorboard", "mlflow"),
+    )
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in optional)
     rooms = "from brevitas_axe.registry import ROOMS, methods; [methods(room) for room in ROOMS]"
     done = subprocess.run(

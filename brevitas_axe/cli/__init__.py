@@ -40,6 +40,7 @@ from brevitas_axe.cli import (
 from brevitas_axe.cli.completion import Completion
 from brevitas_axe.cli.usercode import failure_of_the_user
 from brevitas_axe.errors import AxeError, InvalidOption
+from brevitas_axe.run.logs import opened
 
 # In the order of a user's work.
 _COMMANDS = (
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.Namespace()
     try:
         arguments = _parser().parse_args(argv)
-        with warnings.catch_warnings():
+        spec = getattr(arguments, "log", None)
+        with warnings.catch_warnings(), opened(spec) as arguments.log:
             # Warnings of Brevitas and torch are meant for their developers.
             warnings.simplefilter("ignore")
             status = arguments.run(arguments)

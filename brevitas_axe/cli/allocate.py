@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from brevitas_axe.cli import folders, options
@@ -13,6 +14,7 @@ from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:
     from brevitas_axe.plan import Choices, LayerPrecision
+    from brevitas_axe.recipe import Run
     from brevitas_axe.run.allocate import AllocateResult, OfferedWidths
     from brevitas_axe.run.validated import Validated
 
@@ -115,12 +117,10 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     budgets = options.budgets_of(arguments, _budget)
-    from brevitas_axe.cli.screen import Screen, shows_progress
-    from brevitas_axe.recipe import Run
+    from brevitas_axe.cli.screen import Screen
     from brevitas_axe.run.allocate import allocate, check_names
 
-    screen, progress = Screen(arguments), shows_progress(arguments)
-    run = Run(state=arguments.state, workers=arguments.workers, progress=progress)
+    screen, run = Screen(arguments), options.run_of(arguments)
     reference = _reference(arguments.reference)
     validate = options.validation_of(arguments)
     # Checked before the user's own code runs, which may take long.
@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report is not None:
         _write_report(found, arguments)
         files.append(arguments.report)
-    numbers = _numbers(arguments.validate, validate, model, batches, found, progress)
+    numbers = _numbers(arguments.validate, validate, model, batches, found, run)
     screen.json(_content(found, files, numbers))
     screen.shares(found.shares)
     screen.table(_table(found))
@@ -161,16 +161,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _numbers(
-    name: str, validate: Any, model: Any, batches: Any, found: AllocateResult, progress: bool
+    name: str, validate: Any, model: Any, batches: Any, found: AllocateResult, run: Run
 ) -> dict[str, Validated]:
     """How good the plan is by the user's function, as the fast solver gives it."""
     if validate is None:
         return {}
-    from brevitas_axe.recipe import Run
     from brevitas_axe.run.quantize import quantize
     from brevitas_axe.run.validated import validated
 
-    run = Run(progress=progress)
+    run = replace(run, state=None)  # the plan is solved anew, if it changes
     result = quantize(model, batches, found.plan, quality="fast", run=run)
     return {"plan": validated(name, validate, model, batches, result, run)}
 

@@ -68,6 +68,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--state", metavar="DIR", help="progress is kept here; a run that was killed continues"
     )
+    options.add_log(parser)
     parser.add_argument("--output", default="finetuned", metavar="DIR", help="default: finetuned")
     parser.set_defaults(run=run)
 
@@ -115,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
             state=arguments.state,
             seed=arguments.seed,
             progress=shows_progress(arguments),
+            log=arguments.log,
         )
     save(result, place / INSIDE)
     result.plan.save(place / folders.PLAN_FILE)
@@ -156,7 +158,7 @@ def _searched(arguments: argparse.Namespace, start: Any, data: Any, loss: Any) -
         options.budgets_of(arguments, options.limit),
         searcher=arguments.search,
         training=Training(epochs, rate, loss=loss, seed=seed),
-        run=Run(state=arguments.state, progress=shows_progress(arguments)),
+        run=Run(arguments.state, progress=shows_progress(arguments), log=arguments.log),
     )
     return found.trained, plots.png(plots.policy(found.values, list(found.course())))
 

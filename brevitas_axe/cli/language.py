@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     transformers = pretrained.transformers_package()
     from brevitas_axe.cli.screen import Screen, command
     from brevitas_axe.files import json_text, write_whole
-    from brevitas_axe.recipe import Run
+    from brevitas_axe.run.logs import log_numbers
     from brevitas_axe.run.request import requested
     from brevitas_axe.show import open_folder
 
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
             row,
             options.recipe_of(arguments),
             (),
-            Run(workers=arguments.workers),
+            options.run_of(arguments),
             _keywords(arguments),
         )
     batches, judged = pretrained.data_of(transformers, arguments)
@@ -114,6 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     for index, row in enumerate(rows):
         model = pretrained.model_of(transformers, arguments.hf) if index else model
         results.append(_solved(model, batches, measure, row, arguments, before))
+        log_numbers(arguments.log, "row", results[-1], index)
     write_whole(folder / "rows.json", json_text(results).encode())
     screen = Screen(arguments)
     screen.json(results)
@@ -142,9 +143,7 @@ def _solved(
     before: float,
 ) -> dict[str, Any]:
     """Solves and evaluates one row of the table, and writes its folder."""
-    from brevitas_axe.cli.screen import shows_progress
     from brevitas_axe.files import write_whole
-    from brevitas_axe.recipe import Run
     from brevitas_axe.run.quantize_blocks import quantize_blocks
     from brevitas_axe.run.saving.folder import INSIDE
     from brevitas_axe.run.saving.save import save
@@ -162,7 +161,7 @@ def _solved(
         row,
         options.recipe_of(arguments),
         exclude=options.named(arguments),
-        run=replace(Run(workers=arguments.workers, progress=shows_progress(arguments)), **folders),
+        run=replace(options.run_of(arguments), **folders),
         **_keywords(arguments),
     )
     seconds = round(time.perf_counter() - start, 1)

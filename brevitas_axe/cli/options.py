@@ -13,6 +13,7 @@ from brevitas_axe.errors import InvalidOption
 
 if TYPE_CHECKING:
     from brevitas_axe.plan import Plan
+    from brevitas_axe.recipe import Run
 
 Limit = TypeVar("Limit")
 
@@ -270,9 +271,32 @@ def add_run(parser: argparse.ArgumentParser, state: str, workers: str) -> None:
     """Options that change no integer.
 
     Args:
-        parser: gets --state and --workers.
+        parser: gets --state, --workers and --log.
         state: help for the first.
         workers: help for the second.
     """
     parser.add_argument("--state", metavar="DIR", help=state)
     parser.add_argument("--workers", type=int, metavar="N", help=workers)
+    add_log(parser)
+
+
+def add_log(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log",
+        metavar="KIND:PLACE",
+        help="write numbers while they are found to tensorboard:FOLDER or mlflow:EXPERIMENT, "
+        "either of which must be installed",
+    )
+
+
+def run_of(arguments: argparse.Namespace) -> Run:
+    """What the user wrote of `add_run`; the command line has opened the log."""
+    from brevitas_axe.cli.screen import shows_progress
+    from brevitas_axe.recipe import Run
+
+    return Run(
+        state=arguments.state,
+        workers=arguments.workers,
+        progress=shows_progress(arguments),
+        log=arguments.log,
+    )

@@ -94,8 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
                 setattr(arguments, f"{name}_bits", usual)
         return language.run(arguments)
     _check(arguments)
-    from brevitas_axe.cli.screen import Screen, shows_progress
-    from brevitas_axe.recipe import Run
+    from brevitas_axe.cli.screen import Screen
     from brevitas_axe.run.quantize import quantize
     from brevitas_axe.run.request import requested
     from brevitas_axe.run.saving.folder import INSIDE, check_place
@@ -106,8 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan = options.plan_of(arguments)
     exclude, recipe = options.named(arguments), options.recipe_of(arguments)
     validate, screen = options.validation_of(arguments), Screen(arguments)
-    progress = shows_progress(arguments)
-    run = Run(state=arguments.state, workers=arguments.workers, progress=progress)
+    run = options.run_of(arguments)
     keywords = {
         **_widths(arguments),
         **options.recipe_keywords(arguments),

@@ -36,12 +36,10 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from brevitas_axe.cli.screen import Screen, command, shows_progress
-    from brevitas_axe.recipe import Run
+    from brevitas_axe.cli.screen import Screen, command
     from brevitas_axe.run.allocate import check_scoring, sensitivity
 
     check_scoring(arguments.scorer, [arguments.metric])
-    run = Run(state=arguments.state, workers=arguments.workers, progress=shows_progress(arguments))
     model = folders.model_from(arguments.model, arguments)
     scores = sensitivity(
         model,
@@ -50,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         scorer=arguments.scorer,
         metric=arguments.metric,
         exclude=options.left_out(arguments, model),
-        run=run,
+        run=options.run_of(arguments),
     )
     screen = Screen(arguments)
     screen.json(_content(scores, arguments.metric))

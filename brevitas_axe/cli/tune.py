@@ -106,8 +106,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from brevitas_axe.cli.screen import Screen, shows_progress
-    from brevitas_axe.recipe import Run
+    from brevitas_axe.cli.screen import Screen
     from brevitas_axe.registry import method
     from brevitas_axe.run.saving.folder import INSIDE, check_place
     from brevitas_axe.run.saving.save import save
@@ -135,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_drop=_drop(arguments.max_drop),
         training=None if arguments.train is None else batches_of(arguments.train),
         tuning=tuning,
-        run=Run(arguments.state, workers=arguments.workers, progress=shows_progress(arguments)),
+        run=options.run_of(arguments),
     )
     save(found.result, kept)
     exclude = found.result.exclude

@@ -49,6 +49,7 @@ from brevitas_axe.model.trained_function import trained_function
 from brevitas_axe.plan import Choices, LayerPrecision
 from brevitas_axe.recipe import Function, Recipe, Run
 from brevitas_axe.registry import method
+from brevitas_axe.run.logs import log_numbers
 from brevitas_axe.run.widths import REFERENCE, limits_of, shares_of
 
 # Widths offered to every layer by default.
@@ -336,6 +337,9 @@ def _scores(
         )
         for metric in metrics
     )
+    for layer, harms in first.harm.items():
+        for number, harm in enumerate(harms.tolist()):
+            log_numbers(run.log, "harm", {layer: harm}, number)
     names = [metric if isinstance(metric, str) else metric.name for metric in metrics[1:]]
     harms = {name: other.harm for name, other in zip(names, others, strict=True)}
     return replace(first, metrics={**first.metrics, **harms})

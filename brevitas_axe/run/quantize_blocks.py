@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +45,7 @@ from brevitas_axe.run.block_layers import (
     weight_quantizer,
 )
 from brevitas_axe.run.checks import check_widths, without_remarks
+from brevitas_axe.run.logs import solved_layers
 from brevitas_axe.run.request import Keywords, Request, layer_widths, requested
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
 from brevitas_axe.run.saving.huggingface import refuse_save_pretrained
@@ -150,7 +152,7 @@ def solve_blocks(
         with _memory_advice("the float model"):
             check_runs(model, batches[0])
             hidden, calls = record_calls(model, blocks, batches)
-        walk = _Walk(hidden, list(hidden), layers, request, bar)
+        walk = _Walk(hidden, list(hidden), layers, request, bar, count())
         done: list[_Solved] = []
         for index, (name, block) in enumerate(blocks.items()):
             with _memory_advice(f"block '{name}'"):
@@ -295,7 +297,7 @@ class _Walk:
         real: outputs of the same blocks in float.
         layers: how the layers of the blocks are quantized.
         request: what the caller asked for.
-        bar: progress bar, one step per layer.
+        bar, numbers: progress bar, one step per layer, and the numbers of the layers.
     """
 
     quantized: list[Tensor]
@@ -303,6 +305,7 @@ class _Walk:
     layers: BlockLayers
     request: Request
     bar: tqdm
+    numbers: Iterator[int]
 
     def through(self, alone: Alone, calls: Sequence[Call], index: int) -> _Solved:
         """Quantizes, solves and proves one block; the hidden states become its outputs."""
@@ -322,11 +325,9 @@ class _Walk:
                     for pair in pairs:
                         axe.model(*pair)
                     check_widths(axe)
-                    more = True
-                    while more:
-                        more = axe.update()
+                    for entry in solved_layers(axe, self.request.run.log, self.numbers):
                         untouched.close()  # a solved layer: no option was refused
-                        self.bar.set_postfix_str(axe.log[-1]["name"] if axe.log else "")
+                        self.bar.set_postfix_str(entry["name"])
                         self.bar.update()
                     self.quantized = list(axe.outputs())
             learned = learn([(pair, {}) for pair in pairs], axe.layers)[:-1]  # not of the whole
@@ -345,10 +346,10 @@ class _Walk:
     def _mode(self, alone: Alone, plan: Plan, index: int) -> axe_mode:
         """The mode that solves one block, whose layers have their weight and input bits already."""
         recipe, run = self.request.recipe, self.request.run
-        bits: dict[str, None] = {"weight": None, "input": None}
+        layers = {n: replace(p, weight=None, input=None) for n, p in plan.layers.items()}
         return axe_mode(
             alone,
-            plan=Plan({name: replace(p, **bits) for name, p in plan.layers.items()}),
+            plan=Plan(layers),
             solver=recipe.solver,
             quality=recipe.quality,
             act_order=recipe.act_order,

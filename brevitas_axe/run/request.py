@@ -16,7 +16,7 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.allocate import check_budget
 from brevitas_axe.methods.ranges import USUAL_FITTER
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.recipe import MAX_CYCLES, Function, Quality, Recipe, Run, Spec, Widths
+from brevitas_axe.recipe import MAX_CYCLES, Function, Log, Quality, Recipe, Run, Spec, Widths
 
 Validate = Callable[[nn.Module], float]
 
@@ -41,7 +41,7 @@ class Keywords(TypedDict, total=False):
         budget: limits of costs for these, see `Recipe`.
         validate: function(model) → how good it is, larger is better; then widths are chosen by it,
             among a few more plans, instead of by the divergence from the float model.
-        state, offload, workers, progress: those of `Run`.
+        state, offload, workers, progress, log: those of `Run`.
     """
 
     accumulator_bit_width: int | None
@@ -66,6 +66,7 @@ class Keywords(TypedDict, total=False):
     offload: str | Path | None
     workers: int | None
     progress: bool
+    log: Log | None
 
 
 _WIDTHS = {

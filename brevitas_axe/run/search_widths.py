@@ -151,7 +151,7 @@ def search_widths(
     settings = (repr(chooser), dict(budget), list(names), _numbers(training))
     saved_run = None if run.state is None else _opened(run.state, settings, network, decisions)
     objective = SharedWeights(
-        shared, loader, decisions, switches, training, saved_run, run.progress
+        shared, loader, decisions, switches, training, saved_run, run.progress, run.log
     )
     before = tuple(objective.asked)
     with closing(objective):

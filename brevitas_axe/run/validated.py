@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from brevitas_axe.model.running import float_twin
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.emulator import emulate
 from brevitas_axe.recipe import Run
+from brevitas_axe.run.logs import log_numbers
 from brevitas_axe.run.quantize import quantize
 from brevitas_axe.run.request import Validate
 from brevitas_axe.run.result import QuantizeResult
@@ -88,18 +89,21 @@ def validated(
         result: of the solve; one more is done without limits of accumulators, in the same way.
         run: as in `quantize`; progress is kept in a folder of its own.
     """
+    log, run = run.log, replace(run, log=None)
     if run.state is not None:
         run = replace(run, state=Path(run.state) / "unlimited")
     plan = without_limits(result.plan)
     free = result
     if plan != result.plan:
         free = quantize(model, batches, plan, result.recipe, exclude=result.exclude, run=run)
-    return Validated(
+    found = Validated(
         name,
         in_float(validate, model),
         number(validate, free.model),
         number(validate, result.model),
     )
+    log_numbers(log, "validation", asdict(found), 0)
+    return found
 
 
 def without_limits(plan: Plan) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from itertools import count
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from brevitas_axe.run.block_layers import (
     weight_quantizer,
 )
 from brevitas_axe.run.checks import check_memory, check_widths, without_remarks
+from brevitas_axe.run.logs import solved_layers
 from brevitas_axe.run.request import Request, layer_widths
 from brevitas_axe.run.result import QuantizeResult
 from brevitas_axe.run.solve import axe_mode
@@ -137,7 +139,7 @@ def _solved(
             axe.model(*args, **kwargs)
         check_widths(axe)
         check_memory(axe.layers)
-        while axe.update():
+        for _ in solved_layers(axe, run.log, count()):
             pass
     learned = learn(batches, axe.layers)
     final = _final_plan(axe)

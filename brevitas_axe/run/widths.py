@@ -42,6 +42,7 @@ from brevitas_axe.model.running import float_twin, observe_inputs
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.recipe import MAX_CYCLES, Recipe
 from brevitas_axe.run.checks import without_remarks
+from brevitas_axe.run.logs import log_numbers
 from brevitas_axe.run.request import Request, Validate
 from brevitas_axe.run.result import QuantizeResult
 
@@ -170,7 +171,7 @@ class _Measured:
         text = plan.to_json()
         if text in self.losses:
             return self.losses[text]
-        run = self.request.run
+        log, run = self.request.run.log, replace(self.request.run, log=None)
         if run.state is not None:
             digest = Fingerprint({"plan": text}).hexdigest()[:16]
             run = replace(run, state=Path(run.state) / f"widths-{digest}")
@@ -193,6 +194,7 @@ class _Measured:
         if self._best is None or loss < min(self.losses.values()):
             self._best = result
         self.losses[text] = loss
+        log_numbers(log, "plan", row, len(self.rows))
         self.rows.append(row)
         self.plans.append(plan)
         return loss
@@ -200,6 +202,8 @@ class _Measured:
     def best(self) -> QuantizeResult:
         """The model with the least loss; of equals, the one that was tried first."""
         assert self._best is not None, "an allocator gives a plan or raises"
+        for number, entry in enumerate(self._best.layers):
+            log_numbers(self.request.run.log, "layer", entry, number)
         return replace(self._best, tried=tuple(self.rows), plans=tuple(self.plans))
 
 

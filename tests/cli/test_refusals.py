@@ -68,6 +68,7 @@ CASES = {
     f"{SOLVE} --accumulator-bits 12 --validate user.py:nobody": "no function named 'nobody'",
     f"{SOLVE} --accumulator-bits 12 --workers 0": "workers is 0",
     f"{SOLVE} --accumulator-bits 12 --state user.py": "user.py is a file",
+    f"{SOLVE} --accumulator-bits 12 --log runs": "a log is tensorboard:FOLDER or mlflow:EXPERIMENT",
     f"{SOLVE} --accumulator-bits 12 --output user.py": "user.py",
     f"{SOLVE} --accumulator-bits 12 --budget bops=80%": "set widths to auto",
     f"{SOLVE} --accumulator-bits 12 --rows 64x16": "--rows: for language models only",

@@ -23,7 +23,7 @@ from brevitas_axe.model.quantizers.a2q import a2q_kind
 from brevitas_axe.model.running import copied
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
-from brevitas_axe.recipe import Recipe
+from brevitas_axe.recipe import Log, Recipe
 from brevitas_axe.run.finetune.balls import accumulator_penalty
 from brevitas_axe.run.finetune.checkpoint import SavedRun, load_model_state, model_state, seeded
 from brevitas_axe.run.finetune.groups import parameter_groups
@@ -35,6 +35,7 @@ from brevitas_axe.run.finetune.losses import (
     on_device,
     run,
 )
+from brevitas_axe.run.logs import log_numbers
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
 
 Optimizer = torch.optim.Optimizer
@@ -132,6 +133,7 @@ def finetune(
     state: str | Path | None = None,
     seed: int = 0,
     progress: bool = True,
+    log: Log | None = None,
 ) -> FinetuneResult:
     """Fine-tunes a model; budgets are kept at every forward and proven at every epoch.
 
@@ -157,7 +159,7 @@ def finetune(
         state: folder for progress; a killed run continues from its last whole epoch to the same
             bits. The data must be the same, which is not checked.
         seed: of order, dropout and whatever else draws numbers; each epoch has its own.
-        progress: show progress bars.
+        progress, log: as in `Run`; a log gets the numbers of every epoch.
 
     Raises:
         NotProven: the model does not keep its widths, before or during training.
@@ -177,10 +179,9 @@ def finetune(
     schedule = scheduler(stepper, epochs * length(loader))
     if saved is None:
         history, best = _beginning(judge, stepper, schedule, saved_run)
+        log_numbers(log, "epoch", history[0], 0)
     else:
-        stepper.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["scheduler"])
-        history, best = saved["history"], saved["best"]
+        history, best = _continued(saved, stepper, schedule)
     for epoch in range(len(history), epochs + 1):
         begun = time.perf_counter()
         with seeded(seed * 1_000_003 + epoch, (loader,)):
@@ -190,6 +191,7 @@ def finetune(
         entry = _entry(epoch, *means, *judged, time.perf_counter() - begun)
         best = _better(entry, history, best, trained)
         history.append(entry)
+        log_numbers(log, "epoch", entry, epoch)
         if saved_run is not None:
             saved_run.save(_progress(trained, history, best, stepper, schedule))
     load_model_state(trained, best)
@@ -221,6 +223,15 @@ def _beginning(
         saved_run.save(_progress(model, history, best, optimizer, schedule))
         saved_run.check()
     return history, best
+
+
+def _continued(
+    saved: dict[str, Any], optimizer: Optimizer, schedule: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """History and best state of a run that was killed, and its optimizer as it was."""
+    optimizer.load_state_dict(saved["optimizer"])
+    schedule.load_state_dict(saved["scheduler"])
+    return saved["history"], saved["best"]
 
 
 def _progress(

@@ -22,10 +22,12 @@ from brevitas_axe.methods.allocate import Problem
 from brevitas_axe.methods.allocate.problem import Assignment
 from brevitas_axe.methods.search.protocol import Configuration, Space
 from brevitas_axe.model.apply.switches import Switches
+from brevitas_axe.recipe import Log
 from brevitas_axe.run.finetune.checkpoint import SavedRun, load_model_state, model_state, seeded
 from brevitas_axe.run.finetune.groups import parameter_groups
 from brevitas_axe.run.finetune.losses import Loss, cross_entropy, on_device, run
 from brevitas_axe.run.finetune.run import Optimizer, check_finite, cosine, length
+from brevitas_axe.run.logs import log_numbers
 
 # Most values of one decision; layers that read one activation decide together.
 _MOST_VALUES = 4096
@@ -115,6 +117,7 @@ class SharedWeights:
         training: settings.
         saved_run: where progress is kept; a run that is there already is continued.
         progress: show a bar.
+        log: gets the numbers of every step, as that of `Run`.
 
     Attributes:
         history: one entry for every epoch that is done, number 0 before training.
@@ -130,9 +133,11 @@ class SharedWeights:
         training: Training,
         saved_run: SavedRun | None,
         progress: bool,
+        log: Log | None = None,
     ) -> None:
         self._model, self._loader, self._training = model, loader, training
         self._decisions, self._switches, self._saved_run = decisions, switches, saved_run
+        self._log = log
         self.history: list[dict[str, Any]] = [_entry(0, None, None, None, None, 0.0)]
         self.asked: list[tuple[Configuration, float]] = []
         saved = None if saved_run is None else saved_run.load()
@@ -177,6 +182,8 @@ class SharedWeights:
         reward = -loss - self._training.cost_weight * abs(1 - share)
         self._sums += torch.tensor([loss, reward, share], dtype=torch.float64)
         self.asked.append((dict(configuration), reward))
+        told = {"loss": loss, "reward": reward, "cost": share}
+        log_numbers(self._log, "step", told, len(self.asked))
         self._bar.update()
         self._bar.set_postfix(loss=f"{loss:.4g}", cost=f"{share:.3g}")
         return reward

@@ -33,7 +33,7 @@ _ACCUMULATORS = (20, 16, 14, 12)
 # Keywords of `quantize` that are no decisions.
 _NOT_DECIDED = {
     "weight_bit_width", "input_bit_width", "widths", "budget", "validate",
-    "state", "offload", "workers", "progress",
+    "state", "offload", "workers", "progress", "log",
 }  # fmt: skip
 _DECIDED = (
     WIDTHS,

@@ -20,6 +20,7 @@ from brevitas_axe.model.prepare import Batch
 from brevitas_axe.plan import Plan
 from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.run.costs import costs_of
+from brevitas_axe.run.logs import log_numbers
 from brevitas_axe.run.quantize import quantize
 from brevitas_axe.run.request import Validate
 from brevitas_axe.run.result import QuantizeResult
@@ -68,7 +69,7 @@ class Asked:
     def inner(self, name: str) -> Run:
         """The run of one solve, with a folder of its own inside the state."""
         assert self.run.state is not None, "a tuning has a folder"
-        return replace(self.run, state=Path(self.run.state) / name, progress=False)
+        return replace(self.run, state=Path(self.run.state) / name, progress=False, log=None)
 
     def widths(self, configuration: Configuration) -> dict[str, Any]:
         """Accumulator and tile, as keywords of `quantize`."""
@@ -193,6 +194,8 @@ class Trials:
             self._results = {**(self._results if trial.trained else {}), name: result}
             if self._saved:
                 save(result, self._folder / name)
+        told = {"value": trial.value, "seconds": trial.seconds, **trial.costs}
+        log_numbers(self._asked.run.log, "trial", told, len(self.done))
         self.journal.add("trial", asdict(trial))
 
     def drop(self, trial: Trial) -> None:

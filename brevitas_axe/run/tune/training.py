@@ -38,6 +38,7 @@ def finetuned(asked: Asked, trials: Trials, best: Trial, training: Iterable[Any]
             state=Path(run.state) / f"training-{epochs}",
             seed=tuning.seed,
             progress=run.progress,
+            log=run.log,
         )
 
     begun = time.perf_counter()
