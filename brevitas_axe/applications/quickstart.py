@@ -7,7 +7,7 @@ those of a test split that nothing else looks at. Every arm is calibrated alike,
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -47,7 +47,7 @@ _TRAINING, _VALIDATION = 900, 400
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Images in [0, 1], [N, 1, 8, 8], and their digits, [N]."""
+    """Images in [0, 1], [N, channels, height, width], and their classes, such as digits, [N]."""
 
     images: Tensor
     labels: Tensor
@@ -59,11 +59,11 @@ class DigitsNet(nn.Module):
     def __init__(self, channels: int = 24) -> None:
         super().__init__()
         half = channels // 2
-        self.stem = _convolution(1, half)
-        self.down = _convolution(half, channels, stride=2)
-        self.depthwise = _convolution(channels, channels, groups=channels)
-        self.pointwise = _convolution(channels, channels, kernel=1)
-        self.mix = _convolution(channels, channels, stride=2)
+        self.stem = convolution(1, half)
+        self.down = convolution(half, channels, stride=2)
+        self.depthwise = convolution(channels, channels, groups=channels)
+        self.pointwise = convolution(channels, channels, kernel=1)
+        self.mix = convolution(channels, channels, stride=2)
         self.head = nn.Linear(4 * channels, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,9 +72,10 @@ class DigitsNet(nn.Module):
         return self.head(self.mix(x).flatten(1))
 
 
-def _convolution(
+def convolution(
     inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
+    """Convolution, batch norm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
@@ -313,16 +314,23 @@ def digits(seed: int) -> tuple[DataSplit, DataSplit, DataSplit]:
     return first, second, third
 
 
-def train(split: DataSplit, seed: int, epochs: int = _EPOCHS, progress: bool = True) -> nn.Module:
+def train(
+    split: DataSplit,
+    seed: int,
+    epochs: int = _EPOCHS,
+    progress: bool = True,
+    make: Callable[[], nn.Module] = DigitsNet,
+    batch: int = _BATCH,
+) -> nn.Module:
     """A trained net in evaluation mode; global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = DigitsNet()
+        model = make()
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
-        steps = -(-len(split.labels) // _BATCH)
+        steps = -(-len(split.labels) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, epochs * steps)
         for _ in tqdm(range(epochs), desc="training", leave=False, disable=not progress):
-            for picked in torch.randperm(len(split.labels)).split(_BATCH):
+            for picked in torch.randperm(len(split.labels)).split(batch):
                 loss = F.cross_entropy(model(split.images[picked]), split.labels[picked])
                 optimizer.zero_grad()
                 loss.backward()

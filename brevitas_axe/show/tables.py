@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -69,13 +69,24 @@ def arms_table(summary: Mapping[str, Any]) -> Table:
 
 def arms_markdown(summary: Mapping[str, Any]) -> str:
     """The same rows as a Markdown table, for the README."""
-    lines = [
-        "| " + " | ".join(heading for heading, _, _ in COLUMNS) + " |",
-        "|" + "".join("---:|" if i in NUMBERS else "---|" for i in range(len(COLUMNS))),
-    ]
+    rows = []
     for arm in summary.get("arms", ()):
-        cells = [value(arm).replace("|", "\\|") for _, value, _ in COLUMNS]
-        if arm.get("kind") == "ours":
+        cells = [value(arm) for _, value, _ in COLUMNS]
+        rows.append((cells, arm.get("kind") == "ours"))
+    return markdown([heading for heading, _, _ in COLUMNS], rows, NUMBERS)
+
+
+def markdown(
+    headings: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]], numbers: Collection[int]
+) -> str:
+    """A Markdown table from (cells, whether the first is bold); `numbers` are right-aligned."""
+    lines = [
+        "| " + " | ".join(headings) + " |",
+        "|" + "".join("---:|" if i in numbers else "---|" for i in range(len(headings))),
+    ]
+    for values, bold in rows:
+        cells = [value.replace("|", "\\|") for value in values]
+        if bold:
             cells[0] = f"**{cells[0]}**"
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
