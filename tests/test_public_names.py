@@ -32,6 +32,7 @@ COMMANDS = (
     "cost",
     "compare",
     "methods",
+    "wildfire",
 )
 
 

@@ -36,6 +36,7 @@ from brevitas_axe.cli import (
     quickstart,
     sensitivity,
     tune,
+    wildfire,
 )
 from brevitas_axe.cli.completion import Completion
 from brevitas_axe.cli.usercode import failure_of_the_user
@@ -45,7 +46,7 @@ from brevitas_axe.run.logs import opened
 # In the order of a user's work.
 _COMMANDS = (
     quickstart, prepare, sensitivity, allocate, quantize, tune, finetune, mend, certify, emulate,
-    check, export, cost, compare, methods,
+    check, export, cost, compare, methods, wildfire,
 )  # fmt: skip
 _UNUSABLE, _FAULT = 2, 3
 _INTERRUPTED = 130
