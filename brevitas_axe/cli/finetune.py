@@ -56,6 +56,7 @@ def add(commands) -> None:
         help="with --search, what a cost is to be for one sample, or a share of what W4A4 takes, "
         "such as bops=80%%",
     )
+    options.add_picked(parser)
     parser.add_argument("--epochs", type=int, default=10, metavar="N", help="default 10")
     parser.add_argument(
         "--learning-rate",
@@ -100,11 +101,11 @@ def run(arguments: argparse.Namespace) -> int:
         assert validate is not None  # given only then
         return number(validate, model)
 
-    data = batches_of(arguments.data)
+    data, exclude = batches_of(arguments.data), options.left_out(arguments, start.model)
     loss = None if arguments.loss is None else function_of(arguments.loss)
     drawing: dict[str, bytes] = {}
     if arguments.search is not None:
-        result, drawing["policy.png"] = _searched(arguments, start, data, loss)
+        result, drawing["policy.png"] = _searched(arguments, start, data, loss, exclude)
     else:
         result = finetune(
             start,
@@ -112,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
             epochs=arguments.epochs,
             learning_rate=arguments.learning_rate,
             loss=loss,
+            exclude=exclude,
             validation=judged if validate is not None else validation,
             state=arguments.state,
             seed=arguments.seed,
@@ -143,7 +145,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if result.certificate.ok else 1
 
 
-def _searched(arguments: argparse.Namespace, start: Any, data: Any, loss: Any) -> tuple[Any, bytes]:
+def _searched(
+    arguments: argparse.Namespace, start: Any, data: Any, loss: Any, exclude: tuple[str, ...]
+) -> tuple[Any, bytes]:
     """The model with the widths that a search preferred, and a drawing of how it came to them."""
     from brevitas_axe.cli.screen import shows_progress
     from brevitas_axe.recipe import Run
@@ -158,6 +162,7 @@ def _searched(arguments: argparse.Namespace, start: Any, data: Any, loss: Any) -
         options.budgets_of(arguments, options.limit),
         searcher=arguments.search,
         training=Training(epochs, rate, loss=loss, seed=seed),
+        exclude=exclude,
         run=Run(arguments.state, progress=shows_progress(arguments), log=arguments.log),
     )
     return found.trained, plots.png(plots.policy(found.values, list(found.course())))

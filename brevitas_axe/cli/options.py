@@ -104,6 +104,8 @@ def left_out(arguments: argparse.Namespace, model: Any) -> tuple[str, ...]:
     from brevitas_axe.model.prepare import has_quantizers
     from brevitas_axe.recipe import Recipe
 
+    if not arguments.include and not arguments.exclude:
+        return ()
     recipe = Recipe(rules=picked_rules(arguments))
     layers: dict[str, Any]
     if has_quantizers(model):
@@ -182,11 +184,17 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="solve the columns with the largest inputs first",
     )
+    parser.add_argument(
+        "--function",
+        choices=["float", "quantized"],
+        help="what a model with quantizers was trained to compute, without them or with them; left "
+        "out, its batch norms tell",
+    )
 
 
 def recipe_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_recipe` that the user gave, as keywords of `quantize`."""
-    names = ("solver", "quality", "act_order")
+    names = ("solver", "quality", "act_order", "function")
     written = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in written.items() if value is not None}
 

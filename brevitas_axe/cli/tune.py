@@ -55,7 +55,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--recipe", metavar="FILE", help="to start from: a recipe.yaml, or a preset"
     )
-    options.add_exclude(parser)
+    options.add_picked(parser)
     parser.add_argument(
         "--train",
         metavar="FILE.py:FUNCTION",
@@ -121,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     kept = check_place(folder / INSIDE)
     model = folders.model_from(arguments.model, arguments)
     batches = batches_of(arguments.calibration)
+    tuning = replace(tuning, exclude=options.left_out(arguments, model))
     if options.going_on(arguments):
         screen.line(f"trials that {arguments.state} has are not made again")
     start = time.perf_counter()
@@ -163,7 +164,6 @@ def _tuning(arguments: argparse.Namespace) -> Tuning:
         trials=arguments.trials,
         decisions=dict(map(_decision, arguments.decide)),
         recipe=arguments.recipe,
-        exclude=tuple(arguments.exclude),
         earlier=tuple(arguments.earlier),
         epochs=arguments.epochs,
         seed=arguments.seed,

@@ -78,6 +78,7 @@ CASES = {
     "quantize --hf nowhere --text user.py": "give --accumulator-bits, or --rows",
     "quantize --hf nowhere --text user.py --rows 64by16": "not '64by16'",
     "quantize --hf nowhere --text user.py --accumulator-bits 16 --validate user.py:size": "--hf",
+    f"{SOLVE} --accumulator-bits 12 --function int": "invalid choice: 'int'",
     # allocate
     f"allocate prepared {DATA}": "required: --budget",
     f"{ALLOCATE} --reference 4bit": "such as W4A4, not '4bit'",
@@ -97,6 +98,8 @@ CASES = {
     f"{TRAIN} --search reinforce": "give one cost to come near to, such as bops; 0 are given",
     f"{TRAIN} --search grid --budget bops=80%": "'grid' asks for no plan twice",
     f"{TRAIN} --search reinforce --validation user.py:labelled": "takes no --validation",
+    f"{TRAIN} --exclude nobody": "'nobody' is not in the model",
+    f"{TRAIN} --include type:Conv3d": "'type:Conv3d' applies to no layer",
     f"{TRAIN} --loss user.py:nobody": "no function named 'nobody'",
     f"{TRAIN} --validation user.py:labelled --validate user.py:size": "either --validation or",
     f"{TRAIN} --validate user.py:divides": "division by zero (user.py, line",

@@ -50,6 +50,13 @@ def test_a_solve_and_the_training_after_it(at, capsys, tmp_path) -> None:
     assert "unlimited" in capsys.readouterr().out
 
 
+def test_training_claims_nothing_for_what_is_left_out(at, capsys, tmp_path) -> None:
+    train = ["finetune", "solved", "--data", "user.py:labelled", "--epochs", "1", "--quiet"]
+    assert main([*train, "--include", "type:Conv2d", "--output", str(tmp_path / "t")]) == 0
+    certificate = json.loads((tmp_path / "t" / "certificate.json").read_text())
+    assert certificate["excluded"] == ["5"]
+
+
 def test_a_plan_is_judged_before_it_is_solved(at, capsys, tmp_path) -> None:
     widths = ["--weight-bits", "3", "4", "--input-bits", "4", "--accumulator-bits", "9"]
     command = ["allocate", "user.py:build", *DATA, "--budget", "bops=1e9", *widths]
