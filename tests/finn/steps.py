@@ -34,8 +34,29 @@ from finn.builder.custom_step_library.resnet import (  # noqa: E402
     step_resnet_convert_to_hw,
     step_resnet_streamline,
 )
+from finn.transformation.fpgadataflow.convert_to_hw.upsample import InferUpsample  # noqa: E402
+from finn.transformation.streamline.absorb import AbsorbTransposeIntoResize  # noqa: E402
+from finn.transformation.streamline.streamline_plus import StreamlinePlus  # noqa: E402
+from qonnx.core.modelwrapper import ModelWrapper  # noqa: E402
+from qonnx.transformation.infer_data_layouts import InferDataLayouts  # noqa: E402
+from qonnx.transformation.infer_datatypes import InferDataTypes  # noqa: E402
 
 DEFAULT = {name: build_dataflow_step_lookup[name] for name in estimate_only_dataflow_steps}
+
+
+def step_unet_streamline(model: ModelWrapper, cfg: object) -> ModelWrapper:
+    """The ResNet's streamlining, and channels last through nearest upsampling.
+
+    FINN converts upsampling, but its list of steps asks for nodes of a former operator set alone,
+    and leaves the channels first around today's.
+    """
+    model = step_resnet_streamline(model, cfg)
+    for _ in model.get_nodes_by_op_type("Resize"):
+        model = model.transform(AbsorbTransposeIntoResize())
+        model = model.transform(StreamlinePlus())
+    for inferred in (InferDataLayouts(), InferDataTypes(), InferUpsample()):
+        model = model.transform(inferred)
+    return model
 
 
 def _streamlined(*steps: BuildDataflowStep) -> dict[str, BuildDataflowStep]:
@@ -43,7 +64,7 @@ def _streamlined(*steps: BuildDataflowStep) -> dict[str, BuildDataflowStep]:
     replaced: dict[str, tuple[BuildDataflowStep, ...]]
     replaced = {key: (own,) for key, own in DEFAULT.items()}
     replaced["step_streamline"] = steps
-    if step_resnet_streamline in steps:
+    if {step_resnet_streamline, step_unet_streamline} & set(steps):
         replaced["step_convert_to_hw"] += (step_resnet_convert_to_hw,)
     return {step.__name__: step for group in replaced.values() for step in group}
 
@@ -51,6 +72,7 @@ def _streamlined(*steps: BuildDataflowStep) -> dict[str, BuildDataflowStep]:
 RECIPES: dict[str, dict[str, BuildDataflowStep]] = {
     "default": DEFAULT,
     "resnet": _streamlined(step_resnet_streamline),
+    "unet": _streamlined(step_unet_streamline),
     "conv1d": _streamlined(step_pre_streamline, DEFAULT["step_streamline"]),
     "conv1d_resnet": _streamlined(step_pre_streamline, step_resnet_streamline),
 }
@@ -59,6 +81,7 @@ STAGES = {
     "step_tidy_up": "finn",
     "step_streamline": "streamlined",
     "step_resnet_streamline": "streamlined",
+    "step_unet_streamline": "streamlined",
     "step_convert_to_hw": "hardware",
     "step_minimize_bit_width_initial": "minimized",
     "step_create_dataflow_partition": "partitioned",

@@ -53,6 +53,7 @@ _STANDARD: dict[str, Rule] = {
     **dict.fromkeys(("Flatten", "Reshape", "Transpose"), joins.move),
     **dict.fromkeys(("Identity", "Dropout"), joins.stay),
     "Pad": joins.pad,
+    "Resize": joins.resize,
     "Unsqueeze": joins.unsqueeze,
     "Squeeze": joins.squeeze,
     "LayerNormalization": floats.layer_norm,

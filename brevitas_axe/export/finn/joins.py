@@ -17,7 +17,7 @@ _ACTIVATIONS = (
     *("HardSigmoid", "HardSwish", "Mish", "Erf", "Softsign", "ThresholdedRelu"),
 )
 # FINN does not build them, and moves the scale in front of them behind them.
-_MOVERS = ("Resize", "Upsample", "Slice", "Squeeze", "DepthToSpace", "SpaceToDepth")
+_MOVERS = ("Upsample", "Slice", "Squeeze", "DepthToSpace", "SpaceToDepth")
 _SHARE = "give both one shared activation quantizer"
 
 
@@ -309,6 +309,34 @@ def squeeze(node: Node, inputs: list[Value], graph: Graph) -> Value:
     if ops == ["Unsqueeze", "BatchNormalization"]:
         return inputs[0]
     return unknown(node, inputs, graph)
+
+
+def resize(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """Resize that repeats every pixel of integers; FINN's own list of steps leaves it out."""
+    source = inputs[0]
+    if not isinstance(source, Signal):
+        return source
+    name, before, after = graph.name(node), *map(graph.shape, (node.inputs[0], node.outputs[0]))
+    whole = len(before) == len(after) == 4 and tuple(before[:2]) == tuple(after[:2])
+    whole = whole and all(b and a % b == 0 for b, a in zip(before, after, strict=True))
+    kinds = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric"}
+    repeats = whole and node.attribute("nearest_mode", "round_prefer_floor") == "floor"
+    repeats = repeats and all(node.attribute(key, "") == kind for key, kind in kinds.items())
+    readers = graph.consumers(node.outputs[0])
+    problem, way_out = "", "use nn.Upsample(scale_factor=2), say, behind the quantizer"
+    if not source.integral or not repeats:
+        problem = "does not repeat every pixel of integers a whole number of times"
+    elif not readers or any(reader.inputs[0] != node.outputs[0] for reader in readers):
+        # AbsorbTransposeIntoResize writes its result to the first input of what follows.
+        problem, way_out = "is not the first operand of a node behind it", "name it first there"
+    if problem:
+        problem = f"the Resize '{name}' {problem}, which FINN cannot build"
+        return Lost(graph.report(name, "upsampling", problem, way_out))
+    problem = (
+        f"the Resize '{name}' is built by transformations that FINN's lists of steps leave out"
+    )
+    graph.report(name, "upsampling", problem, "add the step in docs/finn.md", "note")
+    return source
 
 
 def pad(node: Node, inputs: list[Value], graph: Graph) -> Value:

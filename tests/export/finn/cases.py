@@ -225,6 +225,7 @@ class Case:
 BINARY = {"quant": SignedBinaryActPerTensorConst}
 FLOAT = {"notes": ("float_unit",)}
 RESNET = {"recipe": "resnet"}
+UNET = {"recipe": "unet"}
 
 
 def sign_linear(inputs: int, outputs: int) -> nn.Module:
@@ -277,6 +278,9 @@ ACCEPTED = {
     "residual of signed values": Case(signed_fork, **RESNET),
     "residual that reaches no tie": Case(lambda: saturated(5), **RESNET),
     "concatenation": Case(lambda: joined(True), **RESNET),
+    "upsampling": Case(
+        chain(relu, nn.Upsample(scale_factor=2), size=12), notes=("upsampling",), **UNET
+    ),
     "product of branches": Case(
         lambda: Branches(
             *(nn.Sequential(conv(), relu()), nn.Sequential(conv(), relu(3)), torch.mul),
@@ -424,7 +428,9 @@ REFUSED = {
         seconds=45,
     ),
     "unequal concatenation": Case(lambda: joined(False), ("branches",), **RESNET),
-    "upsampling": Case(chain(relu, nn.Upsample(scale_factor=2), size=12), ("operator",)),
+    "upsampling by parts of a pixel": Case(
+        chain(relu, nn.Upsample(scale_factor=1.5), size=9), ("upsampling",)
+    ),
     "slice": Case(chain(relu, Apply(lambda x: x[:, :, 1:5, 1:5]), size=4), ("operator",)),
     "batch norm behind the quantizer": Case(chain(relu, nn.BatchNorm2d(4)), ("float_sums",), "4"),
     "layer norm with a gain": Case(lambda: layer_norm(2, 0), ("operator",), "2", ROW),

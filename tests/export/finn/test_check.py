@@ -6,10 +6,21 @@ from dataclasses import replace
 
 import onnx
 import pytest
+import torch
+from torch import nn
 
 from brevitas_axe.errors import ExportRefused, InvalidModelFile, InvalidOption, NonFiniteValues
 from brevitas_axe.export import check_finn, export_qonnx
-from tests.export.finn.cases import ACCEPTED, REFUSED, TIED
+from tests.export.finn.cases import (
+    ACCEPTED,
+    REFUSED,
+    TIED,
+    Branches,
+    Case,
+    conv,
+    relu,
+    tail,
+)
 from tests.export.finn.models import build, samples, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -45,6 +56,22 @@ def test_what_finn_refuses_is_found_with_a_name_and_a_way_out(name, tmp_path):
     assert first.way_out in first.sentence
     if case.layer:
         assert first.layer == case.layer
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_upsampled_comes_first_in_a_concatenation(first, tmp_path):
+    """FINN, which works on the other order for minutes before it fails, is asked by no test."""
+    shared = relu()
+    small = nn.Sequential(conv(stride=2), shared, nn.Upsample(scale_factor=2))
+
+    def join(a, b):
+        return torch.cat([a, b] if first else [b, a], 1)
+
+    case = Case(lambda: Branches(small, nn.Sequential(conv(), shared), join, *tail(channels=8)))
+    write(case, tmp_path / "m.onnx")
+    assert [finding.rule for finding in check_finn(tmp_path / "m.onnx")] == (
+        [] if first else ["upsampling"]
+    )
 
 
 @pytest.mark.parametrize("name", [n for n, case in REFUSED.items() if not case.raw])
