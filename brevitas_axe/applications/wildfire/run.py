@@ -51,9 +51,9 @@ def wildfire(
     known = {tuple(key): row for kind, *key, row in journal.records if kind == "arm"}
     wanted = [
         (task, seed, arm)
-        for seed in range(settings.seeds)
-        for task in TASKS
         for arm in arms(settings)
+        for task in TASKS
+        for seed in range(settings.seeds)
     ]
     source, cases = "", {}
     with one_thread():
