@@ -49,22 +49,20 @@ def wildfire(
     journal = Journal(folder / "arms" / "journal.jsonl", "arms")
     _same_run(journal, settings, folder)
     known = {tuple(key): row for kind, *key, row in journal.records if kind == "arm"}
-    wanted = [
-        (task, seed, arm)
-        for arm in arms(settings)
-        for task in TASKS
-        for seed in range(settings.seeds)
-    ]
-    source, cases = "", {}
-    with one_thread():
-        for task, seed, arm in tqdm(wanted, "arms", disable=not progress):
+    nets = [(seed, task) for seed in range(settings.seeds) for task in TASKS]
+    found, source = arms(settings), ""
+    with one_thread(), tqdm(total=len(nets) * len(found), disable=not progress) as bar:
+        for seed, task in nets:
             place = folder / "arms" / f"{task}-{seed}"
-            case = cases.setdefault((task, seed), Case(task, seed, settings, place, progress))
-            if (task, seed, arm.name) not in known:
-                row = {**measured(case, arm), "source": case.pictures.source}
-                known[task, seed, arm.name] = row
-                journal.add("arm", task, seed, arm.name, row)
-            source = known[task, seed, arm.name]["source"]
+            case = Case(task, seed, settings, place, progress)  # one at a time in memory
+            for arm in found:
+                bar.set_description(f"{task}, {arm.name}")
+                if (task, seed, arm.name) not in known:
+                    row = {**measured(case, arm), "source": case.pictures.source}
+                    known[task, seed, arm.name] = row
+                    journal.add("arm", task, seed, arm.name, row)
+                source = known[task, seed, arm.name]["source"]
+                bar.update()
     return _written(folder, settings, known, source)
 
 
