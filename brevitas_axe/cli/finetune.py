@@ -81,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.run.saving.folder import INSIDE, check_place
     from brevitas_axe.run.saving.save import save
     from brevitas_axe.run.validated import number
+    from brevitas_axe.show import write_folder
 
     screen = Screen(arguments)
     validation, validate = arguments.validation, options.validation_of(arguments)
@@ -121,20 +122,19 @@ def run(arguments: argparse.Namespace) -> int:
             log=arguments.log,
         )
     save(result, place / INSIDE)
-    result.plan.save(place / folders.PLAN_FILE)
-    write_whole(place / "certificate.json", result.certificate.to_json().encode())
     write_whole(place / "history.json", json_text(result.history).encode())
     numbers = {} if validate is None else _numbers(arguments, validate, start, result)
-    content = {"validation": {name: asdict(row) for name, row in numbers.items()}}
-    write_whole(place / folders.SUMMARY_FILE, json_text(content).encode())
+    content = {
+        "title": f"{arguments.folder}, trained on",
+        "history": result.history,
+        "validation": {name: asdict(row) for name, row in numbers.items()},
+    }
+    written = write_folder(place, content, result.certificate, result.plan, result.recipe)
     for name, content_of in drawing.items():
         write_whole(place / name, content_of)
-    names = (INSIDE, folders.PLAN_FILE, "certificate.json", "history.json", folders.SUMMARY_FILE)
-    files = [str(place / name) for name in (*names, *drawing)]
-    screen.json(
-        {"proven": result.certificate.ok, "best_epoch": result.best_epoch,
-         "history": result.history, **content, "files": files}
-    )  # fmt: skip
+    files = [*map(str, written), *(str(place / n) for n in (INSIDE, "history.json", *drawing))]
+    proven, best = result.certificate.ok, result.best_epoch
+    screen.json({"proven": proven, "best_epoch": best, **content, "files": files})
     screen.table(_table(result.history, result.best_epoch))
     screen.table(result.certificate.table())
     screen.numbers(numbers)

@@ -15,9 +15,13 @@ has a number written into it. A summary is a JSON object:
         kind            "reference", "overflow", "published" or "ours": chooses the colour
         note            one short remark, may be empty
     layers        the solver's log: list of {name, error_rounded, error, budget_used, …}
+    history       of a training: list of {epoch, loss, score, …}
     resources     list of {name, accumulator, lut, unlimited_accumulator, unlimited_lut}, see
                   `brevitas_axe.methods.cost.resource_rows`
     seconds       run time
+    validation    model → {function, unquantized, unlimited, limited}, see
+                  `brevitas_axe.run.validated`
+    origin        date, command and versions; `write_folder` adds it
     environment   name → version or seed
 
 Only `title` is needed; what is absent is left out of the page.

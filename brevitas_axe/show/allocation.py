@@ -15,6 +15,7 @@ from brevitas_axe.files import write_whole
 from brevitas_axe.methods.allocate import Allocation, Problem
 from brevitas_axe.plan import Plan
 from brevitas_axe.show import plots
+from brevitas_axe.show.origin import origin, told
 from brevitas_axe.show.page import document, drawing, paragraph, significant, table, width_cells
 
 _BITS = {"weight": "ours", "input": "published", "accumulator": "reference"}
@@ -47,6 +48,7 @@ def write_allocation(
         for name, limit in problem.budgets.items()
     ]
     body = [
+        paragraph(told(origin())),
         "<h2>Budgets</h2>",
         table(["cost", "spent", "budget"], [(cells, "") for cells in spent], numbers=[1, 2]),
         "<h2>Harm against cost</h2>",

@@ -11,6 +11,7 @@ from brevitas_axe.files import json_text, write_whole
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate import Certificate
 from brevitas_axe.recipe import Recipe
+from brevitas_axe.show.origin import origin
 from brevitas_axe.show.page import page
 
 
@@ -40,11 +41,13 @@ def write_folder(
 ) -> list[Path]:
     """Writes plan.json, recipe.yaml (of a recipe), certificate.json, summary.json and report.html.
 
-    All contents are made before the first file is written, and each file appears whole.
+    All contents are made before the first file is written, and each file appears whole. The
+    summary also gets its origin.
 
     Returns:
         The files, in the order in which a person would open them.
     """
+    summary = {"origin": origin(), **summary}
     files = {
         directory / "report.html": page(summary, certificate, plan),
         directory / "certificate.json": certificate.to_json(),

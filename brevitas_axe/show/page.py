@@ -11,6 +11,7 @@ from brevitas_axe.files import write_whole
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate
 from brevitas_axe.show import plots
+from brevitas_axe.show.origin import told
 from brevitas_axe.show.style import CSS
 from brevitas_axe.show.tables import COLUMNS, NUMBERS, bits, percent
 
@@ -44,6 +45,8 @@ _HOW_TO_READ = (
 )
 
 
+# Layers that are named at the top, where a certificate is none.
+_MOST_REASONS = 8
 _LOGGED = {
     "inputs": "K",
     "outputs": "outputs",
@@ -77,11 +80,15 @@ def page(
 ) -> str:
     """The report as HTML text; see `write_page`."""
     body = [
+        paragraph(told(summary.get("origin") or {})),
         paragraph(summary.get("description")),
         _facts(summary, certificate),
+        _reasons(certificate),
+        _validation(summary.get("validation") or {}),
         _arms(summary.get("arms") or ()),
         _certificate(certificate),
         _layers(summary.get("layers") or ()),
+        _history(summary.get("history") or ()),
         _plan(plan),
         _resources(summary.get("resources") or ()),
         _how_to_read(),
@@ -128,6 +135,42 @@ def _facts(summary: Mapping[str, Any], certificate: Certificate | None) -> str:
         f'<div class="fact"><b>{value}</b><span>{label}</span></div>' for value, label in facts
     )
     return f'<div class="facts">{cells}</div>' if cells else ""
+
+
+def _reasons(certificate: Certificate | None) -> str:
+    """Why a certificate is not one, layer by layer."""
+    if certificate is None or certificate.ok:
+        return ""
+    entries = (*certificate.entries, *certificate.sums)
+    claimed = [entry for entry in entries if entry.name not in certificate.excluded]
+    open_ones = [entry for entry in claimed if not entry.fits]
+    lines = [
+        f"<li>{name_cell(e.layer or e.name)}: {escape(e.verdict)}</li>"
+        for e in open_ones[:_MOST_REASONS]
+    ]
+    if len(open_ones) > _MOST_REASONS:
+        lines.append(f"<li>and {len(open_ones) - _MOST_REASONS} more, in the table below</li>")
+    if not claimed:
+        lines = ["<li>nothing is claimed of any layer</li>"]
+    return f"<h2>Why it is not proven</h2>\n<ul>{''.join(lines)}</ul>"
+
+
+def _validation(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the user's function says, in float and on accumulators."""
+    if not rows:
+        return ""
+    keys = ("unquantized", "unlimited", "limited")
+    function = next(iter(rows.values()))["function"]
+    cells = [
+        ([name_cell(name), *("–" if row[k] is None else f"{row[k]:.6g}" for k in keys)], "")
+        for name, row in rows.items()
+    ]
+    headings = ["model", "float", "accumulators of any width", "its accumulators"]
+    return (
+        "<h2>How good it is</h2>\n"
+        + table(headings, cells, range(1, 4))
+        + paragraph(f"Measured by {function}.")
+    )
 
 
 def _arms(arms: Sequence[Mapping[str, Any]]) -> str:
@@ -198,6 +241,16 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
     ]
     headings = ["layer", *(_LOGGED[key] for key in known)]
     return "<h2>What the solver did</h2>\n" + table(headings, rows, range(1, len(headings)))
+
+
+def _history(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Training, epoch by epoch."""
+    if not entries:
+        return ""
+    keys = [key for key in entries[-1] if key != "certified"]
+    rows = [([significant(entry.get(key)) for key in keys], "") for entry in entries]
+    headings = [key.replace("_", " ") for key in keys]
+    return "<h2>Training</h2>\n" + table(headings, rows, range(len(keys)))
 
 
 def _plan(plan: Plan | None) -> str:

@@ -37,6 +37,7 @@ th, td { padding: 7px 12px; border-bottom: 1px solid var(--line); text-align: le
   vertical-align: top; }
 th { font-size: 12.5px; font-weight: 600; color: var(--soft); white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--card); }
 .number { text-align: right; white-space: nowrap; }
 .name { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 13px;
   white-space: nowrap; }
@@ -49,5 +50,13 @@ tr.overflow td { background: var(--bad-bg); }
 dl { max-width: 80ch; }
 dt { font-weight: 600; margin-top: 10px; }
 dd { margin: 0; color: var(--soft); }
+@media (max-width: 600px) {
+  .plot { overflow-x: auto; }
+  .plot svg { max-width: none; } /* at its own size, so that its text can be read */
+}
+@media print {
+  .card { overflow: visible; break-inside: avoid; }
+  th:first-child, td:first-child { position: static; }
+}
 footer { margin-top: 44px; color: var(--soft); font-size: 13px; }
 """

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from brevitas_axe.files import write_whole
 from brevitas_axe.run.tune import Trial, TuneResult
 from brevitas_axe.show import plots
+from brevitas_axe.show.origin import origin, told
 from brevitas_axe.show.page import document, drawing, paragraph, significant, table
 
 
@@ -27,6 +28,7 @@ def write_tuning(path: str | Path, found: TuneResult, cost: str, unit: str = "")
     """
     shown = [trial for trial in found.trials if cost in trial.costs]
     body = [
+        paragraph(told(origin())),
         paragraph(
             "The values are those by which the best trial was chosen, so its own is too good: judge"
             " it on data that it has not seen."

@@ -55,6 +55,9 @@ def test_training_claims_nothing_for_what_is_left_out(at, capsys, tmp_path) -> N
     assert main([*train, "--include", "type:Conv2d", "--output", str(tmp_path / "t")]) == 0
     certificate = json.loads((tmp_path / "t" / "certificate.json").read_text())
     assert certificate["excluded"] == ["5"]
+    page = (tmp_path / "t" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Training</h2>" in page
+    assert "epoch" in page
 
 
 def test_a_plan_is_judged_before_it_is_solved(at, capsys, tmp_path) -> None:

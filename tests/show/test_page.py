@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import brevitas_axe
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.show import open_folder, write_folder
@@ -48,6 +49,8 @@ def test_page_says_when_nothing_is_proven() -> None:
     html = page({"title": "Run"}, certificate(unknown, entry("fc", target=8)))
     assert html.count(">not proven<") == 3  # the verdict, and both layers
     assert "no input quantizer" in html
+    assert html.index("Why it is not proven") < html.index("needs 12 bits, target 8")
+    assert html.index("needs 12 bits, target 8") < html.index("<h2>Overflow certificate")
     assert "needs 12 bits, target 8" in html
 
 
@@ -63,6 +66,19 @@ def test_costs_are_shown_with_and_without_the_budget() -> None:
     text = read(page({"title": "Run", "resources": rows})).text
     for value in (HOSTILE, "LUT without budget", "400", "500", "800", "1000"):
         assert value in text
+
+
+def test_what_was_measured_and_the_origin_stand_on_top(tmp_path) -> None:
+    row = {"function": HOSTILE, "unquantized": 0.5, "unlimited": None, "limited": 0.25}
+    summary = {"title": "Run", "validation": {HOSTILE: row}}
+    write_folder(tmp_path, summary, certificate(entry("c")), PLAN)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    text = read(html).text
+    assert {HOSTILE, "0.5", "–", "0.25", f"Measured by {HOSTILE}."} <= set(text)
+    assert html.index("How good it is") < html.index("<h2>Overflow certificate")
+    made = json.loads((tmp_path / "summary.json").read_text())["origin"]
+    assert made["brevitas_axe"] == brevitas_axe.__version__
+    assert any(made["date"] in line and f"torch {made['torch']}" in line for line in text)
 
 
 def test_an_arm_of_another_kind_is_drawn_too() -> None:
