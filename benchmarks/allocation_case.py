@@ -213,7 +213,7 @@ class Bench:
             "held_out": self.size.held_out,
             "quality": self.size.quality,
             "cycles": MAX_CYCLES,
-            "solvers": solver_fingerprint((*SOLVERS, "cost", "export")),
+            "solvers": solver_fingerprint((*SOLVERS, "methods/cost", "export")),
             **self.content,
         }
 
@@ -268,7 +268,7 @@ class Bench:
         self, choices: Choices, scorer: Any, batches: list[Tensor], metric: str = "kl"
     ) -> Scores:
         """Scores, kept on disk by content and code."""
-        code = solver_fingerprint((*SOLVERS, "sensitivity"))[:12]
+        code = solver_fingerprint((*SOLVERS, "methods/sensitivity"))[:12]
         cache = CACHE / "allocation" / f"scores-{code}"
         return score(
             self.model, batches, choices, scorer, metric=metric, exclude=IN_FLOAT, state=cache
