@@ -1,18 +1,17 @@
 """A trained Llama of 4.7 M parameters, the linear layers of its blocks quantized.
 
-Judged by how often the likeliest next token is the right one. Model and text are in the folder that
-BREVITAS_AXE_DATA names.
+Judged by how often the likeliest next token is the right one, on text that the model has not seen.
+Model and text are in the folder that BREVITAS_AXE_DATA names; see benchmarks/splits.py.
 """
 
 from __future__ import annotations
 
+import copy
+
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from whole_way import benchmark, whole_way
 
-FOLDER = benchmark("records").DATA / "llama_text"
-# Of the text that the model was not trained on, from here on.
-HELD_OUT, LENGTH = 895_446, 256
+LLAMA, CALIBRATION, UNSEEN = benchmark("splits").language_model()
 
 
 class Logits(torch.nn.Module):
@@ -20,20 +19,10 @@ class Logits(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.llama = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+        self.llama = copy.deepcopy(LLAMA)
 
     def forward(self, tokens):
         return self.llama(tokens, use_cache=False).logits
-
-
-def windows(text: str, count: int):
-    """The first tokens of a text, [count, LENGTH]."""
-    tokens = AutoTokenizer.from_pretrained(FOLDER)(text, return_tensors="pt").input_ids[0]
-    return tokens[: count * LENGTH].view(count, LENGTH)
-
-
-def text() -> str:
-    return (FOLDER.parent / "wikitext2_valid.txt").read_text(encoding="utf-8")
 
 
 def build():
@@ -41,11 +30,11 @@ def build():
 
 
 def data():
-    return [*windows(text()[:HELD_OUT], 32).split(8)]
+    return [*CALIBRATION[:32].split(8)]
 
 
 def accuracy(model):
-    batches = windows(text()[HELD_OUT:], 64).split(16)
+    batches = UNSEEN[:64].split(16)
     right = [model(x)[:, :-1].argmax(-1) == x[:, 1:] for x in batches]
     return torch.cat(right).float().mean()
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from brevitas_axe.proof.certificate import Certificate, certify_file
 from brevitas_axe.proof.emulator import emulate
 from brevitas_axe.run.quantize import quantize
 from brevitas_axe.run.result import QuantizeResult
+from brevitas_axe.run.saving.folder import versions
 from brevitas_axe.show import arms_table, open_folder, write_folder
 
 BITS = (4, 4)  # weights and inputs of the arms at equal bits
@@ -220,7 +220,7 @@ def quickstart(
         "resources": resource_rows(ours.result.model, (bench.test.images[:1],), ours.result.plan),
         "seconds": round(time.perf_counter() - start, 1),
         "environment": {
-            **{name: metadata.version(name) for name in ("torch", "brevitas", "qonnx")},
+            **versions(("torch", "brevitas", "qonnx")),
             "seed": seed,
         },
     }

@@ -6,8 +6,9 @@ import shlex
 import sys
 from collections.abc import Mapping
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
+
+from brevitas_axe.run.saving.folder import versions
 
 _PACKAGES = ("brevitas_axe", "brevitas", "torch")
 
@@ -18,7 +19,7 @@ def origin() -> dict[str, str]:
     return {
         "date": datetime.now().astimezone().isoformat(" ", "minutes"),
         "command": shlex.join([Path(program).name, *words]),
-        **{name: metadata.version(name) for name in _PACKAGES},
+        **versions(_PACKAGES),
     }
 
 

@@ -6,7 +6,6 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from brevitas_axe.applications.wildfire.measures import CERTIFIED, measured
 from brevitas_axe.applications.wildfire.page import markdown_page, page
 from brevitas_axe.errors import InvalidState
 from brevitas_axe.files import Journal, json_text, write_whole
+from brevitas_axe.run.saving.folder import versions
 from brevitas_axe.show import open_folder
 
 Row = Mapping[str, Any]
@@ -50,7 +50,7 @@ def wildfire(
     _same_run(journal, settings, folder)
     known = {tuple(key): row for kind, *key, row in journal.records if kind == "arm"}
     nets = [(seed, task) for seed in range(settings.seeds) for task in TASKS]
-    found, source = arms(settings), ""
+    found = arms(settings)
     with one_thread(), tqdm(total=len(nets) * len(found), disable=not progress) as bar:
         for seed, task in nets:
             place = folder / "arms" / f"{task}-{seed}"
@@ -61,9 +61,8 @@ def wildfire(
                     row = {**measured(case, arm), "source": case.pictures.source}
                     known[task, seed, arm.name] = row
                     journal.add("arm", task, seed, arm.name, row)
-                source = known[task, seed, arm.name]["source"]
                 bar.update()
-    return _written(folder, settings, known, source)
+    return _written(folder, settings, known)
 
 
 def _same_run(journal: Journal, settings: Settings, folder: Path) -> None:
@@ -80,9 +79,7 @@ def _same_run(journal: Journal, settings: Settings, folder: Path) -> None:
         )
 
 
-def _written(
-    folder: Path, settings: Settings, known: Mapping[tuple, Row], source: str
-) -> dict[str, Any]:
+def _written(folder: Path, settings: Settings, known: Mapping[tuple, Row]) -> dict[str, Any]:
     """Writes the page and the files of the last arm."""
     found = arms(settings)
     rows = {task: [_row(task, arm, settings, known) for arm in found] for task in TASKS}
@@ -93,15 +90,17 @@ def _written(
             file = folder / f"{task}{ending}"
             write_whole(file, case.place(found[-1]).with_suffix(ending).read_bytes())
             files.append(str(file))
-    versions = {name: metadata.version(name) for name in ("torch", "brevitas", "onnxruntime")}
     summary = {
         "title": "Fires seen from a drone",
-        "source": source,
+        "source": known[TASKS[-1], settings.seeds - 1, found[-1].name]["source"],
         "rows": rows,
         "claims": claims(known, settings),
         "proven": all(known[task, 0, found[-1].name]["proven"] for task in TASKS),
         "settings": asdict(settings),
-        "environment": {**versions, "CPU of the times": _processor()},
+        "environment": {
+            **versions(("torch", "brevitas", "onnxruntime")),
+            "CPU of the times": _processor(),
+        },
     }
     pages = {
         "report.html": page(summary),
@@ -136,19 +135,14 @@ def claims(known: Mapping[tuple, Row], settings: Settings) -> list[dict[str, Any
     found = []
     for task in TASKS:
         key = {"classifier": "accuracy", "unet": "miou"}[task]
-
-        def score(arm: str, seed: int, task: str = task, key: str = key) -> float:
-            return 100 * known[task, seed, arm][key]
-
-        seeds = range(settings.seeds)
-        lost = [score("FP32", seed) - score("PTQ W8A8", seed) for seed in seeds]
-        gained = [score("QAT W4A4", seed) - score("PTQ W4A4", seed) for seed in seeds]
-        refused = [
-            sentence
-            for (other, _, _), row in known.items()
-            for sentence in row.get("refused", ())
-            if other == task
+        rows = [
+            {arm: row for (*net, arm), row in known.items() if net == [task, seed]}
+            for seed in range(settings.seeds)
         ]
+        lost = [100 * (row["FP32"][key] - row["PTQ W8A8"][key]) for row in rows]
+        gained = [100 * (row["QAT W4A4"][key] - row["PTQ W4A4"][key]) for row in rows]
+        measured_arms = [arm for row in rows for arm in row.values()]
+        refused = [text for arm in measured_arms for text in arm.get("refused", ())]
         found += [
             {
                 "claim": f"{task}: PTQ W8A8 loses at most {_DROP} points of {key}",

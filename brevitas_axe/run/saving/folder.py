@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -60,7 +60,7 @@ def written(folder: Path, kind: str) -> Iterator[Path]:
     try:
         yield temporary
         files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-        content = {"format": _FORMAT, "kind": kind, "versions": _versions(), "files": files}
+        content = {"format": _FORMAT, "kind": kind, "versions": versions(_PACKAGES), "files": files}
         (temporary / MANIFEST).write_text(json_text(content))
         mask = os.umask(0)
         os.umask(mask)
@@ -149,9 +149,10 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions by package, of those that are installed."""
     found: dict[str, str] = {}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
