@@ -1,17 +1,18 @@
 """Digests of the integers and scales that the solvers give: equal before and after a change.
 
-    python benchmarks/digests.py [--layers 1000] [--steps 200] [--output FILE]
+    python benchmarks/digests.py [--layers 1000] [--solvers NAME ...] [--steps 200] [--output FILE]
 
 Three lines, each a SHA-256: random layers under every solver at both qualities, the character
 language model of char_lm.py (trained here for so many steps, then cached), and ResNet-32. A change
 that is to leave every integer alone prints the same lines before and after, on one machine with one
-thread.
+thread. The first line depends on which solvers there are: name those that both versions have.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -36,14 +37,14 @@ def add_tensor(digest: hashlib._Hash, tensor: torch.Tensor | None) -> None:
         digest.update(tensor.detach().contiguous().numpy().tobytes())
 
 
-def of_layers(count: int) -> str:
-    """Random layers × all solvers × both qualities; a refusal counts by its class."""
+def of_layers(count: int, solvers: Sequence[str]) -> str:
+    """Random layers × solvers × both qualities; a refusal counts by its class."""
     digest = hashlib.sha256()
     for index in range(count):
         draw = np.random.default_rng([7, index])
         act_order = bool(draw.integers(2))
         problem, _ = random_problem(draw)
-        for name in sorted(methods("solvers")):
+        for name in solvers:
             for quality in ("fast", "best"):
                 digest.update(f"{index} {name} {quality}".encode())
                 try:
@@ -94,11 +95,12 @@ def main() -> None:
     """Prints the digests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=1000)
+    parser.add_argument("--solvers", nargs="+", default=sorted(methods("solvers")), metavar="NAME")
     parser.add_argument("--steps", type=int, default=200, help="training steps of the LM")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found = {"layers": of_layers(arguments.layers)}
+    found = {"layers": of_layers(arguments.layers, sorted(arguments.solvers))}
     print("layers  ", found["layers"], flush=True)
     found["char_lm"] = of_model(char_lm.experiment(arguments.steps, 32, 1), 4, 8, 16)
     print("char_lm ", found["char_lm"], flush=True)
