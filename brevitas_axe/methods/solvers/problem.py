@@ -8,6 +8,7 @@ one group and a grouped convolution has one dot product per group and output cha
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -185,7 +186,7 @@ class LayerProblem:
         """Inputs K of one dot product."""
         return self.weight.shape[-1]
 
-    @property
+    @cached_property
     def tile_edges(self) -> tuple[int, ...]:
         """First column of every tile, and K behind the last."""
         if self.tile_starts is not None:
@@ -197,7 +198,7 @@ class LayerProblem:
         """Accumulators per dot product."""
         return len(self.tile_edges) - 1
 
-    @property
+    @cached_property
     def tile_of_column(self) -> Tensor:
         """[K] int64 index of the tile that each input belongs to."""
         lengths = torch.tensor(self.tile_edges).diff()
@@ -212,7 +213,7 @@ class LayerProblem:
             return tuple(None if width == UNLIMITED else width for width in bits.cpu().tolist())
         return (bits,) * self.tiles
 
-    @property
+    @cached_property
     def tile_limits(self) -> Tensor:
         """[tiles] int64 largest magnitude that each accumulator holds; 0 for no limit."""
         limits = [0 if bits is None else 2 ** (bits - 1) - 1 for bits in self.tile_bit_widths]
@@ -223,7 +224,7 @@ class LayerProblem:
         """Whether no accumulator has a limit."""
         return all(bits is None for bits in self.tile_bit_widths)
 
-    @property
+    @cached_property
     def weight_range(self) -> tuple[Tensor, Tensor]:
         """(low, high), int64 [K], of the integer weights."""
         low, high = (
@@ -232,7 +233,7 @@ class LayerProblem:
         )
         return low, high
 
-    @property
+    @cached_property
     def counted_range(self) -> tuple[Tensor, Tensor]:
         """The input range as budgets count it: zero in tiles without a limit.
 
@@ -243,7 +244,7 @@ class LayerProblem:
         limited = (self.tile_limits > 0)[self.tile_of_column]
         return low * limited, high * limited
 
-    @property
+    @cached_property
     def input_range(self) -> tuple[Tensor, Tensor]:
         """(low, high), int64 [groups, K], of the integer inputs."""
         shape = (self.weight.shape[0], self.columns)

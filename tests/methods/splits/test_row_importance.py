@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -68,7 +70,7 @@ def test_importance_beats_random_and_its_inverse_at_equal_bits(seed: int) -> Non
 
 def test_a_layer_whose_rows_are_alike_stays_whole() -> None:
     given, x = problem(0)
-    alike = type(given)(**{**vars(given), "weight": given.weight[:, :1].expand(1, 40, 24)})
+    alike = replace(given, weight=given.weight[:, :1].expand(1, 40, 24))
     assert len(row_importance(alike, WIDTHS, x)) == 1
 
 
