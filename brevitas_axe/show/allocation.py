@@ -16,7 +16,7 @@ from brevitas_axe.methods.allocate import Allocation, Problem
 from brevitas_axe.plan import Plan
 from brevitas_axe.show import plots
 from brevitas_axe.show.origin import origin, told
-from brevitas_axe.show.page import document, drawing, paragraph, significant, table, width_cells
+from brevitas_axe.show.parts import document, drawing, paragraph, significant, table, width_cells
 
 _BITS = {"weight": "ours", "input": "published", "accumulator": "reference"}
 

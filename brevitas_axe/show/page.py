@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from brevitas_axe.files import write_whole
-from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate import Certificate
 from brevitas_axe.show import plots
 from brevitas_axe.show.origin import told
-from brevitas_axe.show.style import CSS
-from brevitas_axe.show.tables import COLUMNS, NUMBERS, bits, percent
+from brevitas_axe.show.parts import (
+    badge,
+    cell,
+    document,
+    drawing,
+    name_cell,
+    paragraph,
+    significant,
+    table,
+    width_cells,
+)
+from brevitas_axe.show.tables import COLUMNS, NUMBERS, percent
 
 _HOW_TO_READ = (
     (
@@ -97,24 +107,11 @@ def page(
     return document(str(summary["title"]), body)
 
 
-def document(title: str, body: Iterable[str]) -> str:
-    """A whole page of HTML parts under a heading; empty parts are left out."""
-    title = escape(title)
-    body = [f"<h1>{title}</h1>", *body]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-
-
 def _facts(summary: Mapping[str, Any], certificate: Certificate | None) -> str:
     facts = []
     if certificate is not None:
         label = "proven" if certificate.ok else "not proven"
-        facts.append((_badge(label, certificate.ok), "overflow certificate"))
+        facts.append((badge(label, certificate.ok), "overflow certificate"))
         widths = [entry.width for entry in certificate.judged if entry.width is not None]
         if widths:
             facts.append((f"{max(widths)} bits", "widest accumulator needed"))
@@ -180,7 +177,7 @@ def _arms(arms: Sequence[Mapping[str, Any]]) -> str:
     for arm in arms:
         cells = [escape(value(arm)) for _, value, _ in COLUMNS]
         if arm.get("accumulator") is not None:
-            cells[5] = _badge(cells[5], bool(arm.get("overflow_free")))
+            cells[5] = badge(cells[5], bool(arm.get("overflow_free")))
         kind = arm.get("kind")
         rows.append((cells, kind if kind in {"ours", "overflow"} else ""))
     parts = [
@@ -208,10 +205,10 @@ def _certificate(certificate: Certificate | None) -> str:
         if entry.name in certificate.excluded:
             verdict = '<span class="soft">excluded</span>'
         else:
-            verdict = _badge("proven" if entry.fits else "not proven", entry.fits)
+            verdict = badge("proven" if entry.fits else "not proven", entry.fits)
             verdict += f'<br><span class="soft">{escape(entry.verdict)}</span>'
         name = name_cell(entry.layer or entry.name)
-        rows.append(([name, verdict, *map(_cell, facts)], ""))
+        rows.append(([name, verdict, *map(cell, facts)], ""))
     parts = [
         "<h2>Overflow certificate</h2>",
         table(headings, rows, numbers=[3, 4, *range(7, 12)]),
@@ -265,8 +262,8 @@ def _resources(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     keys = ("accumulator", "unlimited_accumulator", "lut", "unlimited_lut")
-    cells = [[name_cell(str(row["name"])), *(_cell(row[k]) for k in keys)] for row in rows]
-    sums = (_cell(sum(row[key] for row in rows)) for key in keys[2:])
+    cells = [[name_cell(str(row["name"])), *(cell(row[k]) for k in keys)] for row in rows]
+    sums = (cell(sum(row[key] for row in rows)) for key in keys[2:])
     headings = ["layer", "accumulator bits", "without budget", "LUT", "LUT without budget"]
     return (
         "<h2>What it costs on an FPGA</h2>\n"
@@ -287,69 +284,3 @@ def _footer(summary: Mapping[str, Any]) -> str:
     environment = summary.get("environment") or {}
     text = " · ".join(f"{key} {value}" for key, value in environment.items())
     return f"<footer>{escape('brevitas_axe' + (' · ' + text if text else ''))}</footer>"
-
-
-def table(
-    headings: Sequence[str],
-    rows: Iterable[tuple[Sequence[str], str]],
-    numbers: Iterable[int],
-) -> str:
-    """A table from (cells as HTML, row class) pairs; `numbers` are right-aligned columns."""
-    right = set(numbers)
-
-    def cells(tag: str, values: Sequence[str]) -> str:
-        return "".join(
-            f"<{tag}{' class=number' if index in right else ''}>{value}</{tag}>"
-            for index, value in enumerate(values)
-        )
-
-    body = "\n".join(
-        f"<tr{f' class={kind}' if kind else ''}>{cells('td', values)}</tr>" for values, kind in rows
-    )
-    head = cells("th", [escape(heading) for heading in headings])
-    return (
-        f'<div class="card"><table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody>\n</table></div>"
-    )
-
-
-def drawing(figure: Any, description: str) -> str:
-    """A figure as inline SVG with a label for screen readers."""
-    markup = plots.svg(figure).replace(
-        "<svg", f'<svg role="img" aria-label="{escape(description)}"', 1
-    )
-    return f'<div class="card plot">{markup}</div>'
-
-
-def _badge(text: str, good: bool) -> str:
-    return f'<span class="badge {"good" if good else "bad"}">{escape(text)}</span>'
-
-
-def paragraph(text: object) -> str:
-    """A remark; none where there is no text."""
-    return f'<p class="soft">{escape(str(text))}</p>' if text else ""
-
-
-def _cell(value: object) -> str:
-    return "–" if value is None else escape(str(value))
-
-
-def name_cell(name: str) -> str:
-    """A cell with the name of a layer."""
-    return f'<span class="name">{escape(name)}</span>'
-
-
-def width_cells(name: str, precision: LayerPrecision) -> list[str]:
-    """Cells of one layer of a plan: name, weight, input and accumulator bits, tile."""
-    return [
-        name_cell(name),
-        bits(precision.weight, "as it is"),
-        bits(precision.input, "as it is"),
-        bits(precision.accumulator, "unlimited"),
-        bits(precision.tile, "–"),
-    ]
-
-
-def significant(value: object) -> str:
-    """A cell with three digits of a number."""
-    return f"{value:.3g}" if isinstance(value, float) else _cell(value)

@@ -14,7 +14,7 @@ from brevitas_axe.files import write_whole
 from brevitas_axe.run.tune import Trial, TuneResult
 from brevitas_axe.show import plots
 from brevitas_axe.show.origin import origin, told
-from brevitas_axe.show.page import document, drawing, paragraph, significant, table
+from brevitas_axe.show.parts import document, drawing, paragraph, significant, table
 
 
 def write_tuning(path: str | Path, found: TuneResult, cost: str, unit: str = "") -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from brevitas_axe.show.page import document, paragraph, table
+from brevitas_axe.show.parts import document, paragraph, table
 from brevitas_axe.show.tables import markdown
 
 Row = Mapping[str, Any]
