@@ -48,6 +48,10 @@ class NotEnoughMemory(AxeError):
     """The machine has too little memory for the calibration data or a layer."""
 
 
+class NotEnoughDisk(AxeError):
+    """A file system has too little room for what a run will write."""
+
+
 class InvalidModelFile(AxeError):
     """An ONNX file is missing, corrupted, unsafe or not QONNX."""
 

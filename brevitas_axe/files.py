@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from brevitas_axe.errors import AxeError, InvalidPlan, InvalidState
+from brevitas_axe.errors import AxeError, InvalidPlan, InvalidState, NotEnoughDisk
 
 
 def json_text(content: Any) -> str:
@@ -37,6 +38,35 @@ def write_whole(path: str | Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def check_room(folder: str | Path, needed_bytes: int) -> None:
+    """Refuses, before any work, a folder on whose file system there is too little room.
+
+    Args:
+        folder: what will be written goes here; it need not exist yet.
+        needed_bytes: how much that will be.
+
+    Raises:
+        NotEnoughDisk: less is free.
+    """
+    place = Path(folder).absolute()
+    there = next((each for each in (place, *place.parents) if each.exists()), None)
+    if there is None:  # a drive that is not there, which writing will tell
+        return
+    try:
+        free = shutil.disk_usage(there).free
+    except OSError:  # nobody says how much is free
+        return
+    if needed_bytes > free:
+        raise NotEnoughDisk(
+            f"the folder {folder} needs about {_mebibytes(needed_bytes)}, and on its file system "
+            f"{_mebibytes(free)} are free; make room there, or name a folder on another one."
+        )
+
+
+def _mebibytes(number: int) -> str:
+    return f"{number / 2**20:,.1f} MiB"
 
 
 def read_text(path: str | Path, what: str, refusal: type[AxeError] = InvalidPlan) -> str:

@@ -77,6 +77,7 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.cli.screen import Screen, command, shows_progress
     from brevitas_axe.files import json_text, write_whole
+    from brevitas_axe.run.checks import check_saving
     from brevitas_axe.run.finetune import finetune
     from brevitas_axe.run.saving.folder import INSIDE, check_place
     from brevitas_axe.run.saving.save import save
@@ -95,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         validation = batches_of(validation)
     start = folders.result_of(arguments.folder, arguments)
     place = check_place(Path(arguments.output) / INSIDE).parent
+    check_saving(start.model, place)
     if options.going_on(arguments):
         screen.line(f"goes on from the last whole epoch in {arguments.state}")
 

@@ -91,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     transformers = pretrained.transformers_package()
     from brevitas_axe.cli.screen import Screen, command
     from brevitas_axe.files import json_text, write_whole
+    from brevitas_axe.run.checks import check_saving
     from brevitas_axe.run.logs import log_numbers
     from brevitas_axe.run.request import requested
     from brevitas_axe.show import open_folder
@@ -107,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     batches, judged = pretrained.data_of(transformers, arguments)
     model = pretrained.model_of(transformers, arguments.hf)
     # Only after everything that may be wrong with the input has been checked.
+    check_saving(model, arguments.output, len(rows))
     folder = open_folder(arguments.output)
     measure = pretrained.measure_of(transformers, arguments.hf, model, judged)
     before = measure.of(model)

@@ -95,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         return language.run(arguments)
     _check(arguments)
     from brevitas_axe.cli.screen import Screen
+    from brevitas_axe.run.checks import check_saving
     from brevitas_axe.run.quantize import quantize
     from brevitas_axe.run.request import requested
     from brevitas_axe.run.saving.folder import INSIDE, check_place
@@ -124,6 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
     if kept.is_dir():
         screen.line(f"{kept} is replaced at the end")
     model = folders.model_from(arguments.model, arguments)
+    check_saving(model, arguments.output)
     batches = batches_of(arguments.calibration)
     if arguments.target == "finn":
         model, keywords = _for_finn(model, batches, keywords)

@@ -108,6 +108,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.cli.screen import Screen
     from brevitas_axe.registry import method
+    from brevitas_axe.run.checks import check_saving
     from brevitas_axe.run.saving.folder import INSIDE, check_place
     from brevitas_axe.run.saving.save import save
     from brevitas_axe.run.tune import tune
@@ -121,6 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     kept = check_place(folder / INSIDE)
     model = folders.model_from(arguments.model, arguments)
     batches = batches_of(arguments.calibration)
+    check_saving(model, arguments.output)
     tuning = replace(tuning, exclude=options.left_out(arguments, model))
     if options.going_on(arguments):
         screen.line(f"trials that {arguments.state} has are not made again")

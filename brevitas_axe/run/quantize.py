@@ -63,8 +63,8 @@ def quantize(
 
     Raises:
         InvalidOption, InvalidPlan, UnsupportedLayer: a request that cannot be met, by its name.
-        AccumulatorTooNarrow, NonFiniteValues, InvalidState, NotEnoughMemory: each names the layer
-            or the way out.
+        AccumulatorTooNarrow, NonFiniteValues, InvalidState, NotEnoughMemory, NotEnoughDisk: each
+            names the layer or the way out.
     """
     request = requested(plan, recipe, exclude, run, keywords)
     if not isinstance(model, nn.Module):

@@ -18,7 +18,7 @@ from brevitas_axe.errors import InvalidOption, NotEnoughMemory
 from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.model.experts import experts_to_linears, fused_experts
 from brevitas_axe.model.layers import find_layers, is_inside
-from brevitas_axe.model.offload import bring_in, check_offload, send_out
+from brevitas_axe.model.offload import bring_in, send_out
 from brevitas_axe.model.plain import check_open, check_plainly_written
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, to_brevitas
 from brevitas_axe.model.routing import calibrating_experts, called, reaching_experts, routers_within
@@ -44,14 +44,13 @@ from brevitas_axe.run.block_layers import (
     transformed,
     weight_quantizer,
 )
-from brevitas_axe.run.checks import check_widths, without_remarks
+from brevitas_axe.run.checks import check_disk, check_widths, without_remarks
 from brevitas_axe.run.logs import solved_layers
 from brevitas_axe.run.request import Keywords, Request, layer_widths, requested
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
 from brevitas_axe.run.saving.huggingface import refuse_save_pretrained
 from brevitas_axe.run.solve import axe_mode
 from brevitas_axe.run.solve.reconstruct import after_the_solve
-from brevitas_axe.run.solve.state import SavedLayers
 from brevitas_axe.run.splitting import split_model
 from brevitas_axe.run.widths import INPUT_BITS, WEIGHT_BITS, best_widths
 
@@ -95,8 +94,8 @@ def quantize_blocks(
 
     Raises:
         InvalidOption, UnsupportedLayer: no stack of blocks, or one of an unknown kind.
-        AccumulatorTooNarrow, NonFiniteValues, InvalidState, NotEnoughMemory: each names the layer
-            or the way out.
+        AccumulatorTooNarrow, NonFiniteValues, InvalidState, NotEnoughMemory, NotEnoughDisk: each
+            names the layer or the way out.
     """
     if not isinstance(model, nn.Module):
         raise InvalidOption(f"quantize_blocks takes a torch.nn.Module, not {type(model).__name__}.")
@@ -135,7 +134,7 @@ def solve_blocks(
 ) -> BlocksResult:
     """Solves the blocks of a float model in place, as `quantize_blocks` says."""
     request = request.settled(plain=True)
-    _check_folders(request.run)
+    check_disk(model, request.run)
     blocks = find_blocks(model, stack)
     kept = (*routers_within(model, blocks), *fused_experts(model))
     if request.recipe.split is not None:
@@ -216,14 +215,6 @@ def best_block_widths(
         return solve_blocks(copy.deepcopy(model), batches, planned, stack)
 
     return best_widths(scored, batches, request, solve, exclude)
-
-
-def _check_folders(run: Run) -> None:
-    """Refuses folders that cannot be used, while the model is as it was."""
-    if run.state is not None:
-        SavedLayers(run.state)
-    if run.offload is not None:
-        check_offload(Path(run.offload))
 
 
 def _plan(

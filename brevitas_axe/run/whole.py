@@ -29,7 +29,7 @@ from brevitas_axe.run.block_layers import (
     transformed,
     weight_quantizer,
 )
-from brevitas_axe.run.checks import check_memory, check_widths, without_remarks
+from brevitas_axe.run.checks import check_disk, check_memory, check_widths, without_remarks
 from brevitas_axe.run.logs import solved_layers
 from brevitas_axe.run.request import Request, layer_widths
 from brevitas_axe.run.result import QuantizeResult
@@ -64,6 +64,7 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
         experts_to_linears(quantized, request.exclude)
     _check_type(quantized)
     check_runs(quantized, batches[0])
+    check_disk(quantized, request.run)
     reference = None
     if not plain:
         quantized = completed(quantized, batches, request.exclude)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 from brevitas import nn as qnn
@@ -11,14 +15,22 @@ from brevitas.quant import (
     SignedTernaryWeightPerTensorConst,
 )
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from brevitas_axe.errors import InvalidOption, NotEnoughMemory, UnsupportedLayer
+from brevitas_axe.errors import InvalidOption, NotEnoughDisk, NotEnoughMemory, UnsupportedLayer
 from brevitas_axe.export.finn.prepare import prepare_for_finn
 from brevitas_axe.export.hls4ml.prepare import prepare_for_hls4ml
 from brevitas_axe.model.running import evaluating
+from brevitas_axe.recipe import Run
 from brevitas_axe.run import checks
-from brevitas_axe.run.checks import check_memory
+from brevitas_axe.run.checks import check_disk, check_memory, check_training, parameter_bytes
+from brevitas_axe.run.finetune import finetune
 from brevitas_axe.run.quantize import quantize
+from brevitas_axe.run.quantize_blocks import quantize_blocks
+from brevitas_axe.run.saving.save import save
+from brevitas_axe.run.solve import axe_mode
+from brevitas_axe.run.tune import tune
+from tests.cli.refusals import refused
 
 X = torch.rand(32, 16, generator=torch.Generator().manual_seed(0))
 
@@ -46,7 +58,7 @@ def test_a_constant_scale_is_solved() -> None:
 
 
 def test_memory_is_estimated_before_the_work(monkeypatch) -> None:
-    layers = {"few": qnn.QuantLinear(8, 2), "many": qnn.QuantLinear(1000, 2)}
+    layers: dict[str, Any] = {"few": qnn.QuantLinear(8, 2), "many": qnn.QuantLinear(1000, 2)}
     monkeypatch.setattr(checks, "_free_memory", lambda device: 20_000_000)
     with pytest.raises(NotEnoughMemory, match=r"layer 'many' multiplies 1,000 inputs.*exclude"):
         check_memory(layers)
@@ -108,3 +120,135 @@ def test_modules_keep_their_own_modes_and_new_ones_get_the_model_s() -> None:
         assert not any(module.training for module in model.modules())
         model[2] = nn.Linear(2, 2).eval()
     assert [module.training for module in model] == [True, False, True]
+
+
+ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
+
+
+class Room(NamedTuple):
+    """As shutil.disk_usage tells it, in bytes."""
+
+    total: int
+    used: int
+    free: int
+
+
+@pytest.fixture
+def free(monkeypatch) -> Callable[[int], None]:
+    """Sets how many bytes are free on every file system."""
+
+    def set_free(number: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: Room(2**40, 0, number))
+
+    return set_free
+
+
+def test_the_state_of_a_solve_is_estimated_before_the_work(free, tmp_path) -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+    layer = parameter_bytes(model)
+    assert layer == 4 * (2 * 16 * 32 + 48)
+    run = Run(state=tmp_path / "state", offload=None)
+    free(layer // 4)
+    check_disk(model, run)
+    free(layer // 4 - 1)
+    with pytest.raises(NotEnoughDisk, match=r"state needs about 0.0 MiB.*0.0 MiB are free; make"):
+        check_disk(model, run)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "layer-0000.solved").write_bytes(b"1")
+    check_disk(model, run)  # a run that goes on has written its part
+
+
+def test_a_solve_that_would_fill_the_disk_is_refused_before_its_first_layer(free, tmp_path) -> None:
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    free(0)
+    told: list[str] = []
+    options: dict[str, Any] = {"progress": False, "log": lambda name, *_: told.append(name)}
+    options["state"] = tmp_path / "state"
+    with pytest.raises(NotEnoughDisk, match="name a folder on another one"):
+        quantize(model, [X], accumulator_bit_width=14, **options)
+    with pytest.raises(NotEnoughDisk, match="name a folder on another one"):
+        tune(model, [X], validate=lambda _: 1.0, accumulator_bit_width=14, run=Run(**options))
+    assert told == []
+    assert not (tmp_path / "state").exists()
+    del options["state"]
+    assert quantize(
+        model, [X], accumulator_bit_width=14, **options
+    ).certificate.ok  # writes nothing
+    assert told
+
+
+def test_blocks_that_find_no_room_stay_as_they_are(free, tmp_path) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=8, vocab_size=11, **ENDS)
+    model, tokens = GPT2LMHeadModel(config).eval(), torch.arange(8)[None]
+    before = model(tokens).logits
+    free(0)
+    with pytest.raises(NotEnoughDisk):
+        quantize_blocks(
+            model, [tokens], accumulator_bit_width=14, state=tmp_path / "state", progress=False
+        )
+    assert not (tmp_path / "state").exists()
+    assert torch.equal(model(tokens).logits, before)
+
+
+def test_a_training_that_finds_no_room_is_refused(free, tmp_path) -> None:
+    free(8 * parameter_bytes(net()) - 1)
+    check_training(nn.Linear(1, 1), tmp_path)
+    with pytest.raises(NotEnoughDisk):
+        check_training(net(), tmp_path)
+    y = torch.zeros(len(X), dtype=torch.long)
+    result = quantize(net(), [X], accumulator_bit_width=14, progress=False)
+    free(0)
+    with pytest.raises(NotEnoughDisk):
+        finetune(result, [(X, y)], epochs=1, state=tmp_path / "state", progress=False)
+    assert not (tmp_path / "state").exists()
+
+
+USER_FILE = """
+import torch
+
+def build():
+    return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+
+def data():
+    return [torch.rand(8, 4)]
+
+def labelled():
+    return [(torch.rand(8, 4), torch.zeros(8, dtype=torch.long))]
+
+def good(model):
+    return 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "quantize user.py:build --calibration user.py:data --accumulator-bits 12",
+        "tune user.py:build --calibration user.py:data --validate user.py:good "
+        "--accumulator-bits 12",
+        "finetune solved --data user.py:labelled",
+        "quantize --hf gpt2 --text text.txt --characters --accumulator-bits 14 --context 8 "
+        "--windows 2",
+    ],
+)
+def test_commands_refuse_a_full_disk_before_they_solve(
+    command, free, tmp_path, monkeypatch, capsys
+) -> None:
+    (tmp_path / "user.py").write_text(USER_FILE)
+    monkeypatch.chdir(tmp_path)
+    options = command.split()
+    if "solved" in options:
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+        x = torch.rand(8, 4, generator=torch.Generator().manual_seed(0))
+        save(quantize(model, [x], accumulator_bit_width=12, progress=False), tmp_path / "solved")
+    if "--hf" in options:
+        config = GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=8, vocab_size=3, **ENDS)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+        (tmp_path / "text.txt").write_text("abc" * 100)
+    capsys.readouterr()  # what transformers tells while it writes a model
+    free(0)
+    monkeypatch.setattr(axe_mode, "update", lambda self: pytest.fail("a layer was solved"))
+    sentence = refused(capsys, *options, "--output", "out")
+    assert "the folder out needs about" in sentence
+    assert not list(tmp_path.glob("out/**/*.*"))

@@ -24,6 +24,7 @@ from brevitas_axe.model.running import copied
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
 from brevitas_axe.recipe import Log, Recipe
+from brevitas_axe.run.checks import check_training
 from brevitas_axe.run.finetune.balls import accumulator_penalty
 from brevitas_axe.run.finetune.checkpoint import SavedRun, load_model_state, model_state, seeded
 from brevitas_axe.run.finetune.groups import parameter_groups
@@ -246,6 +247,7 @@ def _opened(state: str | Path, settings: tuple, model: nn.Module, plan: Plan) ->
     """The folder of a run with these settings, which starts from this model."""
     fingerprint = Fingerprint({"finetune": settings, "plan": plan.to_json()})
     fingerprint.add(model)
+    check_training(model, state)
     return SavedRun(state, fingerprint.hexdigest())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from brevitas_axe.errors import InvalidOption, InvalidState
+from brevitas_axe.errors import InvalidOption
 from brevitas_axe.files import Journal
 from brevitas_axe.methods.allocate import check_budget
 from brevitas_axe.methods.search.protocol import Record, Space
@@ -23,6 +23,7 @@ from brevitas_axe.model.running import evaluating
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate import Certificate
 from brevitas_axe.recipe import MAX_CYCLES, Recipe, Run
+from brevitas_axe.run.checks import check_disk
 from brevitas_axe.run.request import Validate, requested
 from brevitas_axe.run.saving.save import Result
 from brevitas_axe.run.tune.decisions import decisions_of, features_of
@@ -124,6 +125,7 @@ def tune(
         model, recipe, accumulator_bit_width, max_drop is not None, tuning.decisions
     )
     check_open(model)
+    check_disk(model, run)
     batches = as_batches(data, model)
     features = features_of(model, accumulator_bit_width, tile_size)
     with ExitStack() as stack:
@@ -181,15 +183,12 @@ def _recipe(tuning: Tuning, run: Run) -> Recipe:
 
     Raises:
         InvalidOption: it decides what `tune` decides.
-        InvalidState: the state cannot be a folder.
     """
     recipe = Recipe.of(tuning.recipe)
     if recipe.widths is not None:
         raise InvalidOption(
             "tune chooses widths itself; leave widths and budget out of the recipe."
         )
-    if run.state is not None and Path(run.state).exists() and not Path(run.state).is_dir():
-        raise InvalidState(f"the state {run.state} is a file; name a folder, new or empty.")
     return recipe
 
 
