@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from brevitas_axe.files import write_whole
 from brevitas_axe.plan import Plan
@@ -17,6 +20,7 @@ from brevitas_axe.show.parts import (
     cell,
     document,
     drawing,
+    how_to_read,
     name_cell,
     paragraph,
     significant,
@@ -101,7 +105,7 @@ def page(
         _history(summary.get("history") or ()),
         _plan(plan),
         _resources(summary.get("resources") or ()),
-        _how_to_read(),
+        how_to_read(_HOW_TO_READ),
         _footer(summary),
     ]
     return document(str(summary["title"]), body)
@@ -185,7 +189,7 @@ def _arms(arms: Sequence[Mapping[str, Any]]) -> str:
         table([heading for heading, _, _ in COLUMNS], rows, numbers=NUMBERS),
     ]
     if any(arm.get("accuracy") is not None for arm in arms):
-        parts.append(drawing(plots.accuracy_bars(arms), "accuracy of every arm"))
+        parts.append(drawing(partial(plots.accuracy_bars, arms), "accuracy of every arm"))
     return "\n".join(parts)
 
 
@@ -215,9 +219,11 @@ def _certificate(certificate: Certificate | None) -> str:
         *(paragraph(f"Assumed: {said}.") for said in certificate.assumptions),
     ]
     if any(entry.width is not None for entry in certificate.entries):
-        parts.append(drawing(plots.layer_widths(certificate), "proven and target width per layer"))
+        widths = partial(plots.layer_widths, certificate)
+        parts.append(drawing(widths, "proven and target width per layer"))
         if any(entry.target is not None for entry in certificate.entries):
-            parts.append(drawing(plots.budget_use(certificate), "budget use per layer"))
+            use = partial(plots.budget_use, certificate)
+            parts.append(drawing(use, "budget use per layer"))
     return "\n".join(parts)
 
 
@@ -268,6 +274,7 @@ def _resources(rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         "<h2>What it costs on an FPGA</h2>\n"
         + table(headings, [(c, "") for c in [*cells, ["sum", "", "", *sums]]], range(1, 5))
+        + drawing(partial(_luts, rows), "look-up tables per layer")
         + paragraph(
             "FINN's estimates of its matrix units in HLS (MVAU_hls, VVAU_hls) at one "
             "multiplication per cycle; for MVAU_rtl it reports DSP blocks and 0 LUT."
@@ -275,9 +282,14 @@ def _resources(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _how_to_read() -> str:
-    items = "".join(f"<dt>{escape(t)}</dt><dd>{escape(d)}</dd>" for t, d in _HOW_TO_READ)
-    return f"<h2>How to read this page</h2>\n<dl>{items}</dl>"
+def _luts(rows: Sequence[Mapping[str, Any]], width: float) -> Figure:
+    """Look-up tables of every layer, with and without the limit on accumulators."""
+    series = {
+        "with the accumulator budget": [row["lut"] for row in rows],
+        "without": [row["unlimited_lut"] for row in rows],
+    }
+    colours = [plots.KIND_COLOURS[kind] for kind in ("ours", "reference")]
+    return plots.groups_of_bars([str(row["name"]) for row in rows], series, colours, "LUT", width)
 
 
 def _footer(summary: Mapping[str, Any]) -> str:

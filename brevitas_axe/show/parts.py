@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import Any
+
+from matplotlib.figure import Figure
 
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.show import plots
@@ -49,12 +50,27 @@ def table(
     )
 
 
-def drawing(figure: Any, description: str) -> str:
-    """A figure as inline SVG with a label for screen readers."""
-    markup = plots.svg(figure).replace(
-        "<svg", f'<svg role="img" aria-label="{escape(description)}"', 1
+def drawing(draw: Callable[[float], Figure], description: str) -> str:
+    """A figure as inline SVG, in a width for screens and one for phones.
+
+    Args:
+        draw: makes the figure of a width in inches.
+        description: for screen readers.
+    """
+    return "\n".join(
+        f'<div class="card plot {kind}">'
+        + plots.svg(draw(width)).replace(
+            "<svg", f'<svg role="img" aria-label="{escape(description)}"', 1
+        )
+        + "</div>"
+        for kind, width in (("wide", plots.WIDE), ("narrow", plots.NARROW))
     )
-    return f'<div class="card plot">{markup}</div>'
+
+
+def how_to_read(terms: Iterable[tuple[str, str]]) -> str:
+    """A glossary at the end of a page, from (term, sentences) pairs."""
+    items = "".join(f"<dt>{escape(t)}</dt><dd>{escape(d)}</dd>" for t, d in terms)
+    return f"<h2>How to read this page</h2>\n<dl>{items}</dl>"
 
 
 def badge(text: str, good: bool) -> str:

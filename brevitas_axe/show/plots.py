@@ -1,7 +1,9 @@
 """Figures, drawn without pyplot so that no global backend is touched.
 
 `svg` turns a figure into markup whose text and grid take the page's own colours, so one drawing
-serves a light and a dark page; `png` is for the README.
+serves a light and a dark page, and whose marks tell layer and value under the mouse; `png` is for
+the README. Functions take the width of the figure, since text that can be read on a wide page
+cannot on a phone: a page has each drawing in two widths, and shows one.
 """
 
 from __future__ import annotations
@@ -10,15 +12,18 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from brevitas_axe.accumulator import accumulator_limit
+from brevitas_axe.display import one_line
 from brevitas_axe.proof.certificate import Certificate, DotProduct
 
 # Placeholder colours that `svg` replaces by the page's CSS variables.
@@ -31,43 +36,52 @@ KIND_COLOURS = {
     "published": "#4a90d9",
     "ours": "#2a9d6f",
 }
-_TARGET = "#e08e2b"
-_ROW_INCHES, _MOST_INCHES = 0.34, 60.0
+CHOSEN = "#e08e2b"
+# Widths of a figure in inches, for a screen and for a phone. At the width of 390 pixels that phones
+# have, and of 900 on a screen, text of this size is larger than 11 pixels.
+WIDE, NARROW = 8.6, 3.2
+TEXT = 9
+_ROW_INCHES, _ROW_INCHES_NARROW, _MOST_INCHES = 0.34, 0.56, 60.0
+_MOST_LETTERS = 40  # of a label
+_TIP, _FONT = "tip:", "DejaVu Sans"
 # Steps of a search that are drawn, and values that a legend can name.
 _POINTS, _MOST_WORDS = 200, 10
 
 
-def accuracy_bars(arms: Sequence[Mapping[str, Any]]) -> Figure:
+def accuracy_bars(arms: Sequence[Mapping[str, Any]], width: float = WIDE) -> Figure:
     """One horizontal bar per arm that has an accuracy, in the table's order."""
     shown = [arm for arm in arms if arm.get("accuracy") is not None]
-    figure, axes = rows_of([_label(arm) for arm in shown])
+    labels = [_label(arm) for arm in shown]
+    figure, axes = rows_of(labels, width)
     values = [100 * arm["accuracy"] for arm in shown]
     plain = KIND_COLOURS["reference"]
     colours = [KIND_COLOURS.get(arm.get("kind") or "", plain) for arm in shown]
-    axes.barh(range(len(shown)), values, color=colours, height=0.66)
+    _bars(axes, values, [f"{n}: {v:.1f} %" for n, v in zip(labels, values, strict=True)], colours)
     for row, value in enumerate(values):
-        axes.text(value + 1, row, f"{value:.1f}", va="center", color=INK, fontsize=8)
-    axes.set_xlim(0, 112)
+        axes.text(value + 1, row, f"{value:.1f}", va="center", color=INK, fontsize=TEXT)
+    axes.set_xlim(0, 115)
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("accuracy, %")
     return figure
 
 
-def layer_widths(certificate: Certificate) -> Figure:
+def layer_widths(certificate: Certificate, width: float = WIDE) -> Figure:
     """Proven accumulator width of every dot product, with its target as a tick."""
     rows = [(entry, entry.width) for entry in certificate.entries if entry.width is not None]
-    figure, axes = _bars([(entry, float(width)) for entry, width in rows])
-    for row, (entry, width) in enumerate(rows):
-        axes.text(0.2, row, f"{width}", va="center", color="white", fontsize=8)
-        if entry.target is not None:
-            axes.plot([entry.target] * 2, [row - 0.42, row + 0.42], color=_TARGET, linewidth=2.5)
-    ends = [max(width, entry.target or 0) for entry, width in rows]
+    figure, axes = rows_of([entry.layer or entry.name for entry, _ in rows], width)
+    tips = [f"{e.layer or e.name}: needs {b} bits, target {e.target or 'none'}" for e, b in rows]
+    _bars(axes, [bits for _, bits in rows], tips, [_judged(entry) for entry, _ in rows])
+    ends = [max(bits, entry.target or 0) for entry, bits in rows]
     axes.set_xlim(0, max([*ends, 1]) * 1.05)
-    axes.set_xlabel("accumulator bits: proven (bar) and target (tick)")
+    for row, (entry, bits) in enumerate(rows):
+        axes.text(0.2, row, f"{bits}", va="center", color="white", fontsize=TEXT)
+        if entry.target is not None:
+            axes.plot([entry.target] * 2, [row - 0.3, row + 0.3], color=CHOSEN, linewidth=2.5)
+    axes.set_xlabel("accumulator bits: proven (bar), target (tick)")
     return figure
 
 
-def budget_use(certificate: Certificate) -> Figure:
+def budget_use(certificate: Certificate, width: float = WIDE) -> Figure:
     """Worst-case sum of every dot product as a share of its accumulator's limit."""
     rows = []
     for entry in certificate.entries:
@@ -75,15 +89,50 @@ def budget_use(certificate: Certificate) -> Figure:
             continue
         largest = max(-entry.minimum, entry.maximum)
         rows.append((entry, 100 * largest / accumulator_limit(entry.target)))
-    figure, axes = _bars(rows)
-    axes.axvline(100, color=_TARGET, linewidth=2)
+    figure, axes = rows_of([entry.layer or entry.name for entry, _ in rows], width)
+    tips = [
+        f"{e.layer or e.name}: sums from {e.minimum} to {e.maximum}, {share:.4g} % of {e.target} "
+        "bits"
+        for e, share in rows
+    ]
+    _bars(axes, [share for _, share in rows], tips, [_judged(entry) for entry, _ in rows])
+    axes.axvline(100, color=CHOSEN, linewidth=2)
     most = max([share for _, share in rows], default=0)
     # One layer far above its budget would make the bars of the others invisible.
     if most > 400:
-        axes.set_xscale("log")
+        logarithmic(axes, "x")
     else:
         axes.set_xlim(0, max(most, 100) * 1.08)
-    axes.set_xlabel("largest possible sum, % of the accumulator's range")
+    axes.set_xlabel("largest possible sum, % of the range")
+    return figure
+
+
+def groups_of_bars(
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    colours: Sequence[str],
+    axis: str,
+    width: float = WIDE,
+) -> Figure:
+    """A bar per series in the row of every label; none where there is no value.
+
+    Args:
+        labels: of the rows, such as layers.
+        series: name → values, one per label.
+        colours: one per series.
+        axis: what the values are.
+        width: of the figure, in inches.
+    """
+    figure, axes = rows_of(labels, width)
+    height = 0.66 / max(len(series), 1)
+    for place, ((what, values), colour) in enumerate(zip(series.items(), colours, strict=True)):
+        rows = np.arange(len(labels)) + height * (place - (len(series) - 1) / 2)
+        bars = axes.barh(rows, [v or 0 for v in values], color=colour, height=height * 0.92)
+        for bar, label, value in zip(bars, labels, values, strict=True):
+            tip(bar, f"{label}: {what} {'not limited' if value is None else f'{value:,.6g}'}")
+    axes.set_xlabel(axis, parse_math=False)
+    # Above the bars, which leave no room between them.
+    legend(axes, axes.containers, list(series))
     return figure
 
 
@@ -108,7 +157,7 @@ def policy(
             axes.fill_between(steps, below, above, color=shades[words.index(word)], linewidth=0)
             below = above
     if 0 < len(words) <= _MOST_WORDS:
-        legend(axes, [Patch(color=shade) for shade in shades], words, outside=True)
+        legend(axes, [Patch(color=shade) for shade in shades], words)
     axes.set_xlabel("step")
     return figure
 
@@ -116,12 +165,22 @@ def policy(
 def svg(figure: Figure) -> str:
     """Inline SVG markup, the same bytes for the same figure."""
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "brevitas_axe", "svg.fonttype": "path"}):
+    # Text stays text, in the page's own font, which is hardly wider than the one measured here.
+    style: dict[Any, Any] = {
+        "svg.hashsalt": "brevitas_axe",
+        "svg.fonttype": "none",
+        "font.sans-serif": [_FONT],
+    }
+    with matplotlib.rc_context(style):
         # Metadata would be RDF, which HTML does not allow.
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     markup = buffer.getvalue()
     markup = markup[markup.index("<svg") :]
+    markup = markup.replace(f" font-family: '{_FONT}', sans-serif;", "")
+    # There are no other links, so every end of one is the end of a mark with a text.
+    markup = re.sub(rf"<a xlink:href=([\"']){_TIP}(.*?)\1[^>]*>", r"<g><title>\2</title>", markup)
+    markup = markup.replace("</a>", "</g>")
     # Ids must be unique in a page, which has several drawings.
     own = "d" + hashlib.sha256(markup.encode()).hexdigest()[:8]
     markup = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{own}-", markup)
@@ -143,32 +202,71 @@ def _label(arm: Mapping[str, Any]) -> str:
     return f"{arm['name']}  W{arm['weight']}A{arm['input']}"
 
 
-def _bars(rows: Sequence[tuple[DotProduct, float]]) -> tuple[Figure, Axes]:
-    """One bar per dot product, green where it is proven to fit."""
-    figure, axes = rows_of([entry.layer or entry.name for entry, _ in rows])
-    colours = [KIND_COLOURS["ours" if entry.fits else "overflow"] for entry, _ in rows]
-    axes.barh(range(len(rows)), [value for _, value in rows], color=colours, height=0.6)
-    return figure, axes
+def tip(mark: Patch, text: str) -> None:
+    """Shows a text where the mouse is on a mark; a browser does that without a script."""
+    mark.set_url(_TIP + one_line(text))  # `svg` makes a text of this link
+    # Inside the axes, and costly to lay out where there are thousands.
+    mark.set_in_layout(False)
 
 
-def rows_of(labels: Sequence[str]) -> tuple[Figure, Axes]:
-    """Axes for one horizontal bar per label, first label on top."""
-    figure, axes = axes_of(7.2, min(0.8 + _ROW_INCHES * max(len(labels), 1), _MOST_INCHES))
+def dots(axes: Axes, x: Any, y: Any, texts: Sequence[str], **style: Any) -> Artist:
+    """A mark at each (x, y), with its text as `tip` has it."""
+    marks = axes.scatter(x, y, **style)
+    marks.set_urls([_TIP + one_line(text) for text in texts])
+    marks.set_in_layout(False)
+    return marks
+
+
+def _bars(axes: Axes, values: Sequence[float], tips: Sequence[str], colours: Sequence[str]) -> None:
+    """One bar per row."""
+    bars = axes.barh(range(len(values)), values, color=colours, height=0.6)
+    for bar, text in zip(bars, tips, strict=True):
+        tip(bar, text)
+
+
+def _judged(entry: DotProduct) -> str:
+    """Green where it is proven to fit."""
+    return KIND_COLOURS["ours" if entry.fits else "overflow"]
+
+
+def rows_of(labels: Sequence[str], width: float = WIDE) -> tuple[Figure, Axes]:
+    """Axes for one row per label, first label on top; labels stand above their rows on a phone."""
+    narrow = width <= NARROW
+    pitch = _ROW_INCHES_NARROW if narrow else _ROW_INCHES
+    figure, axes = axes_of(width, min(0.8 + pitch * max(len(labels), 1), _MOST_INCHES))
+    shown = [_short(one_line(label)) for label in labels]
     # parse_math off: a layer may be called "a$b$".
-    axes.set_yticks(range(len(labels)), [str(label) for label in labels], parse_math=False)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_yticks(range(len(shown)), [] if narrow else shown, parse_math=False)
+    if narrow:
+        at = axes.get_yaxis_transform()
+        for row, label in enumerate(shown):
+            place = {"va": "bottom", "transform": at, "parse_math": False}
+            text = axes.text(0, row - 0.36, label, color=INK, fontsize=TEXT, **place)
+            text.set_in_layout(False)
+    axes.set_ylim(len(labels) - 0.5, -1 if narrow else -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.spines["left"].set_visible(False)
     return figure, axes
 
 
-def legend(axes: Axes, marks: Sequence[Any], names: Sequence[str], outside: bool = False) -> None:
-    """A legend with names taken literally: inside the axes, or above them if `outside`."""
-    above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": len(names)}
+def _short(label: str) -> str:
+    """A label with its middle left out where it is long: both ends tell layers apart."""
+    if len(label) <= _MOST_LETTERS:
+        return label
+    half = (_MOST_LETTERS - 1) // 2
+    return f"{label[:half]}…{label[-half:]}"
+
+
+def legend(axes: Axes, marks: Sequence[Any], names: Sequence[str]) -> None:
+    """A legend above the axes, with names taken literally and in as many columns as fit."""
+    points = 72 * axes.figure.get_figure(root=True).get_figwidth() * 0.85
+    column = 40 + 0.62 * TEXT * max(map(len, names), default=1)
+    columns = min(max(int(points / column), 1), max(len(names), 1))
     made = axes.legend(
-        marks, names, frameon=False, fontsize=8, labelcolor=INK, **(above if outside else {})
-    )
+        marks, names, frameon=False, fontsize=TEXT, labelcolor=INK, loc="lower left",
+        bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2,
+    )  # fmt: skip
     for text in made.get_texts():
         text.set_parse_math(False)
 
@@ -183,9 +281,19 @@ def axes_of(width: float, height: float) -> tuple[Figure, Axes]:
         axes.spines[side].set_visible(False)
     for spine in axes.spines.values():
         spine.set_color(FAINT)
-    axes.tick_params(colors=INK, labelsize=8)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    axes.xaxis.label.set_fontsize(9)
-    axes.yaxis.label.set_fontsize(9)
+    axes.tick_params(colors=INK, labelsize=TEXT)
+    if width <= NARROW:
+        axes.locator_params(axis="x", nbins=5)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_color(INK)
+        axis.label.set_fontsize(TEXT)
     return figure, axes
+
+
+def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Makes an axis logarithmic, with plain numbers as ticks, enough of them where it is short."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=5))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.set_minor_locator(NullLocator())

@@ -30,8 +30,10 @@ p { margin: 6px 0; max-width: 76ch; }
 .fact span { color: var(--soft); font-size: 13px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   overflow-x: auto; }
-.plot { padding: 10px 14px; margin-top: 12px; }
-.plot svg { display: block; max-width: 100%; height: auto; }
+.card + .card { margin-top: 12px; }
+.plot { padding: 10px 12px; }
+.plot svg { display: block; width: 100%; height: auto; }
+.narrow { display: none; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 12px; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; }
@@ -50,9 +52,10 @@ tr.overflow td { background: var(--bad-bg); }
 dl { max-width: 80ch; }
 dt { font-weight: 600; margin-top: 10px; }
 dd { margin: 0; color: var(--soft); }
-@media (max-width: 600px) {
-  .plot { overflow-x: auto; }
-  .plot svg { max-width: none; } /* at its own size, so that its text can be read */
+@media screen and (max-width: 820px) {
+  .wide { display: none; }
+  .narrow { display: block; }
+  .narrow svg { max-width: 480px; }
 }
 @media print {
   .card { overflow: visible; break-inside: avoid; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from brevitas_axe.files import write_whole
 from brevitas_axe.run.tune import Trial, TuneResult
 from brevitas_axe.show import plots
 from brevitas_axe.show.origin import origin, told
-from brevitas_axe.show.parts import document, drawing, paragraph, significant, table
+from brevitas_axe.show.parts import (
+    cell,
+    document,
+    drawing,
+    paragraph,
+    significant,
+    table,
+)
 
 
 def write_tuning(path: str | Path, found: TuneResult, cost: str, unit: str = "") -> None:
@@ -34,20 +42,20 @@ def write_tuning(path: str | Path, found: TuneResult, cost: str, unit: str = "")
             " it on data that it has not seen."
         ),
         "<h2>Value against cost</h2>" if shown else "",
-        drawing(trade_off(found, cost, unit), f"value against {cost}") if shown else "",
+        drawing(partial(trade_off, found, cost, unit), f"value against {cost}") if shown else "",
         "<h2>Trials</h2>",
         _trials(found, cost),
     ]
     write_whole(path, document("Trials of a tuning", body).encode())
 
 
-def trade_off(found: TuneResult, cost: str, unit: str = "") -> Figure:
+def trade_off(found: TuneResult, cost: str, unit: str = "", width: float = plots.WIDE) -> Figure:
     """Value against cost: a dot for each trial, a line through the best ones, a star where chosen.
 
     The float model is a dashed line, plain widths are a square, and what does not fit the budget is
     a cross.
     """
-    figure, axes = plots.axes_of(6.4, 3.4)
+    figure, axes = plots.axes_of(width, 3.4)
     shown = [t for t in found.trials if cost in t.costs and not math.isnan(t.value)]
     marks, names = [], []
 
@@ -64,10 +72,16 @@ def trade_off(found: TuneResult, cost: str, unit: str = "") -> Figure:
     draw("none is better and cheaper", front(fitting, cost), "-", color=colours["published"])
     plain = [t for t in shown if t == found.plain]
     draw("plain widths", plain, "s", markersize=7, color=colours["reference"])
-    draw("chosen", [t for t in shown if t == found.best], "*", markersize=13, color="#e08e2b")
+    draw("chosen", [t for t in shown if t == found.best], "*", markersize=13, color=plots.CHOSEN)
     if math.isfinite(found.unquantized):
         marks.append(axes.axhline(found.unquantized, linestyle="--", color=plots.INK, linewidth=1))
         names.append("float")
+    x, y = [t.costs[cost] for t in shown], [t.value for t in shown]
+    texts = [
+        f"trial {found.trials.index(t) + 1}, {t.bits}: {t.value:.6g} at {cost} {t.costs[cost]:,.6g}"
+        for t in shown
+    ]
+    plots.dots(axes, x, y, texts, s=60, color=plots.CHOSEN, alpha=0.01)  # easy to hit
     axes.set_xlabel(f"{cost}, {unit}" if unit else cost, parse_math=False)
     axes.set_ylabel("value")
     axes.grid(color=plots.FAINT, linewidth=0.6)
@@ -98,7 +112,7 @@ def _trials(found: TuneResult, cost: str) -> str:
             "–" if math.isnan(trial.value) else f"{trial.value:.6g}",
             f"{trial.costs[cost]:,.6g}" if cost in trial.costs else "–",
             escape(trial.bits) or "–",
-            *(escape(str(trial.configuration.get(name))) for name in decisions),
+            *(cell(trial.configuration.get(name)) for name in decisions),
             str(trial.trained),
             significant(trial.seconds),
             escape(remark),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 HOSTILE = '<script>alert("x")</script>$\\frac{&$'
@@ -10,7 +11,17 @@ VOID = {"meta", "br", "use", "path", "rect", "image"}
 
 
 class Checker(HTMLParser):
-    """Notes tags, names of parts, texts and every address that a browser would fetch."""
+    """Notes what a reader meets.
+
+    Attributes:
+        tags: of the page.
+        addresses: that a browser would fetch.
+        text: outside drawings.
+        names: of parts.
+        described: what a screen reader says of drawings.
+        hovered: what marks of drawings say under the mouse.
+        sizes: of text in drawings, in their own units.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,9 +31,13 @@ class Checker(HTMLParser):
         self.text: list[str] = []
         self.names: list[str] = []
         self.described: list[str] = []
+        self.hovered: list[str] = []
+        self.sizes: list[float] = []
 
     def handle_starttag(self, tag, attrs) -> None:
         self.tags.add(tag)
+        if tag == "text":  # of a drawing
+            self.sizes += map(float, re.findall(r"font(?:-size)?: ([\d.]+)px", str(attrs)))
         self.described += [v for k, v in attrs if k == "aria-label" and v]
         self.names += [v for k, v in attrs if k == "id" and v]
         self.addresses += [v for k, v in attrs if k in {"src", "href", "xlink:href"} and v]
@@ -36,7 +51,11 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data) -> None:
-        self.text.append(data)
+        inside = self.open[-1] if self.open else ""
+        if inside == "title" and "svg" in self.open:
+            self.hovered.append(data)
+        elif "svg" not in self.open:
+            self.text.append(data)
 
 
 def read(html: str) -> Checker:

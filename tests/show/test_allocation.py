@@ -85,6 +85,7 @@ def test_every_name_is_escaped_and_no_name_is_a_formula(tmp_path) -> None:
     page = read(path.read_text())
     assert "script" not in page.tags
     assert page.text.count(HOSTILE) == 2  # the budget and the layer
+    assert any(HOSTILE in told for told in page.hovered)
 
 
 def test_a_page_is_whole_or_not_there(tmp_path) -> None:
@@ -108,13 +109,18 @@ def test_harm_that_is_not_a_layer_s_own_is_mentioned(pairs, tmp_path) -> None:
     assert ("pairs of layers add to it" in (tmp_path / "a.html").read_text()) == pairs
 
 
-def test_the_page_holds_both_drawings_and_all_layers_of_a_large_model(tmp_path) -> None:
-    problem = random_problem(1, 200)
+def test_the_page_holds_all_drawings_and_all_layers_of_a_large_model(tmp_path) -> None:
+    problem = random_problem(1, 60)
     found = allocate_bits(problem)
     write_allocation(tmp_path / "a.html", problem, found, {"ilp": [found]}, "bops")
     page = read((tmp_path / "a.html").read_text())
-    assert page.described == ["harm against bops", "bits of every layer"]
-    assert {f"layer{i}" for i in range(200)} <= set(page.text)
+    drawn = ["harm against bops", "bits of every layer", "harm of the choices of every layer"]
+    assert page.described == [each for each in drawn for _ in ("wide", "narrow")]
+    assert {f"layer{i}" for i in range(60)} <= set(page.text)
+    for row, (name, harms) in enumerate(zip(problem.names, problem.harm.single, strict=True)):
+        chosen = float(harms[problem.options[row].index(found.plan[name])])
+        assert any(t.startswith(f"{name}: W") and t.endswith(f"{chosen:.3g}") for t in page.hovered)
+    assert min(page.sizes) >= plots.TEXT
 
 
 def test_labels_of_many_layers_do_not_overlap_and_the_legend_covers_no_bar() -> None:

@@ -9,7 +9,7 @@ import pytest
 import brevitas_axe
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.show import open_folder, write_folder
+from brevitas_axe.show import open_folder, plots, write_folder
 from brevitas_axe.show.page import page
 from tests.show.markup import HOSTILE, read
 from tests.show.samples import ARM, FLOAT, PLAN, certificate, entry
@@ -66,6 +66,29 @@ def test_costs_are_shown_with_and_without_the_budget() -> None:
     text = read(page({"title": "Run", "resources": rows})).text
     for value in (HOSTILE, "LUT without budget", "400", "500", "800", "1000"):
         assert value in text
+
+
+def test_every_layer_tells_its_name_and_value_under_the_mouse() -> None:
+    row = {"accumulator": 12, "lut": 400, "unlimited_accumulator": 16, "unlimited_lut": 500}
+    layers = [entry("conv"), entry("fc", width=13)]
+    summary = {"title": "Run", "arms": [ARM], "resources": [{"name": "fc", **row}]}
+    found = read(page(summary, certificate(*layers))).hovered
+    for said in (
+        "ours  W4A4: 97.5 %",
+        "conv: needs 12 bits, target 12",
+        "fc: needs 13 bits, target 12",
+        "conv: sums from -1800 to 2000, 97.7 % of 12 bits",
+        "fc: with the accumulator budget 400",
+        "fc: without 500",
+    ):
+        assert found.count(said) == 2  # for screens, and for phones
+
+
+def test_text_of_drawings_can_be_read_on_a_phone_and_on_a_screen() -> None:
+    sizes = read(page({"title": "Run", "arms": [ARM]}, certificate(entry("conv")))).sizes
+    # A card is 24 pixels wider than its drawing, and the page has 20 on either side.
+    phone, screen = (390 - 66) / (72 * plots.NARROW), (821 - 70) / (72 * plots.WIDE)
+    assert min(sizes) * min(phone, screen) >= 10.9
 
 
 def test_what_was_measured_and_the_origin_stand_on_top(tmp_path) -> None:
