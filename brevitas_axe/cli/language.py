@@ -177,13 +177,16 @@ def _solved(
         "arms": [],
         "layers": result.layers,
         "seconds": seconds,
-        "assumptions": list(result.assumptions),
-        "environment": {
-            "solver": str(result.recipe.solver),
-            "quality": result.recipe.quality,
-            f"{measure.name} of the float model": round(before, 4),
-            measure.name: round(after, 4),
+        "validation": {
+            name: {
+                "function": f"{measure.name}, on the last tenth of {arguments.text}",
+                "unquantized": before,
+                "unlimited": None,
+                "limited": after,
+            }
         },
+        "assumptions": list(result.assumptions),
+        "environment": {"solver": str(result.recipe.solver), "quality": result.recipe.quality},
     }
     write_whole(place / "integers.npz", integers(result.model))
     write_folder(place, summary, result.certificate, result.plan, result.recipe)

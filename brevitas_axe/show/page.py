@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from brevitas_axe.files import write_whole
 from brevitas_axe.plan import Plan
-from brevitas_axe.proof.certificate import Certificate
+from brevitas_axe.proof.certificate import Certificate, DotProduct
 from brevitas_axe.show import plots
 from brevitas_axe.show.origin import told
 from brevitas_axe.show.parts import (
@@ -23,6 +23,7 @@ from brevitas_axe.show.parts import (
     how_to_read,
     name_cell,
     paragraph,
+    sentence,
     significant,
     table,
     width_cells,
@@ -52,6 +53,18 @@ _HOW_TO_READ = (
         "outer accumulator adds up the tiles.",
     ),
     (
+        "Outer width",
+        "Bits of the accumulator that adds up the tiles, proven from the sums of these tiles. With "
+        "bias: bits where the bias is added in the same accumulator.",
+    ),
+    (
+        "Weight error",
+        "||(W − Q) X||² / ||W X||² with the quantized inputs X of a layer, its float weights W and "
+        "the quantized ones Q. A solver that also makes up for the errors of the inputs minimises "
+        "||W F − Q X||² with the float inputs F instead, so its weight error may be larger than "
+        "that of rounding, which in addition is told without a limit on the accumulator.",
+    ),
+    (
         "Not proven",
         "Either the sums need more bits than the target, or the reason column says what prevented "
         "a proof. Excluded layers are listed, and nothing is claimed for them.",
@@ -59,14 +72,30 @@ _HOW_TO_READ = (
 )
 
 
+# Field of a `DotProduct` → its column; those of `_OPTIONAL` only where something stands in them.
+_PROVEN = {
+    "inputs": "K",
+    "tile_size": "tile",
+    "weight_type": "weights",
+    "input_type": "input",
+    "minimum": "minimum",
+    "maximum": "maximum",
+    "width": "proven width",
+    "outer_width": "outer width",
+    "width_with_bias": "with bias",
+    "target": "target",
+    "margin_bits": "margin",
+}
+_OPTIONAL = {"tile_size", "outer_width", "width_with_bias", "target", "margin_bits"}
+_WIDEST = {"width": "widest accumulator needed", "outer_width": "widest sum of tiles needed"}
 # Layers that are named at the top, where a certificate is none.
 _MOST_REASONS = 8
 _LOGGED = {
     "inputs": "K",
     "outputs": "outputs",
     "samples": "samples",
-    "error_rounded": "error if only rounded",
-    "error": "error",
+    "error_rounded": "weight error, rounded",
+    "error": "weight error, solved",
     "budget_used": "budget used",
     "seconds": "seconds",
 }
@@ -116,9 +145,11 @@ def _facts(summary: Mapping[str, Any], certificate: Certificate | None) -> str:
     if certificate is not None:
         label = "proven" if certificate.ok else "not proven"
         facts.append((badge(label, certificate.ok), "overflow certificate"))
-        widths = [entry.width for entry in certificate.judged if entry.width is not None]
-        if widths:
-            facts.append((f"{max(widths)} bits", "widest accumulator needed"))
+        for key, label in _WIDEST.items():
+            widths = [getattr(entry, key) for entry in certificate.judged]
+            known = [width for width in widths if width is not None]
+            if known:
+                facts.append((f"{max(known)} bits", label))
     if summary.get("accumulator") is not None:
         tile = summary.get("tile")
         label = "requested accumulator" + (f", tile {tile}" if tile else "")
@@ -130,8 +161,11 @@ def _facts(summary: Mapping[str, Any], certificate: Certificate | None) -> str:
         *[arm for arm in measured if arm.get("kind") == "ours"][-1:],
     ):
         facts.append((percent(arm["accuracy"]), escape(str(arm["name"]))))
+    for name, row in (summary.get("validation") or {}).items():
+        if row["limited"] is not None:
+            facts.append((f"{row['limited']:.4g}", escape(f"{name}: {row['function']}")))
     if summary.get("seconds") is not None:
-        facts.append((f"{summary['seconds']:.0f} s", "whole run"))
+        facts.append((f"{summary['seconds']:.3g} s", "whole run"))
     cells = "".join(
         f'<div class="fact"><b>{value}</b><span>{label}</span></div>' for value, label in facts
     )
@@ -170,7 +204,7 @@ def _validation(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         "<h2>How good it is</h2>\n"
         + table(headings, cells, range(1, 4))
-        + paragraph(f"Measured by {function}.")
+        + paragraph(f"Measure: {function}.")
     )
 
 
@@ -180,6 +214,7 @@ def _arms(arms: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for arm in arms:
         cells = [escape(value(arm)) for _, value, _ in COLUMNS]
+        cells[-1] = sentence(str(arm.get("note") or ""))
         if arm.get("accumulator") is not None:
             cells[5] = badge(cells[5], bool(arm.get("overflow_free")))
         kind = arm.get("kind")
@@ -196,26 +231,23 @@ def _arms(arms: Sequence[Mapping[str, Any]]) -> str:
 def _certificate(certificate: Certificate | None) -> str:
     if certificate is None:
         return ""
-    headings = [
-        "layer", "verdict", "operation", "K", "tile", "weights", "input", "minimum", "maximum",
-        "proven width", "target", "margin",
-    ]  # fmt: skip
+    entries = (*certificate.entries, *certificate.sums)
+    # Of columns that not every certificate has something in.
+    shown = {key for key in _OPTIONAL if any(getattr(e, key) is not None for e in entries)}
+    columns = {key: h for key, h in _PROVEN.items() if key not in _OPTIONAL or key in shown}
     rows = []
-    for entry in (*certificate.entries, *certificate.sums):
-        facts = (
-            *(entry.op, entry.inputs, entry.tile_size, entry.weight_type, entry.input_type),
-            *(entry.minimum, entry.maximum, entry.width, entry.target, entry.margin_bits),
-        )
-        if entry.name in certificate.excluded:
-            verdict = '<span class="soft">excluded</span>'
-        else:
-            verdict = badge("proven" if entry.fits else "not proven", entry.fits)
-            verdict += f'<br><span class="soft">{escape(entry.verdict)}</span>'
+    for entry in entries:
+        values = [cell(getattr(entry, key)) for key in columns]
         name = name_cell(entry.layer or entry.name)
-        rows.append(([name, verdict, *map(cell, facts)], ""))
+        op = escape(entry.op)
+        operation = f'<span class="operation" title="{op}">{op}</span>'
+        rows.append(([name, _verdict(entry, certificate), *values, operation], ""))
+    headings = ["layer", "verdict", *columns.values(), "operation"]
+    words = {"weight_type", "input_type"}
+    numbers = [index for index, key in enumerate(columns, start=2) if key not in words]
     parts = [
         "<h2>Overflow certificate</h2>",
-        table(headings, rows, numbers=[3, 4, *range(7, 12)]),
+        table(headings, rows, numbers),
         *(paragraph(f"Assumed: {said}.") for said in certificate.assumptions),
     ]
     if any(entry.width is not None for entry in certificate.entries):
@@ -225,6 +257,15 @@ def _certificate(certificate: Certificate | None) -> str:
             use = partial(plots.budget_use, certificate)
             parts.append(drawing(use, "budget use per layer"))
     return "\n".join(parts)
+
+
+def _verdict(entry: DotProduct, certificate: Certificate) -> str:
+    """A cell: the verdict in a word, and the reason where it is not what one wishes for."""
+    if entry.name in certificate.excluded:
+        return '<span class="soft">excluded</span>'
+    verdict = badge("proven" if entry.fits else "not proven", entry.fits)
+    reason = entry.verdict.removeprefix("not proven: ")
+    return verdict if entry.fits else verdict + sentence(reason)
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> str:

@@ -82,6 +82,11 @@ def paragraph(text: object) -> str:
     return f'<p class="soft">{escape(str(text))}</p>' if text else ""
 
 
+def sentence(text: str) -> str:
+    """A cell whose text may take several lines, but no narrow ones."""
+    return f'<div class="sentence">{escape(text)}</div>' if text else ""
+
+
 def cell(value: object) -> str:
     return "–" if value is None else escape(str(value))
 

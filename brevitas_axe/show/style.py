@@ -17,7 +17,7 @@ body {
   margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
 }
-main { max-width: 1020px; margin: 0 auto; padding: 40px 20px 64px; }
+main { max-width: 1100px; margin: 0 auto; padding: 40px 20px 64px; }
 h1 { font-size: 27px; line-height: 1.25; margin: 0 0 6px; letter-spacing: -0.01em; }
 h2 { font-size: 18px; margin: 40px 0 10px; }
 p { margin: 6px 0; max-width: 76ch; }
@@ -35,7 +35,7 @@ p { margin: 6px 0; max-width: 76ch; }
 .plot svg { display: block; width: 100%; height: auto; }
 .narrow { display: none; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 12px; border-bottom: 1px solid var(--line); text-align: left;
+th, td { padding: 7px 10px; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; }
 th { font-size: 12.5px; font-weight: 600; color: var(--soft); white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
@@ -43,6 +43,10 @@ th:first-child, td:first-child { position: sticky; left: 0; background: var(--ca
 .number { text-align: right; white-space: nowrap; }
 .name { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 13px;
   white-space: nowrap; }
+td { white-space: nowrap; }
+.sentence { white-space: normal; min-width: 26ch; max-width: 48ch; }
+.operation { display: block; max-width: 15ch; overflow: hidden; text-overflow: ellipsis;
+  color: var(--soft); }
 tr.ours td { background: var(--good-bg); }
 tr.overflow td { background: var(--bad-bg); }
 .badge { display: inline-block; border-radius: 999px; padding: 1px 10px; font-size: 13px;
@@ -56,10 +60,20 @@ dd { margin: 0; color: var(--soft); }
   .wide { display: none; }
   .narrow { display: block; }
   .narrow svg { max-width: 480px; }
+  main { padding: 24px 16px 48px; }
+  td:first-child { max-width: 42vw; white-space: normal; overflow-wrap: anywhere; }
+  .name { white-space: normal; }
 }
 @media print {
-  .card { overflow: visible; break-inside: avoid; }
+  main { max-width: none; padding: 0; }
+  .card { overflow: visible; }
+  .plot, tr { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  table { font-size: 11px; }
+  th, td, .name { padding: 4px 5px; white-space: normal; overflow-wrap: anywhere; }
+  .sentence { min-width: 0; }
   th:first-child, td:first-child { position: static; }
+  * { print-color-adjust: exact; }
 }
 footer { margin-top: 44px; color: var(--soft); font-size: 13px; }
 """

@@ -15,14 +15,7 @@ from brevitas_axe.files import write_whole
 from brevitas_axe.run.tune import Trial, TuneResult
 from brevitas_axe.show import plots
 from brevitas_axe.show.origin import origin, told
-from brevitas_axe.show.parts import (
-    cell,
-    document,
-    drawing,
-    paragraph,
-    significant,
-    table,
-)
+from brevitas_axe.show.parts import cell, document, drawing, paragraph, sentence, significant, table
 
 
 def write_tuning(path: str | Path, found: TuneResult, cost: str, unit: str = "") -> None:
@@ -99,9 +92,12 @@ def front(trials: Sequence[Trial], cost: str) -> list[Trial]:
 
 
 def _trials(found: TuneResult, cost: str) -> str:
-    """A table of all trials, in order."""
+    """A table of all trials, in order, with a remark on what they have in common."""
     decisions = list(dict.fromkeys(n for t in found.trials for n in t.configuration))
-    headings = ["trial", "value", cost, "bits", *decisions, "epochs", "seconds", "remark"]
+    values = {name: [t.configuration.get(name) for t in found.trials] for name in decisions}
+    same = [name for name in decisions if all(v == values[name][0] for v in values[name])]
+    varied = [name for name in decisions if name not in same]
+    headings = ["trial", "value", cost, "bits", *varied, "epochs", "seconds", "remark"]
     rows = []
     for number, trial in enumerate(found.trials, start=1):
         remark = trial.refused or ("" if trial.fits else "over the budget")
@@ -112,10 +108,13 @@ def _trials(found: TuneResult, cost: str) -> str:
             "–" if math.isnan(trial.value) else f"{trial.value:.6g}",
             f"{trial.costs[cost]:,.6g}" if cost in trial.costs else "–",
             escape(trial.bits) or "–",
-            *(cell(trial.configuration.get(name)) for name in decisions),
+            *(cell(trial.configuration.get(name)) for name in varied),
             str(trial.trained),
             significant(trial.seconds),
-            escape(remark),
+            sentence(remark) if trial.refused else escape(remark),
         ]
-        rows.append((cells, ""))
-    return table(headings, rows, numbers=[0, 1, 2, len(headings) - 3, len(headings) - 2])
+        rows.append((cells, "ours" if trial == found.best else ""))
+    common = ", ".join(f"{n} {values[n][0]}" for n in same if values[n][0] is not None)
+    numbers = [0, 1, 2, len(headings) - 3, len(headings) - 2]
+    remark = paragraph(f"In all trials: {common}." if common and len(found.trials) > 1 else None)
+    return table(headings, rows, numbers) + remark

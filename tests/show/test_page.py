@@ -48,10 +48,20 @@ def test_page_says_when_nothing_is_proven() -> None:
     )  # fmt: skip
     html = page({"title": "Run"}, certificate(unknown, entry("fc", target=8)))
     assert html.count(">not proven<") == 3  # the verdict, and both layers
+    assert html.count("no input quantizer") == 2  # on top, and in its row
     assert "no input quantizer" in html
     assert html.index("Why it is not proven") < html.index("needs 12 bits, target 8")
     assert html.index("needs 12 bits, target 8") < html.index("<h2>Overflow certificate")
     assert "needs 12 bits, target 8" in html
+
+
+def test_outer_widths_are_shown_where_there_are_tiles() -> None:
+    tiled = entry("a", tile_size=8, width=12, outer_width=15)
+    with_tiles = read(page({"title": "Run"}, certificate(tiled, entry("b")))).text
+    assert {"15 bits", "widest sum of tiles needed", "outer width", "tile"} <= set(with_tiles)
+    without = read(page({"title": "Run"}, certificate(entry("b")))).text
+    assert not {"outer width", "tile", "with bias"} & set(without)
+    assert {"target", "margin"} <= set(without)
 
 
 def test_excluded_layers_are_shown_without_a_claim() -> None:
@@ -97,7 +107,7 @@ def test_what_was_measured_and_the_origin_stand_on_top(tmp_path) -> None:
     write_folder(tmp_path, summary, certificate(entry("c")), PLAN)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     text = read(html).text
-    assert {HOSTILE, "0.5", "–", "0.25", f"Measured by {HOSTILE}."} <= set(text)
+    assert {HOSTILE, "0.5", "–", "0.25", f"Measure: {HOSTILE}."} <= set(text)
     assert html.index("How good it is") < html.index("<h2>Overflow certificate")
     made = json.loads((tmp_path / "summary.json").read_text())["origin"]
     assert made["brevitas_axe"] == brevitas_axe.__version__

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from brevitas_axe.show.parts import document, paragraph, table
+from brevitas_axe.show.parts import document, paragraph, sentence, table
 from brevitas_axe.show.tables import markdown
 
 Row = Mapping[str, Any]
@@ -37,7 +37,7 @@ def page(summary: Mapping[str, Any]) -> str:
             ([escape(cell) for cell in row], kind) for row, kind in zip(cells, kinds, strict=True)
         ]
         body += [f"<h2>{_TITLES[task]}</h2>", table(headings, html, range(2, len(headings)))]
-    rows = [([escape(cell) for cell in claim], "") for claim in _claims(summary)]
+    rows = [([sentence(cell) for cell in claim], "") for claim in _claims(summary)]
     body += ["<h2>What is to be shown</h2>", table(["claim", "met", "found"], rows, ())]
     body += ["<h2>How to read this page</h2>", paragraph(_HOW_TO_READ)]
     body.append(f"<footer>{escape(_environment(summary))}</footer>")
