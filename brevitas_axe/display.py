@@ -51,12 +51,17 @@ def _row(tag: str, cells: Iterable[str]) -> str:
     return f"<tr>{''.join(f'<{tag} {_CELL}>{escape(text)}</{tag}>' for text in cells)}</tr>"
 
 
-def span(values: Iterable[int | None]) -> str:
-    """Widths in a few words: "4", "3 to 8", "any" where none is given, "3 to 8 or any"."""
+def span(values: Iterable[int | str | None]) -> str:
+    """Widths in a few words: "4", "3 to 8", "any" where none is given, "3 to 8 or any".
+
+    Names of formats follow the numbers: "3 to 8 or e4m3".
+    """
     values = list(values)
-    known = [value for value in values if value is not None]
-    if not known:
-        return "any"
-    low, high = min(known), max(known)
-    text = str(low) if low == high else f"{low} to {high}"
-    return text if len(known) == len(values) else f"{text} or any"
+    numbers = [value for value in values if isinstance(value, int)]
+    words = sorted({value for value in values if isinstance(value, str)})
+    if numbers:
+        low, high = min(numbers), max(numbers)
+        words = [str(low) if low == high else f"{low} to {high}", *words]
+    if None in values or not words:
+        words.append("any")
+    return " or ".join(words)

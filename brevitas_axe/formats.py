@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from brevitas_axe.accumulator import InputRange, required_bit_width
-from brevitas_axe.errors import InvalidOption
+from brevitas_axe.accumulator import InputRange, datatype_bound, required_bit_width
+from brevitas_axe.errors import InvalidOption, InvalidPlan
+
+# What a number is stored in: an integer of so many bits, or a name of `MINIFLOATS`.
+Format = int | str
 
 
 @dataclass(frozen=True)
@@ -97,3 +100,43 @@ MINIFLOATS: Mapping[str, Minifloat] = {
     "e4m3": Minifloat(4, 3, reserved=1),
     "e5m2": Minifloat(5, 2, reserved=4),
 }
+
+
+def minifloat(name: str) -> Minifloat:
+    """The floating-point format of a name.
+
+    Raises:
+        InvalidPlan: there is none.
+    """
+    if name not in MINIFLOATS:
+        raise InvalidPlan(
+            f"the format '{name}' does not exist; there are bits of integers, such as 4, and the "
+            f"floating-point formats {', '.join(MINIFLOATS)}."
+        )
+    return MINIFLOATS[name]
+
+
+def bits_of(format: Format) -> int:
+    """Bits that a number of a format is stored in.
+
+    Raises:
+        InvalidPlan: no such format.
+    """
+    return minifloat(format).bits if isinstance(format, str) else format
+
+
+def accumulator_bits(terms: int, weight: Format, input: Format, signed: bool) -> int:
+    """Bits that hold every exact sum of so many products, whatever the weights are.
+
+    Floating-point numbers count as integers on their finest grid (see `Minifloat`).
+
+    Args:
+        terms: products that are added up.
+        weight, input: formats.
+        signed: whether integer inputs are; floating-point ones always are.
+    """
+    if not isinstance(weight, str) and not isinstance(input, str):
+        return datatype_bound(terms, input, weight, signed)
+    by = 2 ** (weight - 1) if isinstance(weight, int) else minifloat(weight).integers[-1]
+    of = 2 ** (input - signed) if isinstance(input, int) else minifloat(input).integers[-1]
+    return required_bit_width(-terms * by * of, terms * by * of)

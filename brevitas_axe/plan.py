@@ -14,10 +14,13 @@ from brevitas_axe.accumulator import check_bit_width, tile_starts
 from brevitas_axe.display import html_table, span
 from brevitas_axe.errors import InvalidPlan
 from brevitas_axe.files import parse_object, read_text, write_whole
+from brevitas_axe.formats import Format, bits_of, minifloat
 
 _FORMAT = "brevitas_axe.plan.v2"
 _OLDER_FORMATS = ("brevitas_axe.plan.v1",)
 _CHOICES_FORMAT = "brevitas_axe.choices.v1"
+# Fields of LayerPrecision that hold a format, not a number alone.
+_FORMATTED = ("weight", "input")
 
 
 def name_matches(pattern: str, name: str) -> bool:
@@ -103,25 +106,52 @@ class LayerPrecision:
     """Widths of one layer. None leaves what the model already has.
 
     Attributes:
-        weight: bits of the weights.
-        input: bits of the input activations.
-        accumulator: bits P of the (inner) accumulator; None means not constrained.
+        weight: bits of integer weights, or the name of a floating-point format (see `formats`).
+        input: bits of the input activations, or such a name.
+        accumulator: bits P of the (inner) accumulator; None means not constrained. Sums of
+            floating-point numbers are exact, and their accumulator is one of fixed point.
         tile: inputs per tile T; None means one accumulator for the whole dot product.
     """
 
-    weight: int | None = None
-    input: int | None = None
+    weight: Format | None = None
+    input: Format | None = None
     accumulator: int | None = None
     tile: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("weight", "input"):
             bits = getattr(self, name)
-            if bits is not None and (type(bits) is not int or not 1 <= bits <= 32):
+            if isinstance(bits, str):
+                minifloat(bits)
+            elif bits is not None and (type(bits) is not int or not 1 <= bits <= 32):
                 raise InvalidPlan(f"{name} bits must be an integer in [1, 32], not {bits!r}.")
         if self.accumulator is not None:
             check_bit_width(self.accumulator)
         tile_starts(1, self.tile)
+
+    @property
+    def weight_bits(self) -> int | None:
+        """Bits that a weight is stored in, whatever its format."""
+        return None if self.weight is None else bits_of(self.weight)
+
+    @property
+    def input_bits(self) -> int | None:
+        """Bits that an input is stored in, whatever its format."""
+        return None if self.input is None else bits_of(self.input)
+
+    def check_integers(self, name: str, what: str) -> None:
+        """Raises InvalidPlan for a floating-point format, where only integers are handled.
+
+        Args:
+            name: of the layer, for the message.
+            what: that handles only integers, as the subject of a sentence.
+        """
+        floats = {f for f in (self.weight, self.input) if isinstance(f, str)}
+        if floats:
+            raise InvalidPlan(
+                f"layer '{name}' is planned in {' and '.join(sorted(floats))}, but {what} only "
+                "integers; plan bits, such as 4, for its weights and inputs, or exclude it."
+            )
 
 
 def _precision(name: str, entry: object) -> LayerPrecision:
@@ -133,9 +163,18 @@ def _precision(name: str, entry: object) -> LayerPrecision:
             f"{', '.join(sorted(known))}."
         )
     for key, value in entry.items():
-        if value is not None and type(value) is not int:
+        if value is None or type(value) is int:
+            continue
+        if key not in _FORMATTED:
             raise InvalidPlan(f"layer '{name}': {key} must be an integer or null.")
-    return LayerPrecision(**entry)
+        if type(value) is not str:
+            raise InvalidPlan(
+                f"layer '{name}': {key} must be an integer, a format such as \"e4m3\", or null."
+            )
+    try:
+        return LayerPrecision(**entry)
+    except InvalidPlan as error:
+        raise InvalidPlan(f"layer '{name}': {error}") from None
 
 
 @dataclass(frozen=True)
@@ -180,6 +219,11 @@ class Plan:
         return Plan(
             {n.removeprefix(start): p for n, p in self.layers.items() if n.startswith(start)}
         )
+
+    def check_integers(self, what: str) -> None:
+        """Raises InvalidPlan for a layer in a floating-point format, see `LayerPrecision`."""
+        for name, precision in self.layers.items():
+            precision.check_integers(name, what)
 
     def missing(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of the names for which nothing is planned, in their order."""
@@ -262,7 +306,13 @@ class Choices:
                     "bits is common to all of them; give them one."
                 )
 
-    def restricted(self, rules: Mapping[str, Mapping[str, Sequence[int | None]]]) -> Choices:
+    def check_integers(self, what: str) -> None:
+        """Raises InvalidPlan for a choice in a floating-point format, see `LayerPrecision`."""
+        for name, options in self.layers.items():
+            for choice in options:
+                choice.check_integers(name, what)
+
+    def restricted(self, rules: Mapping[str, Mapping[str, Sequence[Format | None]]]) -> Choices:
         """Only the choices that the rules allow.
 
         Args:

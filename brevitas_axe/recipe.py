@@ -391,9 +391,13 @@ def _check_rule(pattern: object, rule: object) -> None:
         raise InvalidOption(f"the rule '{pattern}': exclude must be true or false.")
     name_matches(pattern, "")  # refuses a broken expression
     for key in _RULED:
-        if rule.get(key) is not None and type(rule[key]) is not int:
+        named = key in ("weight", "input") and type(rule.get(key)) is str
+        if rule.get(key) is not None and type(rule[key]) is not int and not named:
             raise InvalidPlan(f"the rule '{pattern}': {key} must be an integer or null.")
-    LayerPrecision(**{key: value for key, value in rule.items() if key != _EXCLUDE})
+    try:
+        LayerPrecision(**{key: value for key, value in rule.items() if key != _EXCLUDE})
+    except InvalidPlan as error:
+        raise InvalidPlan(f"the rule '{pattern}': {error}") from None
 
 
 def _applies(pattern: str, name: str, layer: object) -> bool:

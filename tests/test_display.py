@@ -126,3 +126,8 @@ def test_widths_in_words() -> None:
 
 def test_a_line_stays_one() -> None:
     assert one_line("a\nb\x1b[0m é") == "a\\nb\\x1b[0m é"
+
+
+def test_formats_follow_the_numbers() -> None:
+    assert span([8, "e4m3", 3, None, "e2m1"]) == "3 to 8 or e2m1 or e4m3 or any"
+    assert span(["e4m3"]) == "e4m3"

@@ -21,8 +21,9 @@ from brevitas.quant.float_quant_ocp import FpOCPWeight
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brevitas_axe.errors import InvalidOption
-from brevitas_axe.formats import MINIFLOATS, Minifloat
+from brevitas_axe.accumulator import datatype_bound
+from brevitas_axe.errors import InvalidOption, InvalidPlan
+from brevitas_axe.formats import MINIFLOATS, Minifloat, accumulator_bits, bits_of
 
 MIXINS = {
     "e2m1": Fp4e2m1Mixin,
@@ -96,6 +97,25 @@ def test_the_accumulator_is_the_narrowest_that_holds_the_largest_sum(one, other,
     bits = first.accumulator_bits(second, terms)
     assert -largest <= 2 ** (bits - 1) - 1
     assert -largest > 2 ** (bits - 2) - 1
+
+
+def test_bits_are_those_that_are_stored() -> None:
+    assert [bits_of(name) for name in MINIFLOATS] == [4, 6, 6, 8, 8]
+    assert bits_of(5) == 5
+    with pytest.raises(InvalidPlan, match=r"'e9m9' does not exist.*e2m1, e2m3, e3m2, e4m3, e5m2"):
+        bits_of("e9m9")
+
+
+@given(st.integers(1, 4096), st.sampled_from([*MINIFLOATS]), st.integers(1, 12), st.booleans())
+def test_integers_and_formats_can_be_multiplied(terms, name, bits, signed) -> None:
+    found = MINIFLOATS[name]
+    largest = terms * found.integers[-1] * 2 ** (bits - signed)
+    width = accumulator_bits(terms, name, bits, signed)
+    assert 2 ** (width - 2) - 1 < largest <= 2 ** (width - 1) - 1
+    both = accumulator_bits(terms, name, name, signed)
+    assert both == found.accumulator_bits(found, terms)
+    bound = datatype_bound(terms, bits, bits, signed)
+    assert accumulator_bits(terms, bits, bits, signed) == bound
 
 
 def test_what_is_no_format_is_refused() -> None:

@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brevitas_axe.errors import AccumulatorTooNarrow, AxeError, InvalidPlan, InvalidTile
+from brevitas_axe.formats import MINIFLOATS
 from brevitas_axe.plan import Choices, LayerPrecision, Plan, bit_map_rules, name_matches
 from brevitas_axe.recipe import Recipe
 
+FORMATS = st.none() | st.integers(1, 32) | st.sampled_from([*MINIFLOATS])
 PRECISIONS = st.builds(
     LayerPrecision,
-    weight=st.none() | st.integers(1, 32),
-    input=st.none() | st.integers(1, 32),
+    weight=FORMATS,
+    input=FORMATS,
     accumulator=st.none() | st.integers(2, 64),
     tile=st.none() | st.integers(1, 10**6),
 )
@@ -63,7 +65,9 @@ def broken(**changes) -> str:
         (broken().replace('"fc"', '"fc": {}, "fc"'), "a key appears twice"),
         (broken(layers={"a": {"weight": 4, "bits": 3}}), "layer 'a'"),
         (broken(layers={"a": 4}), "layer 'a'"),
-        (broken(layers={"a": {"weight": "4"}}), "layer 'a': weight"),
+        (broken(layers={"a": {"weight": "4"}}), "layer 'a': the format '4' does not exist.*e4m3"),
+        (broken(layers={"a": {"weight": [4]}}), "layer 'a': weight"),
+        (broken(layers={"a": {"accumulator": "e4m3"}}), "layer 'a': accumulator"),
         (broken(layers={"a": {"weight": 4.0}}), "layer 'a': weight"),
         (broken(layers={"a": {"tile": True}}), "layer 'a': tile"),
         (broken(layers={"a": {"weight": 0}}), "weight bits"),
@@ -81,6 +85,30 @@ def test_widths_and_tiles_out_of_range_are_refused() -> None:
         LayerPrecision(accumulator=1)
     with pytest.raises(InvalidTile):
         LayerPrecision(tile=0)
+
+
+def test_integers_are_plain_numbers_in_files_and_formats_are_names() -> None:
+    plan = Plan({"fc": LayerPrecision("e4m3", 8)})
+    assert json.loads(plan.to_json())["layers"]["fc"]["weight"] == "e4m3"
+    assert json.loads(plan.to_json())["layers"]["fc"]["input"] == 8
+    older = plan.to_json().replace("plan.v2", "plan.v1")
+    assert Plan.from_json(older) == plan
+    assert repr(plan) == "Plan(1 layer: weight e4m3, input 8)"
+
+
+def test_formats_count_the_bits_that_they_are_stored_in() -> None:
+    precision = LayerPrecision("e3m2", 4)
+    assert (precision.weight_bits, precision.input_bits) == (6, 4)
+    assert LayerPrecision().weight_bits is None
+
+
+@pytest.mark.parametrize("kind", [Plan, Choices])
+def test_what_needs_integers_refuses_formats_by_the_name_of_the_layer(kind) -> None:
+    precision = LayerPrecision(4, "e2m1")
+    offered = kind({"fc": precision if kind is Plan else (LayerPrecision(4, 4), precision)})
+    with pytest.raises(InvalidPlan, match="layer 'fc' is planned in e2m1, but it takes only int"):
+        offered.check_integers("it takes")
+    SMALL.check_integers("it takes")
 
 
 def test_frozen() -> None:

@@ -75,7 +75,7 @@ def test_any_other_text_is_refused_by_our_error_or_is_empty(text: str) -> None:
         ("rules: {a: 8}", "rule 'a' must be a mapping with keys among weight"),
         ("rules: {a: {}}", "rule 'a' must be a mapping"),
         ("rules: {a: {bits: 8}}", "rule 'a' must be a mapping"),
-        ("rules: {a: {weight: '8'}}", "rule 'a': weight must be an integer"),
+        ("rules: {a: {weight: '8'}}", "rule 'a': the format '8' does not exist"),
         ("rules: {a: {exclude: 1}}", "exclude must be true or false"),
         ("rules: {'/(/': {weight: 8}}", "no regular expression"),
         ("rules: {a: {weight: 99}}", "weight bits"),

@@ -80,12 +80,13 @@ def _row(
     from brevitas_axe.run.validated import number
 
     costs, _ = costs_of(result, names, lenient)
-    widths = [p for p in result.plan.layers.values() if p.weight and p.input]
+    pairs = ((p.weight_bits, p.input_bits) for p in result.plan.layers.values())
+    widths = [(weight, bits) for weight, bits in pairs if weight and bits]
     row: dict[str, Any] = {
         "folder": folder,
         "layers": len(result.plan.layers),
-        "mean weight bits": _mean([p.weight for p in widths]),
-        "mean input bits": _mean([p.input for p in widths]),
+        "mean weight bits": _mean([weight for weight, _ in widths]),
+        "mean input bits": _mean([bits for _, bits in widths]),
         "widest accumulator": max(
             (e.width for e in result.certificate.judged if e.width), default=None
         ),

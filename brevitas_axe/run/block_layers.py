@@ -48,7 +48,7 @@ def weight_quantizer(recipe: Recipe) -> Any:
 
 def check_weight_bits(widths: Iterable[LayerPrecision]) -> None:
     """Raises InvalidOption for weights of one bit, which could only be zero."""
-    if any(p.weight is not None and p.weight < _LEAST_WEIGHT_BITS for p in widths):
+    if any((p.weight_bits or _LEAST_WEIGHT_BITS) < _LEAST_WEIGHT_BITS for p in widths):
         raise InvalidOption("weights need 2 bits or more; symmetric ones of one bit are all zero.")
 
 
@@ -83,8 +83,8 @@ def fit_to_widths(
 ) -> None:
     """Fits the ranges of a calibrated module to the bits of its layers, by the recipe's method."""
     widths = tuple(widths)
-    bits = {p.input for p in widths if p.input is not None}
-    weight_bits = {p.weight for p in widths if p.weight is not None}
+    bits = {p.input for p in widths if isinstance(p.input, int)}
+    weight_bits = {p.weight for p in widths if isinstance(p.weight, int)}
     for fitter in recipe.methods("ranges") if bits else ():
         fit_ranges_to(module, batches, bits, fitter, weight_bits)
 
@@ -103,6 +103,7 @@ class BlockLayers:
 
     Raises:
         InvalidOption: weights of one bit.
+        InvalidPlan: a floating-point format.
     """
 
     recipe: Recipe
@@ -111,6 +112,7 @@ class BlockLayers:
     fit: bool = False
 
     def __post_init__(self) -> None:
+        self.plan.check_integers("block by block, layers get")
         check_weight_bits(self.plan.layers.values())
 
     def apply(
@@ -157,8 +159,8 @@ class BlockLayers:
         """The fewest bits among the block's layers, which transforms take into account."""
         mine = self.plan.within(alone.name).layers.values()
         return LayerPrecision(
-            min((p.weight for p in mine if p.weight), default=None),
-            min((p.input for p in mine if p.input), default=None),
+            min((p.weight_bits for p in mine if p.weight_bits), default=None),
+            min((p.input_bits for p in mine if p.input_bits), default=None),
         )
 
     def _groups(self, alone: Alone, plan: Plan) -> list[tuple[dict[str, Any], list[str]]]:
@@ -176,7 +178,7 @@ class BlockLayers:
                         f"layer '{name}' is to have a weight scale per tile, but no tile is "
                         "planned for it; plan one, or set the recipe's weights to channel."
                     )
-            groups.setdefault((widths.weight, widths.input, tile), []).append(name)
+            groups.setdefault((widths.weight_bits, widths.input_bits, tile), []).append(name)
         return [(self._options(*widths), names) for widths, names in groups.items()]
 
     def _options(self, weight: int, input: int, tile: int | None) -> dict[str, Any]:

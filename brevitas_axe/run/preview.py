@@ -266,7 +266,7 @@ def _for_finn(
     """Findings of the check on the model as it would be prepared for FINN."""
     try:
         if not has_quantizers(model):
-            model = made_for_finn(model, batches, widths.weight or 4, widths.input or 8)
+            model = made_for_finn(model, batches, widths.weight_bits or 4, widths.input_bits or 8)
         found = findings_for_finn(model.eval(), batches[0], notes=True)
         # Ties are those of weights that the solve is yet to change.
         return tuple(f.to_dict() for f in found if "tie" not in (f.rule, f.severity))

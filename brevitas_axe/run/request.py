@@ -144,6 +144,8 @@ def requested(
     elif plan is not None and (given.get("accumulator"), given.get("tile")) != (None, None):
         raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
     uniform = replace(uniform, **given)
+    for name, precision in {"*": uniform, **({} if plan is None else plan.layers)}.items():
+        precision.check_integers(name, "layers can be given")
     changed = {f.name: keywords[f.name] for f in fields(Run) if f.name in keywords}
     request = Request(
         uniform,

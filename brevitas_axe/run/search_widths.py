@@ -249,11 +249,12 @@ def _switches(
     """Switches with a range for every width, which suits the accumulator where there is one."""
     args, kwargs = calls[0]
     layers = find_layers(model, exclude)
+    problem.choices.check_integers("one training run switches between")
     for name in problem.names:
         make_accumulator_aware(name, layers[name])
     offered = [choice for options in problem.options for choice in options]
-    weights = sorted({choice.weight for choice in offered if choice.weight is not None})
-    inputs = {choice.input for choice in offered if choice.input is not None}
+    weights = sorted({c.weight_bits for c in offered if c.weight_bits is not None})
+    inputs = {c.input_bits for c in offered if c.input_bits is not None}
     fit_ranges_to(model, calls, inputs, f"{USUAL_FITTER}:weights=true", weights)
     switches = Switches(model, problem.choices, input_sources(model, args, kwargs, exclude))
     widest = max((choice.accumulator or 0 for choice in offered), default=0) or None

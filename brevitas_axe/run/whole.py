@@ -88,7 +88,7 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
         return _solved(copied(quantized), batches, planned, assumptions, reference, fitted=True)
 
     exclude = (*request.exclude, *request.recipe.excluded(layers))
-    usual = request.widths.input if plain else None
+    usual = request.widths.input_bits if plain else None
     return best_widths(quantized, batches, request, solve, exclude, usual, reference)
 
 
@@ -199,8 +199,8 @@ def _with_quantizers(
     quantized = to_brevitas(
         model,
         batches,
-        weight_bit_width=widths.weight or 4,
-        input_bit_width=widths.input or 8,
+        weight_bit_width=widths.weight_bits or 4,
+        input_bit_width=widths.input_bits or 8,
         weight_quant=weight_quantizer(recipe),
         input_quant=input_quantizer(inputs, recipe.symmetric) if per_layer else None,
         progress=request.run.progress,

@@ -12,8 +12,8 @@ from rich.text import Text
 Arm = Mapping[str, Any]
 
 
-def bits(value: int | None, absent: str) -> str:
-    """A bit width as text; `absent` for None."""
+def bits(value: int | str | None, absent: str) -> str:
+    """A bit width or the name of a format as text; `absent` for None."""
     return absent if value is None else f"{value}"
 
 

@@ -118,7 +118,7 @@ def _costs(case: Case, result: Result, certificate: Certificate) -> dict[str, An
     costs, _ = costs_of(replace(result, plan=plan), ("memory", "bops"))
     size = costs["memory"].total
     inputs = _inputs(result.model, _layers(result.model), case.frame)
-    largest = max(inputs[name] * (p.input or 0) / 8 for name, p in plan.layers.items())
+    largest = max(inputs[name] * (p.input_bits or 0) / 8 for name, p in plan.layers.items())
     return {
         "size": size,
         "memory": size + largest,
@@ -150,7 +150,7 @@ def _inputs(model: nn.Module, layers: dict[str, nn.Module], frame: Tensor) -> di
 def _bits(plan: Plan) -> str:
     """W4A8, or W2–4A4–8 where layers differ; the camera's 8 bits are not counted."""
     layers = list(plan.layers.values())
-    parts = [[p.weight for p in layers], [p.input for p in layers[1:]]]
+    parts = [[p.weight_bits for p in layers], [p.input_bits for p in layers[1:]]]
     return "".join(
         f"{letter}{_range([bits for bits in part if bits is not None])}"
         for letter, part in zip("WA", parts, strict=True)

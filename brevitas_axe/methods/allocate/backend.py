@@ -58,6 +58,8 @@ class Types:
 
         Without a given accumulator, the one that the data types need counts.
         """
+        if isinstance(choice.weight, str) or isinstance(choice.input, str):
+            return False  # ranges of bits are those of integers
         if layer_kind(shape) not in self.kinds or (choice.tile is not None and not self.tiles):
             return False
         need = choice.accumulator

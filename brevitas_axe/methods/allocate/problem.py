@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from brevitas_axe.errors import InvalidOption, NonFiniteValues
+from brevitas_axe.formats import Format, bits_of
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
 
 # Index of the choice that each layer takes.
@@ -189,7 +190,7 @@ class Problem:
                 chosen[i] = self.closest(i, replace(wanted, input=bits))
         return tuple(chosen)
 
-    def input_widths(self, unit: tuple[int, ...]) -> list[int | None]:
+    def input_widths(self, unit: tuple[int, ...]) -> list[Format | None]:
         """Input bits that all layers of a unit may get, in the order of the first one's choices."""
         common = set.intersection(*({c.input for c in self.options[i]} for i in unit))
         return list(dict.fromkeys(c.input for c in self.options[unit[0]] if c.input in common))
@@ -229,15 +230,18 @@ class Problem:
         )
 
 
-def _differences(choice: LayerPrecision, wanted: LayerPrecision) -> tuple[tuple[int, int], ...]:
+def _differences(
+    choice: LayerPrecision, wanted: LayerPrecision
+) -> tuple[tuple[int, int, int], ...]:
     return tuple(
         _distance(getattr(choice, name), getattr(wanted, name))
         for name in ("weight", "accumulator", "tile")
     )
 
 
-def _distance(bits: int | None, wanted: int | None) -> tuple[int, int]:
-    """Sort key: by distance, then the wider first; None is farther than any number."""
-    if bits is None or wanted is None:
-        return (0 if bits == wanted else 2**31, 0)
-    return abs(bits - wanted), -bits
+def _distance(width: Format | None, wanted: Format | None) -> tuple[int, int, int]:
+    """Sort key: by bits, then the same kind of format, then the wider; None is farthest."""
+    if width is None or wanted is None:
+        return (0 if width == wanted else 2**31, 0, 0)
+    bits = bits_of(width)
+    return abs(bits - bits_of(wanted)), width != wanted, -bits

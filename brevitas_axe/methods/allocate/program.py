@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_array, csc_array
 
+from brevitas_axe.formats import Format
 from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
 
 # HiGHS works to absolute tolerances of 1e-6 and 1e-7: its numbers are scaled far above them.
@@ -231,7 +232,7 @@ class Program:
         shape = (len(rows), self._binaries + int(self._pair_starts[-1]))
         return coo_array((value, (line, variable)), shape).tocsc(), np.array(right)
 
-    def _with_input(self, i: int, bits: int | None, value: float) -> dict[int, float]:
+    def _with_input(self, i: int, bits: Format | None, value: float) -> dict[int, float]:
         options = self.problem.options[i]
         return {
             self.starts[i] + k: value

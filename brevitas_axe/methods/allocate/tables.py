@@ -92,7 +92,7 @@ def foldings_within(
 
 def _width(choice: LayerPrecision) -> tuple[float, ...]:
     """Sort key: weight bits, then input bits, then accumulator; None sorts as no limit."""
-    return choice.weight or 0, choice.input or 0, choice.accumulator or np.inf
+    return choice.weight_bits or 0, choice.input_bits or 0, choice.accumulator or np.inf
 
 
 def cost_table(
@@ -128,7 +128,7 @@ def cost_table(
         if reader not in names:
             single.append(np.array([price(shapes[name], c, folding) for c in options], float))
             continue
-        behind = [d.input or shapes[name].output_bits for d in choices.layers[reader]]
+        behind = [d.input_bits or shapes[name].output_bits for d in choices.layers[reader]]
         widths = list(dict.fromkeys(behind))
         shaped = [replace(shapes[name], output_bits=bits) for bits in widths]
         table = np.array([[price(s, c, folding) for s in shaped] for c in options], float)

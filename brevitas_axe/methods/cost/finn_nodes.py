@@ -121,12 +121,13 @@ def estimate(
     """What FINN estimates for one layer.
 
     Raises:
-        InvalidPlan: weight or input bits are missing.
+        InvalidPlan: weight or input bits are missing, or a floating-point format is planned.
         InvalidOption: the folding does not divide the layer.
         UnsupportedLayer: a transposed convolution, one over three axes, or a grouped one that is
             not depthwise.
     """
     _check_buildable(shape)
+    precision.check_integers(shape.name, "FINN computes with")
     folding.check(shape)
     bits = widths(shape, precision)
     rtl = _is_rtl(shape, bits, hardware)

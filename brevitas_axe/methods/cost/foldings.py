@@ -63,7 +63,7 @@ def choose_folding(
         raise InvalidOption(
             f"max_cycles must be at least 1, not {max_cycles}; `cycles_per_frame` finds it."
         )
-    widest = _WIDEST_WORD // (precision.weight or 1)
+    widest = _WIDEST_WORD // (precision.weight_bits or 1)
     nodes = {
         folding: estimate(shape, precision, folding, hardware)
         for folding in _foldings(shape)

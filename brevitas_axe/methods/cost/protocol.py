@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from brevitas_axe.accumulator import datatype_bound, outer_bit_width, tile_starts
+from brevitas_axe.accumulator import outer_bit_width, tile_starts
 from brevitas_axe.errors import InvalidOption, InvalidPlan
+from brevitas_axe.formats import accumulator_bits, bits_of
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts
 
@@ -117,7 +118,7 @@ class Widths:
     """The bits of one layer's arithmetic, all known.
 
     Attributes:
-        weight: W.
+        weight: W, of integers or floating-point numbers.
         input: A.
         accumulator: of one tile; never wider than its data types need.
         tiles: how many; 1 means that there is no outer accumulator.
@@ -145,12 +146,14 @@ def widths(shape: LayerShape, precision: LayerPrecision) -> Widths:
         )
 
     def bound(inputs: int) -> int:
-        return datatype_bound(inputs, bits, weight, shape.signed)
+        return accumulator_bits(inputs, weight, bits, shape.signed)
 
     tile = min(precision.tile or shape.inputs, shape.inputs)
     inner = min(precision.accumulator or bound(tile), bound(tile))
     outer = min(outer_bit_width(inner, shape.inputs, tile), bound(shape.inputs))
-    return Widths(weight, bits, inner, len(tile_starts(shape.inputs, tile)), outer)
+    return Widths(
+        bits_of(weight), bits_of(bits), inner, len(tile_starts(shape.inputs, tile)), outer
+    )
 
 
 class CostModel(Protocol):

@@ -76,7 +76,7 @@ class Augmented:
         """Of a layer's choices the one at which its interactions are measured."""
         if self.bits is None:
             return int(harm.argmax())
-        away = [abs((option.weight or self.bits) - self.bits) for option in options]
+        away = [abs((option.weight_bits or self.bits) - self.bits) for option in options]
         nearest = [index for index, distance in enumerate(away) if distance == min(away)]
         return max(nearest, key=lambda index: harm[index])
 

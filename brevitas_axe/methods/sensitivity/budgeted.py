@@ -140,8 +140,8 @@ def for_choices(case: Case, name: str, function: Callable[[LayerPrecision], Foun
 def problem(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> LayerProblem:
     """The solver's problem for a layer at one choice."""
     layer = case.layer(name)
-    grid, start = case.inputs[name][choice.input], case.weights[name][choice.weight]
-    statistics = known.quantized[choice.input]
+    grid, start = case.inputs[name][choice.input_bits], case.weights[name][choice.weight_bits]
+    statistics = known.quantized[choice.input_bits]
     has_bias = layer.bias is not None
     return LayerProblem(
         weight=unroll_weight(layer, layer.weight.detach()).float(),
@@ -181,12 +181,12 @@ def part(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> 
     bias = None
     if solution.bias_shift is not None and module.bias is not None:
         bias = module.bias.detach() + solution.bias_shift.reshape(-1).to(module.bias)
-    return Substitute(value, case.inputs[name][choice.input], bias)
+    return Substitute(value, case.inputs[name][choice.input_bits], bias)
 
 
 def unlimited(case: Case, name: str, choice: LayerPrecision) -> LayerPrecision:
     """The choice without its accumulator where the data types alone cannot overflow it."""
-    grid, start = case.inputs[name][choice.input], case.weights[name][choice.weight]
+    grid, start = case.inputs[name][choice.input_bits], case.weights[name][choice.weight_bits]
     if choice.accumulator is None or grid is None:
         return choice
     layer = case.layer(name)

@@ -140,7 +140,7 @@ class Case:
 
     def rounded(self, name: str, choice: LayerPrecision) -> tuple[Tensor, Tensor]:
         """(weights of a layer rounded to nearest, scale per weight), both in the weight's shape."""
-        layer, grid = self.layer(name), self.weights[name][choice.weight]
+        layer, grid = self.layer(name), self.weights[name][choice.weight_bits]
         weight = unroll_weight(layer, layer.weight.detach())
         scale = grid.scale.to(weight).unsqueeze(-1).expand_as(weight)
         value = (weight / scale).round().clamp(grid.low, grid.high) * scale
@@ -171,8 +171,9 @@ def make_case(
         function: which one the reference is, as the recipe's; None decides as `quantize` does.
 
     Raises:
-        InvalidPlan: a layer of the choices does not exist or is never called, its input does not
-            come with the chosen bits, or layers that read one activation have no bits in common.
+        InvalidPlan: a layer of the choices does not exist or is never called, a choice is a
+            floating-point format, an input does not come with the chosen bits, or layers
+            that read one activation have no bits in common.
         MissingInputQuantizer: an accumulator is chosen where the input is not quantized.
     """
     if isinstance(calibration, Tensor) or not isinstance(calibration, Iterable):
@@ -190,7 +191,8 @@ def make_case(
                 f"the choices name layer '{name}', which is not a quantized layer of the model; "
                 f"these are: {', '.join(layers)}."
             )
-    widths = {choice.input for options in choices.layers.values() for choice in options}
+    choices.check_integers("sensitivity is measured for")
+    widths = {choice.input_bits for options in choices.layers.values() for choice in options}
     if len(widths) > 1:  # otherwise tied layers cannot disagree
         choices = _completed(choices, input_sources(model, args, kwargs, exclude))
     by_width = {bits: input_grids(model, args, kwargs, bits, exclude) for bits in widths}
@@ -203,11 +205,12 @@ def make_case(
                 f"layer '{name}' has choices, but no calibration batch runs through it; leave it "
                 "out of the choices."
             )
-        inputs[name] = {c.input: by_width[c.input].get(name) for c in options}
+        inputs[name] = {c.input_bits: by_width[c.input_bits].get(name) for c in options}
         for choice in options if called else ():
-            _check(name, choice, inputs[name][choice.input])
+            _check(name, choice, inputs[name][choice.input_bits])
         weights[name] = {
-            bits: _weight_grid(name, layers[name], bits) for bits in {c.weight for c in options}
+            bits: _weight_grid(name, layers[name], bits)
+            for bits in {c.weight_bits for c in options}
         }
     twin = float_twin(model)
     followed = twin if followed is None else followed
@@ -256,7 +259,7 @@ def _check(name: str, choice: LayerPrecision, grid: InputGrid | None) -> None:
             f"the input of layer '{name}' is not quantized to integers, so no accumulator can be "
             "chosen for it; quantize it, or leave the layer out of the choices."
         )
-    check_arriving(name, choice.input, None if grid is None else grid.input_range)
+    check_arriving(name, choice.input_bits, None if grid is None else grid.input_range)
 
 
 def _weight_grid(name: str, layer: Layer, bits: int | None) -> WeightGrid:

@@ -58,6 +58,6 @@ def from_importance(choices: Choices, importance: Mapping[str, float]) -> Scores
     """
     harm = {}
     for name, options in choices.layers.items():
-        bits = np.array([(c.weight or 0) + (c.input or 0) for c in options], dtype=float)
+        bits = np.array([(c.weight_bits or 0) + (c.input_bits or 0) for c in options], dtype=float)
         harm[name] = importance[name] * (bits.max() - bits)
     return Scores(choices, harm)

@@ -43,14 +43,14 @@ class Tdmpq:
         widths = [
             (name, bits)
             for name, options in case.choices.layers.items()
-            for bits in dict.fromkeys(choice.weight for choice in options)
+            for bits in dict.fromkeys(choice.weight_bits for choice in options)
         ]
         found = (_by_slope if self.first_order else _by_loss)(case, trials, widths)
         harms = dict(zip(widths, found, strict=True))
         return Scores(
             case.choices,
             {
-                name: np.array([harms[name, choice.weight] for choice in options])
+                name: np.array([harms[name, choice.weight_bits] for choice in options])
                 for name, options in case.choices.layers.items()
             },
         )

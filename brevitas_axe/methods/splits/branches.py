@@ -198,11 +198,11 @@ def _branch_problem(problem: LayerProblem, branch: Branch, moments: Statistics) 
     precision = branch.precision
     weight_low, weight_high = (bound[branch.columns] for bound in problem.weight_range)
     input_low, input_high = (bound[:, branch.columns] for bound in problem.input_range)
-    if precision.weight is not None:
-        most = 2 ** (precision.weight - 1) - 1
+    if precision.weight_bits is not None:
+        most = 2 ** (precision.weight_bits - 1) - 1
         weight_low, weight_high = (torch.full_like(weight_low, q) for q in (-most, most))
-    if precision.input is not None:
-        input_range = InputRange.from_bits(precision.input, bool((input_low < 0).any()))
+    if precision.input_bits is not None:
+        input_range = InputRange.from_bits(precision.input_bits, bool((input_low < 0).any()))
         input_low = torch.full_like(input_low, input_range.low)
         input_high = torch.full_like(input_high, input_range.high)
     scale = branch.scale

@@ -138,12 +138,11 @@ def float_problem(
     name: str, linear: nn.Linear, precision: LayerPrecision, sample: Tensor
 ) -> LayerProblem:
     """The problem that a split is given: moments of float inputs, ranges of the precision."""
+    precision.check_integers(name, "splits work with")
     weight = linear.weight.detach()
-    weight_bits = _OPEN_BITS if precision.weight is None else precision.weight
+    weight_bits = precision.weight_bits or _OPEN_BITS
     most = max(2 ** (weight_bits - 1) - 1, 1)
-    input_range = InputRange.from_bits(
-        _OPEN_BITS if precision.input is None else precision.input, bool((sample < 0).any())
-    )
+    input_range = InputRange.from_bits(precision.input_bits or _OPEN_BITS, bool((sample < 0).any()))
     scale = (weight.abs().amax(-1) / most).clamp_min(torch.finfo(weight.dtype).tiny)
     rows = sample.to(torch.promote_types(sample.dtype, torch.float32))
     return LayerProblem(

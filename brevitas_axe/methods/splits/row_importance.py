@@ -59,7 +59,7 @@ class RowImportance:
         `more` and `fewer` are equal. A layer stays whole where that would not lower the error of
         rounding to nearest.
         """
-        bits = _OPEN_BITS if precision.weight is None else precision.weight
+        bits = precision.weight_bits or _OPEN_BITS
         few = max(bits - self.fewer, 2)
         weight, hessian = problem.weight[0].double(), problem.hessian[0].double()
         saved = row_errors(weight, hessian, bits) - row_errors(weight, hessian, bits + self.more)

@@ -82,7 +82,7 @@ class Slim:
         self, problem: LayerProblem, precision: LayerPrecision, sample: Tensor
     ) -> tuple[Branch, ...]:
         """Branches `low`, `mid` and `high`; see `brevitas_axe.methods.splits.Split`."""
-        bits = _OPEN_BITS if precision.weight is None else precision.weight
+        bits = precision.weight_bits or _OPEN_BITS
         size = precision.tile or self.group
         weight = problem.weight[0]
         salience = salience_of(weight.double(), problem.hessian[0].double())

@@ -63,7 +63,7 @@ class ChannelClip(PerTensor):
 
     def change(self, site: Site, widths: LayerPrecision) -> Change | None:
         """The change of one tensor; None where none is better."""
-        bits = widths.input
+        bits = widths.input_bits
         if site.giver is None or not site.shifts or site.padded or bits is None:
             return None
         tried = (reparametrized(*clipped(site.low, site.high, p), bits) for p in self.percents)

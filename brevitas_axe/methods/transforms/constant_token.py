@@ -88,7 +88,8 @@ class ConstantToken:
     def _gains(
         self, seen: _Seen, places: tuple[int, ...], layer: Layer, widths: LayerPrecision
     ) -> bool:
-        if widths.input is None:
+        bits = widths.input_bits
+        if bits is None:
             return False
         whole = torch.cat(seen.samples).double()
         kept = [token for token in range(whole.shape[1]) if token not in places]
@@ -96,9 +97,9 @@ class ConstantToken:
         before, after = (
             reader_error(
                 others,
-                rounded(others, input_step(x, widths.input), widths.input),
+                rounded(others, input_step(x, bits), bits),
                 weight,
-                widths.weight,
+                widths.weight_bits,
             )
             for x in (whole.flatten(0, 1), others)
         )

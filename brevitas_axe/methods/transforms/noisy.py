@@ -76,21 +76,22 @@ class Noisy(PerTensor):
 
     def change(self, site: Site, widths: LayerPrecision) -> Change | None:
         """The change of one tensor; None where none is better."""
-        if site.padded or widths.input is None or not (site.shifts or self.front):
+        if site.padded or widths.input_bits is None or not (site.shifts or self.front):
             return None
         tried = (Change(shift=-noise) for noise in self._candidates(site, widths))
         return best_change(site, widths, tried)
 
     def _candidates(self, site: Site, widths: LayerPrecision) -> Iterator[Tensor]:
-        assert widths.input is not None
+        bits = widths.input_bits
+        assert bits is not None
         sample = site.sample.double()
         generator = torch.Generator().manual_seed(self.seed)
         if self.mode == "published":
-            if widths.weight is not None:
+            if widths.weight_bits is not None:
                 weight = torch.cat([w.flatten(0, 1) for w in site.weights])
-                yield published(sample, weight.double(), widths.input, widths.weight, generator)[1]
+                yield published(sample, weight.double(), bits, widths.weight_bits, generator)[1]
             return
-        step = input_step(sample, widths.input)
+        step = input_step(sample, bits)
         ones = torch.ones_like(site.low, dtype=torch.float64)
         if self.mode == "shift":
             for index in range(1, self.steps + 1):

@@ -35,9 +35,9 @@ def output_error(site: Site, change: Change, widths: LayerPrecision) -> float:
     """
     scale, shift = vectors(site, change)
     x = (site.sample.double() - shift) / scale
-    near_x = x if widths.input is None else rounded(x, input_step(x, widths.input), widths.input)
+    near_x = x if (bits := widths.input_bits) is None else rounded(x, input_step(x, bits), bits)
     weights = (weight.double() * scale for weight in site.weights)
-    return sum(reader_error(x, near_x, weight, widths.weight) for weight in weights)
+    return sum(reader_error(x, near_x, weight, widths.weight_bits) for weight in weights)
 
 
 def reader_error(x: Tensor, near: Tensor, weight: Tensor, bits: int | None) -> float:

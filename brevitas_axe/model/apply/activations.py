@@ -139,13 +139,14 @@ def set_input_bits(
     """
     layers = find_layers(model, exclude, tile_scales=True)
     plan.check_names(layers)
+    plan.check_integers("quantizers can be given")
     plan = _without_codes(layers, plan)
     if _arrive(plan, observe_inputs(model, layers, args, kwargs)):
         return  # saves a forward per quantizer
     proxies = activation_quantizers(model)
     wanted: dict[str, tuple[int, str]] = {}
     for name, quantizers in input_sources(model, args, kwargs, exclude).items():
-        bits = plan.layers[name].input if name in plan.layers else None
+        bits = plan.layers[name].input_bits if name in plan.layers else None
         if bits is None:
             continue
         for quantizer in quantizers:
@@ -161,7 +162,7 @@ def set_input_bits(
         if hasattr(layer.weight_quant, "set_input_range"):
             layer.weight_quant.set_input_range(None)
     for name, input_range in _widest(observe_inputs(model, layers, args, kwargs)).items():
-        bits = plan.layers[name].input if name in plan.layers else None
+        bits = plan.layers[name].input_bits if name in plan.layers else None
         check_arriving(name, bits, input_range)
 
 
@@ -183,8 +184,8 @@ def _without_codes(layers: Mapping[str, Layer], plan: Plan) -> Plan:
         bits = code_bits(layers[name])
         if bits is None:
             others[name] = precision
-        elif precision.input not in (None, bits):
-            set_bits([layers[name].input_quant], precision.input)
+        elif (wanted := precision.input_bits) not in (None, bits):
+            set_bits([layers[name].input_quant], wanted)
             if hasattr(layers[name].weight_quant, "set_input_range"):
                 layers[name].weight_quant.set_input_range(None)
     return Plan(others)

@@ -28,6 +28,7 @@ class Switches:
     def __init__(
         self, model: nn.Module, choices: Choices, sources: Mapping[str, tuple[str, ...]]
     ) -> None:
+        choices.check_integers("switches choose among")
         layers = find_layers(model)
         self._layers: dict[str, Layer] = {name: layers[name] for name in choices.layers}
         quantizers = activation_quantizers(model)
@@ -41,9 +42,11 @@ class Switches:
                 )
             self._inputs[name] = [p for found in sources[name] for p in quantizers[found]]
             for found in sources[name]:
-                widths.setdefault(found, set()).update(c.input for c in options if c.input)
+                widths.setdefault(found, set()).update(
+                    c.input_bits for c in options if c.input_bits
+                )
         make_switches(
-            ([layer.weight_quant], [c.weight for c in choices.layers[name] if c.weight])
+            ([layer.weight_quant], [c.weight_bits for c in choices.layers[name] if c.weight_bits])
             for name, layer in self._layers.items()
         )
         make_switches((quantizers[name], each) for name, each in widths.items())
@@ -58,13 +61,13 @@ class Switches:
                 continue
             self._now[name] = precision
             proxy = self._layers[name].weight_quant
-            assert precision.weight is not None
-            assert precision.input is not None
-            set_width(proxy, precision.weight)
+            assert precision.weight_bits is not None
+            assert precision.input_bits is not None
+            set_width(proxy, precision.weight_bits)
             proxy.accumulator_bit_width = precision.accumulator
             proxy.accumulator_tile_size = precision.tile
             for each in self._inputs[name]:
-                set_width(each, precision.input)
+                set_width(each, precision.input_bits)
             if before is None or before.input != precision.input:
                 proxy.set_input_range(None)
 

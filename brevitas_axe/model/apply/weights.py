@@ -112,6 +112,7 @@ def apply_precision(
     quantizer: Quantizer = "axe",
 ) -> None:
     """`apply_plan` for one layer; `arriving` are its input ranges, call by call."""
+    precision.check_integers(name, "quantizers can be given")
     if precision.tile is not None:
         columns = unroll_weight(layer, layer.weight).shape[-1]
         if precision.tile > columns:
@@ -119,15 +120,15 @@ def apply_precision(
                 f"tile {precision.tile} is larger than the {columns} inputs of layer '{name}'; "
                 "use a smaller tile or None."
             )
-    if precision.input is not None:
-        _set_input_bits(name, layer, precision.input, arriving)
+    if precision.input_bits is not None:
+        _set_input_bits(name, layer, precision.input_bits, arriving)
     if quantizer != "axe":
         _make_a2q(name, layer, precision, quantizer)
         return
     make_accumulator_aware(name, layer)
     proxy = layer.weight_quant
-    if precision.weight is not None:
-        _set_bits(proxy, precision.weight)
+    if precision.weight_bits is not None:
+        _set_bits(proxy, precision.weight_bits)
     proxy.accumulator_bit_width = precision.accumulator
     proxy.accumulator_tile_size = precision.tile
 
@@ -211,9 +212,9 @@ def _make_a2q(name: str, layer: Layer, precision: LayerPrecision, kind: str) -> 
         build_a2q(layer, kind, bits, scale, shared, power_of_two)
     proxy = layer.weight_quant
     quant = proxy.tensor_quant
-    if precision.weight is not None:
+    if precision.weight_bits is not None:
         before = _largest_integer(quant)
-        if _set_bits(proxy, precision.weight):
+        if _set_bits(proxy, precision.weight_bits):
             set_a2q_scale(layer, a2q_scale(layer) * (before / _largest_integer(quant)))
     if precision.accumulator is not None:
         quant.pre_scaling_impl.accumulator_bit_width.bit_width.fill_(precision.accumulator)

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brevitas_axe.accumulator import datatype_bound
-from brevitas_axe.errors import InvalidOption
+from brevitas_axe.errors import InvalidOption, InvalidPlan
 from brevitas_axe.methods.cost import LayerShape, Widths, widths
+from brevitas_axe.methods.cost.bops import bops
+from brevitas_axe.methods.cost.finn_lut import finn_lut
 from brevitas_axe.plan import LayerPrecision
 
 # Unsigned inputs: 100 · 15 · 8 needs 15 bits, 10 · 15 · 8 needs 12.
@@ -38,6 +40,20 @@ def test_accumulators_are_as_wide_as_given_and_no_wider_than_needed(
 def test_a_signed_input_needs_a_bit_less() -> None:
     signed = LayerShape("fc", "dense", inputs=100, outputs=3, vectors=2, signed=True)
     assert widths(signed, LayerPrecision(4, 4)).accumulator == 14
+
+
+def test_formats_count_by_their_bits_and_need_an_exact_accumulator() -> None:
+    # 100 terms of at most 229,376 · 12, in units of 2^-9 · 0.5.
+    exact = (100 * 229_376 * 12).bit_length() + 1
+    assert widths(SHAPE, LayerPrecision("e4m3", "e2m1")) == Widths(8, 4, exact, 1, exact)
+    assert widths(SHAPE, LayerPrecision("e4m3", "e2m1", 20)).accumulator == 20
+    shape = replace(SHAPE, inputs=10)
+    assert bops(shape, LayerPrecision("e4m3", "e2m1")) == bops(shape, LayerPrecision(8, 4))
+
+
+def test_finn_refuses_formats_by_the_name_of_the_layer() -> None:
+    with pytest.raises(InvalidPlan, match="'fc' is planned in e4m3, but FINN computes with only"):
+        finn_lut(SHAPE, LayerPrecision("e4m3", 4))
 
 
 @pytest.mark.parametrize(
