@@ -42,7 +42,8 @@ STYLES = {
 }
 RECIPES = {"resnet": "resnet", "temporal": "conv1d"}
 TIES = ("resnet", "fine-tuned")
-SAMPLES = 32
+# FINN runs node by node, and the residual net has by far the most of them.
+SAMPLES, FEW = 32, 8
 
 
 def finished(name: str, origin: str) -> tuple[nn.Module, dict[str, int]]:
@@ -60,7 +61,8 @@ def finished(name: str, origin: str) -> tuple[nn.Module, dict[str, int]]:
 
 def samples(name: str) -> torch.Tensor:
     """Half of them images that were not trained on, half of them noise."""
-    images = digits(name)[0][-SAMPLES // 2 :]
+    count = FEW if name == "resnet" else SAMPLES
+    images = digits(name)[0][-count // 2 :]
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
     return torch.cat([images, noise])
 
@@ -111,7 +113,7 @@ def test_finn_builds_it(name: str, origin: str, tmp_path: Path) -> None:
         )
     assert flips
 
-    output = finn.outputs["minimized"].reshape(SAMPLES, -1)
+    output = finn.outputs["minimized"].reshape(len(x), -1)
     if (name, origin) == TIES:
         assert distance(output, model, x) > 1e-4, "no sample met a tie"
         model = halves_up(model)
@@ -131,7 +133,7 @@ def test_without_ties_finn_rounds_as_torch_does(tmp_path: Path) -> None:
         path, tmp_path / "finn", x.numpy(), stages=["minimized"], recipe=RECIPES[TIES[0]]
     )
     assert not finn.errors
-    output = finn.outputs["minimized"].reshape(SAMPLES, -1)
+    output = finn.outputs["minimized"].reshape(len(x), -1)
     assert distance(output, mended, x) < 1e-4
     # What FINN computed of the model as it was.
     assert distance(output, halves_up(model), x) < 1e-4
