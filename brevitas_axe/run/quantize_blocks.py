@@ -39,14 +39,14 @@ from brevitas_axe.proof.certificate import Certificate, certify
 from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.run.block_layers import (
     BlockLayers,
-    columns_of,
     fit_to_widths,
     transformed,
     weight_quantizer,
 )
+from brevitas_axe.run.block_plan import block_plan
 from brevitas_axe.run.checks import check_disk, check_widths, without_remarks
 from brevitas_axe.run.logs import solved_layers
-from brevitas_axe.run.request import Keywords, Request, layer_widths, requested
+from brevitas_axe.run.request import Keywords, Request, requested
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
 from brevitas_axe.run.saving.huggingface import refuse_save_pretrained
 from brevitas_axe.run.solve import axe_mode
@@ -142,7 +142,7 @@ def solve_blocks(
         outside += [name for name in left_in_float(model) if name in kept]
         model, request = split_model(model, batches, request, tuple(outside))
         blocks = find_blocks(model, stack)
-    plan = _plan(model, blocks, request, kept)
+    plan = block_plan(model, blocks, request, kept)
     fit = request.recipe.ranges != Recipe.CALIBRATED
     tile = request.widths.tile if request.plan is None else None
     layers = BlockLayers(request.recipe, plan, tile, fit)
@@ -215,58 +215,6 @@ def best_block_widths(
         return solve_blocks(copy.deepcopy(model), batches, planned, stack)
 
     return best_widths(scored, batches, request, solve, exclude)
-
-
-def _plan(
-    model: nn.Module, blocks: dict[str, nn.Module], request: Request, kept: tuple[str, ...]
-) -> Plan:
-    """Widths of all layers of the blocks that are to be solved.
-
-    Args:
-        model: contains the blocks.
-        blocks: by name.
-        request: has the plan, or the widths.
-        kept: names of layers that stay in float unless a plan names them.
-
-    Raises:
-        InvalidOption, InvalidPlan: an excluded or planned layer is not in a block, or none is left.
-    """
-    names = [n for n in left_in_float(model) if any(n.startswith(f"{b}.") for b in blocks)]
-    left = [name for name in names if not is_inside(name, request.exclude)]
-    there = (*names, *kept)
-    unknown = [e for e in request.exclude if not any(is_inside(name, (e,)) for name in there)]
-    if unknown:
-        raise InvalidOption(
-            f"the excluded layer '{sorted(unknown)[0]}' is not in a block; their layers are: "
-            f"{', '.join(names)}."
-        )
-    layers = {name: model.get_submodule(name) for name in left}
-    if request.plan is None:
-        layers = {name: layer for name, layer in layers.items() if name not in kept}
-        columns = columns_of(layers)
-        plan = layer_widths(layers, columns, request.recipe, request.widths, request.of_branches)
-    else:
-        plan = _filled(request.plan, layers, request)
-    if not plan.layers:
-        raise InvalidOption("every layer of the blocks is excluded; exclude fewer of them.")
-    return plan
-
-
-def _filled(plan: Plan, layers: dict[str, nn.Module], request: Request) -> Plan:
-    """A plan with weight and input bits for every layer that it names."""
-    excluded = request.recipe.excluded(layers)
-    names = [name for name in layers if name not in excluded]
-    if request.recipe.transforms:
-        # Layers that a transform wrapped are planned by the names that they had afterwards.
-        names += [planned for planned in plan.layers if is_inside(planned, tuple(names))]
-    plan.check_names(names)
-    usual = request.widths
-    return Plan(
-        {
-            name: replace(p, weight=p.weight or usual.weight, input=p.input or usual.input)
-            for name, p in plan.layers.items()
-        }
-    )
 
 
 class _Solved(NamedTuple):

@@ -1,0 +1,66 @@
+"""Widths of the layers of blocks: those of a plan, or of the recipe and the keywords."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from brevitas_axe.errors import InvalidOption
+from brevitas_axe.model.layers import is_inside
+from brevitas_axe.model.stack import left_in_float
+from brevitas_axe.plan import Plan
+from brevitas_axe.run.block_layers import columns_of
+from brevitas_axe.run.request import Request, layer_widths
+
+
+def block_plan(
+    model: nn.Module, blocks: dict[str, nn.Module], request: Request, kept: tuple[str, ...]
+) -> Plan:
+    """Widths of all layers of the blocks that are to be solved.
+
+    Args:
+        model: contains the blocks.
+        blocks: by name.
+        request: has the plan, or the widths.
+        kept: names of layers that stay in float unless a plan names them.
+
+    Raises:
+        InvalidOption, InvalidPlan: an excluded or planned layer is not in a block, or none is left.
+    """
+    names = [n for n in left_in_float(model) if any(n.startswith(f"{b}.") for b in blocks)]
+    left = [name for name in names if not is_inside(name, request.exclude)]
+    there = (*names, *kept)
+    unknown = [e for e in request.exclude if not any(is_inside(name, (e,)) for name in there)]
+    if unknown:
+        raise InvalidOption(
+            f"the excluded layer '{sorted(unknown)[0]}' is not in a block; their layers are: "
+            f"{', '.join(names)}."
+        )
+    layers = {name: model.get_submodule(name) for name in left}
+    if request.plan is None:
+        layers = {name: layer for name, layer in layers.items() if name not in kept}
+        columns = columns_of(layers)
+        plan = layer_widths(layers, columns, request.recipe, request.widths, request.of_branches)
+    else:
+        plan = _filled(request.plan, layers, request)
+    if not plan.layers:
+        raise InvalidOption("every layer of the blocks is excluded; exclude fewer of them.")
+    return plan
+
+
+def _filled(plan: Plan, layers: dict[str, nn.Module], request: Request) -> Plan:
+    """A plan with weight and input bits for every layer that it names."""
+    excluded = request.recipe.excluded(layers)
+    names = [name for name in layers if name not in excluded]
+    if request.recipe.transforms:
+        # Layers that a transform wrapped are planned by the names that they had afterwards.
+        names += [planned for planned in plan.layers if is_inside(planned, tuple(names))]
+    plan.check_names(names)
+    usual = request.widths
+    return Plan(
+        {
+            name: replace(p, weight=p.weight or usual.weight, input=p.input or usual.input)
+            for name, p in plan.layers.items()
+        }
+    )
