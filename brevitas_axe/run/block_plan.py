@@ -1,15 +1,18 @@
-"""Widths of the layers of blocks: those of a plan, or of the recipe and the keywords."""
+"""What of a model is solved in blocks, at which widths, and what stays in float beside it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import nn
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.model.layers import is_inside
+from brevitas_axe.model.prepare import Batch
 from brevitas_axe.model.stack import left_in_float
 from brevitas_axe.plan import Plan
+from brevitas_axe.proof.certificate import certify
 from brevitas_axe.run.block_layers import columns_of
 from brevitas_axe.run.request import Request, layer_widths
 
@@ -63,4 +66,23 @@ def _filled(plan: Plan, layers: dict[str, nn.Module], request: Request) -> Plan:
             name: replace(p, weight=p.weight or usual.weight, input=p.input or usual.input)
             for name, p in plan.layers.items()
         }
+    )
+
+
+def products_outside(
+    model: nn.Module, blocks: Mapping[str, nn.Module], batch: Batch
+) -> tuple[str, ...]:
+    """Names of what multiplies outside layers and outside blocks, such as a pooling by a mask.
+
+    It stays in float like the layers there, and the certificate of the whole model names it.
+
+    Args:
+        model: in float.
+        blocks: by name; what lies in them is found when they are solved.
+        batch: runs through the model once.
+    """
+    args, kwargs = batch
+    entries = certify(model, args=args, kwargs=kwargs).entries
+    return tuple(
+        e.name for e in entries if e.layer is None and not is_inside(e.name, tuple(blocks))
     )

@@ -43,7 +43,7 @@ from brevitas_axe.run.block_layers import (
     transformed,
     weight_quantizer,
 )
-from brevitas_axe.run.block_plan import block_plan
+from brevitas_axe.run.block_plan import block_plan, products_outside
 from brevitas_axe.run.checks import check_disk, check_widths, without_remarks
 from brevitas_axe.run.logs import solved_layers
 from brevitas_axe.run.request import Keywords, Request, requested
@@ -150,6 +150,7 @@ def solve_blocks(
     with torch.no_grad(), evaluating(model), bar, without_remarks():
         with _memory_advice("the float model"):
             check_runs(model, batches[0])
+            outside = products_outside(model, blocks, batches[0])
             hidden, calls = record_calls(model, blocks, batches)
         walk = _Walk(hidden, list(hidden), layers, request, bar, count())
         done: list[_Solved] = []
@@ -176,7 +177,7 @@ def solve_blocks(
         assumptions,
         example=batches[0],
         learned=tuple(entry for solved in done for entry in solved.learned),
-        floats=tuple(dict.fromkeys((*left_in_float(model), *certificate.excluded))),
+        floats=tuple(dict.fromkeys((*left_in_float(model), *certificate.excluded, *outside))),
     )
 
 

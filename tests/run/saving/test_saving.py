@@ -329,3 +329,28 @@ def test_integers_are_those_of_the_layers(folder) -> None:
     for name, layer in find_layers(loaded.model).items():
         mine = integer_weight(name, layer)[0]
         assert torch.equal(mine, integer_weight(name, find_layers(again.model)[name])[0])
+
+
+class Embedding(nn.Module):
+    """A sentence encoder with a mean over tokens that is written by hand, outside its blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bert = tiny("bert")
+
+    def forward(self, tokens):
+        shares = (tokens > 0).float().unsqueeze(1)
+        return (shares @ self.bert(tokens).last_hidden_state).squeeze(1) / shares.sum(-1)
+
+
+def test_products_beside_the_blocks_are_named_and_no_reason_to_refuse_a_result(tmp_path) -> None:
+    model, data = Embedding().eval(), batches("bert")
+    result = quantize(model, data, accumulator_bit_width=16, **FAST)
+    assert "Embedding.forward" in result.floats
+    loaded = load(save(result, tmp_path / "model"), Embedding())
+    assert loaded.floats == result.floats
+    assert torch.equal(loaded.model(data[0]), result.model(data[0]))
+    again = finetune(
+        loaded, data, epochs=1, loss=lambda output, _: output.square().mean(), progress=False
+    )
+    assert again.certificate.ok
