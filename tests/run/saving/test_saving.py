@@ -346,8 +346,10 @@ class Embedding(nn.Module):
 def test_products_beside_the_blocks_are_named_and_no_reason_to_refuse_a_result(tmp_path) -> None:
     model, data = Embedding().eval(), batches("bert")
     result = quantize(model, data, accumulator_bit_width=16, **FAST)
+    assert isinstance(result, BlocksResult)
     assert "Embedding.forward" in result.floats
     loaded = load(save(result, tmp_path / "model"), Embedding())
+    assert isinstance(loaded, BlocksResult)
     assert loaded.floats == result.floats
     assert torch.equal(loaded.model(data[0]), result.model(data[0]))
     again = finetune(
