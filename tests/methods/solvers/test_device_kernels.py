@@ -22,7 +22,7 @@ from brevitas_axe.methods.solvers import (
     thresholds,
 )
 from brevitas_axe.methods.solvers.problem import UNLIMITED, LayerSolution
-from brevitas_axe.registry import method, methods
+from brevitas_axe.registry import method
 from tests.methods.solvers.layers import random_problem
 
 OTHERS = [device_kernels]
@@ -71,7 +71,7 @@ def test_fast_solutions_are_the_same(used: ModuleType, data: st.DataObject) -> N
             weight_low=-high.flip(0),
             weight_high=high,
         )
-    name, order = draw(st.sampled_from(sorted(methods("solvers")))), draw(st.booleans())
+    name, order = draw(st.sampled_from(("gpfq", "gptq", "qronos"))), draw(st.booleans())
     one, two = both_ways(used, name, problem, act_order=order)
     assert torch.equal(one.integers, two.integers)
 
