@@ -10,7 +10,9 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brevitas_axe.errors import InvalidOption
@@ -64,7 +66,8 @@ def opened(spec: str | None) -> AbstractContextManager[Log | None]:
             MLFLOW_TRACKING_URI.
 
     Raises:
-        InvalidOption: another text, a package that is not installed, or MLflow's own refusal.
+        InvalidOption: another text, a package that is not installed, a file for a folder, or
+            MLflow's own refusal.
     """
     if spec is None:
         return nullcontext()
@@ -83,9 +86,17 @@ def opened(spec: str | None) -> AbstractContextManager[Log | None]:
 
 @contextmanager
 def _tensorboard(package: Any, folder: str) -> Iterator[Log]:
-    # Runs are slow and numbers few, so each is seen soon.
-    with package.SummaryWriter(folder, flush_secs=10) as writer:
-        yield writer.add_scalar
+    if Path(folder).is_file():
+        raise InvalidOption(f"{folder} is a file; a log of TensorBoard takes a folder.")
+    with ExitStack() as stack:
+
+        @cache
+        def writer() -> Any:
+            # Runs are slow and numbers few, so each is seen soon.
+            return stack.enter_context(package.SummaryWriter(folder, flush_secs=10))
+
+        # It makes its folder, which a command that is refused is not to leave behind.
+        yield lambda name, value, step: writer().add_scalar(name, value, step)
 
 
 @contextmanager

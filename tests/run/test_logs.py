@@ -83,8 +83,13 @@ def test_tensorboard_gets_scalars_in_a_folder(monkeypatch) -> None:
     fake = SimpleNamespace(SummaryWriter=SummaryWriter)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
     with opened("tensorboard:runs:1") as log:
+        assert not told  # a command that is refused leaves no folder behind
         log_numbers(log, "layer", {"error": 0.5}, 0)
-    assert [name for name, _, _ in told] == ["opened runs:1", "layer/error", "closed"]
+        log_numbers(log, "layer", {"error": 0.25}, 1)
+    names = [name for name, _, _ in told]
+    assert names == ["opened runs:1", "layer/error", "layer/error", "closed"]
+    with pytest.raises(InvalidOption, match="is a file; a log of TensorBoard takes a folder"):
+        opened(f"tensorboard:{__file__}").__enter__()
 
 
 def test_mlflow_gets_metrics_under_names_that_it_takes(monkeypatch) -> None:
