@@ -249,6 +249,7 @@ def _certificate(certificate: Certificate | None) -> str:
         "<h2>Overflow certificate</h2>",
         table(headings, rows, numbers),
         *(paragraph(f"Assumed: {said}.") for said in certificate.assumptions),
+        _graph(certificate),
     ]
     if any(entry.width is not None for entry in certificate.entries):
         widths = partial(plots.layer_widths, certificate)
@@ -257,6 +258,17 @@ def _certificate(certificate: Certificate | None) -> str:
             use = partial(plots.budget_use, certificate)
             parts.append(drawing(use, "budget use per layer"))
     return "\n".join(parts)
+
+
+def _graph(certificate: Certificate) -> str:
+    """How to look at the graph of the file that was proven; nothing of it is loaded by the page."""
+    if certificate.sha256 is None:  # of a live model
+        return ""
+    file = escape(Path(certificate.subject).name)
+    return (
+        f'<p class="soft">To see the graph, open {file} at <a href="https://netron.app/">'
+        f'netron.app</a>, or run <span class="name">netron {file}</span> (pip install netron).</p>'
+    )
 
 
 def _verdict(entry: DotProduct, certificate: Certificate) -> str:

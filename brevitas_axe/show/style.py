@@ -22,6 +22,7 @@ h1 { font-size: 27px; line-height: 1.25; margin: 0 0 6px; letter-spacing: -0.01e
 h2 { font-size: 18px; margin: 40px 0 10px; }
 p { margin: 6px 0; max-width: 76ch; }
 .soft { color: var(--soft); }
+a { color: inherit; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
   margin: 22px 0 0; }
 .fact { background: var(--card); border: 1px solid var(--line); border-radius: 10px;

@@ -16,6 +16,7 @@ class Checker(HTMLParser):
     Attributes:
         tags: of the page.
         addresses: that a browser would fetch.
+        links: that a reader may follow.
         text: outside drawings.
         names: of parts.
         described: what a screen reader says of drawings.
@@ -28,6 +29,7 @@ class Checker(HTMLParser):
         self.open: list[str] = []
         self.tags: set[str] = set()
         self.addresses: list[str] = []
+        self.links: list[str] = []
         self.text: list[str] = []
         self.names: list[str] = []
         self.described: list[str] = []
@@ -40,6 +42,9 @@ class Checker(HTMLParser):
             self.sizes += map(float, re.findall(r"font(?:-size)?: ([\d.]+)px", str(attrs)))
         self.described += [v for k, v in attrs if k == "aria-label" and v]
         self.names += [v for k, v in attrs if k == "id" and v]
+        if tag == "a":  # fetched only when it is followed
+            self.links += [v for k, v in attrs if k == "href" and v]
+            attrs = []
         self.addresses += [v for k, v in attrs if k in {"src", "href", "xlink:href"} and v]
         if tag not in VOID:
             self.open.append(tag)

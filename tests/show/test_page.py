@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -62,6 +63,14 @@ def test_outer_widths_are_shown_where_there_are_tiles() -> None:
     without = read(page({"title": "Run"}, certificate(entry("b")))).text
     assert not {"outer width", "tile", "with bias"} & set(without)
     assert {"target", "margin"} <= set(without)
+
+
+def test_the_graph_of_a_proven_file_can_be_looked_at_elsewhere() -> None:
+    proof = replace(certificate(entry("a")), sha256="0" * 64, subject=f"folder/{HOSTILE}")
+    found = read(page({"title": "Run"}, proof))
+    assert found.links == ["https://netron.app/"]
+    assert "script" not in found.tags
+    assert not read(page({"title": "Run"}, replace(proof, sha256=None))).links
 
 
 def test_excluded_layers_are_shown_without_a_claim() -> None:
