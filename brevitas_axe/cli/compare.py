@@ -31,6 +31,7 @@ def add(commands) -> None:
         metavar="FILE.py:FUNCTION",
         help="a function of the model that returns a number, such as its accuracy",
     )
+    parser.add_argument("--report", metavar="FILE", help="an HTML page: the rows, and drawings")
     parser.set_defaults(run=run)
 
 
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from brevitas_axe.cli.screen import Screen, command
     from brevitas_axe.cli.usercode import function_of
+    from brevitas_axe.show.comparison import write_comparison
 
     validate = None if arguments.validate is None else function_of(arguments.validate)
     for folder in arguments.folders:
@@ -59,6 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row.values()))
     screen.table(table)
+    if arguments.report is not None:
+        write_comparison(arguments.report, rows, arguments.validate or "")
+        screen.files([arguments.report])
     proven = [row for row in rows if row["proven"]]
     if proven:
         best = max(proven, key=lambda row: row.get("validation", 0))["folder"]

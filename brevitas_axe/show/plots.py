@@ -129,7 +129,7 @@ def groups_of_bars(
         rows = np.arange(len(labels)) + height * (place - (len(series) - 1) / 2)
         bars = axes.barh(rows, [v or 0 for v in values], color=colour, height=height * 0.92)
         for bar, label, value in zip(bars, labels, values, strict=True):
-            tip(bar, f"{label}: {what} {'not limited' if value is None else f'{value:,.6g}'}")
+            tip(bar, f"{label}: {what} {'–' if value is None else f'{value:,.6g}'}")
     axes.set_xlabel(axis, parse_math=False)
     # Above the bars, which leave no room between them.
     legend(axes, axes.containers, list(series))
