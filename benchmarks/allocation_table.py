@@ -91,11 +91,15 @@ def draw(table: Sequence[dict], path: Path) -> None:
     with drawing(
         path, "ResNet-32, CIFAR-10", "LUTs, share of uniform W4A4", "top-1 accuracy, %"
     ) as axes:
-        for name in dict.fromkeys(row["allocator"] for row in table):
+        for place, name in enumerate(dict.fromkeys(row["allocator"] for row in table)):
             group = sorted(
                 (row["LUT"], 100 * row["accuracy"], 100 * row["error"])
                 for row in table
                 if row["allocator"] == name
             )
             x, y, error = zip(*group, strict=True)
-            axes.errorbar(x, y, error, marker="o", capsize=2, label=name)
+            # Ten colours, and markers that change with each, so that no two series look alike; a
+            # little aside, so that their bars do not cover each other.
+            x = [share + 0.002 * (place - 5) for share in x]
+            style = {"color": f"C{place % 10}", "marker": "osD^vP*X<>h"[place % 11]}
+            axes.errorbar(x, y, error, **style, capsize=2, elinewidth=1, label=name)

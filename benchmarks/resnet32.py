@@ -128,10 +128,12 @@ def draw(content: dict, path: Path) -> None:
         owner = "ours" if row["side"].startswith("ours") else "published"
         best.setdefault((owner, "best W/A"), {})[row["accumulator_bits"]] = row["accuracy"]
     colours = {"W4A4": "C0", "W4A8": "C1", "best W/A": "C2"}
-    labels = ("ResNet-32, CIFAR-10", "accumulator bits P", "top-1 accuracy")
+    labels = ("ResNet-32, CIFAR-10", "accumulator bits P", "top-1 accuracy, %")
     with drawing(path, *labels, legend_size=7) as axes:
-        for (owner, widths), points in best.items():
-            style = {"ours": "o-", "published": "o--"}.get(owner, "x")
+        for (owner, widths), accuracies in best.items():
+            points = {bits: 100 * accuracy for bits, accuracy in accuracies.items()}
+            other = "+" if owner.endswith("gpfq") else "x"
+            style = {"ours": "o-", "published": "s--"}.get(owner, other)
             bold = 2.5 if widths == "best W/A" else 1.2
             label = f"{owner}, {widths}"
             axes.plot(*zip(*sorted(points.items()), strict=True), style, color=colours[widths],
