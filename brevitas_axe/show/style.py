@@ -63,7 +63,7 @@ dd { margin: 0; color: var(--soft); }
   .narrow svg { max-width: 480px; }
   main { padding: 24px 16px 48px; }
   td:first-child { max-width: 42vw; white-space: normal; overflow-wrap: anywhere; }
-  .name { white-space: normal; }
+  .name { display: inline-block; min-width: 11ch; white-space: normal; }
 }
 @media print {
   main { max-width: none; padding: 0; }
