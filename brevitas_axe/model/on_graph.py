@@ -38,11 +38,12 @@ from brevitas_axe.model.gates import gates_as_modules
 from brevitas_axe.model.layers import DOT_PRODUCTS, find_unquantized
 from brevitas_axe.model.moves import moves_as_modules
 from brevitas_axe.model.nodes import called_module, inputs_of, is_node
+from brevitas_axe.model.quantizers.operands import scaling_parts
 from brevitas_axe.model.quantizers.relu6 import QuantReLU6
 from brevitas_axe.model.rewrites import differ, few, tensors_in
 from brevitas_axe.model.running import Batch, Graph, first_input, float_twin, hooked, tensor_of
 from brevitas_axe.model.sizes import set_sizes_aside
-from brevitas_axe.model.sums import aligned, is_sum, never_negative, with_aligned_sums
+from brevitas_axe.model.sums import aligned, is_sum, never_negative, refined, with_aligned_sums
 from brevitas_axe.model.transformer_layers import joins_tensors
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -71,6 +72,7 @@ def quantized_graph(
     weight: dict[str, Any],
     input_bits: int,
     model_input_bits: int,
+    fine_sums: bool = True,
 ) -> Graph:
     """A graph with quantizers, not calibrated, that computes what it did while they are off.
 
@@ -80,6 +82,7 @@ def quantized_graph(
         weight: options of all weights.
         input_bits: of all activations but the model's inputs.
         model_input_bits: of these.
+        fine_sums: see `sums.refined`.
 
     Raises:
         UnsupportedLayer: something is left that has no quantizer, or the function is another.
@@ -100,6 +103,8 @@ def quantized_graph(
     lowest = lowest_inputs(quantized, batches)
     _fit_ends(quantized, lowest, model_input_bits)
     _fit_signs(quantized, lowest, input_bits)
+    if fine_sums:
+        refined(quantized, input_bits)
     with torch.no_grad():
         outputs = tensors_in(float_twin(quantized)(*sample[0], **sample[1]))
     left = find_unquantized(quantized)
@@ -357,7 +362,7 @@ def _inputs_on_one_grid(model: Graph) -> list[list[str]]:
     """Names of the quantizers of inputs, those together that share a scale."""
     grids: dict[int, list[Graph]] = {}
     for node in model.graph.nodes:
-        for part in _scaling_parts(called_module(model, node))[1:]:
+        for part in scaling_parts(called_module(model, node))[1:]:
             grids.setdefault(id(part), []).append(node)
     return [
         list(dict.fromkeys(node.target for node in nodes))
@@ -373,21 +378,14 @@ def _fit_signs(model: Graph, lowest: dict[str, float], bits: int) -> None:
     signed quantizer and an unsigned activation. What residual branches share, and so aligns their
     scales, stays as it is.
     """
-    shared = Counter(id(part) for module in model.modules() for part in _scaling_parts(module))
+    shared = Counter(id(part) for module in model.modules() for part in scaling_parts(module))
     for node in _calls_of_quantizers(model):
         module = model.get_submodule(node.target)
         if node.args[0].op == "placeholder":
             continue
-        alone = all(shared[id(part)] == 1 for part in _scaling_parts(module))
+        alone = all(shared[id(part)] == 1 for part in scaling_parts(module))
         signed = lowest.get(node.target, -1.0) < 0
         if alone and module.act_quant.is_signed != signed:
             kind = Int8ActPerTensorFloat if signed else Uint8ActPerTensorFloat
             options = {"bit_width": bits, "return_quant_tensor": module.return_quant_tensor}
             model.set_submodule(node.target, qnn.QuantIdentity(act_quant=kind, **options))
-
-
-def _scaling_parts(module: nn.Module | None) -> tuple[Any, ...]:
-    """What an activation quantizer may share with others."""
-    proxy: Any = getattr(module, "act_quant", None)
-    quant = getattr(getattr(proxy, "fused_activation_quant_proxy", None), "tensor_quant", None)
-    return () if quant is None else (quant, quant.scaling_impl)

@@ -128,6 +128,7 @@ def to_brevitas(
     model_input_bit_width: int = 8,
     weight_quant: type = Int8WeightPerChannelFloatAXE,
     input_quant: type | None = None,
+    fine_sums: bool = True,
     progress: bool = False,
 ) -> nn.Module:
     """Quantizes a plain PyTorch model with Brevitas and calibrates its activations.
@@ -141,6 +142,8 @@ def to_brevitas(
         weight_quant: Brevitas weight quantizer.
         input_quant: Brevitas quantizer in front of every layer; None for calibrated ones that
             layers share where the model can be traced.
+        fine_sums: from 8 bits on, whether signed operands of a sum may have a bit more for their
+            sign, and norms read what was not rounded for a sum. FINN builds neither.
         progress: show a progress bar over calibration batches.
 
     Returns:
@@ -164,16 +167,25 @@ def to_brevitas(
         if input_quant is not None:
             inputs["input_quant"] = input_quant
             return _layer_by_layer(plain, weight, inputs, batches, progress, sys.stderr)
-        return _by_graph(plain, weight, inputs, model_input_bit_width, batches, progress)
+        return _by_graph(
+            plain,
+            weight,
+            inputs,
+            batches,
+            progress,
+            input_bits=input_bit_width,
+            model_input_bits=model_input_bit_width,
+            fine_sums=fine_sums,
+        )
 
 
 def _by_graph(
     model: nn.Module,
     weight: dict,
     inputs: dict,
-    model_input_bit_width: int,
     batches: Sequence[Batch],
     progress: bool,
+    **activations: Any,
 ) -> nn.Module:
     """Quantized on the graph; where that fails, layer by layer, with a warning that says why."""
     graph, terminal = None, sys.stderr
@@ -181,9 +193,7 @@ def _by_graph(
     with redirect_stderr(io.StringIO()), missing_keys_ignored():
         try:
             graph = rewritten(model, batches[0])
-            quantized = quantized_graph(
-                copied(graph), batches, weight, inputs["input_bit_width"], model_input_bit_width
-            )
+            quantized = quantized_graph(copied(graph), batches, weight, **activations)
             return _calibrated(quantized, batches, progress, terminal)
         except Exception as error:
             # Tracing may fail in many ways, some of which only appear when the graph runs.

@@ -22,8 +22,10 @@ from brevitas.graph.quantize_impl import (
 )
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from brevitas_axe.model.apply.ranges import read_bits, write_bits
 from brevitas_axe.model.nodes import called_module
-from brevitas_axe.model.running import Graph, copied
+from brevitas_axe.model.quantizers.operands import FEWEST, give_sign_bits, scaling_parts
+from brevitas_axe.model.running import Graph, copied, tensor_of
 
 # So often may one sum be aligned anew, because another one changed what it reads.
 _ROUNDS = 4
@@ -60,13 +62,17 @@ def _is_unsigned(module: Any) -> bool:
 def _sources(model: Graph, node: Graph) -> Iterator[Graph]:
     """What a node reads, through sums and through what changes neither numbers nor signs."""
     for source in node.all_input_nodes:
-        moves = source.op == "call_function" and source.target in _MOVES
-        moves |= source.op == "call_method" and source.target in _MOVE_METHODS
-        moves |= isinstance(called_module(model, source), tuple(SIGN_PRESERVING_MODULES))
-        if moves or is_sum(source):
+        if _moves(model, source) or is_sum(source):
             yield from _sources(model, source)
         else:
             yield source
+
+
+def _moves(model: Graph, node: Graph) -> bool:
+    """Whether a node changes neither numbers nor signs."""
+    moves = node.op == "call_function" and node.target in _MOVES
+    moves |= node.op == "call_method" and node.target in _MOVE_METHODS
+    return moves or isinstance(called_module(model, node), tuple(SIGN_PRESERVING_MODULES))
 
 
 def aligned(model: Graph, node: Graph, acts: dict) -> bool:
@@ -168,3 +174,76 @@ def _align_one(model: Graph, node: Graph, identities: dict) -> bool:
         model.recompile()
         return True
     return False
+
+
+def refined(model: Graph, bits: int) -> None:
+    """Takes away, in place, what sums lose beside the rounding of their result.
+
+    FINN builds none of it: it takes at most 8 bits, and refuses one sum into two quantizers.
+
+    Args:
+        model: all its quantizers are there.
+        bits: of activations.
+    """
+    if bits >= FEWEST:
+        read_before_rounding(model)
+    give_signed_operands_a_bit(model)
+
+
+def read_before_rounding(model: Graph) -> None:
+    """Norms and activations beside a sum read what was not rounded for it, as in the float model.
+
+    In a net whose blocks begin with a norm, the stream is rounded so that it can be added. What is
+    behind the norm is rounded again anyway.
+    """
+    for node in _quantizers(model):
+        if not isinstance(called_module(model, node), qnn.QuantIdentity):
+            continue  # it is an activation as well
+        source, users = node.args[0], list(node.users)
+        if source.op == "placeholder" or not any(map(_adds, users)):
+            continue
+        for user in users:
+            module = called_module(model, user)
+            if isinstance(module, _BatchNorm) or hasattr(module, "act_quant"):
+                user.replace_input_with(node, source)
+    model.recompile()
+
+
+def give_signed_operands_a_bit(model: Graph) -> None:
+    """Gives signed operands a bit for their sign, where sums add them to unsigned ones.
+
+    Only where nothing but sums reads them, so that the inputs of layers keep their bits.
+    """
+    grids: dict[int, list[Graph]] = {}
+    for node in _quantizers(model):
+        for part in scaling_parts(called_module(model, node))[1:]:
+            grids.setdefault(id(part), []).append(node)
+    for nodes in grids.values():
+        proxies: dict[Graph, Any] = {n: model.get_submodule(n.target).act_quant for n in nodes}
+        signed = [node for node in nodes if proxies[node].is_signed]
+        mixed = 0 < len(signed) < len(nodes)
+        if mixed and all(_only_added(model, node) for node in signed):
+            give_sign_bits(proxies.values())
+            for node in signed:
+                write_bits(proxies[node], read_bits(proxies[node]))
+
+
+def _quantizers(model: Graph) -> list[Graph]:
+    """Nodes that call a quantizer of activations."""
+    return [n for n in model.graph.nodes if hasattr(called_module(model, n), "act_quant")]
+
+
+def _adds(node: Graph) -> bool:
+    return is_sum(node) and node.target is not torch.cat
+
+
+def _only_added(model: Graph, node: Graph) -> bool:
+    """Whether sums alone read the integers of a node, at once or once they are moved."""
+
+    def adds(user: Graph) -> bool:
+        if _adds(user) or user.target is tensor_of or user.op == "output":
+            return True
+        moves = _moves(model, user) or user.target is torch.cat
+        return moves and _only_added(model, user)
+
+    return all(map(adds, node.users))

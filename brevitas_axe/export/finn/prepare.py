@@ -87,6 +87,7 @@ def made_for_finn(
         weight_bit_width=weight_bit_width,
         input_bit_width=input_bit_width,
         model_input_bit_width=model_input_bit_width,
+        fine_sums=False,
     )
     for module in prepared.modules():
         # Brevitas's calibration leaves a quantizer that two modules share disabled.

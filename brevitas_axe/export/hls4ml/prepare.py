@@ -62,6 +62,7 @@ def prepare_for_hls4ml(
         input_bit_width=input_bit_width,
         model_input_bit_width=model_input_bit_width,
         weight_quant=weight_quant,
+        fine_sums=False,
     )
     bias_quant: Any = Int16Bias
     proxies = [m for m in prepared.modules() if isinstance(m, ActQuantProxyFromInjectorBase)]

@@ -23,6 +23,7 @@ from brevitas_axe.methods.cost import (
     layer_shapes,
 )
 from brevitas_axe.model.apply.activations import input_sources, varied
+from brevitas_axe.model.quantizers.operands import with_extra
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.registry import method
 
@@ -128,7 +129,7 @@ def cost_table(
         if reader not in names:
             single.append(np.array([price(shapes[name], c, folding) for c in options], float))
             continue
-        behind = [d.input_bits or shapes[name].output_bits for d in choices.layers[reader]]
+        behind = [_bits_behind(shapes[name], d.input_bits) for d in choices.layers[reader]]
         widths = list(dict.fromkeys(behind))
         shaped = [replace(shapes[name], output_bits=bits) for bits in widths]
         table = np.array([[price(s, c, folding) for s in shaped] for c in options], float)
@@ -143,3 +144,8 @@ def cost_table(
             pair, table = ((i, j), table) if i < j else ((j, i), table.T)
             pairs[pair] = pairs[pair] + table if pair in pairs else table
     return Quantity(tuple(single), pairs)
+
+
+def _bits_behind(shape: LayerShape, planned: int | None) -> int | None:
+    """Bits of the quantizer behind a layer, where the layer that reads it has these input bits."""
+    return shape.output_bits if planned is None else with_extra(planned, shape.output_extra)

@@ -41,6 +41,8 @@ class LayerShape:
             False if it may be up to 2^N.
         output_bits: bits B of the activation quantizer that takes the layer's output, which FINN
             turns into 2^B - 1 thresholds; None if there is none, or none that FINN fuses.
+        output_extra: how many of these a plan does not tell, where it tells 8 or more: one for the
+            sign, where the output is added to something unsigned.
 
     Raises:
         InvalidOption: a kind that is not known, or a size below 1.
@@ -56,6 +58,7 @@ class LayerShape:
     channels: int = 1
     signed: bool = False
     output_bits: int | None = None
+    output_extra: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from brevitas import nn as qnn
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import MissingInputQuantizer
 from brevitas_axe.methods.cost.protocol import LayerShape
+from brevitas_axe.model.apply.ranges import tensor_quantizer
 from brevitas_axe.model.layers import (
     Layer,
     Proxy,
@@ -24,6 +25,7 @@ from brevitas_axe.model.layers import (
     layer_groups,
     unroll_weight,
 )
+from brevitas_axe.model.quantizers.operands import extra_bits
 from brevitas_axe.model.running import first_input, hooked, observe_inputs
 from brevitas_axe.plan import LayerPrecision, Plan
 
@@ -53,7 +55,7 @@ def layer_shapes(
         UnsupportedLayer: as `find_layers`.
     """
     layers = find_layers(model, exclude)
-    with _watching(model, layers) as (vectors, output_bits):
+    with _watching(model, layers) as (vectors, behind):
         calls = observe_inputs(model, layers, args, kwargs)
     shapes = {}
     for name, input_range in _input_ranges(calls).items():
@@ -77,7 +79,8 @@ def layer_shapes(
             # then be as large as 2^N.
             signed=input_range.low < 0
             and max(-input_range.low, input_range.high) <= 2 ** (input_range.bit_width - 1),
-            output_bits=output_bits.get(name),
+            output_bits=behind.bits.get(name),
+            output_extra=behind.extra.get(name, 0),
         )
     return shapes
 
@@ -138,19 +141,28 @@ def _input_ranges(calls: Mapping[str, list[InputRange | None]]) -> dict[str, Inp
     return ranges
 
 
+class _Behind(NamedTuple):
+    """Of the quantizers that take outputs, by layer: their bits, and those no plan tells."""
+
+    bits: dict[str, int]
+    extra: dict[str, int]
+
+
 @contextmanager
 def _watching(
     model: nn.Module, layers: Mapping[str, Layer]
-) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """Notes output positions, and bits of the quantizer that takes an output, during forwards."""
+) -> Iterator[tuple[dict[str, int], _Behind]]:
+    """Notes output positions, and the quantizers that take outputs, during forwards."""
     vectors: dict[str, int] = {}
-    bits: dict[str, int] = {}
+    behind = _Behind({}, {})
     trail = _Trail(model)
 
     def arrives(_: str, quantizer: Proxy, args: tuple, kwargs: dict) -> None:
         name = trail.source(first_input(args, kwargs))
         if name is not None and quantizer.is_quant_enabled:
-            bits[name] = max(int(quantizer.bit_width().max()), bits.get(name, 0))
+            bits, extra = int(quantizer.bit_width().max()), extra_bits(tensor_quantizer(quantizer))
+            behind.bits[name] = max(bits, behind.bits.get(name, 0))
+            behind.extra[name] = max(extra, behind.extra.get(name, 0))
 
     def leaves(name: str, layer: Layer, args: tuple, kwargs: dict, output: object) -> None:
         value = _value(output)
@@ -160,7 +172,7 @@ def _watching(
             positions = value.numel() // unroll_weight(layer, layer.weight).shape[:2].numel()
         vectors[name] = vectors.get(name, 0) + positions
         if layer.output_quant.is_quant_enabled:
-            bits[name] = int(layer.output_quant.bit_width().max())
+            behind.bits[name] = int(layer.output_quant.bit_width().max())
         else:
             trail.follow(name, value)
 
@@ -170,7 +182,7 @@ def _watching(
         if isinstance(module, ActQuantProxyFromInjectorBase)
     }
     with hooked(quantizers, before=arrives), hooked(layers, after=leaves), trail:
-        yield vectors, bits
+        yield vectors, behind
 
 
 def _is_transposed(layer: Layer) -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidPlan
-from brevitas_axe.model.apply.ranges import write_bits
+from brevitas_axe.model.apply.ranges import read_bits, write_bits
 from brevitas_axe.model.layers import Layer, Proxy, find_layers
 from brevitas_axe.model.prepare import Batch, one_sample
 from brevitas_axe.model.running import observe_inputs
@@ -46,8 +46,8 @@ def activation_quantizers(model: nn.Module) -> dict[str, list[Proxy]]:
 
 
 def current_bits(proxy: Proxy) -> int:
-    """Bits of an activation quantizer."""
-    return int(proxy.fused_activation_quant_proxy.tensor_quant.msb_clamp_bit_width_impl())
+    """Bits that are set in an activation quantizer."""
+    return read_bits(proxy)
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from brevitas.core.restrict_val import LogFloatRestrictValue, PowerOfTwoRestrict
 from torch import Tensor, nn
 
 from brevitas_axe.model.layers import Layer, Proxy
-from brevitas_axe.model.prepare import Batch
-from brevitas_axe.model.running import dequantized, evaluating, float_twin, hooked
+from brevitas_axe.model.quantizers.operands import extra_bits, with_extra, without_extra
+from brevitas_axe.model.running import Batch, dequantized, evaluating, float_twin, hooked
 from brevitas_axe.model.sampling import sampled
 
 # Numbers in the sample of a quantizer's input, per batch.
@@ -65,9 +65,20 @@ def tensor_quantizer(proxy: Proxy) -> Proxy:
     return proxy.tensor_quant if fused is None else fused.tensor_quant
 
 
+def read_bits(proxy: Proxy) -> int:
+    """The bits that `write_bits` has set, or that the quantizer was made with.
+
+    The operand of a sum may have more.
+    """
+    quant = tensor_quantizer(proxy)
+    return without_extra(int(quant.msb_clamp_bit_width_impl()), extra_bits(quant))
+
+
 @torch.no_grad()
 def write_bits(proxy: Proxy, bits: int, fitted: FittedBitWidth | None = None) -> None:
     """Sets the bits of one quantizer, and the range fitted for them, if any.
+
+    The operand of a sum may get more, see `brevitas_axe.model.quantizers.operands`.
 
     Args:
         proxy: of the quantizer.
@@ -78,13 +89,14 @@ def write_bits(proxy: Proxy, bits: int, fitted: FittedBitWidth | None = None) ->
     old = quant.msb_clamp_bit_width_impl
     if fitted is None and isinstance(old, FittedBitWidth):
         fitted = old
-    new = BitWidthConst(bits)
+    real = with_extra(bits, extra_bits(quant))
+    new = BitWidthConst(real)
     if fitted is not None:
-        new = FittedBitWidth(bits, fitted.ranges, fitted.calibrated)
+        new = FittedBitWidth(real, fitted.ranges, fitted.calibrated)
         quant.scaling_impl.value.copy_(fitted.nearest(bits))
     known = next(iter((*old.buffers(), *old.parameters(), torch.zeros(()))))
     quant.msb_clamp_bit_width_impl = new.to(known.device)
-    proxy.quant_injector = proxy.quant_injector.let(bit_width=bits)
+    proxy.quant_injector = proxy.quant_injector.let(bit_width=real)
 
 
 class AdjustableRange:
@@ -105,7 +117,7 @@ class AdjustableRange:
         tensor_quant = tensor_quantizer(proxies[0])
         self._logarithmic = is_logarithmic(tensor_quant.scaling_impl)
         bit_width = tensor_quant.msb_clamp_bit_width_impl
-        self.bits = int(bit_width())
+        self.bits = read_bits(proxies[0])
         self._calibrated = value.detach().clone()
         if isinstance(bit_width, FittedBitWidth) and bit_width.has_written(self.bits, value):
             self._calibrated = bit_width.calibrated.to(value)

@@ -31,7 +31,7 @@ from brevitas_axe.methods.sensitivity import PlanLoss, make_case, make_choices, 
 from brevitas_axe.methods.sensitivity.decoupled import Decoupled
 from brevitas_axe.model.apply.activations import set_input_bits
 from brevitas_axe.model.prepare import as_batches, has_quantizers, to_brevitas
-from brevitas_axe.plan import Plan
+from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify_file
 from brevitas_axe.proof.emulator import emulate
 from brevitas_axe.registry import method, methods
@@ -247,3 +247,19 @@ def test_groups_with_metrics_of_their_own_are_allocated_where_costs_link_them() 
     spent = total_cost(method("cost", "finn_lut"), found.plan, layer_shapes(result.model, ONE))
     assert spent == pytest.approx(found.costs["finn_lut"])
     assert spent <= limit
+
+
+def test_the_bit_of_a_sign_in_a_sum_is_paid_for() -> None:
+    """The thresholds behind `body` have a bit more than the plan gives to those that read it."""
+    model = to_brevitas(Residual().eval(), as_batches([X]))
+    choices = make_choices(model, ONE, weight=(4,), input=(4, 8), accumulator=(16,))
+    readers, price = output_readers(model, ONE), method("cost", "finn_lut")
+    table = cost_table("finn_lut", choices, layer_shapes(model, ONE), readers)
+    for bits in (4, 8):
+        plan = Plan({n: LayerPrecision(4, bits, 16) for n in choices.layers})
+        chosen = tuple(o.index(plan[name]) for name, o in choices.layers.items())
+        set_input_bits(model, plan, ONE)
+        shapes = layer_shapes(model, ONE)
+        assert shapes["body"].output_bits == bits + (bits == 8)
+        assert shapes["stem"].output_bits == bits
+        assert table.total(chosen) == pytest.approx(total_cost(price, plan, shapes))
