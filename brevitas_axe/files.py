@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and records of a run line by line."""
+"""Files appear whole or not at all, records of a run line by line, and strict YAML."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from brevitas_axe.errors import AxeError, InvalidPlan, InvalidState, NotEnoughDisk
 
@@ -166,3 +168,19 @@ class Journal:
 def _checksum(record: Iterable[Any]) -> str:
     """Detects changed numbers."""
     return hashlib.sha256(json.dumps([*record]).encode()).hexdigest()[:32]
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML's plain types, no key twice."""
+
+
+def _mapping(loader: StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    if any(not isinstance(key, str) for key in keys):
+        raise ValueError("a key is no text; write it in quotes")
+    if len(set(keys)) < len(keys):
+        raise ValueError("a key appears twice in one mapping")
+    return {k: loader.construct_object(v, deep=True) for k, (_, v) in zip(keys, node.value)}  # noqa: B905
+
+
+StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

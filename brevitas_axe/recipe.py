@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal, get_args
 import yaml
 
 from brevitas_axe.errors import InvalidOption, InvalidPlan
-from brevitas_axe.files import read_text, write_whole
+from brevitas_axe.files import StrictLoader, read_text, write_whole
 from brevitas_axe.plan import LayerPrecision, bit_map_rules, name_matches
 from brevitas_axe.registry import Facts, method, spec_of
 
@@ -258,7 +258,7 @@ class Recipe:
             InvalidOption: an unknown key, a key twice, or a value that cannot be used.
         """
         try:
-            data = yaml.load(text, Loader=_StrictLoader)
+            data = yaml.load(text, Loader=StrictLoader)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             # The parser's message has several lines and names the place.
             reason = " ".join(str(error).split()).rstrip(".") or "it is nested too deeply"
@@ -334,22 +334,6 @@ class Run:
     def __post_init__(self) -> None:
         if self.workers == 0:
             raise InvalidOption("workers is 0; give the number of tasks at a time, or -1 for all.")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's plain types, no key twice."""
-
-
-def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    if any(not isinstance(key, str) for key in keys):
-        raise ValueError("a key is no text; write it in quotes")
-    if len(set(keys)) < len(keys):
-        raise ValueError("a key appears twice in one mapping")
-    return {k: loader.construct_object(v, deep=True) for k, (_, v) in zip(keys, node.value)}  # noqa: B905
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def _one_of(key: str, value: object, choices: Iterable[object]) -> None:
