@@ -35,6 +35,7 @@ Weights = Literal["channel", "tensor", "tile"]
 Quality = Literal["fast", "best"]
 Widths = Literal["auto"]
 Function = Literal["float", "quantized"]
+Attention = Literal["float", "quantized"]
 # Name, value, step, as `add_scalar` of TensorBoard and `log_metric` of MLflow take them.
 Log = Callable[[str, float, int], object]
 
@@ -82,6 +83,8 @@ class Recipe:
         function: what the solve keeps near: "float", the model without its quantizers, or
             "quantized", a Brevitas model with them as they are, as after quantization-aware
             training; None decides by what batch norms learned, and is "float" without any.
+        attention: of a transformer solved block by block, "quantized" makes integer products of
+            query · key and weights · value, with the bits that the accumulator leaves for them.
         rules: name pattern (see `brevitas_axe.plan.name_matches`) or "type:" and a layer's class
             ("type:Conv2d") → widths ("weight", "input", "accumulator", "tile") or {"exclude":
             true}. All rules that apply do so in order, a later one over an earlier one. Layers
@@ -108,6 +111,7 @@ class Recipe:
     quality: Quality = "best"
     act_order: bool | None = None
     function: Function | None = None
+    attention: Attention = "float"
     rules: Mapping[str, Mapping[str, int | bool | None]] = field(default_factory=dict)
     widths: Widths | None = None
     budget: Mapping[str, float | str] = field(default_factory=dict)
@@ -133,6 +137,7 @@ class Recipe:
         _one_of("power_of_two", self.power_of_two, (True, False))
         _one_of("act_order", self.act_order, (True, False, None))
         _one_of("function", self.function, (*get_args(Function), None))
+        _one_of("attention", self.attention, get_args(Attention))
         if self.power_of_two and self.weights == "tile":
             raise InvalidOption(
                 "a recipe cannot have power_of_two scales for every tile; set weights to channel "

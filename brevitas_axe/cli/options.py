@@ -190,11 +190,16 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         help="what a model with quantizers was trained to compute, without them or with them; left "
         "out, its batch norms tell",
     )
+    parser.add_argument(
+        "--attention",
+        choices=["float", "quantized"],
+        help="quantized: the attention products of a transformer's blocks multiply integers, too",
+    )
 
 
 def recipe_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_recipe` that the user gave, as keywords of `quantize`."""
-    names = ("solver", "quality", "act_order", "function")
+    names = ("solver", "quality", "act_order", "function", "attention")
     written = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in written.items() if value is not None}
 

@@ -29,6 +29,7 @@ from brevitas_axe.model.quantizers import (
 from brevitas_axe.model.stack import Alone, Call, left_in_float
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import Recipe
+from brevitas_axe.run.block_attention import BlockAttention
 
 # (scales of the recipe, powers of two) → weight quantizer.
 _WEIGHTS = {
@@ -138,10 +139,16 @@ class BlockLayers:
             others = [name for name in linear if name not in names]
             with building_for(alone):
                 layerwise_quantize(alone, {nn.Linear: (qnn.QuantLinear, options)}, others)
+        attention = None
+        if self.recipe.attention == "quantized":
+            attention = BlockAttention(alone, calls, plan)
         with calibration_mode(alone), quick_percentiles(alone):
             outputs = [alone(*pair) for pair in calls]
+        widths = [*plan.layers.values(), *(attention.widths() if attention else ())]
         if self.fit:
-            fit_to_widths(self.recipe, alone, batches, plan.layers.values())
+            fit_to_widths(self.recipe, alone, batches, widths)
+        if attention is not None:
+            attention.choose(outputs)
         return outputs, plan, assumptions
 
     def _widths(self, name: str) -> LayerPrecision | None:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from brevitas_axe.errors import InvalidOption, NotEnoughMemory
 from brevitas_axe.methods.inputs.protocol import input_quantizer
+from brevitas_axe.model.attention_products import with_products
 from brevitas_axe.model.experts import experts_to_linears, fused_experts
 from brevitas_axe.model.layers import find_layers, is_inside
 from brevitas_axe.model.offload import bring_in, send_out
@@ -72,8 +73,8 @@ def quantize_blocks(
     """Quantizes the linear layers of a transformer's blocks so that no accumulator can overflow.
 
     One block after the other, so that only one block's calibration activations are alive. The
-    integers are those of the whole model solved at once. Embeddings, norms, attention products and
-    the head stay in float.
+    integers are those of the whole model solved at once. Embeddings, norms, the head and,
+    unless the recipe quantizes them, attention products stay in float.
 
     Args:
         model: a float model with one stack of blocks (Llama, GPT-2, OPT, BERT, ViT and
@@ -312,13 +313,14 @@ class _Walk:
 
 def _proof(alone: Alone, pair: tuple[Call, Call], plan: Plan) -> Certificate:
     """The certificate of one block, without the layers that stay in float."""
+    proven = with_products(plan, alone)
     # A proof needs no data, only a forward through every layer.
     try:
-        certificate = certify(alone, plan=plan, args=tuple(map(first_sample, pair)))
+        certificate = certify(alone, plan=proven, args=tuple(map(first_sample, pair)))
     except InvalidOption:  # a tensor has rows that are not samples: one for every head and sample
-        certificate = certify(alone, plan=plan, args=pair)
+        certificate = certify(alone, plan=proven, args=pair)
     names = (entry.name for entry in certificate.entries)
-    return replace(certificate, excluded=tuple(name for name in names if name not in plan.layers))
+    return replace(certificate, excluded=tuple(name for name in names if name not in proven.layers))
 
 
 def _widths(proofs: dict, plan: Plan, name: str) -> dict[str, int | None]:

@@ -16,7 +16,17 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.allocate import check_budget
 from brevitas_axe.methods.ranges import USUAL_FITTER
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.recipe import MAX_CYCLES, Function, Log, Quality, Recipe, Run, Spec, Widths
+from brevitas_axe.recipe import (
+    MAX_CYCLES,
+    Attention,
+    Function,
+    Log,
+    Quality,
+    Recipe,
+    Run,
+    Spec,
+    Widths,
+)
 
 Validate = Callable[[nn.Module], float]
 
@@ -30,7 +40,8 @@ class Keywords(TypedDict, total=False):
         weight_bit_width: bits of the weights of a float model, 4 unless given.
         input_bit_width: bits of the layers' inputs of a float model, 8 unless given.
         activations: the recipe's `inputs`: "static", "dynamic", "per_token".
-        symmetric, ranges, power_of_two, solver, quality, act_order, function: those of the recipe.
+        symmetric, ranges, power_of_two, solver, quality, act_order, function, attention: those of
+            the recipe.
         smooth: strength of SmoothQuant (arXiv 2211.10438), 0.5 as published; None for none.
         rotate: rotate every layer's inputs by a Hadamard matrix.
         tile_scales: one weight scale per output and tile, instead of per output. The results of
@@ -59,6 +70,7 @@ class Keywords(TypedDict, total=False):
     quality: Quality
     act_order: bool | None
     function: Function | None
+    attention: Attention
     widths: Widths | None
     budget: Mapping[str, float | str]
     validate: Validate | None

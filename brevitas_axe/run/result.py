@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from brevitas_axe.model.attention_products import products_plan
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate import Certificate
@@ -55,7 +56,9 @@ class QuantizeResult:
 
     def __repr__(self) -> str:
         head = f"{type(self).__name__} of {type(self.model).__name__}"
-        return f"{head}\n  {self.plan!r}\n  {self.certificate!r}"
+        products = products_plan(self.model)
+        attention = f"\n  attention products: {products!r}" if products.layers else ""
+        return f"{head}\n  {self.plan!r}{attention}\n  {self.certificate!r}"
 
     def _repr_html_(self) -> str:
         return f"{self.plan._repr_html_()}\n{self.certificate._repr_html_()}"

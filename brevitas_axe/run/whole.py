@@ -49,6 +49,11 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
         raise InvalidOption(
             "offload moves solved blocks, but this model is solved as a whole; leave it out."
         )
+    if request.recipe.attention != Recipe.attention:
+        raise InvalidOption(
+            "attention products are quantized in transformers that are solved block by block, and "
+            "this model is solved as a whole; set the recipe's attention to float."
+        )
     plain = not has_quantizers(model)
     if plain and request.recipe.function == "quantized":
         raise InvalidOption(

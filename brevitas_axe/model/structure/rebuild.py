@@ -13,6 +13,7 @@ from brevitas.inject import ExtendedInjector
 from torch import Tensor, nn
 
 from brevitas_axe.errors import InvalidOption, InvalidState
+from brevitas_axe.model.attention_products import connected
 from brevitas_axe.model.proxies.weight import AccumulatorAwareWeightQuantProxy, reset_scale
 from brevitas_axe.model.running import shares_on_load
 from brevitas_axe.model.structure.graphs import fill_graph
@@ -43,7 +44,7 @@ def rebuild(
             f"the saved structure is none that this version reads ({type(error).__name__}: "
             f"{error}); load it with the version that wrote it, which manifest.json names."
         ) from error
-    return shares_on_load(model), *values
+    return shares_on_load(connected(model)), *values
 
 
 class _Building:

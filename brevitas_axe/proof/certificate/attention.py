@@ -1,4 +1,4 @@
-"""The two activation products of Brevitas's multi-head attention."""
+"""The two activation products of attention with quantizers in front of both."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from brevitas.nn import QuantMultiheadAttention
 from torch import nn
 
+from brevitas_axe.proof.certificate.escapes import is_known
 from brevitas_axe.proof.certificate.proof import Found, Integers
 from brevitas_axe.proof.certificate.tensors import InputFact, join, read_input
 from brevitas_axe.proof.graph.grid import Unprovable
@@ -19,10 +20,16 @@ _PRODUCTS = {
 }
 
 
+def has_products(module: nn.Module) -> bool:
+    """Whether a module quantizes the four operands, and is of a class whose forward is known."""
+    known = isinstance(module, QuantMultiheadAttention) or is_known(type(module))
+    return known and all(hasattr(module, side) for sides in _PRODUCTS.values() for side in sides)
+
+
 class Attention:
     """Records the operands of query·key ("scores") and weights·value ("context")."""
 
-    def __init__(self, name: str, module: QuantMultiheadAttention) -> None:
+    def __init__(self, name: str, module: Any) -> None:
         self._name, self._module = name, module
         self._left: dict[str, InputFact | Unprovable] = {}
         self._calls: dict[str, list[Found]] = {product: [] for product in _PRODUCTS}
@@ -63,9 +70,19 @@ class Attention:
 
 def _judge(proxy: nn.Module, output: object, axis: int | None) -> InputFact | Unprovable:
     try:
-        return read_input(output, axis, exact=bool(proxy.is_quant_enabled))
+        return read_input(output, axis, exact=bool(proxy.is_quant_enabled), within=_narrow(proxy))
     except Unprovable as reason:
         return reason
+
+
+def _narrow(proxy: Any) -> tuple[int, int] | None:
+    """Integers of a quantizer that clips to a range without -2^(b-1); None for any other."""
+    quant = getattr(proxy.fused_activation_quant_proxy, "tensor_quant", None)
+    rounds = getattr(quant, "int_quant", None)
+    if not getattr(rounds, "narrow_range", False) or not proxy.is_signed:
+        return None
+    largest = 2 ** (int(quant.msb_clamp_bit_width_impl()) - 1) - 1
+    return -largest, largest
 
 
 def _found(name: str, left: InputFact | Unprovable, right: InputFact | Unprovable) -> Found:

@@ -25,6 +25,11 @@ _READERS = {
 }
 
 
+def is_known(kind: type) -> bool:
+    """Whether a class is of a package whose classes do what their names say."""
+    return kind.__module__.partition(".")[0] in _KNOWN
+
+
 def overridden(module: nn.Module) -> str:
     """A method of Brevitas's layer that a class of somebody else, or the object, replaces; or ''.
 

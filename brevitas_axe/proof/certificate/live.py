@@ -15,7 +15,6 @@ from weakref import ref
 import numpy as np
 import torch
 from brevitas.core.zero_point import ZeroZeroPoint
-from brevitas.nn import QuantMultiheadAttention
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from brevitas.nn.quant_rnn import QuantRecurrentStackBase
 from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjectorBase
@@ -31,7 +30,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from brevitas_axe.errors import AxeError, InvalidOption
 from brevitas_axe.plan import Plan
-from brevitas_axe.proof.certificate.attention import Attention
+from brevitas_axe.proof.certificate.attention import Attention, has_products
 from brevitas_axe.proof.certificate.certificate import (
     Certificate,
     DotProduct,
@@ -180,7 +179,7 @@ class _Watch:
         self.modules = dict(self.model.named_modules())
         self.layers = {n: m for n, m in self.modules.items() if self._kind(m)}
         for name, module in self.modules.items():
-            if isinstance(module, QuantMultiheadAttention):
+            if has_products(module):
                 self.attention[name] = Attention(name, module)
         self.quantizers = {
             name

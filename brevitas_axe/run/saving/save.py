@@ -10,6 +10,7 @@ import safetensors.torch
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.files import json_text
+from brevitas_axe.model.attention_products import with_products
 from brevitas_axe.model.devices import input_device, moved
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers, integer_weight
@@ -110,7 +111,8 @@ def _integers(name: str, layer: Any) -> Any:
 def proven(result: Result, exclude: tuple[str, ...], example: Batch) -> Certificate:
     """The certificate of a result's model as it is now."""
     args, kwargs = moved(example, input_device(result.model))
-    return certify(result.model, plan=result.plan, exclude=exclude, args=args, kwargs=kwargs)
+    plan = with_products(result.plan, result.model)
+    return certify(result.model, plan=plan, exclude=exclude, args=args, kwargs=kwargs)
 
 
 def differing(one: Certificate, other: Certificate) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from brevitas_axe.model.running import first_input
 
@@ -54,6 +55,7 @@ class SuspendedForward:
         self.finished = False
         self._pauses: Callable[[str], bool] = lambda name: False
         self._modes: Modes = (False, _modes()[1])
+        self._functions: list[Any] = []
         self._coroutine = _Coroutine(partial(self._run, model, args, kwargs))
         self._coroutine.forward = self
         self._caller = getcurrent()
@@ -92,13 +94,17 @@ class SuspendedForward:
 
     @contextmanager
     def _resumed(self) -> Iterator[None]:
-        """Swaps torch's gradient and autocast modes: a `with` block may be open there."""
-        outer = _modes()
+        """Swaps torch's gradient, autocast and function modes: a `with` block may be open there."""
+        outer, depth = _modes(), len(_get_current_function_mode_stack())
         self._caller = self._coroutine.parent = getcurrent()
         _set_modes(self._modes)
+        for mode in self._functions:
+            _push_mode(mode)
         try:
             yield
         finally:
+            inner = len(_get_current_function_mode_stack()) - depth
+            self._functions = [_pop_mode() for _ in range(inner)][::-1]
             self._modes = _modes()
             _set_modes(outer)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from brevitas_axe.run.solve.walk import SuspendedForward, abandon_all, add_hooks
 
@@ -166,3 +167,29 @@ def test_a_forward_that_sleeps_inside_autocast_leaves_the_caller_alone():
         assert not torch.is_autocast_enabled("cpu")
     assert torch.is_grad_enabled()
     assert model.seen == [torch.bfloat16, False, torch.bfloat16, False]
+
+
+def test_a_forward_that_sleeps_inside_a_function_mode_leaves_the_caller_alone():
+    class Doubling(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            return 2 * result if func is torch.relu else result
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.seen = nn.Linear(2, 2), []
+
+        def forward(self, x):
+            with Doubling():
+                self.layer(x)
+                self.seen.append(float(torch.relu(torch.ones(()))))
+            self.seen.append(float(torch.relu(torch.ones(()))))
+
+    model = Inner()
+    add_hooks({"layer": model.layer})
+    first, second = (SuspendedForward(model, (torch.ones(1, 2),), {}) for _ in range(2))
+    for forward in (first, second, first, second):
+        forward.advance(lambda name: True)
+        assert torch.relu(torch.ones(())) == 1
+    assert model.seen == [2, 1, 2, 1]

@@ -1,0 +1,216 @@
+"""Attention whose two products multiply integers.
+
+PyTorch computes attention by one function, `F.scaled_dot_product_attention`; so do the attention
+interfaces of transformers ("sdpa", their default). Where a module calls it, an `AttentionProducts`
+under that module answers instead: the same function with a quantizer on each of the four operands,
+as `brevitas.nn.QuantScaledDotProductAttention` has them. Signed integers are narrow, since
+-2^(b-1) would cost a bit of the accumulator and serve one number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from brevitas import nn as qnn
+from brevitas.quant import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from brevitas_axe.model.apply.activations import current_bits, set_bits
+from brevitas_axe.model.layers import Proxy
+from brevitas_axe.plan import LayerPrecision, Plan
+
+# Name of the module under the one that computes attention.
+CHILD = "attention_products"
+# Product → its operands, left and right.
+PRODUCTS: Mapping[str, tuple[str, str]] = {
+    "scores": ("q_scaled_quant", "k_transposed_quant"),
+    "context": ("attn_output_weights_quant", "v_quant"),
+}
+_SIGNED: Any = Int8ActPerTensorFloat
+_UNSIGNED: Any = Uint8ActPerTensorFloat
+
+
+class AttentionProducts(nn.Module):
+    """softmax(q kᵀ · scale + mask) v with integers on both sides of both products.
+
+    Without its quantizers it is `F.scaled_dot_product_attention`, whose arguments it takes.
+
+    Args:
+        bits: of all four operands at first; `set_product_bits` changes them.
+        accumulator: P that both products must fit; None for no limit.
+    """
+
+    def __init__(self, bits: int, accumulator: int | None) -> None:
+        super().__init__()
+        signed = _SIGNED.let(bit_width=bits, narrow_range=True)
+        self.accumulator = accumulator
+        self.q_scaled_quant = qnn.QuantIdentity(signed)
+        self.k_transposed_quant = qnn.QuantIdentity(signed)
+        self.attn_output_weights_quant = qnn.QuantIdentity(_UNSIGNED.let(bit_width=bits))
+        self.v_quant = qnn.QuantIdentity(signed)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """Attention of queries [..., H, L, E] to keys [..., H, S, E] and values [..., H, S, V]."""
+        scale = query.size(-1) ** -0.5 if scale is None else scale
+        if enable_gqa:
+            key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
+            value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
+        queries = self.q_scaled_quant(query * scale)
+        scores = queries @ self.k_transposed_quant(key.transpose(-2, -1))
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=key.device).tril()
+        if attn_mask is None:
+            weights = scores.softmax(-1)
+        elif attn_mask.dtype == torch.bool:
+            weights = scores.masked_fill(~attn_mask, -torch.inf).softmax(-1)
+            weights = weights.masked_fill(~attn_mask, 0)  # rows of no key would be NaN
+        else:
+            weights = (scores + attn_mask).softmax(-1)
+        if dropout_p:
+            weights = torch.dropout(weights, dropout_p, train=True)
+        return self.attn_output_weights_quant(weights) @ self.v_quant(value)
+
+    def proxies(self, product: str) -> tuple[Proxy, Proxy]:
+        """The quantizers of the left and right operand of "scores" or "context"."""
+        left, right = (getattr(self, name).act_quant for name in PRODUCTS[product])
+        return left, right
+
+    def start(self, module: nn.Module, _args: tuple) -> None:
+        """Hook in front of the module that computes attention."""
+        if module._modules.get(CHILD) is self:
+            _Answering(self).__enter__()
+
+    def stop(self, module: nn.Module, _args: tuple, _output: object) -> None:
+        """Hook behind it, also where it fails."""
+        if module._modules.get(CHILD) is self:
+            _Answering(self).__exit__(None, None, None)
+
+
+class _Answering(TorchFunctionMode):
+    """Context in which quantized products answer calls of torch's attention function."""
+
+    def __init__(self, products: AttentionProducts) -> None:
+        super().__init__()
+        self._products = products
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        asked = func is F.scaled_dot_product_attention
+        return (self._products if asked else func)(*args, **(kwargs or {}))
+
+
+@dataclass
+class AttentionCall:
+    """Lengths K of the products of one module: its head size and its number of keys."""
+
+    scores: int
+    context: int
+
+
+@torch.no_grad()
+def find_attention(model: nn.Module, forward: Callable[[], Any]) -> dict[str, AttentionCall]:
+    """Modules that call `F.scaled_dot_product_attention` themselves, by name.
+
+    Args:
+        model: not modified.
+        forward: runs it, on every batch whose number of keys matters.
+    """
+    running: list[str] = []
+    found: dict[str, AttentionCall] = {}
+
+    def leave(_module: nn.Module, _args: tuple, _output: object) -> None:
+        running.pop()
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if func is F.scaled_dot_product_attention and running:
+                key = args[1] if len(args) > 1 else kwargs["key"]
+                seen = found.setdefault(running[-1], AttentionCall(0, 0))
+                seen.scores = max(seen.scores, key.shape[-1])
+                seen.context = max(seen.context, key.shape[-2])
+            return func(*args, **kwargs)
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            enter = lambda _module, _args, name=name: running.append(name)  # noqa: E731
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
+        stack.enter_context(Watching())
+        forward()
+    return found
+
+
+def put_products(owner: nn.Module, products: AttentionProducts) -> None:
+    """Lets products answer the attention calls of a module, in place."""
+    owner.add_module(CHILD, products)
+    _connect(owner, products)
+
+
+def connected(model: nn.Module) -> nn.Module:
+    """The model, whose attention products answer again: a saved structure has no hooks."""
+    for module in list(model.modules()):
+        products = module._modules.get(CHILD)
+        if isinstance(products, AttentionProducts):
+            _connect(module, products)
+    return model
+
+
+def _connect(owner: nn.Module, products: AttentionProducts) -> None:
+    for hooks in (owner._forward_pre_hooks, owner._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), AttentionProducts):
+                del hooks[key]
+    owner.register_forward_pre_hook(products.start)
+    owner.register_forward_hook(products.stop, always_call=True)
+
+
+def attention_products(model: nn.Module) -> dict[str, AttentionProducts]:
+    """All of a model, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, AttentionProducts)}
+
+
+def set_product_bits(products: AttentionProducts, product: str, bits: tuple[int, int]) -> None:
+    """Sets the bits of the left and right operand; a fitted range follows."""
+    for proxy, width in zip(products.proxies(product), bits, strict=True):
+        set_bits([proxy], width)
+
+
+def products_plan(model: nn.Module) -> Plan:
+    """Widths of all attention products: left operand as input, right operand as weight."""
+    return Plan(
+        {
+            f"{name}.{product}": LayerPrecision(*_bits(module, product), module.accumulator)
+            for name, module in attention_products(model).items()
+            for product in PRODUCTS
+        }
+    )
+
+
+def _bits(products: AttentionProducts, product: str) -> tuple[int, int]:
+    left, right = map(current_bits, products.proxies(product))
+    return right, left
+
+
+def with_products(plan: Plan, model: nn.Module) -> Plan:
+    """A plan of layers with the attention products of a model, as a certificate takes it."""
+    return Plan({**plan.layers, **products_plan(model).layers})
