@@ -67,11 +67,11 @@ class AttentionProducts(nn.Module):
         enable_gqa: bool = False,
     ) -> Tensor:
         """Attention of queries [..., H, L, E] to keys [..., H, S, E] and values [..., H, S, V]."""
-        scale = query.size(-1) ** -0.5 if scale is None else scale
+        factor = query.size(-1) ** -0.5 if scale is None else scale
         if enable_gqa:
             key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
             value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
-        queries = self.q_scaled_quant(query * scale)
+        queries = self.q_scaled_quant(query * factor)
         scores = queries @ self.k_transposed_quant(key.transpose(-2, -1))
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=key.device).tril()

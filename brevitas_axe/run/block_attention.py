@@ -7,6 +7,7 @@ accumulator leaves. Which operand gets more is tried on the calibration data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -28,6 +29,8 @@ from brevitas_axe.plan import LayerPrecision, Plan
 
 Pairs = Mapping[str, tuple[tuple[int, int], ...]]
 _LEAST_BITS = 2
+# Of operands where the inputs of layers are in a floating-point format.
+_USUAL_BITS = 8
 
 
 class BlockAttention:
@@ -47,7 +50,7 @@ class BlockAttention:
         self._alone, self._calls = alone, calls
         widths = plan.layers.values()
         limit = min((p.accumulator for p in widths if p.accumulator is not None), default=None)
-        most = max((p.input for p in widths if p.input is not None), default=8)
+        most = max((p.input for p in widths if isinstance(p.input, int)), default=_USUAL_BITS)
         found = find_attention(alone, lambda: [alone(*pair) for pair in calls])
         if not found:
             raise UnsupportedLayer(
@@ -90,11 +93,13 @@ class BlockAttention:
         pairs: tuple[tuple[int, int], ...],
         error: Callable[[], float],
     ) -> None:
-        errors = {}
+        best, least = pairs[-1], math.inf
         for pair in pairs if len(pairs) > 1 else ():
             set_product_bits(products, product, pair)
-            errors[pair] = error()
-        set_product_bits(products, product, min(errors, key=lambda p: errors[p], default=pairs[0]))
+            found = error()
+            if found < least:
+                best, least = pair, found
+        set_product_bits(products, product, best)
 
     @torch.no_grad()
     def _error(self, outputs: Sequence[Tensor]) -> float:

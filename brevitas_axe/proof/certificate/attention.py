@@ -77,7 +77,7 @@ def _judge(proxy: nn.Module, output: object, axis: int | None) -> InputFact | Un
 
 def _narrow(proxy: Any) -> tuple[int, int] | None:
     """Integers of a quantizer that clips to a range without -2^(b-1); None for any other."""
-    quant = getattr(proxy.fused_activation_quant_proxy, "tensor_quant", None)
+    quant: Any = getattr(proxy.fused_activation_quant_proxy, "tensor_quant", None)
     rounds = getattr(quant, "int_quant", None)
     if not getattr(rounds, "narrow_range", False) or not proxy.is_signed:
         return None
