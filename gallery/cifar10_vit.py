@@ -26,5 +26,5 @@ def accuracy(model):
 
 
 if __name__ == "__main__":
-    options = "--accumulator-bits 16 --weight-bits 4 --input-bits 8 --quality fast"
+    options = "--accumulator-bits 16 --weight-bits 4 --input-bits 8"
     whole_way(__file__, "vision transformer, CIFAR-10", options)

@@ -27,5 +27,5 @@ def accuracy(model):
 
 
 if __name__ == "__main__":
-    options = "--accumulator-bits 18 --weight-bits 4 --input-bits 8 --quality fast"
+    options = "--accumulator-bits 18 --weight-bits 6 --input-bits 8"
     whole_way(__file__, "MobileNetV2, ImageNet", options, measure="answers as in float")

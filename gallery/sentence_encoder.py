@@ -28,5 +28,5 @@ def accuracy(model):
 
 
 if __name__ == "__main__":
-    options = "--accumulator-bits 18 --weight-bits 8 --input-bits 8 --quality fast"
+    options = "--accumulator-bits 16 --tile-size 128 --weight-bits 4 --input-bits 8"
     whole_way(__file__, "MiniLM-L6, sentences of WikiText-2", options, measure="cosine to float")

@@ -40,5 +40,5 @@ def accuracy(model):
 
 
 if __name__ == "__main__":
-    options = "--accumulator-bits 16 --weight-bits 4 --input-bits 8 --quality fast"
+    options = "--accumulator-bits 16 --tile-size 64 --weight-bits 4 --input-bits 8"
     whole_way(__file__, "Llama of 4.7 M parameters, WikiText-2", options, measure="next token")
