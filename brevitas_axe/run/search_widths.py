@@ -31,6 +31,7 @@ from brevitas_axe.methods.search.protocol import Configuration, RepeatingSearche
 from brevitas_axe.model.apply.activations import input_sources, set_input_bits
 from brevitas_axe.model.apply.switches import Switches
 from brevitas_axe.model.apply.weights import make_accumulator_aware
+from brevitas_axe.model.attention_products import with_products
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.prepare import Batch, has_quantizers, one_sample
@@ -288,6 +289,7 @@ def _proof(model: nn.Module, exclude: tuple[str, ...], call: Batch) -> Certifica
     """
     modules = dict(model.named_modules())
     plan = accumulator_plan(model, tuple(name for name in exclude if name in modules))
+    plan = with_products(plan, model)
     args, kwargs = call
     return certify(model, plan=plan, exclude=exclude, args=args, kwargs=kwargs).require()
 

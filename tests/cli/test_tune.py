@@ -60,7 +60,7 @@ def test_it_writes_what_quantize_writes_and_a_page_of_trials(tuned) -> None:
     assert load(output).plan == plan
     page = (output / "trials.html").read_text()
     assert "value against bops" in page
-    assert page.count("<tr>") == 3
+    assert page.count("<tr") == 3
     assert ">chosen<" in page
     assert "<script" not in page
 

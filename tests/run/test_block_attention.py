@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from brevitas_axe import load, save
+from brevitas_axe import finetune, load, save
 from brevitas_axe.errors import AccumulatorTooNarrow, InvalidOption, UnsupportedLayer
 from brevitas_axe.model.attention_products import attention_products, products_plan
 from brevitas_axe.run.quantize import quantize
@@ -41,6 +41,19 @@ def test_a_saved_result_has_its_products_again(tmp_path: Path) -> None:
         mine, other = (r.model(x).last_hidden_state for r in (result, again))
     assert torch.equal(mine, other)
     assert again.certificate.require().ok
+
+
+def test_products_keep_their_proof_in_training() -> None:
+    result = solve("vit", attention="quantized")
+    tuned = finetune(
+        result,
+        batches("vit"),
+        epochs=1,
+        loss=lambda output, _: output.last_hidden_state.square().mean(),
+        progress=False,
+    )
+    proven = {entry.name: entry for entry in tuned.certificate.require().judged}
+    assert {proven[name].target for name in products_plan(result.model).layers} == {P}
 
 
 def test_by_default_attention_stays_in_float() -> None:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from brevitas_axe.display import html_table
 from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues
+from brevitas_axe.model.attention_products import with_products
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.prepare import Batch
@@ -273,7 +274,8 @@ class _Judge:
 
     def prove(self) -> Certificate:
         args, kwargs = self.call
-        proof = certify(self.model, plan=self.plan, exclude=self.exclude, args=args, kwargs=kwargs)
+        plan = with_products(self.plan, self.model)
+        proof = certify(self.model, plan=plan, exclude=self.exclude, args=args, kwargs=kwargs)
         return proof.require()
 
     def score(self) -> float | None:
