@@ -43,7 +43,15 @@ from brevitas_axe.model.quantizers.relu6 import QuantReLU6
 from brevitas_axe.model.rewrites import differ, few, tensors_in
 from brevitas_axe.model.running import Batch, Graph, first_input, float_twin, hooked, tensor_of
 from brevitas_axe.model.sizes import set_sizes_aside
-from brevitas_axe.model.sums import aligned, is_sum, never_negative, refined, with_aligned_sums
+from brevitas_axe.model.sums import (
+    aligned,
+    calls_of_quantizers,
+    calls_on_one_grid,
+    is_sum,
+    never_negative,
+    refined,
+    with_aligned_sums,
+)
 from brevitas_axe.model.transformer_layers import joins_tensors
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -126,7 +134,7 @@ def _with_quantizers(
     graph.recompile()
     graph = act_handler(graph, layer_map=acts)
     graph = add_output_quant_handler(graph, identities, acts, UNSIGNED_ACT_TUPLE)
-    for node in _calls_of_quantizers(graph):  # Brevitas mistakes the sign of some sums
+    for node in calls_of_quantizers(graph):  # Brevitas mistakes the sign of some sums
         behind_sum = is_sum(node.args[0])
         if behind_sum and not never_negative(graph, node.args[0]):
             quantizer, options = identities["signed"]
@@ -238,7 +246,7 @@ def _run_on_values(model: Graph, acts: dict) -> None:
             continue
         _read_values(model, node)
     _read_before_rounding(model)
-    for node in _calls_of_quantizers(model):
+    for node in calls_of_quantizers(model):
         if node.args[0].op != "placeholder" and _read_as_values(model, node):  # it would only round
             _take_out(model, node)
     model.recompile()
@@ -249,7 +257,7 @@ def _read_before_rounding(model: Graph) -> None:
 
     So a stream that stays in float is rounded in front of dot products alone.
     """
-    for node in _calls_of_quantizers(model):
+    for node in calls_of_quantizers(model):
         source = node.args[0]
         if is_sum(source) and all(read.target is tensor_of for read in source.all_input_nodes):
             for user in [user for user in node.users if user.target is tensor_of]:
@@ -325,7 +333,7 @@ def lowest_inputs(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float
 
 def _fit_ends(model: Graph, lowest: dict[str, float], input_bits: int) -> None:
     """Unsigned model inputs where no sample is negative; plain outputs, however nested."""
-    for node in _calls_of_quantizers(model):
+    for node in calls_of_quantizers(model):
         if node.args[0].op != "placeholder" and all(user.op == "output" for user in node.users):
             _take_out(model, node)
     for names in _inputs_on_one_grid(model):
@@ -344,29 +352,16 @@ def _fit_ends(model: Graph, lowest: dict[str, float], input_bits: int) -> None:
     model.recompile()
     model.delete_all_unused_submodules()
     DisableLastReturnQuantTensor().apply(model)
-    for node in _calls_of_quantizers(model):
+    for node in calls_of_quantizers(model):
         if any(user.op == "call_module" for user in node.users):  # it may be the last one as well
             model.get_submodule(node.target).return_quant_tensor = True
 
 
-def _calls_of_quantizers(model: Graph) -> list[Graph]:
-    """Nodes that call a quantizer, of the model's input or of anything else."""
-    return [
-        node
-        for node in model.graph.nodes
-        if isinstance(called_module(model, node), qnn.QuantIdentity)
-    ]
-
-
 def _inputs_on_one_grid(model: Graph) -> list[list[str]]:
     """Names of the quantizers of inputs, those together that share a scale."""
-    grids: dict[int, list[Graph]] = {}
-    for node in model.graph.nodes:
-        for part in scaling_parts(called_module(model, node))[1:]:
-            grids.setdefault(id(part), []).append(node)
     return [
         list(dict.fromkeys(node.target for node in nodes))
-        for nodes in grids.values()
+        for nodes in calls_on_one_grid(model)
         if all(node.args[0].op == "placeholder" for node in nodes)
     ]
 
@@ -379,7 +374,7 @@ def _fit_signs(model: Graph, lowest: dict[str, float], bits: int) -> None:
     scales, stays as it is.
     """
     shared = Counter(id(part) for module in model.modules() for part in scaling_parts(module))
-    for node in _calls_of_quantizers(model):
+    for node in calls_of_quantizers(model):
         module = model.get_submodule(node.target)
         if node.args[0].op == "placeholder":
             continue

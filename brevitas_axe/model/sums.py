@@ -186,19 +186,17 @@ def refined(model: Graph, bits: int) -> None:
         bits: of activations.
     """
     if bits >= FEWEST:
-        read_before_rounding(model)
+        read_streams_unrounded(model)
     give_signed_operands_a_bit(model)
 
 
-def read_before_rounding(model: Graph) -> None:
+def read_streams_unrounded(model: Graph) -> None:
     """Norms and activations beside a sum read what was not rounded for it, as in the float model.
 
     In a net whose blocks begin with a norm, the stream is rounded so that it can be added. What is
     behind the norm is rounded again anyway.
     """
-    for node in _quantizers(model):
-        if not isinstance(called_module(model, node), qnn.QuantIdentity):
-            continue  # it is an activation as well
+    for node in calls_of_quantizers(model):
         source, users = node.args[0], list(node.users)
         if source.op == "placeholder" or not any(map(_adds, users)):
             continue
@@ -214,11 +212,7 @@ def give_signed_operands_a_bit(model: Graph) -> None:
 
     Only where nothing but sums reads them, so that the inputs of layers keep their bits.
     """
-    grids: dict[int, list[Graph]] = {}
-    for node in _quantizers(model):
-        for part in scaling_parts(called_module(model, node))[1:]:
-            grids.setdefault(id(part), []).append(node)
-    for nodes in grids.values():
+    for nodes in calls_on_one_grid(model):
         proxies: dict[Graph, Any] = {n: model.get_submodule(n.target).act_quant for n in nodes}
         signed = [node for node in nodes if proxies[node].is_signed]
         mixed = 0 < len(signed) < len(nodes)
@@ -228,9 +222,22 @@ def give_signed_operands_a_bit(model: Graph) -> None:
                 write_bits(proxies[node], read_bits(proxies[node]))
 
 
-def _quantizers(model: Graph) -> list[Graph]:
-    """Nodes that call a quantizer of activations."""
-    return [n for n in model.graph.nodes if hasattr(called_module(model, n), "act_quant")]
+def calls_of_quantizers(model: Graph) -> list[Graph]:
+    """Nodes that call a quantizer which is no activation as well."""
+    return [
+        node
+        for node in model.graph.nodes
+        if isinstance(called_module(model, node), qnn.QuantIdentity)
+    ]
+
+
+def calls_on_one_grid(model: Graph) -> list[list[Graph]]:
+    """Nodes that call a quantizer, activations included, those together that share a scale."""
+    grids: dict[int, list[Graph]] = {}
+    for node in model.graph.nodes:
+        for part in scaling_parts(called_module(model, node))[1:]:
+            grids.setdefault(id(part), []).append(node)
+    return list(grids.values())
 
 
 def _adds(node: Graph) -> bool:

@@ -160,7 +160,7 @@ def test_norms_read_a_stream_before_it_is_rounded_for_its_sum(monkeypatch) -> No
     called = calls(model)
     assert str(called["norms.0"].args[0]) == "first"
     assert str(called["norms.1"].args[0]) == "add"
-    monkeypatch.setattr(sums, "read_before_rounding", lambda _: None)
+    monkeypatch.setattr(sums, "read_streams_unrounded", lambda _: None)
     assert ours < error(made(NormFirst), NormFirst)
 
 
