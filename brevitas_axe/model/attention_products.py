@@ -21,7 +21,8 @@ from brevitas.quant import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from brevitas_axe.model.apply.activations import current_bits, set_bits
+from brevitas_axe.model.apply.activations import set_bits
+from brevitas_axe.model.apply.ranges import current_bits
 from brevitas_axe.model.layers import Proxy
 from brevitas_axe.plan import LayerPrecision, Plan
 

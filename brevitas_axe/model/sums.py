@@ -22,7 +22,7 @@ from brevitas.graph.quantize_impl import (
 )
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from brevitas_axe.model.apply.ranges import read_bits, write_bits
+from brevitas_axe.model.apply.ranges import current_bits, write_bits
 from brevitas_axe.model.nodes import called_module
 from brevitas_axe.model.quantizers.operands import FEWEST, give_sign_bits, scaling_parts
 from brevitas_axe.model.running import Graph, copied, tensor_of
@@ -219,7 +219,7 @@ def give_signed_operands_a_bit(model: Graph) -> None:
         if mixed and all(_only_added(model, node) for node in signed):
             give_sign_bits(proxies.values())
             for node in signed:
-                write_bits(proxies[node], read_bits(proxies[node]))
+                write_bits(proxies[node], current_bits(proxies[node]))
 
 
 def calls_of_quantizers(model: Graph) -> list[Graph]:

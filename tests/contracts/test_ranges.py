@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.ranges import fit_ranges
 from brevitas_axe.methods.ranges.protocol import RangeCase, SearchedRange
-from brevitas_axe.model.apply.activations import activation_quantizers, current_bits, set_bits
+from brevitas_axe.model.apply.activations import activation_quantizers, set_bits
+from brevitas_axe.model.apply.ranges import current_bits
 from brevitas_axe.model.apply.weights import apply_plan
 from brevitas_axe.model.quantizers import Int8WeightPerChannelFloatAXE
 from brevitas_axe.plan import LayerPrecision, Plan

@@ -11,12 +11,8 @@ from torch import Tensor, nn
 from brevitas_axe.export.finn.prepare import made_for_finn
 from brevitas_axe.methods.ranges import USUAL_FITTER, fit_ranges_to
 from brevitas_axe.model import sums
-from brevitas_axe.model.apply.activations import (
-    activation_quantizers,
-    current_bits,
-    set_bits,
-    set_input_bits,
-)
+from brevitas_axe.model.apply.activations import activation_quantizers, set_bits, set_input_bits
+from brevitas_axe.model.apply.ranges import current_bits
 from brevitas_axe.model.prepare import to_brevitas
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.run.quantize import quantize

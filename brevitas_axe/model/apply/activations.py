@@ -16,7 +16,7 @@ from torch import nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidPlan
-from brevitas_axe.model.apply.ranges import read_bits, write_bits
+from brevitas_axe.model.apply.ranges import current_bits, write_bits
 from brevitas_axe.model.layers import Layer, Proxy, find_layers
 from brevitas_axe.model.prepare import Batch, one_sample
 from brevitas_axe.model.running import observe_inputs
@@ -43,11 +43,6 @@ def activation_quantizers(model: nn.Module) -> dict[str, list[Proxy]]:
         owner.update(dict.fromkeys(parameters, first))
         found.setdefault(first, []).append(proxy)
     return found
-
-
-def current_bits(proxy: Proxy) -> int:
-    """Bits that are set in an activation quantizer."""
-    return read_bits(proxy)
 
 
 @torch.no_grad()

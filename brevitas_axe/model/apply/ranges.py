@@ -65,7 +65,7 @@ def tensor_quantizer(proxy: Proxy) -> Proxy:
     return proxy.tensor_quant if fused is None else fused.tensor_quant
 
 
-def read_bits(proxy: Proxy) -> int:
+def current_bits(proxy: Proxy) -> int:
     """The bits that `write_bits` has set, or that the quantizer was made with.
 
     The operand of a sum may have more.
@@ -117,7 +117,7 @@ class AdjustableRange:
         tensor_quant = tensor_quantizer(proxies[0])
         self._logarithmic = is_logarithmic(tensor_quant.scaling_impl)
         bit_width = tensor_quant.msb_clamp_bit_width_impl
-        self.bits = read_bits(proxies[0])
+        self.bits = current_bits(proxies[0])
         self._calibrated = value.detach().clone()
         if isinstance(bit_width, FittedBitWidth) and bit_width.has_written(self.bits, value):
             self._calibrated = bit_width.calibrated.to(value)

@@ -20,13 +20,8 @@ from brevitas_axe.errors import EmptyCalibration, InvalidOption
 from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.methods.ranges import fit_ranges
 from brevitas_axe.methods.sensitivity import make_choices, score
-from brevitas_axe.model.apply.activations import (
-    activation_quantizers,
-    current_bits,
-    set_bits,
-    set_input_bits,
-)
-from brevitas_axe.model.apply.ranges import range_parameter
+from brevitas_axe.model.apply.activations import activation_quantizers, set_bits, set_input_bits
+from brevitas_axe.model.apply.ranges import current_bits, range_parameter
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.registry import method
 
