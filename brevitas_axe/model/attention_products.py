@@ -9,7 +9,7 @@ as `brevitas.nn.QuantScaledDotProductAttention` has them. Signed integers are na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,9 @@ from torch.overrides import TorchFunctionMode
 from brevitas_axe.model.apply.activations import set_bits
 from brevitas_axe.model.apply.ranges import current_bits
 from brevitas_axe.model.layers import Proxy
+from brevitas_axe.model.running import Batch
 from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.proof.certificate import Certificate, certify
 
 # Name of the module under the one that computes attention.
 CHILD = "attention_products"
@@ -215,3 +217,17 @@ def _bits(products: AttentionProducts, product: str) -> tuple[int, int]:
 def with_products(plan: Plan, model: nn.Module) -> Plan:
     """A plan of layers with the attention products of a model, as a certificate takes it."""
     return Plan({**plan.layers, **products_plan(model).layers})
+
+
+def certified(model: nn.Module, plan: Plan, exclude: Iterable[str], call: Batch) -> Certificate:
+    """The certificate of a model: of its layers by a plan, of its attention by its own widths.
+
+    Args:
+        model: in memory.
+        plan: of the layers.
+        exclude: names to leave out of the verdict.
+        call: arguments of one forward.
+    """
+    args, kwargs = call
+    plan = with_products(plan, model)
+    return certify(model, plan=plan, exclude=tuple(exclude), args=args, kwargs=kwargs)

@@ -31,13 +31,13 @@ from brevitas_axe.methods.search.protocol import Configuration, RepeatingSearche
 from brevitas_axe.model.apply.activations import input_sources, set_input_bits
 from brevitas_axe.model.apply.switches import Switches
 from brevitas_axe.model.apply.weights import make_accumulator_aware
-from brevitas_axe.model.attention_products import with_products
+from brevitas_axe.model.attention_products import certified
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.prepare import Batch, has_quantizers, one_sample
 from brevitas_axe.model.running import copied
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
-from brevitas_axe.proof.certificate import Certificate, certify
+from brevitas_axe.proof.certificate import Certificate
 from brevitas_axe.recipe import Run
 from brevitas_axe.registry import method, methods
 from brevitas_axe.run.allocate import OfferedWidths, choices_for
@@ -289,9 +289,7 @@ def _proof(model: nn.Module, exclude: tuple[str, ...], call: Batch) -> Certifica
     """
     modules = dict(model.named_modules())
     plan = accumulator_plan(model, tuple(name for name in exclude if name in modules))
-    plan = with_products(plan, model)
-    args, kwargs = call
-    return certify(model, plan=plan, exclude=exclude, args=args, kwargs=kwargs).require()
+    return certified(model, plan, exclude, call).require()
 
 
 def _numbers(training: Training) -> list[float | None]:

@@ -13,6 +13,7 @@ from torch import nn
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.model.apply.activations import code_bits, set_input_bits
+from brevitas_axe.model.attention_products import certified
 from brevitas_axe.model.constant_rows import ConstantRows
 from brevitas_axe.model.experts import experts_to_linears
 from brevitas_axe.model.layers import Layer, find_layers, unroll_weight
@@ -21,7 +22,6 @@ from brevitas_axe.model.prepare import Batch, has_quantizers, to_brevitas
 from brevitas_axe.model.running import check_all_called, check_runs, copied
 from brevitas_axe.model.trained_function import solved_and_followed, trained_function
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.proof.certificate import certify
 from brevitas_axe.recipe import Recipe
 from brevitas_axe.run.block_layers import (
     check_weight_bits,
@@ -149,9 +149,7 @@ def _solved(
             pass
     learned = learn(batches, axe.layers)
     final = _final_plan(axe)
-    args, kwargs = batches[0]
-    certificate = certify(quantized, plan=final, exclude=exclude, args=args, kwargs=kwargs)
-    certificate = certificate.assuming(assumptions)
+    certificate = certified(quantized, final, exclude, batches[0]).assuming(assumptions)
     result = QuantizeResult(quantized, final, certificate, axe.log, recipe, assumptions)
     return replace(result, exclude=exclude, example=batches[0], learned=tuple(learned))
 

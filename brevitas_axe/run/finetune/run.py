@@ -16,14 +16,14 @@ from tqdm.auto import tqdm
 
 from brevitas_axe.display import html_table
 from brevitas_axe.errors import EmptyCalibration, InvalidOption, NonFiniteValues
-from brevitas_axe.model.attention_products import with_products
+from brevitas_axe.model.attention_products import certified
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.model.quantizers.a2q import a2q_kind
 from brevitas_axe.model.running import copied
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.proof.certificate import Certificate, certify
+from brevitas_axe.proof.certificate import Certificate
 from brevitas_axe.recipe import Log, Recipe
 from brevitas_axe.run.checks import check_training
 from brevitas_axe.run.finetune.balls import accumulator_penalty
@@ -273,10 +273,7 @@ class _Judge:
     seed: int
 
     def prove(self) -> Certificate:
-        args, kwargs = self.call
-        plan = with_products(self.plan, self.model)
-        proof = certify(self.model, plan=plan, exclude=self.exclude, args=args, kwargs=kwargs)
-        return proof.require()
+        return certified(self.model, self.plan, self.exclude, self.call).require()
 
     def score(self) -> float | None:
         """Higher is better; None without validation."""

@@ -10,7 +10,7 @@ import safetensors.torch
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.files import json_text
-from brevitas_axe.model.attention_products import with_products
+from brevitas_axe.model.attention_products import certified
 from brevitas_axe.model.devices import input_device, moved
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers, integer_weight
@@ -18,7 +18,7 @@ from brevitas_axe.model.offload import in_memory
 from brevitas_axe.model.prepare import Batch, one_sample
 from brevitas_axe.model.running import evaluating, observe_inputs
 from brevitas_axe.model.structure.describe import describe
-from brevitas_axe.proof.certificate import Certificate, certify
+from brevitas_axe.proof.certificate import Certificate
 from brevitas_axe.run.checks import without_remarks
 from brevitas_axe.run.finetune.run import FinetuneResult
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
@@ -110,9 +110,8 @@ def _integers(name: str, layer: Any) -> Any:
 @without_remarks()
 def proven(result: Result, exclude: tuple[str, ...], example: Batch) -> Certificate:
     """The certificate of a result's model as it is now."""
-    args, kwargs = moved(example, input_device(result.model))
-    plan = with_products(result.plan, result.model)
-    return certify(result.model, plan=plan, exclude=exclude, args=args, kwargs=kwargs)
+    call = moved(example, input_device(result.model))
+    return certified(result.model, result.plan, exclude, call)
 
 
 def differing(one: Certificate, other: Certificate) -> str | None:
