@@ -41,7 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     from brevitas_axe.cli.screen import Screen, command
     from brevitas_axe.cli.usercode import function_of
-    from brevitas_axe.show.comparison import write_comparison
 
     validate = None if arguments.validate is None else function_of(arguments.validate)
     for folder in arguments.folders:
@@ -62,6 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_row(*(Text(_cell(value)) for value in row.values()))
     screen.table(table)
     if arguments.report is not None:
+        # Here, for it loads matplotlib, which the rows alone do not need.
+        from brevitas_axe.show.comparison import write_comparison
+
         write_comparison(arguments.report, rows, arguments.validate or "")
         screen.files([arguments.report])
     proven = [row for row in rows if row["proven"]]
