@@ -29,8 +29,6 @@ from brevitas_axe.plan import LayerPrecision, Plan
 
 Pairs = Mapping[str, tuple[tuple[int, int], ...]]
 _LEAST_BITS = 2
-# Of operands where the inputs of layers are in a floating-point format.
-_USUAL_BITS = 8
 
 
 class BlockAttention:
@@ -50,7 +48,7 @@ class BlockAttention:
         self._alone, self._calls = alone, calls
         widths = plan.layers.values()
         limit = min((p.accumulator for p in widths if p.accumulator is not None), default=None)
-        most = max((p.input for p in widths if isinstance(p.input, int)), default=_USUAL_BITS)
+        most = max(p.input_bits or 0 for p in widths)
         found = find_attention(alone, lambda: [alone(*pair) for pair in calls])
         if not found:
             raise UnsupportedLayer(

@@ -84,8 +84,8 @@ def fit_to_widths(
 ) -> None:
     """Fits the ranges of a calibrated module to the bits of its layers, by the recipe's method."""
     widths = tuple(widths)
-    bits = {p.input for p in widths if isinstance(p.input, int)}
-    weight_bits = {p.weight for p in widths if isinstance(p.weight, int)}
+    bits = {p.input_bits for p in widths if p.input_bits is not None}
+    weight_bits = {p.weight_bits for p in widths if p.weight_bits is not None}
     for fitter in recipe.methods("ranges") if bits else ():
         fit_ranges_to(module, batches, bits, fitter, weight_bits)
 
