@@ -154,6 +154,31 @@ class LayerPrecision:
             )
 
 
+def precision_of(subject: str, entry: Mapping[str, Any]) -> LayerPrecision:
+    """Widths from the values that a file has for the fields of LayerPrecision.
+
+    Args:
+        subject: what they are of, at the beginning of messages.
+        entry: field → value; no other keys.
+
+    Raises:
+        InvalidPlan: a value of another type, or one that cannot be.
+    """
+    for key, value in entry.items():
+        if value is None or type(value) is int:
+            continue
+        if key not in _FORMATTED:
+            raise InvalidPlan(f"{subject}: {key} must be an integer or null.")
+        if type(value) is not str:
+            raise InvalidPlan(
+                f'{subject}: {key} must be an integer, a format such as "e4m3", or null.'
+            )
+    try:
+        return LayerPrecision(**entry)
+    except InvalidPlan as error:
+        raise InvalidPlan(f"{subject}: {error}") from None
+
+
 def _precision(name: str, entry: object) -> LayerPrecision:
     """A layer's JSON object, strictly."""
     known = {f.name for f in fields(LayerPrecision)}
@@ -162,19 +187,7 @@ def _precision(name: str, entry: object) -> LayerPrecision:
             f"layer '{name}' of the plan must be an object with keys among "
             f"{', '.join(sorted(known))}."
         )
-    for key, value in entry.items():
-        if value is None or type(value) is int:
-            continue
-        if key not in _FORMATTED:
-            raise InvalidPlan(f"layer '{name}': {key} must be an integer or null.")
-        if type(value) is not str:
-            raise InvalidPlan(
-                f"layer '{name}': {key} must be an integer, a format such as \"e4m3\", or null."
-            )
-    try:
-        return LayerPrecision(**entry)
-    except InvalidPlan as error:
-        raise InvalidPlan(f"layer '{name}': {error}") from None
+    return precision_of(f"layer '{name}'", entry)
 
 
 @dataclass(frozen=True)

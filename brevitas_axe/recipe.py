@@ -23,9 +23,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 import yaml
 
-from brevitas_axe.errors import InvalidOption, InvalidPlan
+from brevitas_axe.errors import InvalidOption
 from brevitas_axe.files import StrictLoader, read_text, write_whole
-from brevitas_axe.plan import LayerPrecision, bit_map_rules, name_matches
+from brevitas_axe.plan import LayerPrecision, bit_map_rules, name_matches, precision_of
 from brevitas_axe.registry import Facts, method, spec_of
 
 _FORMAT = "brevitas_axe.recipe.v1"
@@ -379,14 +379,8 @@ def _check_rule(pattern: object, rule: object) -> None:
     if not isinstance(rule.get(_EXCLUDE, False), bool):
         raise InvalidOption(f"the rule '{pattern}': exclude must be true or false.")
     name_matches(pattern, "")  # refuses a broken expression
-    for key in _RULED:
-        named = key in ("weight", "input") and type(rule.get(key)) is str
-        if rule.get(key) is not None and type(rule[key]) is not int and not named:
-            raise InvalidPlan(f"the rule '{pattern}': {key} must be an integer or null.")
-    try:
-        LayerPrecision(**{key: value for key, value in rule.items() if key != _EXCLUDE})
-    except InvalidPlan as error:
-        raise InvalidPlan(f"the rule '{pattern}': {error}") from None
+    widths = {key: value for key, value in rule.items() if key != _EXCLUDE}
+    precision_of(f"the rule '{pattern}'", widths)
 
 
 def _applies(pattern: str, name: str, layer: object) -> bool:
