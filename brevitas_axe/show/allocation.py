@@ -152,7 +152,7 @@ def _line(axes: Axes, name: str, front: Sequence[Allocation], cost: str, **style
     x, y = [point.costs[cost] for point in front], [point.harm for point in front]
     [line] = axes.plot(x, y, **style)
     texts = [f"{name}: harm {v:.3g} at {cost} {c:,.6g}" for c, v in zip(x, y, strict=True)]
-    plots.dots(axes, x, y, texts, s=60, color=style["color"], alpha=0.01)  # easy to hit
+    plots.targets(axes, x, y, texts, style["color"])
     return line
 
 

@@ -217,6 +217,11 @@ def dots(axes: Axes, x: Any, y: Any, texts: Sequence[str], **style: Any) -> Arti
     return marks
 
 
+def targets(axes: Axes, x: Any, y: Any, texts: Sequence[str], colour: str) -> None:
+    """Unseen marks with texts over those that are drawn, larger, so that they are easy to hit."""
+    dots(axes, x, y, texts, s=60, color=colour, alpha=0.01)
+
+
 def _bars(axes: Axes, values: Sequence[float], tips: Sequence[str], colours: Sequence[str]) -> None:
     """One bar per row."""
     bars = axes.barh(range(len(values)), values, color=colours, height=0.6)

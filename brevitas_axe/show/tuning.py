@@ -74,7 +74,7 @@ def trade_off(found: TuneResult, cost: str, unit: str = "", width: float = plots
         f"trial {found.trials.index(t) + 1}, {t.bits}: {t.value:.6g} at {cost} {t.costs[cost]:,.6g}"
         for t in shown
     ]
-    plots.dots(axes, x, y, texts, s=60, color=plots.CHOSEN, alpha=0.01)  # easy to hit
+    plots.targets(axes, x, y, texts, plots.CHOSEN)
     axes.set_xlabel(f"{cost}, {unit}" if unit else cost, parse_math=False)
     axes.set_ylabel("value")
     axes.grid(color=plots.FAINT, linewidth=0.6)
