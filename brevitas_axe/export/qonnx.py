@@ -104,6 +104,8 @@ class _TwoRegionHandler(BrevitasActQuantProxyHandler):
 
 
 class _Manager(QONNXManager):
+    # Their time grows with the square of the graph, and `streamlined` does the same by an index.
+    run_onnx_passes = False
     handlers: ClassVar = [
         *(_WeightHandler, _DecoupledHandler, _TwoRegionHandler),
         *QONNXManager.handlers,
@@ -236,7 +238,12 @@ def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict
     if dynamo:
         kwargs = {"optimize": True, "external_data": False, "verbose": False, **kwargs}
     try:
-        with evaluating(model), _plain_outputs(model), warnings.catch_warnings():
+        with (
+            evaluating(model),
+            _plain_outputs(model),
+            _unchecked_graph(),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # tracer warnings about Brevitas's own code
             manager.export(model, args=args, export_path=str(path), dynamo=dynamo, **kwargs)
     except BaseException as error:
@@ -250,6 +257,20 @@ def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict
             f"torch cannot write the model as ONNX: {first}; compute that with operators that ONNX "
             "has, or export the part of the model before it."
         ) from error
+
+
+@contextmanager
+def _unchecked_graph() -> Iterator[None]:
+    """Spares the exporter of torch its checks of its own graph between two steps.
+
+    They change nothing, and search lists: beyond a thousand nodes they take most of the time.
+    """
+    check = torch._C._jit_pass_lint
+    torch._C._jit_pass_lint = lambda graph: None
+    try:
+        yield
+    finally:
+        torch._C._jit_pass_lint = check
 
 
 @contextmanager

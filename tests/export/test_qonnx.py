@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import onnx
+import onnxoptimizer
 import pytest
 import torch
 from brevitas import nn as qnn
@@ -171,6 +172,16 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
     for _ in range(2):  # exporting leaves no trace in the model
         export_qonnx(model, X[:1], paths[2])
     assert len({path.read_bytes() for path in paths}) == 1
+
+
+def test_no_pass_that_searches_the_whole_graph_for_each_node_runs(tmp_path, monkeypatch):
+    calls = []
+    for owner, name in ((torch._C, "_jit_pass_lint"), (onnxoptimizer, "optimize")):
+        monkeypatch.setattr(owner, name, lambda *args, own=name: calls.append(own))
+    check = torch._C._jit_pass_lint
+    export_qonnx(build(), X[:1], tmp_path / "m.onnx")
+    assert calls == []
+    assert torch._C._jit_pass_lint is check
 
 
 def test_exporting_leaves_the_model_as_it_was(tmp_path):
