@@ -25,6 +25,7 @@ import yaml
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.files import StrictLoader, read_text, write_whole
+from brevitas_axe.formats import Format
 from brevitas_axe.plan import LayerPrecision, bit_map_rules, name_matches, precision_of
 from brevitas_axe.registry import Facts, method, spec_of
 
@@ -112,7 +113,7 @@ class Recipe:
     act_order: bool | None = None
     function: Function | None = None
     attention: Attention = "float"
-    rules: Mapping[str, Mapping[str, int | bool | None]] = field(default_factory=dict)
+    rules: Mapping[str, Mapping[str, Format | bool | None]] = field(default_factory=dict)
     widths: Widths | None = None
     budget: Mapping[str, float | str] = field(default_factory=dict)
 
@@ -205,6 +206,11 @@ class Recipe:
                 excluded = bool(rule.get(_EXCLUDE, excluded))
                 widths = replace(widths, **{k: v for k, v in rule.items() if k != _EXCLUDE})
         return None if excluded else widths
+
+    def rule_widths(self, pattern: str) -> LayerPrecision:
+        """The widths that one rule gives."""
+        widths = {k: v for k, v in self.rules[pattern].items() if k != _EXCLUDE}
+        return LayerPrecision(**widths)  # type: ignore[arg-type]
 
     def check_rules(self, layers: Mapping[str, object]) -> None:
         """Raises InvalidOption for a rule that applies to none of the layers."""

@@ -117,6 +117,18 @@ class Request:
     told: LayerPrecision = field(default_factory=LayerPrecision)
     of_branches: Mapping[str, LayerPrecision] = field(default_factory=dict)
 
+    def check_integers(self, what: str) -> None:
+        """Raises InvalidPlan where widths, plan or rules ask for a floating-point format.
+
+        Args:
+            what: that handles only integers, as the subject of a sentence.
+        """
+        self.widths.check_integers("*", what)
+        if self.plan is not None:
+            self.plan.check_integers(what)
+        for pattern in self.recipe.rules:
+            self.recipe.rule_widths(pattern).check_integers(pattern, what)
+
     def settled(self, plain: bool) -> Request:
         """The request with the recipe's ranges known.
 
@@ -156,8 +168,6 @@ def requested(
     elif plan is not None and (given.get("accumulator"), given.get("tile")) != (None, None):
         raise InvalidOption("give either a plan or one accumulator width and tile, not both.")
     uniform = replace(uniform, **given)
-    for name, precision in {"*": uniform, **({} if plan is None else plan.layers)}.items():
-        precision.check_integers(name, "layers can be given")
     changed = {f.name: keywords[f.name] for f in fields(Run) if f.name in keywords}
     request = Request(
         uniform,
@@ -168,6 +178,7 @@ def requested(
         keywords.get("validate"),
         LayerPrecision(**given),
     )
+    request.check_integers("layers can be given")
     bits = [key for key in ("weight_bit_width", "input_bit_width") if key in keywords]
     _check_chosen_widths(request, given_plan, bits)
     chosen = request.recipe.resolved()

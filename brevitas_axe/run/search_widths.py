@@ -228,6 +228,7 @@ def _offered(
     weights = tuple(widths.get("weight", WIDTHS["weight"]))
     complete = {"input": weights, **widths, "weight": weights}
     choices = choices_for(model, *call, complete, exclude)
+    choices.check_integers("one training run switches between")
     kept = accumulator_plan(model, exclude)
 
     def chosen(name: str, each: LayerPrecision) -> LayerPrecision:
@@ -250,7 +251,6 @@ def _switches(
     """Switches with a range for every width, which suits the accumulator where there is one."""
     args, kwargs = calls[0]
     layers = find_layers(model, exclude)
-    problem.choices.check_integers("one training run switches between")
     for name in problem.names:
         make_accumulator_aware(name, layers[name])
     offered = [choice for options in problem.options for choice in options]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from brevitas_axe.errors import InvalidOption, NotProven
+from brevitas_axe.errors import InvalidOption, InvalidPlan, NotProven
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.recipe import Run
 from brevitas_axe.run.finetune.shared_weights import Training
@@ -134,3 +134,8 @@ def test_requests_that_cannot_be_met_are_refused_by_name() -> None:
         searched(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(72, 4)))
     with pytest.raises(NotProven, match=r"Block\.forward"):
         searched(block(), batches("block", 2))
+
+
+def test_floating_point_formats_are_refused_by_the_layers_name() -> None:
+    with pytest.raises(InvalidPlan, match="'0' is planned in e2m1, but one training run switches"):
+        searched(choices={"weight": (4, "e2m1"), "input": (4, 8)}, budget={"bops": "90%"})

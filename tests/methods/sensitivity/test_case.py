@@ -91,3 +91,9 @@ def test_the_fingerprint_sees_constants_of_a_forward_and_the_version(monkeypatch
     monkeypatch.undo()
     monkeypatch.setattr(case_module, "version", lambda package: "another")
     assert current() != first
+
+
+def test_floating_point_formats_are_refused_by_the_layers_name(fork) -> None:
+    choices = Choices({"stem": (*OPTIONS, LayerPrecision(4, "e4m3"))})
+    with pytest.raises(InvalidPlan, match="'stem' is planned in e4m3, but sensitivity is measured"):
+        make_case(fork, [X], choices)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from brevitas_axe.errors import InvalidOption
+from brevitas_axe.errors import InvalidOption, InvalidPlan
 from brevitas_axe.methods.splits.layers import float_problem, split_layers
 from brevitas_axe.methods.splits.protocol import Branch
 from brevitas_axe.methods.splits.slim import (
@@ -229,3 +229,8 @@ def test_bad_options_are_named() -> None:
     with pytest.raises(InvalidOption, match="group of Slim must be at least 1"):
         Slim(group=0)
     assert method("splits", "slim:published=true").published
+
+
+def test_floating_point_formats_are_refused_by_the_layers_name() -> None:
+    with pytest.raises(InvalidPlan, match="'fc' is planned in e3m2, but splits work with only int"):
+        float_problem("fc", nn.Linear(4, 3), LayerPrecision("e3m2", 8), torch.randn(5, 4))

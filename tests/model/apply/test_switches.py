@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 
+from brevitas_axe.errors import InvalidPlan
 from brevitas_axe.methods.ranges import fit_ranges
 from brevitas_axe.model.apply.activations import input_sources
 from brevitas_axe.model.apply.switches import Switches
@@ -105,3 +107,10 @@ def test_a_settled_model_is_an_ordinary_one_with_the_plan() -> None:
     apply_plan(fresh, plan, (x,))
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(fresh.eval()(x), expected)
+
+
+def test_floating_point_formats_are_refused_by_the_layers_name() -> None:
+    model = conv_net()
+    choices = Choices({"0": (LayerPrecision(4, 4), LayerPrecision("e2m1", 4))})
+    with pytest.raises(InvalidPlan, match="'0' is planned in e2m1, but switches choose among only"):
+        Switches(model, choices, {})
