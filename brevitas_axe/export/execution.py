@@ -7,7 +7,7 @@ here time grows linearly with the graph.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,10 @@ from qonnx.core.execute_custom_node import execute_custom_node
 from qonnx.custom_op.registry import is_custom_op
 
 from brevitas_axe.proof.emulator.session import needed, session
+
+QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant", "Trunc")
+# Result of a quantizer of values (not of weights) and its scale → what the run goes on with.
+Settle = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Execution:
@@ -33,14 +37,26 @@ class Execution:
         self._sessions: dict[int, onnxruntime.InferenceSession] = {}
         self.inputs = [i.name for i in proto.graph.input if i.name not in self._constants]
 
-    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Values of the graph's outputs by name, given those of its inputs."""
+    def __call__(
+        self, feeds: Mapping[str, np.ndarray], settle: Settle | None = None
+    ) -> dict[str, np.ndarray]:
+        """Values of the graph's outputs by name, given those of its inputs.
+
+        Args:
+            feeds: values of the inputs by name.
+            settle: called with what every quantizer of values gives and its scale; the run goes on
+                with what it returns.
+        """
         context: dict[str, Any] = {"": None, **self._constants, **feeds}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy's and qonnx's about single nodes
             for index, node in enumerate(self._proto.graph.node):
                 if is_custom_op(node.domain, node.op_type):
                     run_custom(node, context, self._proto)
+                    constant = node.input[0] in self._constants
+                    if settle is not None and node.op_type in QUANTIZERS and not constant:
+                        found = context[node.output[0]]
+                        context[node.output[0]] = settle(found, context[node.input[1]])
                     continue
                 given = _given(node, context)
                 if index not in self._sessions:

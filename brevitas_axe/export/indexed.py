@@ -20,11 +20,10 @@ from onnx import helper, numpy_helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.custom_op.registry import getCustomOp, is_custom_op
 
-from brevitas_axe.export.execution import run_node
+from brevitas_axe.export.execution import QUANTIZERS, run_node
 from brevitas_axe.proof.emulator.session import needed
 from brevitas_axe.proof.graph.operators import CHANNELS_LAST
 
-QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant", "Trunc")
 # A constant with more elements is not a shape.
 _SHAPE = 64
 _BROADCAST = ("Quant", "IntQuant", "FloatQuant")

@@ -38,7 +38,7 @@ from qonnx.core.datatype import DataType
 from torch import Tensor, nn
 
 from brevitas_axe.errors import AxeError, ExportRefused, InvalidOption
-from brevitas_axe.export.execution import Execution
+from brevitas_axe.export.comparison import check_output
 from brevitas_axe.export.finn import check_finn
 from brevitas_axe.export.indexed import IndexedGraph
 from brevitas_axe.export.streamline import streamlined
@@ -57,9 +57,6 @@ Target = Literal["finn", "qonnx"]
 # Key of the metadata (qonnx's `get_metadata_prop`) that lists the proven accumulators by node name.
 ACCUMULATORS_KEY = "brevitas_axe.accumulators"
 _WEIGHT_OPS = ("Quant", "BipolarQuant")
-_TOLERANCE = 1e-4
-# File and model are compared on the example inputs times these factors, until they agree on one.
-_NEARBY = tuple(1 - step / 64 for step in range(12))
 
 
 class _ExactScale(BrevitasWeightQuantProxyHandler):
@@ -167,7 +164,7 @@ def export_qonnx(
     _check_integers(proto, {name: integers.cpu().numpy() for name, (integers, _) in solved.items()})
     if target == "finn":
         _check_finn(proto)
-    _check_output(model, args, proto)
+    check_output(model, args, proto)
     _annotate(proto, certificate)
     write_whole(export_path, proto.SerializeToString())
     return proto
@@ -346,41 +343,6 @@ def _check_integers(proto: onnx.ModelProto, integers: dict[str, np.ndarray]) -> 
                 f"the exported weights of layer '{name}' are not the model's integers; export "
                 "with dynamo=False, and report the layer if that does not help."
             )
-
-
-def _check_output(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> None:
-    """The file must compute what the model computes.
-
-    Float rounding can change one integer, and so the outputs: in a deep net of few bits for one
-    input in three. It does not do so for all nearby inputs, on which a wrong file stays wrong.
-    """
-    execution, errors = Execution(proto), []
-    for share in _NEARBY if any(arg.is_floating_point() for arg in args) else _NEARBY[:1]:
-        nearby = tuple(arg * share if arg.is_floating_point() else arg for arg in args)
-        errors.append(_output_error(model, nearby, proto, execution))
-        if errors[-1] <= _TOLERANCE:
-            return
-    raise ExportRefused(
-        "the exported file computes something else than the model (difference "
-        f"{min(errors):.3g}); please report the model's layers."
-    )
-
-
-def _output_error(
-    model: nn.Module, args: tuple, proto: onnx.ModelProto, execution: Execution
-) -> float:
-    """Largest difference between file and model, relative to outputs larger than 1."""
-    with evaluating(model), torch.no_grad():
-        outputs = model(*args)
-    found = execution(
-        {name: arg.cpu().numpy() for name, arg in zip(execution.inputs, args, strict=True)}
-    )
-    errors = []
-    for output, item in zip(tensors_in(outputs), proto.graph.output, strict=True):
-        expected = output.cpu().numpy()
-        scale = max(1.0, float(np.abs(expected).max()))
-        errors.append(float(np.abs(found[item.name] - expected).max()) / scale)
-    return float(np.max(errors))  # NaN stays NaN
 
 
 def _annotate(proto: onnx.ModelProto, certificate: Certificate) -> None:
