@@ -1,14 +1,16 @@
 """How the time of export, check, certify and emulate grows with the number of layers.
 
 A residual net of 8 channels, prepared and quantized without a solve, at growing depth. The CPU time
-of each step is divided by that at half the depth: 2 where it grows linearly.
+of each step, the median of several runs, is divided by that at half the depth: 2 where it grows
+linearly.
 
-    python benchmarks/growth.py --layers 25 50 100 200
+    python benchmarks/growth.py --layers 25 50 100 200 [--repeat 3]
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 import warnings
@@ -42,8 +44,8 @@ def net(layers: int) -> nn.Module:
     return nn.Sequential(stem, nn.ReLU(), *blocks, *pool, nn.Linear(8, 10)).eval()
 
 
-def times(layers: int) -> tuple[int, dict[str, float]]:
-    """Number of nodes of the file, and CPU seconds of each step."""
+def times(layers: int, repeat: int = 1) -> tuple[int, dict[str, float]]:
+    """Number of nodes of the file, and CPU seconds of each step, the median of several runs."""
     images, found = torch.randn(4, 3, 8, 8), {}
     model = prepare_for_finn(net(layers), [images], weight_bit_width=4, input_bit_width=4)
     with tempfile.TemporaryDirectory() as folder:
@@ -56,9 +58,12 @@ def times(layers: int) -> tuple[int, dict[str, float]]:
         }
         proto = None
         for name, step in steps.items():
-            start = time.process_time()
-            result = step()
-            found[name] = time.process_time() - start
+            seconds = []
+            for _ in range(repeat):
+                start = time.process_time()
+                result = step()
+                seconds.append(time.process_time() - start)
+            found[name] = statistics.median(seconds)
             proto = result if name == "export" else proto
     return len(proto.graph.node), found
 
@@ -66,13 +71,14 @@ def times(layers: int) -> tuple[int, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[25, 50, 100, 200])
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each step")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     times(8)  # imports and caches
     print(f"{'layers':>6} {'nodes':>6}", *(f"{n:>9} (ratio)" for n in STEPS))
     last: dict[str, float] = {}
     for layers in options.layers:
-        nodes, found = times(layers)
+        nodes, found = times(layers, options.repeat)
         columns = [
             f"{found[n]:8.2f}s ({found[n] / last[n]:5.2f})"
             if n in last
