@@ -51,6 +51,11 @@ class Minifloat:
         return 1 + self.exponent + self.mantissa
 
     @property
+    def significant(self) -> int:
+        """Bits that a number begins with; as an integer, all behind them are zero."""
+        return self.mantissa + 1
+
+    @property
     def bias(self) -> int:
         """What is subtracted from the stored exponent."""
         return 2 ** (self.exponent - 1) - 1
@@ -114,6 +119,15 @@ def minifloat(name: str) -> Minifloat:
             f"floating-point formats {', '.join(MINIFLOATS)}."
         )
     return MINIFLOATS[name]
+
+
+def is_format(numbers: InputRange | None, format: Format) -> bool:
+    """Whether these are the integers of inputs of a format; None stands for none."""
+    if numbers is None:
+        return False
+    if isinstance(format, str):
+        return numbers == minifloat(format).input_range
+    return numbers.bit_width == format
 
 
 def bits_of(format: Format) -> int:

@@ -19,7 +19,7 @@ from qonnx.custom_op.registry import is_custom_op
 
 from brevitas_axe.proof.emulator.session import needed, session
 
-QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant", "Trunc")
+QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant", "FloatQuant", "Trunc")
 # Result of a quantizer of values (not of weights) and its scale → what the run goes on with.
 Settle = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -44,7 +44,7 @@ class Execution:
 
         Args:
             feeds: values of the inputs by name.
-            settle: called with what every quantizer of values gives and its scale; the run goes on
+            settle: called with what every quantizer of values gives and its step; the run goes on
                 with what it returns.
         """
         context: dict[str, Any] = {"": None, **self._constants, **feeds}
@@ -56,13 +56,23 @@ class Execution:
                     constant = node.input[0] in self._constants
                     if settle is not None and node.op_type in QUANTIZERS and not constant:
                         found = context[node.output[0]]
-                        context[node.output[0]] = settle(found, context[node.input[1]])
+                        context[node.output[0]] = settle(found, _step(node, context))
                     continue
                 given = _given(node, context)
                 if index not in self._sessions:
                     self._sessions[index] = session(node, given, self._proto)
                 context.update(_run(node, given, self._sessions[index]))
         return {output.name: context[output.name] for output in self._proto.graph.output}
+
+
+def _step(node: onnx.NodeProto, context: Mapping[str, Any]) -> np.ndarray:
+    """Distance of what a quantizer gives to the next level above, away from zero."""
+    scale = context[node.input[1]]
+    if node.op_type != "FloatQuant":
+        return scale
+    mantissa, bias = (float(np.asarray(context[name])) for name in node.input[3:5])
+    numbers = np.abs(context[node.output[0]] / scale)
+    return scale * np.exp2(np.maximum(np.frexp(numbers)[1] - 1, 1 - bias) - mantissa)
 
 
 def run_node(

@@ -33,7 +33,6 @@ from brevitas.proxy import (
     DecoupledWeightQuantWithInputProxyFromInjector,
     WeightQuantProxyFromInjector,
 )
-from onnx import numpy_helper
 from qonnx.core.datatype import DataType
 from torch import Tensor, nn
 
@@ -41,10 +40,11 @@ from brevitas_axe.errors import AxeError, ExportRefused, InvalidOption
 from brevitas_axe.export.comparison import check_output
 from brevitas_axe.export.finn import check_finn
 from brevitas_axe.export.indexed import IndexedGraph
+from brevitas_axe.export.integers import WEIGHT_OPS, check_integers, solved_weights
 from brevitas_axe.export.streamline import streamlined
 from brevitas_axe.files import write_whole
 from brevitas_axe.model.devices import input_device, moved
-from brevitas_axe.model.layers import Layer, Proxy, find_layers, integer_weight
+from brevitas_axe.model.layers import Layer, Proxy, find_layers
 from brevitas_axe.model.proxies import AccumulatorAwareWeightQuantProxy
 from brevitas_axe.model.quantizers.two_region import Region, TwoRegionActQuantProxy
 from brevitas_axe.model.rewrites import tensors_in
@@ -56,7 +56,6 @@ Target = Literal["finn", "qonnx"]
 
 # Key of the metadata (qonnx's `get_metadata_prop`) that lists the proven accumulators by node name.
 ACCUMULATORS_KEY = "brevitas_axe.accumulators"
-_WEIGHT_OPS = ("Quant", "BipolarQuant")
 
 
 class _ExactScale(BrevitasWeightQuantProxyHandler):
@@ -152,7 +151,7 @@ def export_qonnx(
     _refuse_single_bits(model)
     layers = find_layers(model)
     observe_inputs(model, layers, args)
-    solved = _solved_weights(layers)
+    solved = solved_weights(layers)
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "model.onnx"
         with torch.no_grad(), _integer_exact_weights(layers, solved):
@@ -161,7 +160,7 @@ def export_qonnx(
             weights = {name: layer.weight.detach().cpu().numpy() for name, layer in layers.items()}
         proto = streamlined(_with_weight_names(onnx.load(raw), weights))
     certificate = certify_file(proto)
-    _check_integers(proto, {name: integers.cpu().numpy() for name, (integers, _) in solved.items()})
+    check_integers(proto, {name: integers.cpu().numpy() for name, (integers, _) in solved.items()})
     if target == "finn":
         _check_finn(proto)
     check_output(model, args, proto)
@@ -181,24 +180,6 @@ def _refuse_single_bits(model: nn.Module) -> None:
                 f"the activation quantizer '{name}' has integers of one bit, which QONNX does not "
                 "have for activations; use 2 bits, or a sign (SignedBinaryActPerTensorConst)."
             )
-
-
-def _solved_weights(layers: dict[str, Layer]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Integers and scale by layer; refuses what QONNX cannot represent or no accelerator builds."""
-    solved = {}
-    for name, layer in layers.items():
-        if layer.weight.dtype != torch.float32:
-            raise ExportRefused(
-                f"layer '{name}' is in {layer.weight.dtype}, but QONNX computes in float32; "
-                "convert the model by model.float() first."
-            )
-        solved[name] = integer_weight(name, layer)
-        if not bool(solved[name][0].any()):
-            raise ExportRefused(
-                f"all weights of layer '{name}' are zero, which FINN cannot build; give it a "
-                "wider accumulator or more weight bits."
-            )
-    return solved
 
 
 def _check_finn(proto: onnx.ModelProto) -> None:
@@ -313,7 +294,7 @@ def _with_weight_names(proto: onnx.ModelProto, weights: dict[str, np.ndarray]) -
         by_value.setdefault(_digest(weights[name]), []).append(name)
     renamed = {}
     for node in graph.nodes:
-        if node.op_type not in _WEIGHT_OPS or node.input[0] not in graph.constants:
+        if node.op_type not in WEIGHT_OPS or node.input[0] not in graph.constants:
             continue
         same = by_value.get(_digest(graph.array(node.input[0])))
         if same and node.input[0] not in renamed:
@@ -325,24 +306,6 @@ def _with_weight_names(proto: onnx.ModelProto, weights: dict[str, np.ndarray]) -
 def _digest(values: np.ndarray) -> tuple:
     """A key that is equal for equal arrays only."""
     return values.shape, values.dtype, values.tobytes()
-
-
-def _check_integers(proto: onnx.ModelProto, integers: dict[str, np.ndarray]) -> None:
-    """The file's weight quantizers must give exactly the model's integers."""
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    found = {}
-    for node in proto.graph.node:
-        if node.op_type in _WEIGHT_OPS and node.input[0] in constants:
-            weight, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
-            ratio = weight / scale
-            found[node.input[0]] = np.sign(ratio) if "Bip" in node.op_type else np.round(ratio)
-    for name, expected in integers.items():
-        actual = found.get(f"{name}.weight")
-        if actual is None or not np.array_equal(actual, expected):
-            raise ExportRefused(
-                f"the exported weights of layer '{name}' are not the model's integers; export "
-                "with dynamo=False, and report the layer if that does not help."
-            )
 
 
 def _annotate(proto: onnx.ModelProto, certificate: Certificate) -> None:

@@ -16,11 +16,13 @@ from brevitas import nn as qnn
 from brevitas.core.zero_point import ZeroZeroPoint
 from brevitas.proxy import DecoupledWeightQuantProxyFromInjector
 from brevitas.proxy.runtime_quant import DynamicActQuantProxyFromInjector
-from brevitas.quant_tensor import IntQuantTensor
+from brevitas.quant_tensor import FloatQuantTensor, IntQuantTensor
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidOption, NonFiniteValues, UnsupportedLayer
+from brevitas_axe.formats import minifloat
+from brevitas_axe.model.minifloats import format_of, nearest_significant
 
 # A quantizer of a layer, or an injector: Brevitas gives it its attributes at run time.
 Proxy = Any
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
         padding_mode: str
         _reversed_padding_repeated_twice: list[int]
 
-        def quant_weight(self) -> IntQuantTensor: ...
+        def quant_weight(self) -> Any: ...
 
 else:
     Layer = nn.Module
@@ -222,10 +224,13 @@ def _transposed_patches(module: Layer, x: Tensor) -> Tensor:
     return taps.flip(1).reshape(patches.shape)
 
 
-def input_range(quant_input: IntQuantTensor, layer: Layer | None = None) -> InputRange:
+def input_range(
+    quant_input: IntQuantTensor | FloatQuantTensor, layer: Layer | None = None
+) -> InputRange:
     """Integers that a quantized activation can take, minus its zero point.
 
-    Narrow ranges are not used: tools such as FINN compute with the full data type.
+    Narrow ranges are not used: tools such as FINN compute with the full data type. Floating-point
+    numbers are integers on their finest grid.
 
     Args:
         quant_input: the activation.
@@ -236,6 +241,8 @@ def input_range(quant_input: IntQuantTensor, layer: Layer | None = None) -> Inpu
         exact = getattr(layer.input_quant, "integer_range", None)
         if exact is not None:
             return exact
+    if isinstance(quant_input, FloatQuantTensor):
+        return minifloat(format_of(quant_input)).input_range
     bits = int(quant_input.bit_width.max())
     signed = bool(quant_input.signed)
     if layer is not None and _finds_zero_points(layer.input_quant):
@@ -261,7 +268,8 @@ def is_accumulator_aware(module: Layer) -> bool:
 def integer_weight(name: str, module: Layer) -> tuple[Tensor, Tensor]:
     """Integer weights and scale that a layer computes with.
 
-    A2Q and A2Q+ quantizers depend on their input: call `observe_inputs` first.
+    Floating-point weights are integers on their finest grid, whose step is part of the scale. A2Q
+    and A2Q+ quantizers depend on their input: call `observe_inputs` first.
 
     Args:
         name: layer name, for messages.
@@ -280,6 +288,11 @@ def integer_weight(name: str, module: Layer) -> tuple[Tensor, Tensor]:
                 f"the weights of layer '{name}' contain NaN or infinity; repair the checkpoint."
             )
         weight = module.quant_weight()
+        if isinstance(weight, FloatQuantTensor):
+            known = minifloat(format_of(weight))
+            scale = weight.scale * float(known.step)  # exact: a power of two
+            numbers = nearest_significant(weight.value.double() / scale, known.significant)
+            return numbers.to(torch.int64), scale
         if bool((weight.zero_point != 0).any()):
             raise UnsupportedLayer(
                 f"layer '{name}' has asymmetric weights (non-zero zero point), which hardware "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from brevitas import config
 from brevitas.graph.calibrate import QuantizationStatusManager
-from brevitas.quant_tensor import IntQuantTensor, QuantTensor
+from brevitas.quant_tensor import FloatQuantTensor, IntQuantTensor, QuantTensor
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -150,7 +150,7 @@ def with_first_input(args: tuple, kwargs: dict, value: Any) -> Batch:
 
 def dequantized(layer_input: Any) -> Tensor:
     """A layer's input as a plain tensor."""
-    return layer_input.value if isinstance(layer_input, IntQuantTensor) else layer_input
+    return tensor_of(layer_input)
 
 
 def tensor_of(output: Any) -> Any:
@@ -186,7 +186,7 @@ def observe_inputs(
 
     def note(name: str, layer: Layer, args: tuple, kwargs: dict) -> None:
         quantized = layer.input_quant(first_input(args, kwargs))
-        known = isinstance(quantized, IntQuantTensor)
+        known = isinstance(quantized, IntQuantTensor | FloatQuantTensor)
         calls.setdefault(name, []).append(input_range(quantized, layer) if known else None)
         if known and is_accumulator_aware(layer):
             layer.weight_quant.cache_inference_quant_act = True

@@ -58,6 +58,9 @@ from brevitas_axe.run.widths import INPUT_BITS, WEIGHT_BITS, best_widths
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+# What handles no floating-point format, in messages.
+_INTEGERS = "block by block, layers get"
+
 
 def quantize_blocks(
     model: nn.Module,
@@ -106,6 +109,7 @@ def quantize_blocks(
     check_plainly_written(model)
     check_solved_in_blocks(model)
     request = requested(plan, recipe, exclude, run, keywords)
+    request.check_integers(_INTEGERS)
     batches = as_batches(calibration, model)
     restore = experts_to_linears(model, request.exclude)
     try:
@@ -134,6 +138,7 @@ def solve_blocks(
     model: nn.Module, batches: Sequence[Batch], request: Request, stack: str | None = None
 ) -> BlocksResult:
     """Solves the blocks of a float model in place, as `quantize_blocks` says."""
+    request.check_integers(_INTEGERS)
     request = request.settled(plain=True)
     check_disk(model, request.run)
     blocks = find_blocks(model, stack)

@@ -178,7 +178,6 @@ def requested(
         keywords.get("validate"),
         LayerPrecision(**given),
     )
-    request.check_integers("layers can be given")
     bits = [key for key in ("weight_bit_width", "input_bit_width") if key in keywords]
     _check_chosen_widths(request, given_plan, bits)
     chosen = request.recipe.resolved()

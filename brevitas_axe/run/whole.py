@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
+from brevitas_axe.formats import Format
 from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.model.apply.activations import code_bits, set_input_bits
+from brevitas_axe.model.apply.minifloats import weight_format
 from brevitas_axe.model.attention_products import certified
 from brevitas_axe.model.constant_rows import ConstantRows
 from brevitas_axe.model.experts import experts_to_linears
@@ -217,11 +219,18 @@ def _plan(layers: dict[str, Layer], request: Request) -> Plan | None:
     said = request.recipe.rules or told.weight or told.input or request.of_branches
     if request.plan is not None:
         return _filled(request.plan, told)
-    if not said:
+    uniform = (request.widths.weight, request.widths.input)
+    if not said and not any(isinstance(format, str) for format in uniform):
         return None
     columns = {name: unroll_weight(m, m.weight).shape[2] for name, m in layers.items()}
     # Bits that nothing sets stay what they are.
+    formats = {
+        key: value
+        for key, value in zip(("weight", "input"), uniform, strict=True)
+        if isinstance(value, str)
+    }
     widths = replace(request.widths, weight=told.weight, input=told.input)
+    widths = replace(widths, **formats)
     return layer_widths(layers, columns, request.recipe, widths, request.of_branches)
 
 
@@ -253,14 +262,18 @@ def _follow_inputs(
 
 
 def _final_plan(axe: axe_mode) -> Plan:
-    """The plan with the bits that the quantizers really have."""
+    """The plan with the bits, or the formats, that the quantizers really have."""
     final: dict[str, LayerPrecision] = {}
     for name, precision in axe.plan.layers.items():
         proxy = axe.layers[name].weight_quant
-        bits = int(proxy.tensor_quant.msb_clamp_bit_width_impl())
+        weights = weight_format(axe.layers[name])
+        if weights is None:
+            weights = int(proxy.tensor_quant.msb_clamp_bit_width_impl())
         input_range = proxy.input_range
-        inputs = code_bits(axe.layers[name])
-        if inputs is None and input_range is not None:
+        inputs: Format | None = code_bits(axe.layers[name])
+        if isinstance(precision.input, str):
+            inputs = precision.input
+        elif inputs is None and input_range is not None:
             inputs = input_range.bit_width
-        final[name] = replace(precision, weight=bits, input=inputs)
+        final[name] = replace(precision, weight=weights, input=inputs)
     return Plan(final)

@@ -135,7 +135,7 @@ def test_whole_models_of_another_device_are_exported(tmp_path: Path, monkeypatch
     here.eval()
     export_qonnx(here, x, tmp_path / "here.onnx")
     layers = find_layers(here)
-    solution, trace = qonnx._solved_weights(layers), qonnx._trace
+    solution, trace = qonnx.solved_weights(layers), qonnx._trace
 
     def trace_here(_: nn.Module, args: tuple, *rest) -> None:
         # The tracer is torch's own, and knows real devices only.

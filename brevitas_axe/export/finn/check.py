@@ -37,6 +37,7 @@ _QUANTIZERS: dict[str, Rule] = {
     "Quant": quantizers.quant,
     "IntQuant": quantizers.quant,
     "BipolarQuant": quantizers.bipolar_quant,
+    "FloatQuant": floats.float_quant,
     "Trunc": quantizers.trunc,
     "MultiThreshold": thresholds.multi_threshold,
     "XnorPopcountMatMul": thresholds.popcount,
@@ -198,7 +199,7 @@ def _apply(node: Node, graph: Graph) -> None:
         for tensor in node.inputs
         if tensor and graph.constant(tensor) is None
     ]
-    if not inputs:
+    if not inputs and node.op != "FloatQuant":
         return  # constants are looked up in the facts
     table = _QUANTIZERS if node.domain in QONNX_DOMAINS else _STANDARD if not node.domain else {}
     value = table.get(node.op, joins.unknown)(node, inputs, graph)

@@ -12,6 +12,14 @@ from brevitas_axe.proof.graph.modelfile import Node
 VERSAL = ("Gelu", "Sigmoid", "Tanh")
 
 
+def float_quant(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """Floating-point numbers of few bits, as weights or as activations."""
+    name = graph.name(node)
+    problem = f"the quantizer '{name}' gives floating-point numbers, which FINN cannot build"
+    way_out = "plan bits of integers there, or export with target='qonnx'"
+    return Lost(graph.report(name, "floating_point", problem, way_out))
+
+
 def versal(node: Node, inputs: list[Value], graph: Graph) -> Value:
     """GELU, sigmoid (SiLU too) and tanh: PWPolyF, a piecewise polynomial."""
     return _unit(node, inputs, graph, ", for Versal devices only")

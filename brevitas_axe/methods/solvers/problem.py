@@ -54,6 +54,8 @@ class LayerProblem:
         tile_starts: the first column of every tile, ascending from 0, instead of a tile size.
         shared_scale: all groups and rows keep one common scale (per-tensor quantization).
         power_of_two: the scale must stay a power of two times the start scale.
+        significant: bits that an integer may begin with, all behind them being zero: the numbers
+            of a floating-point format on their finest grid. None for all integers.
         name: of the layer, for messages.
 
     Raises:
@@ -78,6 +80,7 @@ class LayerProblem:
     tile_starts: tuple[int, ...] | None = None
     shared_scale: bool = False
     power_of_two: bool = False
+    significant: int | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -103,7 +106,8 @@ class LayerProblem:
             raise InvalidOption(f"The range of the integer weights{self._of} must contain zero.")
         # Python integers: the product itself must not wrap.
         largest_input = max(-int(low.min()), int(high.max()))
-        if largest_input * max(-int(smallest.min()), int(largest.max())) >= 2**62:
+        product = largest_input * max(-int(smallest.min()), int(largest.max()))
+        if product >= 2**62 and not (self.significant and self.unlimited):
             raise InvalidOption(
                 f"Weights times inputs{self._of} must stay below 2^62: use fewer bits."
             )
@@ -273,7 +277,7 @@ class LayerSolution:
     """Integers and scale of one layer.
 
     Attributes:
-        integers: int32 [groups, rows, K].
+        integers: int32 [groups, rows, K], or int64 where a floating-point format needs it.
         scale: shaped like the problem's scale.
         bias_shift: [groups, rows] to be added to the bias, or None.
     """

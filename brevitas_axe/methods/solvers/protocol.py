@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
 from brevitas_axe.methods.solvers.rounding import Schedule, Variable
-from brevitas_axe.registry import Facts
+from brevitas_axe.registry import Facts, methods
 
 
 class Solver(Protocol):
@@ -22,6 +22,8 @@ class Solver(Protocol):
         uses_float_inputs: at quality "fast" it looks at `problem.cross`, the products with the
             float inputs; "best" always does.
         facts: for the catalogue.
+        rounds_floats: it takes problems with `significant` bits too; left out, it does not, and
+            layers in floating-point formats are given to another solver (`for_floats`).
 
     Args:
         problem: the layer; not modified.
@@ -46,6 +48,13 @@ class Solver(Protocol):
     def __call__(
         self, problem: LayerProblem, *, act_order: bool = False, quality: Quality = "fast"
     ) -> LayerSolution: ...
+
+
+def for_floats(solver: Solver) -> Solver:
+    """The solver, if it rounds to floating-point formats, else the first of the room that does."""
+    others = sorted(methods("solvers").items())
+    able = (s for s in (solver, *(s for _, s in others)) if getattr(s, "rounds_floats", False))
+    return next(able)
 
 
 class WideSolver(Solver, Protocol):

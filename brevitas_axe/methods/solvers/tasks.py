@@ -16,7 +16,7 @@ from joblib import Parallel, delayed
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
-from brevitas_axe.methods.solvers.protocol import Solver
+from brevitas_axe.methods.solvers.protocol import Solver, for_floats
 
 # Every task factorizes the layer's moments again; with many rows per task that costs little.
 ROWS_PER_TASK = 512
@@ -82,4 +82,13 @@ def _solve(
     problem: LayerProblem, solver: Solver, act_order: bool, quality: Quality
 ) -> LayerSolution:
     torch.set_num_threads(1)
+    return solve_layer(problem, solver, act_order, quality)
+
+
+def solve_layer(
+    problem: LayerProblem, solver: Solver, act_order: bool, quality: Quality
+) -> LayerSolution:
+    """One layer here, by the solver, or by one that rounds to floats where it has these."""
+    if problem.significant is not None:
+        solver = for_floats(solver)
     return solver(problem, act_order=act_order, quality=quality)

@@ -16,6 +16,8 @@ from torch import nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidPlan
+from brevitas_axe.formats import Format, is_format
+from brevitas_axe.model.apply.minifloats import give_inputs
 from brevitas_axe.model.apply.ranges import current_bits, write_bits
 from brevitas_axe.model.layers import Layer, Proxy, find_layers
 from brevitas_axe.model.prepare import Batch, one_sample
@@ -128,20 +130,21 @@ def set_input_bits(
 ) -> None:
     """Gives the quantizers that feed the planned layers the planned input bits, in place.
 
+    Those that are planned in a floating-point format are replaced.
+
     Raises:
         InvalidPlan: two layers want different bits of one quantizer, or a layer's input does not
             get the planned bits.
     """
     layers = find_layers(model, exclude, tile_scales=True)
     plan.check_names(layers)
-    plan.check_integers("quantizers can be given")
     plan = _without_codes(layers, plan)
     if _arrive(plan, observe_inputs(model, layers, args, kwargs)):
         return  # saves a forward per quantizer
     proxies = activation_quantizers(model)
-    wanted: dict[str, tuple[int, str]] = {}
+    wanted: dict[str, tuple[Format, str]] = {}
     for name, quantizers in input_sources(model, args, kwargs, exclude).items():
-        bits = plan.layers[name].input_bits if name in plan.layers else None
+        bits = plan.layers[name].input if name in plan.layers else None
         if bits is None:
             continue
         for quantizer in quantizers:
@@ -152,12 +155,15 @@ def set_input_bits(
                     f"{known} and {bits} input bits; give both the same."
                 )
     for quantizer, (bits, _) in wanted.items():
-        set_bits(proxies[quantizer], bits)
+        if isinstance(bits, str):
+            give_inputs(model, proxies[quantizer], bits)
+        else:
+            set_bits(proxies[quantizer], bits)
     for layer in layers.values():
         if hasattr(layer.weight_quant, "set_input_range"):
             layer.weight_quant.set_input_range(None)
     for name, input_range in _widest(observe_inputs(model, layers, args, kwargs)).items():
-        bits = plan.layers[name].input_bits if name in plan.layers else None
+        bits = plan.layers[name].input if name in plan.layers else None
         check_arriving(name, bits, input_range)
 
 
@@ -179,7 +185,9 @@ def _without_codes(layers: Mapping[str, Layer], plan: Plan) -> Plan:
         bits = code_bits(layers[name])
         if bits is None:
             others[name] = precision
-        elif (wanted := precision.input_bits) not in (None, bits):
+        elif isinstance(wanted := precision.input, str):
+            precision.check_integers(name, "its input quantizer gives")
+        elif wanted not in (None, bits):
             set_bits([layers[name].input_quant], wanted)
             if hasattr(layers[name].weight_quant, "set_input_range"):
                 layers[name].weight_quant.set_input_range(None)
@@ -188,28 +196,29 @@ def _without_codes(layers: Mapping[str, Layer], plan: Plan) -> Plan:
 
 def _arrive(plan: Plan, seen: Ranges) -> bool:
     """Whether every planned layer that a forward calls gets its planned input bits already."""
-    bits = {
-        name: None if input_range is None else input_range.bit_width
-        for name, input_range in _widest(seen).items()
-    }
-    return all(p.input in (None, bits.get(name, p.input)) for name, p in plan.layers.items())
+    widest = _widest(seen)
+    return all(
+        p.input is None or name not in widest or is_format(widest[name], p.input)
+        for name, p in plan.layers.items()
+    )
 
 
-def check_arriving(name: str, bits: int | None, arrives: InputRange | None) -> None:
+def check_arriving(name: str, bits: Format | None, arrives: InputRange | None) -> None:
     """Raises InvalidPlan when a layer's input does not have the bits that it should have.
 
     Args:
         name: layer name.
-        bits: its planned input bits; None for any.
+        bits: its planned input bits, or their floating-point format; None for any.
         arrives: integers of the input; None where it is not quantized.
     """
-    found = None if arrives is None else arrives.bit_width
-    if bits not in (None, found):
-        what = "a float input" if found is None else f"an input of {found} bits"
-        raise InvalidPlan(
-            f"layer '{name}' is given {bits} input bits, but with these set {what} arrives; "
-            "quantize its input directly in front of it."
-        )
+    if bits is None or is_format(arrives, bits):
+        return
+    what = "a float input" if arrives is None else f"an input of {arrives.bit_width} bits"
+    given = f"{bits} input bits" if isinstance(bits, int) else f"inputs in {bits}"
+    raise InvalidPlan(
+        f"layer '{name}' is given {given}, but with these set {what} arrives; "
+        "quantize its input directly in front of it."
+    )
 
 
 def _widest(calls: Ranges) -> dict[str, InputRange | None]:

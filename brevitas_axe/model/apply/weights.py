@@ -8,11 +8,14 @@ from typing import Literal, get_args
 
 import torch
 from brevitas.inject.enum import ScalingImplType, ScalingPerOutputType, StatsOp
+from brevitas.proxy.float_parameter_quant import WeightFloatQuantProxyFromInjectorBase
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidOption, InvalidPlan, InvalidTile, NotProven, UnsupportedLayer
+from brevitas_axe.formats import is_format
 from brevitas_axe.model.apply.activations import set_input_bits
+from brevitas_axe.model.apply.minifloats import give_weights, set_unit, unit, weight_format
 from brevitas_axe.model.apply.ranges import FittedBitWidth, write_bits
 from brevitas_axe.model.layers import (
     Layer,
@@ -73,7 +76,8 @@ def apply_plan(
         plan: widths by layer name.
         args: arguments of one forward, which shows the input range of every layer;
             needed where layers have A2Q or A2Q+ quantizers, or get them, and where input bits are
-            planned for a layer whose input another layer's quantizer gives.
+            planned for a layer whose input another layer's quantizer gives, or a floating-point
+            format is.
         exclude: names of layers to leave alone.
         quantizer: "axe" (ours), "a2q" or "a2q+" (Brevitas's).
 
@@ -112,7 +116,6 @@ def apply_precision(
     quantizer: Quantizer = "axe",
 ) -> None:
     """`apply_plan` for one layer; `arriving` are its input ranges, call by call."""
-    precision.check_integers(name, "quantizers can be given")
     if precision.tile is not None:
         columns = unroll_weight(layer, layer.weight).shape[-1]
         if precision.tile > columns:
@@ -120,17 +123,46 @@ def apply_precision(
                 f"tile {precision.tile} is larger than the {columns} inputs of layer '{name}'; "
                 "use a smaller tile or None."
             )
-    if precision.input_bits is not None:
-        _set_input_bits(name, layer, precision.input_bits, arriving)
+    if isinstance(precision.input, str):
+        _check_format(name, precision.input, arriving)
+    elif precision.input is not None:
+        _set_input_bits(name, layer, precision.input, arriving)
     if quantizer != "axe":
+        precision.check_integers(name, "A2Q bounds")
         _make_a2q(name, layer, precision, quantizer)
         return
-    make_accumulator_aware(name, layer)
+    if isinstance(precision.weight, str):
+        _give_format(name, layer, precision.weight)
+    elif weight_format(layer) is None:
+        make_accumulator_aware(name, layer)
+    elif precision.weight is not None:
+        raise InvalidPlan(
+            f"layer '{name}' has floating-point weights, and its plan wants integers of "
+            f"{precision.weight} bits; begin with the model before it was quantized."
+        )
     proxy = layer.weight_quant
-    if precision.weight_bits is not None:
-        _set_bits(proxy, precision.weight_bits)
+    if isinstance(precision.weight, int):
+        _set_bits(proxy, precision.weight)
     proxy.accumulator_bit_width = precision.accumulator
     proxy.accumulator_tile_size = precision.tile
+
+
+def _give_format(name: str, layer: Layer, format: str) -> None:
+    """Floating-point weights, with the granularity and the kind of scale that the layer has."""
+    now = weight_format(layer)
+    if now is None:
+        make_accumulator_aware(name, layer)  # refuses what is not symmetric
+    if now != format:
+        give_weights(layer, format, is_shared_scale(layer), is_power_of_two(layer))
+
+
+def _check_format(name: str, format: str, arriving: Sequence[InputRange | None]) -> None:
+    """Raises InvalidPlan where a layer's input is not in its planned floating-point format."""
+    if not arriving or not all(is_format(numbers, format) for numbers in arriving):
+        raise InvalidPlan(
+            f"layer '{name}' is planned with inputs in {format}, but none arrive; give apply_plan "
+            "the arguments of a forward, args=(x,), and quantize the input in front of the layer."
+        )
 
 
 def make_accumulator_aware(name: str, layer: Layer) -> None:
@@ -175,6 +207,12 @@ def make_accumulator_aware(name: str, layer: Layer) -> None:
 
 
 def _check_integers(name: str, proxy: Proxy) -> None:
+    if isinstance(proxy, WeightFloatQuantProxyFromInjectorBase):
+        raise UnsupportedLayer(
+            f"layer '{name}' has floating-point weights of its own quantizer; give it integers, "
+            "and plan the format for it, or exclude it by name, "
+            f"exclude=('{name}',)."
+        )
     if not hasattr(proxy.tensor_quant, "int_quant"):
         raise UnsupportedLayer(
             f"layer '{name}' has binary or ternary weights, which no solver can make smaller; give "
@@ -239,12 +277,16 @@ def is_power_of_two(layer: Layer) -> bool:
 def current_scale(layer: Layer) -> Tensor:
     """Scale of one of our quantizers, [groups, rows] (a shared one repeated).
 
-    [groups, rows, tiles] where each tile has its own.
+    [groups, rows, tiles] where each tile has its own. Of floating-point weights it is what an
+    integer on their finest grid stands for.
     """
     with torch.no_grad():
-        quant = layer.weight_quant.tensor_quant
-        threshold = quant.int_scaling_impl(quant.msb_clamp_bit_width_impl())
-        scale = quant.scaling_impl(layer.weight, threshold).detach().flatten()
+        if weight_format(layer) is not None:
+            scale = unit(layer).flatten()
+        else:
+            quant = layer.weight_quant.tensor_quant
+            threshold = quant.int_scaling_impl(quant.msb_clamp_bit_width_impl())
+            scale = quant.scaling_impl(layer.weight, threshold).detach().flatten()
         groups, rows, _ = unroll_weight(layer, layer.weight).shape
         if layer.weight_quant.scale_tile is not None:
             return scale.reshape(groups, rows, -1)
@@ -257,6 +299,8 @@ def set_scale(layer: Layer, scale: Tensor) -> Tensor:
     The two may differ in the last bits (the parameter is the range, scale × largest integer),
     so weights must be written with the returned one.
     """
+    if weight_format(layer) is not None:
+        return set_unit(layer, scale.view(unit(layer).shape))
     quant = layer.weight_quant.tensor_quant
     impl = quant.scaling_impl
     bit_width = quant.msb_clamp_bit_width_impl()
@@ -286,7 +330,8 @@ def write_solution(
     """
     proxy = layer.weight_quant
     shape = proxy.tensor_quant.scaling_impl.value.shape
-    if isinstance(bits := proxy.tensor_quant.msb_clamp_bit_width_impl, FittedBitWidth):
+    bits = getattr(proxy.tensor_quant, "msb_clamp_bit_width_impl", None)
+    if isinstance(bits, FittedBitWidth):
         # The ranges were fitted to weights that are no more.
         proxy.tensor_quant.msb_clamp_bit_width_impl = bits.bit_width
     flat = scale.flatten()

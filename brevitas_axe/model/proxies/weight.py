@@ -11,16 +11,16 @@ from brevitas.proxy import WeightQuantProxyFromInjector
 from brevitas.quant_tensor import GroupwiseIntQuantTensor, IntQuantTensor, QuantTensor
 from torch import Tensor, nn
 
-from brevitas_axe.accumulator import InputRange, check_bit_width, tile_starts
-from brevitas_axe.errors import MissingInputQuantizer, UnsupportedLayer
-from brevitas_axe.model.layers import Layer, input_range
+from brevitas_axe.accumulator import check_bit_width, tile_starts
+from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.model.proxies.observed import ObservedInput, described
 from brevitas_axe.model.proxies.projected import ProjectedIntegers
 from brevitas_axe.model.proxies.projection import Budget
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
-class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
+class AccumulatorAwareWeightQuantProxy(ObservedInput, WeightQuantProxyFromInjector):
     """Quantizes as its Brevitas injector says, then keeps every dot product inside ±(2^(P-1)-1).
 
     Tiles that fit pass bit for bit; the others are projected (`ProjectedIntegers`). The budget
@@ -32,9 +32,6 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         accumulator_tile_size: inputs per inner accumulator; None means the whole dot product.
     """
 
-    input_low: Tensor
-    input_high: Tensor
-
     def __init__(self, quant_layer: nn.Module, quant_injector: Any) -> None:
         super().__init__(quant_layer, quant_injector)
         self.accumulator_bit_width: int | None = quant_injector.accumulator_bit_width
@@ -42,9 +39,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         if self.accumulator_bit_width is not None:
             self.accumulator_bit_width = check_bit_width(self.accumulator_bit_width)
         tile_starts(1, self.accumulator_tile_size)
-        # Both 0: no quantized input has been observed yet.
-        self.register_buffer("input_low", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("input_high", torch.zeros((), dtype=torch.int64))
+        self.begin_observing()
         self._cached_budget: Budget | None = None
         self._anew: str | None = None
         self.register_load_state_dict_post_hook(reset_scale)
@@ -61,39 +56,6 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
     @property
     def requires_quant_input(self) -> bool:
         return True
-
-    @property
-    def input_range(self) -> InputRange | None:
-        """Widest range of input integers seen, None before the first quantized input."""
-        # Read at every call: averaged and parallel copies of a model write into the buffers.
-        low, high = int(self.input_low), int(self.input_high)
-        return InputRange(low, high) if high > low else None
-
-    def set_input_range(self, input_range: InputRange | None) -> None:
-        """Replaces the observed range; None resets it (after narrowing the activations)."""
-        self.input_low.fill_(input_range.low if input_range else 0)
-        self.input_high.fill_(input_range.high if input_range else 0)
-
-    def observe(self, quant_input: Tensor | IntQuantTensor | None) -> InputRange:
-        """Widens the range by this input's and returns it.
-
-        Raises:
-            MissingInputQuantizer: neither this input nor an earlier one was quantized.
-        """
-        known = self.input_range
-        if isinstance(quant_input, IntQuantTensor):
-            seen = input_range(quant_input, self.tracked_module_list[0])
-            wider = seen if known is None else known.union(seen)
-            if wider != known:
-                self.set_input_range(wider)
-            return wider
-        if known is None:
-            raise MissingInputQuantizer(
-                f"the input of {_describe(self.tracked_module_list[0])} is not quantized to "
-                "integers, so its accumulator cannot be bounded; give the layer an input_quant, "
-                "or feed it a QuantTensor (return_quant_tensor=True of the activation before it)."
-            )
-        return known
 
     def retrieve_attribute(self, attribute: str):
         """Scale, zero point or bit width: no input is needed, as the budget changes neither."""
@@ -135,7 +97,7 @@ class AccumulatorAwareWeightQuantProxy(WeightQuantProxyFromInjector):
         layer, quant = self.tracked_module_list[0], self.tensor_quant
         if not isinstance(quant.zero_point_impl, ZeroZeroPoint):
             raise UnsupportedLayer(
-                f"{_describe(layer)} has asymmetric weights, which hardware multiplies "
+                f"{described(layer)} has asymmetric weights, which hardware multiplies "
                 "unshifted; use a symmetric weight quantizer."
             )
         bit_width = quant.msb_clamp_bit_width_impl()
@@ -197,7 +159,3 @@ class TileScaledWeightQuantProxy(AccumulatorAwareWeightQuantProxy):
             self.training,
             self.tracked_parameter_list[0].shape,
         )
-
-
-def _describe(layer: Layer) -> str:
-    return f"{type(layer).__name__}{tuple(layer.weight.shape)}"

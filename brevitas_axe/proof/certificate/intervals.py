@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from brevitas.quant_tensor import IntQuantTensor, QuantTensor
+from brevitas.quant_tensor import FloatQuantTensor, IntQuantTensor, QuantTensor
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from brevitas_axe.proof.certificate.floats import numbers_of
 from brevitas_axe.proof.graph.grid import Unprovable, quantizer_range
 
 # Smallest and largest real value; None where nothing is known.
@@ -76,8 +77,7 @@ class Intervals:
         for part in tree_leaves(output, is_leaf=lambda part: isinstance(part, QuantTensor)):
             tensor = getattr(part, "value", part)
             if isinstance(tensor, Tensor):
-                quantized = isinstance(part, IntQuantTensor)
-                self._of[tensor] = declared(part, derived) if quantized else None
+                self._of[tensor] = declared(part, derived)
 
     def came_from_elsewhere(self, output: Any, model: nn.Module) -> bool:
         """Whether an output was computed by nothing that was seen, and is no part of the model."""
@@ -90,13 +90,21 @@ class Intervals:
             if isinstance(tensor, Tensor) and tensor.is_floating_point()
         )
 
-    def check(self, value: IntQuantTensor, low: int, high: int) -> None:
-        """Raises Unprovable unless all values are known to be within integers times the scale."""
+    def check(
+        self, value: IntQuantTensor | FloatQuantTensor, low: int, high: int, step: float = 1.0
+    ) -> None:
+        """Raises Unprovable unless all values are known to be within integers times the scale.
+
+        Args:
+            value: the tensor.
+            low, high: integers.
+            step: of a floating-point format, of which they are multiples.
+        """
         if value.value not in self._of:
             raise Unprovable(
                 "its input was computed where it could not be followed, such as in another thread"
             )
-        ends, scale = self._of[value.value], float(_doubles(value.scale).abs().max())
+        ends, scale = self._of[value.value], float(_doubles(value.scale).abs().max()) * step
         if ends is None:
             raise Unprovable(
                 "its input was changed, in a way that is not followed, after it was quantized; "
@@ -214,8 +222,12 @@ class Intervals:
         return min(max(ends[0], floor[0]), top[0]), min(max(ends[1], floor[1]), top[1])
 
 
-def declared(value: IntQuantTensor, derived: bool = False) -> Interval:
+def declared(value: object, derived: bool = False) -> Interval:
     """The real values that a quantized tensor says it can have; see `Intervals.born`."""
+    if isinstance(value, FloatQuantTensor):
+        return _declared_floats(value)
+    if not isinstance(value, IntQuantTensor):
+        return None
     bits = float(value.bit_width.max()) if value.bit_width.numel() else math.nan
     points, scales = _doubles(value.zero_point), _doubles(value.scale)
     if not 1 <= bits <= _MAX_BITS or not (points.numel() and scales.numel()):
@@ -224,6 +236,16 @@ def declared(value: IntQuantTensor, derived: bool = False) -> Interval:
     ends = low - float(points.max()), high - float(points.min())
     corners = [end * float(s) for end in ends for s in (scales.min(), scales.max())]
     return min(corners), max(corners)
+
+
+def _declared_floats(value: FloatQuantTensor) -> Interval:
+    """The same for floating-point numbers; None where they may be infinite."""
+    try:
+        numbers = numbers_of(value, "tensor")
+    except Unprovable:
+        return None
+    size = float(_doubles(value.scale).abs().max()) * numbers.step if value.scale.numel() else 0.0
+    return -numbers.largest * size, numbers.largest * size
 
 
 def _doubles(tensor: Tensor) -> Tensor:

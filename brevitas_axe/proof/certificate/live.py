@@ -24,7 +24,7 @@ from brevitas.proxy.runtime_quant import (
     DynamicActQuantProxyFromInjector,
     TruncQuantProxyFromInjector,
 )
-from brevitas.quant_tensor import IntQuantTensor
+from brevitas.quant_tensor import FloatQuantTensor, IntQuantTensor
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -39,6 +39,7 @@ from brevitas_axe.proof.certificate.certificate import (
     tool_version,
 )
 from brevitas_axe.proof.certificate.escapes import Readings, overridden
+from brevitas_axe.proof.certificate.floats import numbers_of
 from brevitas_axe.proof.certificate.intervals import Intervals
 from brevitas_axe.proof.certificate.outside import Outside
 from brevitas_axe.proof.certificate.proof import Found, prove
@@ -146,7 +147,8 @@ class _Watch:
         calls: layer name → its dot product, call by call.
         strays: module name → operations that multiply or add numbers outside any layer.
         stack: names of the modules that are running, innermost last.
-        exact: id → bit-width tensor produced by a quantizer (kept alive so that ids stay unique).
+        exact: id → bit-width tensor produced by a quantizer, of floats that of the exponent (kept
+            alive so that ids stay unique).
         summed: id of such a bit width → integers of the sum of quantizers that gave it.
         fixed_zero_points, runtime_zero_points: id → zero point produced by a quantizer, likewise;
             the latter ones are computed at run time.
@@ -200,6 +202,8 @@ class _Watch:
         return "float" if isinstance(module, _FLOAT) else ""
 
     def _mark_exact(self, value: object, at_run_time: bool = False) -> None:
+        if isinstance(value, FloatQuantTensor):
+            self.exact[id(value.exponent_bit_width)] = value.exponent_bit_width
         if isinstance(value, IntQuantTensor):
             self.exact[id(value.bit_width)] = value.bit_width
             points = self.runtime_zero_points if at_run_time else self.fixed_zero_points
@@ -274,6 +278,10 @@ class _Watch:
         yield module.register_forward_hook(leave, with_kwargs=True, prepend=True)
 
     def _read(self, value: object, channel_axis: int | None) -> InputFact:
+        if isinstance(value, FloatQuantTensor):
+            fact = read_input(value, channel_axis, id(value.exponent_bit_width) in self.exact)
+            self.intervals.check(value, fact.low, fact.high, numbers_of(value, "input").step)
+            return fact
         if not isinstance(value, IntQuantTensor):
             return read_input(value, channel_axis, exact=False)
         exact = id(value.bit_width) in self.exact

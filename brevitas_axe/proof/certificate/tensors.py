@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer as Layer
-from brevitas.quant_tensor import GroupwiseIntQuantTensor, IntQuantTensor
+from brevitas.quant_tensor import FloatQuantTensor, GroupwiseIntQuantTensor, IntQuantTensor
 from torch import Tensor
 
+from brevitas_axe.proof.certificate.floats import integers_of, numbers_of
 from brevitas_axe.proof.certificate.proof import Found, Integers
 from brevitas_axe.proof.graph.grid import (
     MAX_INPUT_BITS,
@@ -22,6 +23,7 @@ from brevitas_axe.proof.graph.grid import (
     type_name,
 )
 
+_FIXED_POINT = "products of floating-point numbers are added up exactly, in fixed point"
 # Elements that are looked at in float64 at a time.
 _CHUNK = 2**17
 
@@ -91,6 +93,8 @@ def read_input(
     Raises:
         Unprovable: not an integer tensor, or its values contradict what it declares.
     """
+    if isinstance(value, FloatQuantTensor):
+        return _read_floats(value, channel_axis, exact)
     if not isinstance(value, IntQuantTensor):
         raise Unprovable(
             "its input is not quantized to integers; give it an input_quant, or a quantized "
@@ -134,9 +138,51 @@ def read_input(
     )
 
 
+def _read_floats(value: FloatQuantTensor, channel_axis: int | None, exact: bool) -> InputFact:
+    """Range and scale of a floating-point activation, over the finest step of its format."""
+    if not exact:
+        raise Unprovable(
+            "its input was computed from floating-point numbers; quantize it once more"
+        )
+    numbers = numbers_of(value, "input")
+    integers_of(value, numbers, "input")
+    scale = _finite_scale(value.scale, "input") * numbers.step
+    return InputFact(
+        low=numbers.lowest,
+        high=numbers.largest,
+        type=numbers.type,
+        scale=_channel_scale(scale, value.value.ndim, channel_axis),
+        length=int(value.value.shape[-1]) if value.value.ndim else 1,
+        assumptions=(_FIXED_POINT,),
+    )
+
+
+def _integers_and_scale(weight: object) -> tuple[np.ndarray, np.ndarray, str]:
+    """Integers of quantized weights, what one of them stands for, and their datatype."""
+    if isinstance(weight, FloatQuantTensor):
+        numbers = numbers_of(weight, "weight")
+        scale = _finite_scale(weight.scale, "weight") * numbers.step
+        return integers_of(weight, numbers, "weight"), scale, numbers.type
+    if not isinstance(weight, IntQuantTensor | GroupwiseIntQuantTensor):
+        disabled = "unquantized" if isinstance(weight, Tensor) else type(weight).__name__
+        raise Unprovable(f"its weights are {disabled}; use an integer weight quantizer")
+    bits = single_integer(_array(weight.bit_width), "the weight bit width", 1, MAX_WEIGHT_BITS)
+    if np.any(_array(weight.zero_point) != 0):
+        raise Unprovable(
+            "its weights have a zero point, and hardware multiplies the stored integers; use "
+            "symmetric weights"
+        )
+    scale = _finite_scale(weight.scale, "weight")
+    integers = _checked_integers(weight.value, scale, "weight", bits)
+    low, high = quantizer_range(bits, bool(weight.signed), narrow=False)
+    if integers.size and (int(integers.min()) < low or int(integers.max()) > high):
+        raise Unprovable(f"its weights lie outside their declared {bits} bits")
+    return integers, scale, type_name(bits, bool(weight.signed))
+
+
 def layer_integers(
     module: Layer,
-    arrived: IntQuantTensor,
+    arrived: IntQuantTensor | FloatQuantTensor,
     fact: InputFact,
     transposed: bool,
     weight: object = None,
@@ -154,21 +200,7 @@ def layer_integers(
         Unprovable: the weights are not symmetric integers with one scale per row.
     """
     weight = module.quant_weight(arrived) if weight is None else weight
-    if not isinstance(weight, IntQuantTensor | GroupwiseIntQuantTensor):
-        disabled = "unquantized" if isinstance(weight, Tensor) else type(weight).__name__
-        raise Unprovable(f"its weights are {disabled}; use an integer weight quantizer")
-    bits = single_integer(_array(weight.bit_width), "the weight bit width", 1, MAX_WEIGHT_BITS)
-    if np.any(_array(weight.zero_point) != 0):
-        raise Unprovable(
-            "its weights have a zero point, and hardware multiplies the stored integers; use "
-            "symmetric weights"
-        )
-    scale = _finite_scale(weight.scale, "weight")
-    integers = _checked_integers(weight.value, scale, "weight", bits)
-    low, high = quantizer_range(bits, bool(weight.signed), narrow=False)
-    if integers.size and (int(integers.min()) < low or int(integers.max()) > high):
-        raise Unprovable(f"its weights lie outside their declared {bits} bits")
-    declared = type_name(bits, bool(weight.signed))
+    integers, scale, declared = _integers_and_scale(weight)
     groups = getattr(module, "groups", 1)
     rows = _rows(integers, groups, transposed)
     scales = np.full(rows.shape[0], scale.reshape(-1)[0])
@@ -249,8 +281,8 @@ def _scale_span(per_weight: np.ndarray) -> int:
 
 def _bias(
     module: Any,
-    arrived: IntQuantTensor,
-    weight: IntQuantTensor | GroupwiseIntQuantTensor,
+    arrived: IntQuantTensor | FloatQuantTensor,
+    weight: object,
     step: np.ndarray,
 ) -> np.ndarray | None:
     """Bias in units of the accumulator, float64 [rows]."""

@@ -18,6 +18,7 @@ from brevitas_axe.errors import InvalidModelFile, InvalidOption
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate.certificate import Targets
 from brevitas_axe.proof.certificate.dot_products import find, operand
+from brevitas_axe.proof.certificate.proof import Found
 from brevitas_axe.proof.emulator.allowance import Allowance
 from brevitas_axe.proof.emulator.convolution import Product, convolve
 from brevitas_axe.proof.emulator.overflow import Accumulated, Overflow, accumulate
@@ -26,6 +27,9 @@ from brevitas_axe.proof.graph.flow import analyse
 from brevitas_axe.proof.graph.grid import Fact, Grid, Unprovable
 from brevitas_axe.proof.graph.modelfile import ModelFile, Node, analysing, read, shown
 from brevitas_axe.proof.graph.operators import CHANNELS_LAST, QONNX, operator_set
+
+# Integers up to here are told apart by float32.
+_FLOAT32_EXACT = 2**24
 
 
 @dataclass
@@ -174,6 +178,14 @@ def _input_dtype(value: onnx.ValueInfoProto, file: ModelFile) -> np.dtype:
     return dtype
 
 
+def _is_beyond_float32(found: Found) -> bool:
+    """Whether inputs of a floating-point format are integers that cannot be read from float32."""
+    numbers = found.integers
+    if numbers is None or not (found.input_type or "").startswith("FLOAT"):
+        return False
+    return max(-numbers.low, numbers.high) > _FLOAT32_EXACT
+
+
 class _Run:
     """One model, its compiled nodes, and the counts of its accumulators so far."""
 
@@ -197,6 +209,8 @@ class _Run:
                 self.result.float_nodes[found.name] = found.reason
             elif found.op == "XnorPopcountMatMul":
                 self.result.float_nodes[found.name] = "it counts bits, which qonnx executes"
+            elif _is_beyond_float32(found):
+                self.result.float_nodes[found.name] = "float32 rounds its inputs over their step"
             else:
                 self._steps[found.name] = found.integers.step
                 width, tile_size = targets.of(aliases[-1])

@@ -17,6 +17,7 @@ import onnx
 from brevitas_axe.errors import InvalidModelFile, InvalidOption
 from brevitas_axe.proof.graph.arithmetic import ARITHMETIC
 from brevitas_axe.proof.graph.grid import Constant, Fact, Grid, Unknown, Unprovable, exact_integers
+from brevitas_axe.proof.graph.minifloats import float_quant
 from brevitas_axe.proof.graph.modelfile import ModelFile, Node, plain_domain, shown
 from brevitas_axe.proof.graph.moves import MOVES, QONNX_MOVES, Rule, split_parts
 from brevitas_axe.proof.graph.operators import CHANNELS_LAST, QONNX, fault, operator_set
@@ -30,7 +31,7 @@ from brevitas_axe.proof.graph.quantizers import (
 _STANDARD: dict[str, Rule] = {**STANDARD_QUANTIZERS, **MOVES, **ARITHMETIC}
 _TABLES: dict[str, dict[str, Rule]] = {
     "": _STANDARD,
-    QONNX: {**QUANTIZERS, **QONNX_MOVES},
+    QONNX: {**QUANTIZERS, "FloatQuant": float_quant, **QONNX_MOVES},
     CHANNELS_LAST: {"MaxPool": MOVES["MaxPool"]},
 }
 # Rules that can handle an omitted input in front of a given one.

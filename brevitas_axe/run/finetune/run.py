@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from brevitas.proxy.float_parameter_quant import WeightFloatQuantProxyFromInjectorBase
+from brevitas.proxy.float_runtime_quant import ActFloatQuantProxyFromInjectorBase
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -41,6 +43,7 @@ from brevitas_axe.run.logs import log_numbers
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
 
 Optimizer = torch.optim.Optimizer
+_FLOATS = WeightFloatQuantProxyFromInjectorBase | ActFloatQuantProxyFromInjectorBase
 Validation = Iterable[Any] | Callable[[nn.Module], float]
 
 
@@ -112,6 +115,17 @@ def _with_bits(plan: Plan, model: nn.Module) -> Plan:
             input=None if arrives is None else arrives.bit_width,
         )
     return Plan(layers)
+
+
+def _check_integers(model: nn.Module) -> None:
+    """Raises InvalidOption for floating-point formats: nothing holds their sums in training."""
+    for name, module in model.named_modules():
+        known = isinstance(module, _FLOATS)
+        if known and module.is_quant_enabled:  # type: ignore[union-attr]
+            raise InvalidOption(
+                f"the quantizer '{name}' gives floating-point numbers, and training holds only "
+                "sums of integers within an accumulator; plan bits, such as 4, for its layer."
+            )
 
 
 def cosine(optimizer: Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -204,8 +218,13 @@ def finetune(
 def subject(
     model: nn.Module | QuantizeResult | FinetuneResult, exclude: tuple[str, ...]
 ) -> tuple[nn.Module, Recipe | None, tuple[str, ...]]:
-    """The model itself, the recipe of a result, and all names that stay out of the verdict."""
+    """The model itself, the recipe of a result, and all names that stay out of the verdict.
+
+    Raises:
+        InvalidOption: a floating-point format.
+    """
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    _check_integers(model if isinstance(model, nn.Module) else model.model)
     if isinstance(model, nn.Module):
         return model, None, exclude
     floats = model.floats if isinstance(model, BlocksResult) else ()

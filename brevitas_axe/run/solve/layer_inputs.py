@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.formats import minifloat
 from brevitas_axe.methods.solvers.problem import LayerProblem
+from brevitas_axe.model.apply.minifloats import weight_format
 from brevitas_axe.model.apply.weights import current_scale, is_power_of_two, is_shared_scale
 from brevitas_axe.model.layers import Layer, unroll_weight
 from brevitas_axe.model.moments import Moments, Statistics
@@ -130,20 +132,31 @@ def layer_problem(
         statistics: of its inputs.
         scale: start scale, [rows] or [rows, tiles], instead of the quantizer's own.
     """
-    quant = layer.weight_quant.tensor_quant
-    bits = quant.msb_clamp_bit_width_impl()
+    low, high, significant = _weight_numbers(layer)
     input_range: InputRange | None = layer.weight_quant.input_range
     return LayerProblem(
         weight=unroll_weight(layer, layer.weight.detach()).float(),
         scale=current_scale(layer).float() if scale is None else scale.float().unsqueeze(0),
-        weight_low=int(quant.int_quant.min_int(bits)),
-        weight_high=int(quant.int_quant.max_int(bits)),
+        weight_low=low,
+        weight_high=high,
         input_low=input_range.low if input_range else 0,
         input_high=input_range.high if input_range else 0,
         accumulator_bit_width=precision.accumulator,
         tile_size=layer.weight_quant.scale_tile or precision.tile,
         shared_scale=is_shared_scale(layer),
         power_of_two=is_power_of_two(layer),
+        significant=significant,
         name=name,
         **statistics,
     )
+
+
+def _weight_numbers(layer: Layer) -> tuple[int, int, int | None]:
+    """Smallest and largest integer of a layer's weights, and the significant bits of a format."""
+    format = weight_format(layer)
+    if format is not None:
+        known = minifloat(format)
+        return known.integers[0], known.integers[-1], known.significant
+    quant = layer.weight_quant.tensor_quant
+    bits = quant.msb_clamp_bit_width_impl()
+    return int(quant.int_quant.min_int(bits)), int(quant.int_quant.max_int(bits)), None

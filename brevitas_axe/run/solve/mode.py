@@ -33,7 +33,7 @@ from brevitas_axe.errors import (
 )
 from brevitas_axe.methods.solvers.compilation import compile_kernels, kernels_are_ready
 from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
-from brevitas_axe.methods.solvers.tasks import solve_layers
+from brevitas_axe.methods.solvers.tasks import solve_layer, solve_layers
 from brevitas_axe.model.apply.weights import apply_precision, untie, write_solution
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import Layer, find_layers, find_unquantized, unroll_weight
@@ -397,7 +397,7 @@ class axe_mode:
     def _solutions(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         options = {"act_order": self.act_order, "quality": self.quality}
         if self._workers is None:
-            return [self._solver(problem, **options) for problem in problems]
+            return [solve_layer(problem, self._solver, **options) for problem in problems]
         return solve_layers(problems, self._solver, self._workers, **options)
 
     def _moments(self, name: str, layer: Layer | Branches, at: str) -> Moments:

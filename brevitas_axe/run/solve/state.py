@@ -77,7 +77,7 @@ class SavedLayers:
                 )
             integers, scale = torch.from_numpy(saved["integers"]), torch.from_numpy(saved["scale"])
             shift = saved.get("bias_shift")
-            if integers.shape != shape or integers.dtype != torch.int32:
+            if integers.shape != shape or integers.dtype not in (torch.int32, torch.int64):
                 raise ValueError("wrong shape")
             return LayerSolution(
                 integers, scale, None if shift is None else torch.from_numpy(shift)
