@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from brevitas_axe.applications.quickstart import DataSplit, train
-from brevitas_axe.applications.wildfire.data import Pictures, drawn, flame
+from brevitas_axe.applications.wildfire.data import Pictures, drawn, flame, in_other_light
 from brevitas_axe.applications.wildfire.nets import NETS
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.export.finn.prepare import made_for_finn
@@ -37,7 +37,7 @@ TASKS = tuple(NETS)
 _BATCH, _CALIBRATION, _EVALUATED = 32, 128, 64
 _CAMERA_BITS = 8
 # Of quantization-aware training. With the usual rates of scales its own loss rises here.
-_TUNING_RATE, _SCALES_RATE = 3e-4, 1e-5
+_TUNING_RATE, _SCALES_RATE = 1e-3, 1e-4
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Settings:
 
     data: str | None = None
     size: int = 24
-    pictures: int = 400
-    epochs: int = 15
-    tuned_epochs: int = 3
+    pictures: int = 1600
+    epochs: int = 10
+    tuned_epochs: int = 4
     seeds: int = 3
     accumulator: int = 16
     budget: str = "80%"
@@ -115,7 +115,8 @@ class Case:
     def pictures(self) -> Pictures:
         wanted = self.settings.size, self.settings.pictures, self.seed
         data = self.settings.data
-        return drawn(self.task, *wanted) if data is None else flame(self.task, data, *wanted)
+        found = drawn(self.task, *wanted) if data is None else flame(self.task, data, *wanted)
+        return replace(found, training=in_other_light(found.training, self.seed))
 
     @cached_property
     def model(self) -> nn.Module:

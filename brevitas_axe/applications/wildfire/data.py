@@ -25,6 +25,8 @@ from brevitas_axe.errors import InvalidOption
 _CLASSES = ("No_Fire", "Fire")
 # Shares of what is trained on and of what is tested on: FLAME's for its masks, and ours.
 _TRAINING, _VALIDATION = 0.85, 0.15
+# Largest change of red, green and blue in a picture that is trained on.
+_LIGHT = 0.3
 # Gains of red, green and blue, and what is added, in the drawn test pictures: haze at sunset.
 _SHIFT = (1.1, 0.95, 0.85), 0.04
 
@@ -67,6 +69,16 @@ def drawn(task: str, size: int, count: int, seed: int) -> Pictures:
         labels = masks.flatten(1).any(1).long() if task == "classifier" else masks.long()
         splits.append(DataSplit(images, labels))
     return Pictures(*splits, source="synthetic, test split with shifted colours")
+
+
+def in_other_light(split: DataSplit, seed: int) -> DataSplit:
+    """Pictures whose colours are changed, each its own way, by up to 30 %.
+
+    A net that has seen one light alone takes it for a property of fires.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    gains = 1 + _LIGHT * (2 * torch.rand(len(split.images), 3, 1, 1, generator=generator) - 1)
+    return DataSplit((split.images * gains).clamp(0, 1), split.labels)
 
 
 def draw(fires: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from brevitas_axe.applications.wildfire.data import Pictures, draw, drawn, flame
+from brevitas_axe.applications.wildfire.data import (
+    Pictures,
+    draw,
+    drawn,
+    flame,
+    in_other_light,
+)
 from brevitas_axe.errors import InvalidOption
 
 SIZE = 16
@@ -133,3 +139,16 @@ def test_only_fires_burn_and_masks_say_where() -> None:
     assert images.min() >= 0
     assert images.max() <= 1
     assert images[:, 0][masks].mean() > images[:, 0][~masks].mean() + 0.2
+
+
+def test_pictures_in_another_light_keep_their_labels_and_repeat() -> None:
+    split = drawn("classifier", SIZE, 20, seed=1).training
+    found, again = in_other_light(split, seed=3), in_other_light(split, seed=3)
+    assert torch.equal(found.images, again.images)
+    assert torch.equal(found.labels, split.labels)
+    assert found.images.min() >= 0 and found.images.max() <= 1
+    dark = split.images.amax((2, 3)) < 0.75  # not cut at 1
+    gains = (found.images.sum((2, 3)) / split.images.sum((2, 3)))[dark]
+    assert gains.min() >= 0.7 - 1e-5 and gains.max() <= 1.3 + 1e-5
+    assert gains.unique().numel() > gains.numel() / 2  # each its own
+    assert not torch.equal(found.images, in_other_light(split, seed=4).images)
