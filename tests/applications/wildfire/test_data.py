@@ -146,9 +146,11 @@ def test_pictures_in_another_light_keep_their_labels_and_repeat() -> None:
     found, again = in_other_light(split, seed=3), in_other_light(split, seed=3)
     assert torch.equal(found.images, again.images)
     assert torch.equal(found.labels, split.labels)
-    assert found.images.min() >= 0 and found.images.max() <= 1
+    assert found.images.min() >= 0
+    assert found.images.max() <= 1
     dark = split.images.amax((2, 3)) < 0.75  # not cut at 1
     gains = (found.images.sum((2, 3)) / split.images.sum((2, 3)))[dark]
-    assert gains.min() >= 0.7 - 1e-5 and gains.max() <= 1.3 + 1e-5
+    assert gains.min() >= 0.7 - 1e-5
+    assert gains.max() <= 1.3 + 1e-5
     assert gains.unique().numel() > gains.numel() / 2  # each its own
     assert not torch.equal(found.images, in_other_light(split, seed=4).images)
