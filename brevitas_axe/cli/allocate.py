@@ -60,6 +60,11 @@ def add(commands) -> None:
     parser.set_defaults(run=run)
 
 
+def _bits_or_format(text: str) -> int | str:
+    """A number of bits, or the name of a format, which is looked up when choices are made."""
+    return text if text[:1] == "e" else int(text)
+
+
 def add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--choices", metavar="FILE", help="a choices.json instead of the bits below"
@@ -67,11 +72,12 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     for name, default in (("weight", [2, 3, 4, 6, 8]), ("input", [4, 6, 8])):
         parser.add_argument(
             f"--{name}-bits",
-            type=int,
+            type=_bits_or_format,
             nargs="+",
             default=default,
             metavar="N",
-            help=f"{name} bits to choose from; default {' '.join(map(str, default))}",
+            help=f"{name} bits to choose from, or floating-point formats such as e4m3; default "
+            f"{' '.join(map(str, default))}",
         )
     parser.add_argument(
         "--accumulator-bits",

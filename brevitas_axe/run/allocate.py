@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from brevitas_axe.errors import InvalidOption
+from brevitas_axe.formats import Format
 from brevitas_axe.methods.allocate import (
     Allocation,
     Allocator,
@@ -53,12 +54,12 @@ from brevitas_axe.run.logs import log_numbers
 from brevitas_axe.run.widths import REFERENCE, limits_of, shares_of
 
 # Widths offered to every layer by default.
-WIDTHS: Mapping[str, Sequence[int | None]] = {"weight": (2, 3, 4, 6, 8), "input": (4, 6, 8)}
+WIDTHS: Mapping[str, Sequence[Format | None]] = {"weight": (2, 3, 4, 6, 8), "input": (4, 6, 8)}
 # Widths for which ranges of a float model's inputs are fitted.
 _FITTED = range(2, 9)
 _OFFERED = ("weight", "input", "accumulator", "tile")
 
-OfferedWidths = Mapping[str, Sequence[int | None]]
+OfferedWidths = Mapping[str, Sequence[Format | None]]
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def choices_for(
     """The choices themselves, or every combination of widths, for a calibrated model."""
     if isinstance(given, Choices):
         return given
-    widths = dict(WIDTHS if given is None else given)
+    widths: dict[str, Any] = dict(WIDTHS if given is None else given)
     unknown = [key for key in widths if key not in _OFFERED]
     if unknown:
         raise InvalidOption(

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.accumulator import datatype_bound
+from brevitas_axe.formats import Format
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.trials import Trials, Value
 from brevitas_axe.methods.sensitivity.twin import Substitute, channel_axis
 from brevitas_axe.methods.solvers import LayerProblem, LayerSolution
+from brevitas_axe.methods.solvers.tasks import solve_layer
 from brevitas_axe.model.layers import Layer, roll_weight, unroll_weight
 from brevitas_axe.model.moments import Moments, Statistics
 from brevitas_axe.model.running import first_input, hooked
@@ -36,13 +38,13 @@ class LayerMoments:
 
     Attributes:
         outputs: float64 [groups, rows], mean squares of the float dot products w X.
-        quantized: input bits → moments of X~, and of X~ with X.
-        input_errors: input bits → mean squared error of an input.
+        quantized: input bits or format → moments of X~, and of X~ with X.
+        input_errors: input bits or format → mean squared error of an input.
     """
 
     outputs: Tensor
-    quantized: dict[int | None, Statistics]
-    input_errors: dict[int | None, float]
+    quantized: dict[Format | None, Statistics]
+    input_errors: dict[Format | None, float]
 
 
 def moments(case: Case, names: list[str]) -> Iterator[dict[str, LayerMoments]]:
@@ -69,7 +71,7 @@ def _collected(case: Case, names: list[str]) -> dict[str, LayerMoments]:
         for name in names
     }
     squares: dict[str, list[Tensor]] = {name: [] for name in names}
-    errors: dict[str, dict[int | None, list[tuple[float, int]]]] = {
+    errors: dict[str, dict[Format | None, list[tuple[float, int]]]] = {
         name: {bits: [] for bits in case.inputs[name]} for name in names
     }
 
@@ -140,8 +142,8 @@ def for_choices(case: Case, name: str, function: Callable[[LayerPrecision], Foun
 def problem(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> LayerProblem:
     """The solver's problem for a layer at one choice."""
     layer = case.layer(name)
-    grid, start = case.inputs[name][choice.input_bits], case.weights[name][choice.weight_bits]
-    statistics = known.quantized[choice.input_bits]
+    grid, start = case.inputs[name][choice.input], case.weights[name][choice.weight]
+    statistics = known.quantized[choice.input]
     has_bias = layer.bias is not None
     return LayerProblem(
         weight=unroll_weight(layer, layer.weight.detach()).float(),
@@ -158,6 +160,8 @@ def problem(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) 
         tile_size=choice.tile,
         shared_scale=start.shared,
         power_of_two=start.power_of_two,
+        significant=start.significant,
+        name=name,
     )
 
 
@@ -165,7 +169,7 @@ def solve(layer: LayerProblem, solver: str = "gpfq") -> LayerSolution:
     """The layer as it is solved when a model is quantized, at the same quality and in float32."""
     cross = None if layer.cross is None else layer.cross.float()
     single = replace(layer, hessian=layer.hessian.float(), cross=cross)
-    return method("solvers", solver)(single, quality="best")
+    return solve_layer(single, method("solvers", solver), act_order=False, quality="best")
 
 
 def error(layer: LayerProblem, solution: LayerSolution, outputs: Tensor) -> Tensor:
@@ -181,12 +185,12 @@ def part(case: Case, name: str, choice: LayerPrecision, known: LayerMoments) -> 
     bias = None
     if solution.bias_shift is not None and module.bias is not None:
         bias = module.bias.detach() + solution.bias_shift.reshape(-1).to(module.bias)
-    return Substitute(value, case.inputs[name][choice.input_bits], bias)
+    return Substitute(value, case.inputs[name][choice.input], bias)
 
 
 def unlimited(case: Case, name: str, choice: LayerPrecision) -> LayerPrecision:
     """The choice without its accumulator where the data types alone cannot overflow it."""
-    grid, start = case.inputs[name][choice.input_bits], case.weights[name][choice.weight_bits]
+    grid, start = case.inputs[name][choice.input], case.weights[name][choice.weight]
     if choice.accumulator is None or grid is None:
         return choice
     layer = case.layer(name)

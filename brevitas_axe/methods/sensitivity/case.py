@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from brevitas_axe.errors import InvalidOption, InvalidPlan, MissingInputQuantizer
+from brevitas_axe.formats import Format
 from brevitas_axe.methods.sensitivity.metrics import Metric, find_metric, output_tensor
 from brevitas_axe.methods.sensitivity.twin import (
     InputGrid,
@@ -22,6 +23,7 @@ from brevitas_axe.methods.sensitivity.twin import (
     substituted,
 )
 from brevitas_axe.model.apply.activations import check_arriving, input_sources, tied_layers
+from brevitas_axe.model.apply.minifloats import weight_numbers
 from brevitas_axe.model.apply.weights import (
     apply_precision,
     current_scale,
@@ -30,6 +32,7 @@ from brevitas_axe.model.apply.weights import (
 )
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import Layer, find_layers, roll_weight, unroll_weight
+from brevitas_axe.model.minifloats import nearest_significant
 from brevitas_axe.model.prepare import Batch, as_batches
 from brevitas_axe.model.running import evaluating, float_twin
 from brevitas_axe.model.trained_function import solved_and_followed, trained_function
@@ -46,6 +49,8 @@ class WeightGrid:
         low, high: range of the integers.
         shared: all rows keep one common scale.
         power_of_two: the scale is one.
+        significant: bits that an integer may begin with, of a floating-point format on its finest
+            grid; None for all integers.
     """
 
     scale: Tensor
@@ -53,6 +58,7 @@ class WeightGrid:
     high: int
     shared: bool
     power_of_two: bool
+    significant: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +73,8 @@ class Case:
         reference: output for each batch, of the twin or of the model that was trained with its
             quantizers.
         choices: to be scored, all ties of the model among their `same_input`.
-        inputs: layer → input bits → grid; None where inputs have none.
-        weights: layer → weight bits → grid.
+        inputs: layer → input bits or format → grid; None where inputs have none.
+        weights: layer → weight bits or format → grid.
         metric: how far an output is from what it should be.
         seed: of all randomness.
     """
@@ -78,8 +84,8 @@ class Case:
     items: list[Any]
     reference: list[Tensor]
     choices: Choices
-    inputs: Mapping[str, Mapping[int | None, InputGrid | None]]
-    weights: Mapping[str, Mapping[int | None, WeightGrid]]
+    inputs: Mapping[str, Mapping[Format | None, InputGrid | None]]
+    weights: Mapping[str, Mapping[Format | None, WeightGrid]]
     metric: Metric
     seed: int
 
@@ -140,10 +146,15 @@ class Case:
 
     def rounded(self, name: str, choice: LayerPrecision) -> tuple[Tensor, Tensor]:
         """(weights of a layer rounded to nearest, scale per weight), both in the weight's shape."""
-        layer, grid = self.layer(name), self.weights[name][choice.weight_bits]
+        layer, grid = self.layer(name), self.weights[name][choice.weight]
         weight = unroll_weight(layer, layer.weight.detach())
         scale = grid.scale.to(weight).unsqueeze(-1).expand_as(weight)
-        value = (weight / scale).round().clamp(grid.low, grid.high) * scale
+        ratio = weight / scale
+        if grid.significant is None:
+            numbers = ratio.round()
+        else:
+            numbers = nearest_significant(ratio, grid.significant)
+        value = numbers.clamp(grid.low, grid.high) * scale
         return roll_weight(layer, value), roll_weight(layer, scale)
 
 
@@ -171,9 +182,8 @@ def make_case(
         function: which one the reference is, as the recipe's; None decides as `quantize` does.
 
     Raises:
-        InvalidPlan: a layer of the choices does not exist or is never called, a choice is a
-            floating-point format, an input does not come with the chosen bits, or layers
-            that read one activation have no bits in common.
+        InvalidPlan: a layer of the choices does not exist or is never called, an input does not
+            come with the chosen bits, or layers that read one activation have no bits in common.
         MissingInputQuantizer: an accumulator is chosen where the input is not quantized.
     """
     if isinstance(calibration, Tensor) or not isinstance(calibration, Iterable):
@@ -191,13 +201,12 @@ def make_case(
                 f"the choices name layer '{name}', which is not a quantized layer of the model; "
                 f"these are: {', '.join(layers)}."
             )
-    choices.check_integers("sensitivity is measured for")
-    widths = {choice.input_bits for options in choices.layers.values() for choice in options}
+    widths = {choice.input for options in choices.layers.values() for choice in options}
     if len(widths) > 1:  # otherwise tied layers cannot disagree
         choices = _completed(choices, input_sources(model, args, kwargs, exclude))
     by_width = {bits: input_grids(model, args, kwargs, bits, exclude) for bits in widths}
-    inputs: dict[str, dict[int | None, InputGrid | None]] = {}
-    weights: dict[str, dict[int | None, WeightGrid]] = {}
+    inputs: dict[str, dict[Format | None, InputGrid | None]] = {}
+    weights: dict[str, dict[Format | None, WeightGrid]] = {}
     for name, options in choices.layers.items():
         called = name in next(iter(by_width.values()))
         if not called and needs_inputs:
@@ -205,12 +214,11 @@ def make_case(
                 f"layer '{name}' has choices, but no calibration batch runs through it; leave it "
                 "out of the choices."
             )
-        inputs[name] = {c.input_bits: by_width[c.input_bits].get(name) for c in options}
+        inputs[name] = {c.input: by_width[c.input].get(name) for c in options}
         for choice in options if called else ():
-            _check(name, choice, inputs[name][choice.input_bits])
+            _check(name, choice, inputs[name][choice.input])
         weights[name] = {
-            bits: _weight_grid(name, layers[name], bits)
-            for bits in {c.weight_bits for c in options}
+            bits: _weight_grid(name, layers[name], bits) for bits in {c.weight for c in options}
         }
     twin = float_twin(model)
     followed = twin if followed is None else followed
@@ -259,19 +267,19 @@ def _check(name: str, choice: LayerPrecision, grid: InputGrid | None) -> None:
             f"the input of layer '{name}' is not quantized to integers, so no accumulator can be "
             "chosen for it; quantize it, or leave the layer out of the choices."
         )
-    check_arriving(name, choice.input_bits, None if grid is None else grid.input_range)
+    check_arriving(name, choice.input, None if grid is None else grid.input_range)
 
 
-def _weight_grid(name: str, layer: Layer, bits: int | None) -> WeightGrid:
+def _weight_grid(name: str, layer: Layer, bits: Format | None) -> WeightGrid:
     """From a copy of the layer that is given these bits, as `apply_plan` would."""
     layer = copy.deepcopy(layer)
     apply_precision(name, layer, LayerPrecision(weight=bits))
-    quant = layer.weight_quant.tensor_quant
-    width = quant.msb_clamp_bit_width_impl()
+    low, high, significant = weight_numbers(layer)
     return WeightGrid(
         scale=current_scale(layer).float(),
-        low=int(quant.int_quant.min_int(width)),
-        high=int(quant.int_quant.max_int(width)),
+        low=low,
+        high=high,
         shared=is_shared_scale(layer),
         power_of_two=is_power_of_two(layer),
+        significant=significant,
     )

@@ -9,6 +9,7 @@ from torch import nn
 
 from brevitas_axe.accumulator import one_sided_budgets
 from brevitas_axe.errors import InvalidPlan
+from brevitas_axe.formats import Format
 from brevitas_axe.methods.sensitivity.twin import InputGrid, input_grids
 from brevitas_axe.model.apply.activations import input_sources, tied_layers
 from brevitas_axe.model.layers import find_layers, unroll_weight
@@ -20,8 +21,8 @@ def make_choices(
     args: tuple,
     kwargs: dict | None = None,
     *,
-    weight: Iterable[int | None] = (2, 3, 4, 6, 8),
-    input: Iterable[int | None] = (None,),
+    weight: Iterable[Format | None] = (2, 3, 4, 6, 8),
+    input: Iterable[Format | None] = (None,),
     accumulator: Iterable[int | None] = (None,),
     tile: Iterable[int | None] = (None,),
     exclude: tuple[str, ...] = (),
@@ -35,8 +36,8 @@ def make_choices(
         model: a calibrated Brevitas model; not modified.
         args: positional arguments of one forward; few samples are enough.
         kwargs: keyword arguments of that forward.
-        weight: weight bits; None leaves what the model has.
-        input: input bits; None likewise.
+        weight: weight bits, or floating-point formats; None leaves what the model has.
+        input: input bits or formats; None likewise.
         accumulator: accumulator bits P; None for no limit.
         tile: inputs per accumulator; None for whole dot products.
         exclude: names of layers to leave out.

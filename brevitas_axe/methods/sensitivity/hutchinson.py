@@ -67,7 +67,7 @@ def _harms(
     def harm(choice: LayerPrecision) -> float:
         solved = problem(case, name, choice, known)
         moved = float((solve(solved).value(solved) - weight).square().sum())
-        return 0.5 * (weight_mean * moved + input_trace * known.input_errors[choice.input_bits])
+        return 0.5 * (weight_mean * moved + input_trace * known.input_errors[choice.input])
 
     return for_choices(case, name, harm)
 

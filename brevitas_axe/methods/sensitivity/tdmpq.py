@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brevitas_axe.formats import Format
 from brevitas_axe.methods.sensitivity.case import Case
 from brevitas_axe.methods.sensitivity.scores import Scores
 from brevitas_axe.methods.sensitivity.slopes import weight_slopes
@@ -16,7 +17,7 @@ from brevitas_axe.methods.sensitivity.twin import Substitute
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts
 
-LayerBits = list[tuple[str, int | None]]  # (layer, weight bits)
+LayerBits = list[tuple[str, Format | None]]  # (layer, weight bits)
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ class Tdmpq:
         widths = [
             (name, bits)
             for name, options in case.choices.layers.items()
-            for bits in dict.fromkeys(choice.weight_bits for choice in options)
+            for bits in dict.fromkeys(choice.weight for choice in options)
         ]
         found = (_by_slope if self.first_order else _by_loss)(case, trials, widths)
         harms = dict(zip(widths, found, strict=True))
         return Scores(
             case.choices,
             {
-                name: np.array([harms[name, choice.weight_bits] for choice in options])
+                name: np.array([harms[name, choice.weight] for choice in options])
                 for name, options in case.choices.layers.items()
             },
         )
@@ -70,7 +71,7 @@ def _first_order(case: Case, widths: LayerBits) -> list[float]:
     return [abs(float((slopes[name] * _step(case, name, bits)).sum())) for name, bits in widths]
 
 
-def _step(case: Case, name: str, bits: int | None) -> Tensor:
+def _step(case: Case, name: str, bits: Format | None) -> Tensor:
     value, _ = case.rounded(name, LayerPrecision(weight=bits))
     return value - case.layer(name).weight.detach()
 
@@ -82,7 +83,7 @@ def _by_loss(case: Case, trials: Trials, widths: LayerBits) -> list[float]:
     return [abs(float(loss) - base) for loss in losses]
 
 
-def _rounded_loss(case: Case, name: str, bits: int | None) -> float:
+def _rounded_loss(case: Case, name: str, bits: Format | None) -> float:
     value, _ = case.rounded(name, LayerPrecision(weight=bits))
     return case.loss({name: Substitute(value)})
 

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from brevitas.quant_tensor import IntQuantTensor
+from brevitas.quant_tensor import FloatQuantTensor, IntQuantTensor
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
+from brevitas_axe.formats import Format, minifloat
 from brevitas_axe.methods.sensitivity.metrics import output_tensor
 from brevitas_axe.model.apply.activations import activation_quantizers, set_bits
+from brevitas_axe.model.apply.minifloats import give_inputs
 from brevitas_axe.model.layers import Layer, find_layers, input_range
+from brevitas_axe.model.minifloats import format_of, nearest_significant
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.model.running import evaluating, first_input, hooked, with_first_input
 
@@ -32,6 +35,8 @@ class InputGrid:
         scale, zero_point: broadcast against the input.
         low, high: smallest and largest integer, zero point included.
         input_range: range of the integers minus the zero point, which enter the dot product.
+        significant: bits that an integer may begin with, of a floating-point format on its finest
+            grid; None for all integers.
     """
 
     scale: Tensor
@@ -39,9 +44,15 @@ class InputGrid:
     low: int
     high: int
     input_range: InputRange
+    significant: int | None = None
 
     @classmethod
-    def of(cls, quantized: IntQuantTensor) -> InputGrid:
+    def of(cls, quantized: IntQuantTensor | FloatQuantTensor) -> InputGrid:
+        if isinstance(quantized, FloatQuantTensor):
+            known = minifloat(format_of(quantized))
+            scale, ends = quantized.scale.detach() * float(known.step), known.input_range
+            zero = torch.zeros_like(scale)
+            return cls(scale, zero, ends.low, ends.high, ends, known.significant)
         bits, signed = int(quantized.bit_width.max()), bool(quantized.signed)
         low = -(2 ** (bits - 1)) if signed else 0
         scale, zero_point = quantized.scale.detach(), quantized.zero_point.detach()
@@ -49,7 +60,12 @@ class InputGrid:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The quantized input, dequantized."""
-        integers = (x / self.scale + self.zero_point).round().clamp(self.low, self.high)
+        ratio = x / self.scale + self.zero_point
+        if self.significant is None:
+            ratio = ratio.round()
+        else:
+            ratio = nearest_significant(ratio, self.significant)
+        integers = ratio.clamp(self.low, self.high)
         return (integers - self.zero_point) * self.scale
 
 
@@ -101,7 +117,7 @@ def layer_outputs(
 
 
 def input_grids(
-    model: nn.Module, args: tuple, kwargs: dict, bits: int | None, exclude: tuple[str, ...] = ()
+    model: nn.Module, args: tuple, kwargs: dict, bits: Format | None, exclude: tuple[str, ...] = ()
 ) -> dict[str, InputGrid | None]:
     """Grid of every layer's input when all activation quantizers have these bits.
 
@@ -111,7 +127,7 @@ def input_grids(
         model: a calibrated Brevitas model; not modified.
         args: positional arguments of one forward.
         kwargs: its keyword arguments.
-        bits: of all activations; None leaves them as they are.
+        bits: of all activations, or their floating-point format; None leaves them as they are.
         exclude: names of layers to leave out.
 
     Returns:
@@ -121,12 +137,15 @@ def input_grids(
     scratch = copy.deepcopy(model)
     if bits is not None:
         for proxies in activation_quantizers(scratch).values():
-            set_bits(proxies, bits)
+            if isinstance(bits, str):
+                give_inputs(scratch, proxies, bits)
+            else:
+                set_bits(proxies, bits)
     grids: dict[str, InputGrid | None] = {}
 
     def note(name: str, layer: Layer, inputs: tuple, named: dict) -> None:
         quantized = layer.input_quant(first_input(inputs, named))
-        known = isinstance(quantized, IntQuantTensor)
+        known = isinstance(quantized, IntQuantTensor | FloatQuantTensor)
         grids.setdefault(name, InputGrid.of(quantized) if known else None)
 
     layers = find_layers(scratch, exclude)

@@ -26,6 +26,17 @@ def weight_format(layer: Layer) -> str | None:
     return format_of(cast(FloatQuantTensor, layer.quant_weight()))
 
 
+def weight_numbers(layer: Layer) -> tuple[int, int, int | None]:
+    """Smallest and largest integer of a layer's weights, and the significant bits of a format."""
+    format = weight_format(layer)
+    if format is not None:
+        known = minifloat(format)
+        return known.integers[0], known.integers[-1], known.significant
+    quant = layer.weight_quant.tensor_quant
+    bits = quant.msb_clamp_bit_width_impl()
+    return int(quant.int_quant.min_int(bits)), int(quant.int_quant.max_int(bits)), None
+
+
 def give_weights(layer: Layer, format: str, shared: bool, power_of_two: bool) -> None:
     """Replaces a layer's weight quantizer; scales begin with the largest weights.
 

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import UnsupportedLayer
-from brevitas_axe.formats import minifloat
 from brevitas_axe.methods.solvers.problem import LayerProblem
-from brevitas_axe.model.apply.minifloats import weight_format
+from brevitas_axe.model.apply.minifloats import weight_numbers
 from brevitas_axe.model.apply.weights import current_scale, is_power_of_two, is_shared_scale
 from brevitas_axe.model.layers import Layer, unroll_weight
 from brevitas_axe.model.moments import Moments, Statistics
@@ -132,7 +131,7 @@ def layer_problem(
         statistics: of its inputs.
         scale: start scale, [rows] or [rows, tiles], instead of the quantizer's own.
     """
-    low, high, significant = _weight_numbers(layer)
+    low, high, significant = weight_numbers(layer)
     input_range: InputRange | None = layer.weight_quant.input_range
     return LayerProblem(
         weight=unroll_weight(layer, layer.weight.detach()).float(),
@@ -149,14 +148,3 @@ def layer_problem(
         name=name,
         **statistics,
     )
-
-
-def _weight_numbers(layer: Layer) -> tuple[int, int, int | None]:
-    """Smallest and largest integer of a layer's weights, and the significant bits of a format."""
-    format = weight_format(layer)
-    if format is not None:
-        known = minifloat(format)
-        return known.integers[0], known.integers[-1], known.significant
-    quant = layer.weight_quant.tensor_quant
-    bits = quant.msb_clamp_bit_width_impl()
-    return int(quant.int_quant.min_int(bits)), int(quant.int_quant.max_int(bits)), None

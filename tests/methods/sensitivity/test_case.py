@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidPlan
+from brevitas_axe.formats import minifloat
 from brevitas_axe.methods.allocate import Quantity, allocate_bits, make_problem
 from brevitas_axe.methods.sensitivity import case as case_module
 from brevitas_axe.methods.sensitivity import make_case, make_choices, score
 from brevitas_axe.methods.sensitivity.case import fingerprint
 from brevitas_axe.model.apply.activations import check_arriving, set_input_bits
+from brevitas_axe.model.apply.weights import apply_plan
+from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.prepare import as_batches, to_brevitas
-from brevitas_axe.plan import Choices, LayerPrecision
+from brevitas_axe.plan import Choices, LayerPrecision, Plan
+from brevitas_axe.run.quantize import quantize
 from tests.model.apply.test_activations import Fork
 from tests.model.test_prepare import X
 
@@ -93,7 +98,31 @@ def test_the_fingerprint_sees_constants_of_a_forward_and_the_version(monkeypatch
     assert current() != first
 
 
-def test_floating_point_formats_are_refused_by_the_layers_name(fork) -> None:
-    choices = Choices({"stem": (*OPTIONS, LayerPrecision(4, "e4m3"))})
-    with pytest.raises(InvalidPlan, match="'stem' is planned in e4m3, but sensitivity is measured"):
-        make_case(fork, [X], choices)
+def test_grids_of_formats_are_those_of_the_quantizers_that_they_get(fork) -> None:
+    options = (LayerPrecision(4, 4), LayerPrecision("e2m1", "e2m1"))
+    case = make_case(fork, [X], Choices(dict.fromkeys(("stem", "left", "right"), options)))
+    apply_plan(fork, Plan(dict.fromkeys(case.names, options[1])), (X,))
+    for name, layer in find_layers(fork).items():
+        x = torch.randn(3, layer.in_features)
+        weight = case.rounded(name, options[1])[0]
+        torch.testing.assert_close(weight, layer.quant_weight().value)
+        grid = case.inputs[name]["e2m1"]
+        assert grid.input_range == minifloat("e2m1").input_range
+        numbers = set((grid(x) / grid.scale).round().flatten().tolist())
+        assert numbers <= set(minifloat("e2m1").integers)
+    [proxy] = [m for n, m in fork.named_modules() if n == "x_quant.act_quant"]
+    torch.testing.assert_close(case.inputs["stem"]["e2m1"](X), proxy(X).value)
+
+
+@pytest.mark.parametrize("scorer", ["local", "measured"])
+def test_a_plan_of_integers_and_formats_keeps_the_budget_and_is_solved(fork, scorer) -> None:
+    given = make_choices(fork, (X,), weight=(4, "e2m1"), input=(4, "e2m1"))
+    scores = score(fork, [X], given, scorer)
+    assert all((harm >= -1e-6).all() for harm in scores.harm.values())
+    bits = Quantity(
+        tuple(np.array([float(c.weight_bits) for c in o]) for o in given.layers.values())
+    )
+    found = allocate_bits(make_problem(scores, {"bits": bits}, {"bits": 12.0}), "ilp")
+    result = quantize(fork, [X], found.plan, progress=False)
+    assert result.certificate.ok
+    assert result.plan == found.plan
