@@ -112,7 +112,9 @@ def run(arguments: argparse.Namespace) -> int:
         **options.recipe_keywords(arguments),
         **options.widths_keywords(arguments),
     }
-    requested(plan, recipe, exclude, run, keywords)  # refuses before anything is loaded
+    request = requested(plan, recipe, exclude, run, keywords)  # refuses before anything is loaded
+    if arguments.target == "finn":
+        request.check_integers("FINN builds")
     if arguments.dry_run:
         model = folders.model_from(arguments.model, arguments)
         batches = batches_of(arguments.calibration)

@@ -159,7 +159,8 @@ def _line(axes: Axes, name: str, front: Sequence[Allocation], cost: str, **style
 def layer_bits(plan: Plan, width: float = plots.WIDE) -> Figure:
     """Weight, input and accumulator bits of every layer; no bar where a width is not limited."""
     planned = plan.layers.values()
-    series = {what: [getattr(precision, what) for precision in planned] for what in _BITS}
+    stored = {"weight": "weight_bits", "input": "input_bits"}  # whatever the format
+    series = {what: [getattr(p, stored.get(what, what)) for p in planned] for what in _BITS}
     colours = [plots.KIND_COLOURS[kind] for kind in _BITS.values()]
     return plots.groups_of_bars(list(plan.layers), series, colours, "bits", width)
 

@@ -52,6 +52,23 @@ def test_the_plan_is_what_quantize_takes(user, tmp_path) -> None:
     assert Plan.load(tmp_path / "solved" / "plan.json") == plan
 
 
+def test_formats_are_chosen_reported_and_quantized(user, tmp_path, capsys) -> None:
+    asked = arguments(user, "--report", "report.html", "--weight-bits", "e2m1")
+    asked[asked.index("bops=2500")] = "bops=9e9"
+    assert main([*asked, "--input-bits", "8", "e4m3"]) == 0
+    assert "e2m1" in (tmp_path / "report.html").read_text()
+    plan = Plan.load(tmp_path / "plan.json")
+    assert {p.weight for p in plan.layers.values()} == {"e2m1"}
+    quantize = ["quantize", f"{user}:build", "--calibration", f"{user}:data", "--quality", "fast"]
+    quantize += ["--plan", "plan.json", "--output", "solved"]
+    assert main([*quantize, "--target", "finn"]) == 2
+    assert "'0' is planned in e2m1, but FINN builds only integers" in capsys.readouterr().err
+    assert not (tmp_path / "solved").exists()
+    assert main(quantize) == 0
+    assert Plan.load(tmp_path / "solved" / "plan.json") == plan
+    assert "e2m1" in (tmp_path / "solved" / "report.html").read_text()
+
+
 def test_a_report_shows_front_bits_and_sensitivity(user, tmp_path) -> None:
     assert main(arguments(user, "--report", "report.html", "--allocator", "greedy")) == 0
     page = (tmp_path / "report.html").read_text()

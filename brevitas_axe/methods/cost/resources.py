@@ -96,11 +96,14 @@ def resource_rows(
 
     Returns:
         By layer: name, accumulator and lut as planned, unlimited_accumulator and unlimited_lut of
-        the same data types without a budget.
+        the same data types without a budget. None where a layer has a floating-point format, which
+        FINN does not compute with.
 
     Raises:
         UnsupportedLayer: FINN cannot build a layer.
     """
+    if any(isinstance(f, str) for p in plan.layers.values() for f in (p.weight, p.input)):
+        return []
     shapes = layer_shapes(model, args, exclude=exclude)
     table = resource_table(full_plan(model, args, exclude=exclude, plan=plan), shapes)
     return [
