@@ -3,8 +3,8 @@
 PyTorch computes attention by one function, `F.scaled_dot_product_attention`; so do the attention
 interfaces of transformers ("sdpa", their default). Where a module calls it, an `AttentionProducts`
 under that module answers instead: the same function with a quantizer on each of the four operands,
-as `brevitas.nn.QuantScaledDotProductAttention` has them. Signed integers are narrow, since
--2^(b-1) would cost a bit of the accumulator and serve one number.
+as `brevitas.nn.QuantScaledDotProductAttention` has them. Signed integers have their whole range, as
+hardware counts it whatever numbers arrive.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class AttentionProducts(nn.Module):
 
     def __init__(self, bits: int, accumulator: int | None) -> None:
         super().__init__()
-        signed = _SIGNED.let(bit_width=bits, narrow_range=True)
+        signed = _SIGNED.let(bit_width=bits)
         self.accumulator = accumulator
         self.q_scaled_quant = qnn.QuantIdentity(signed)
         self.k_transposed_quant = qnn.QuantIdentity(signed)
@@ -215,12 +215,15 @@ def _bits(products: AttentionProducts, product: str) -> tuple[int, int]:
 
 
 def with_products(plan: Plan, model: nn.Module) -> Plan:
-    """A plan of layers with the attention products of a model, as a certificate takes it."""
-    return Plan({**plan.layers, **products_plan(model).layers})
+    """A plan with the attention products of a model, as a certificate takes it.
+
+    Products that the plan names have its widths, all others their own.
+    """
+    return Plan({**products_plan(model).layers, **plan.layers})
 
 
 def certified(model: nn.Module, plan: Plan, exclude: Iterable[str], call: Batch) -> Certificate:
-    """The certificate of a model: of its layers by a plan, of its attention by its own widths.
+    """The certificate of a model by a plan, of attention that it does not name by its own widths.
 
     Args:
         model: in memory.

@@ -134,15 +134,15 @@ def _pairs(
         length: K.
         most: bits of either at most.
         accumulator: P, or None for no limit.
-        signed: whether the left operand is, as the right one always is; both narrow.
+        signed: whether the left operand is, as the right one always is.
     """
     if accumulator is None:
         return ((most, most),)
     room = accumulator_limit(accumulator) // length
     found: list[tuple[int, int]] = []
     for left in range(most, _LEAST_BITS - 1, -1):
-        largest = 2 ** (left - signed) - 1
-        fits = [b for b in range(_LEAST_BITS, most + 1) if largest * (2 ** (b - 1) - 1) <= room]
+        largest = 2 ** (left - 1) if signed else 2**left - 1
+        fits = [b for b in range(_LEAST_BITS, most + 1) if largest * 2 ** (b - 1) <= room]
         if fits and (not found or fits[-1] > found[-1][1]):
             found.append((left, fits[-1]))
     if not found:

@@ -26,9 +26,11 @@ def test_both_products_of_every_attention_are_proven(kind: str) -> None:
         # Head size 8; 12 tokens, or 4 patches and the class token.
         assert entry.inputs == (8 if name.endswith("scores") else {"vit": 5}.get(kind, 12))
         assert widths.accumulator == entry.target == P
-        left = 2 ** (widths.input - name.endswith("scores")) - 1
-        worst = entry.inputs * left * (2 ** (widths.weight - 1) - 1)
-        assert entry.maximum == worst <= 2 ** (P - 1) - 1
+        signed = name.endswith("scores")
+        left = 2 ** (widths.input - 1) if signed else 2**widths.input - 1
+        worst = entry.inputs * left * 2 ** (widths.weight - 1)
+        # Scores are largest where both integers are the most negative ones.
+        assert (entry.maximum if signed else -entry.minimum) == worst <= 2 ** (P - 1) - 1
     assert "attention products: Plan(4 layers" in repr(result)
 
 
@@ -68,5 +70,6 @@ def test_what_cannot_be_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedLayer, match="attn_implementation='sdpa'"):
         solve(eager, attention="quantized")
     net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
-    with pytest.raises(InvalidOption, match="solved as a whole"):
-        quantize(net, [torch.randn(8, 4)], attention="quantized", progress=False)
+    for field in ("attention", "outside"):
+        with pytest.raises(InvalidOption, match=f"'{field}' .*solved as a whole"):
+            quantize(net, [torch.randn(8, 4)], progress=False, **{field: "quantized"})

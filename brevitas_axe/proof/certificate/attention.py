@@ -70,19 +70,9 @@ class Attention:
 
 def _judge(proxy: nn.Module, output: object, axis: int | None) -> InputFact | Unprovable:
     try:
-        return read_input(output, axis, exact=bool(proxy.is_quant_enabled), within=_narrow(proxy))
+        return read_input(output, axis, exact=bool(proxy.is_quant_enabled))
     except Unprovable as reason:
         return reason
-
-
-def _narrow(proxy: Any) -> tuple[int, int] | None:
-    """Integers of a quantizer that clips to a range without -2^(b-1); None for any other."""
-    quant: Any = getattr(proxy.fused_activation_quant_proxy, "tensor_quant", None)
-    rounds = getattr(quant, "int_quant", None)
-    if not getattr(rounds, "narrow_range", False) or not proxy.is_signed:
-        return None
-    largest = 2 ** (int(quant.msb_clamp_bit_width_impl()) - 1) - 1
-    return -largest, largest
 
 
 def _found(name: str, left: InputFact | Unprovable, right: InputFact | Unprovable) -> Found:
