@@ -37,6 +37,7 @@ Quality = Literal["fast", "best"]
 Widths = Literal["auto"]
 Function = Literal["float", "quantized"]
 Attention = Literal["float", "quantized"]
+Outside = Literal["float", "quantized"]
 # Name, value, step, as `add_scalar` of TensorBoard and `log_metric` of MLflow take them.
 Log = Callable[[str, float, int], object]
 
@@ -86,6 +87,9 @@ class Recipe:
             training; None decides by what batch norms learned, and is "float" without any.
         attention: of a transformer solved block by block, "quantized" makes integer products of
             query · key and weights · value, with the bits that the accumulator leaves for them.
+        outside: of such a transformer, "quantized" makes integers of the convolutions and linear
+            layers in front of and behind the blocks, too, as a patch embedding and a classifier
+            are; a layer that shares its weights with an embedding stays in float.
         rules: name pattern (see `brevitas_axe.plan.name_matches`) or "type:" and a layer's class
             ("type:Conv2d") → widths ("weight", "input", "accumulator", "tile") or {"exclude":
             true}. All rules that apply do so in order, a later one over an earlier one. Layers
@@ -113,6 +117,7 @@ class Recipe:
     act_order: bool | None = None
     function: Function | None = None
     attention: Attention = "float"
+    outside: Outside = "float"
     rules: Mapping[str, Mapping[str, Format | bool | None]] = field(default_factory=dict)
     widths: Widths | None = None
     budget: Mapping[str, float | str] = field(default_factory=dict)
@@ -139,6 +144,7 @@ class Recipe:
         _one_of("act_order", self.act_order, (True, False, None))
         _one_of("function", self.function, (*get_args(Function), None))
         _one_of("attention", self.attention, get_args(Attention))
+        _one_of("outside", self.outside, get_args(Outside))
         if self.power_of_two and self.weights == "tile":
             raise InvalidOption(
                 "a recipe cannot have power_of_two scales for every tile; set weights to channel "

@@ -195,11 +195,16 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         choices=["float", "quantized"],
         help="quantized: the attention products of a transformer's blocks multiply integers, too",
     )
+    parser.add_argument(
+        "--outside",
+        choices=["float", "quantized"],
+        help="quantized: a transformer's layers in front of and behind its blocks are, too",
+    )
 
 
 def recipe_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_recipe` that the user gave, as keywords of `quantize`."""
-    names = ("solver", "quality", "act_order", "function", "attention")
+    names = ("solver", "quality", "act_order", "function", "attention", "outside")
     written = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in written.items() if value is not None}
 

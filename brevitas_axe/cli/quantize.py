@@ -204,7 +204,8 @@ def _next(
     if arguments.target == "finn" and not isinstance(result, BlocksResult):
         return [*steps, command("mend", output, *own)]
     if isinstance(result, BlocksResult):
-        return [*steps, command("export", output, f"{output}/layers", *own)]
+        place = "layers" if result.floats else "finn.onnx"
+        return [*steps, command("export", output, f"{output}/{place}", *own)]
     return [*steps, command("cost", output, *own)]
 
 
@@ -215,23 +216,35 @@ def exported(
     from brevitas_axe.export import export_qonnx
     from brevitas_axe.files import write_whole
     from brevitas_axe.methods.cost import resource_rows
-    from brevitas_axe.model.stack import left_in_float
+    from brevitas_axe.model.attention_products import products_plan
     from brevitas_axe.proof.certificate import certify_file
-    from brevitas_axe.run.finetune import FinetuneResult
-    from brevitas_axe.run.result import BlocksResult
 
-    trained = isinstance(result, FinetuneResult) and left_in_float(result.model)
-    if isinstance(result, BlocksResult) or trained:
-        # Attention products and norms stay in float, so no QONNX file could be proven as a whole.
+    if _multiplies_floats(result):
         path = folder / "integers.npz"
         write_whole(path, language.integers(result.model))
         return path, result.certificate, []
     path = folder / "model.onnx"
     example = _example(result.model, batch)
     export_qonnx(result.model, example, path, target=target)
-    # The file is proven, not the live model: the next tool reads the file.
-    certificate = certify_file(path, plan=result.plan, exclude=exclude)
+    # The file is proven, not the live model: the next tool reads the file, in which products of
+    # attention have no names that a plan could give.
+    limits = [p.accumulator for p in products_plan(result.model).layers.values()]
+    most = None if None in limits else max((p for p in limits if p is not None), default=None)
+    certificate = certify_file(path, most, plan=result.plan, exclude=exclude)
     return path, certificate, resource_rows(result.model, example, result.plan, exclude)
+
+
+def _multiplies_floats(result: Result) -> bool:
+    """Whether a transformer multiplies floats, so that no QONNX file is proven as a whole."""
+    from brevitas_axe.model.stack import left_in_float
+    from brevitas_axe.run.finetune import FinetuneResult
+    from brevitas_axe.run.result import BlocksResult
+
+    if isinstance(result, BlocksResult):
+        return bool(result.floats)
+    modules = dict(result.model.named_modules())
+    products = any(name not in modules for name in result.exclude)
+    return isinstance(result, FinetuneResult) and (products or bool(left_in_float(result.model)))
 
 
 def _for_finn(

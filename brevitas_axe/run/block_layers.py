@@ -26,7 +26,7 @@ from brevitas_axe.model.quantizers import (
     Int8WeightPerTensorFloatAXE,
     Int8WeightPerTileFloatAXE,
 )
-from brevitas_axe.model.stack import Alone, Call, left_in_float
+from brevitas_axe.model.stack import Alone, Call, is_conv1d, left_in_float
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import Recipe
 from brevitas_axe.run.block_attention import BlockAttention
@@ -205,9 +205,9 @@ def _parent(module: nn.Module, name: str) -> nn.Module:
 
 
 def columns_of(layers: Mapping[str, nn.Module]) -> dict[str, int]:
-    """Inputs of one dot product of each linear layer."""
+    """Inputs of one dot product of each layer, linear or a convolution."""
     found: dict[str, int] = {}
     for name, layer in layers.items():
         kind: Any = layer
-        found[name] = kind.in_features if isinstance(layer, nn.Linear) else kind.weight.shape[0]
+        found[name] = kind.weight.shape[0] if is_conv1d(layer) else kind.weight[0].numel()
     return found

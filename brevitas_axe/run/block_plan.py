@@ -18,20 +18,25 @@ from brevitas_axe.run.request import Request, layer_widths
 
 
 def block_plan(
-    model: nn.Module, blocks: dict[str, nn.Module], request: Request, kept: tuple[str, ...]
+    model: nn.Module,
+    blocks: dict[str, nn.Module],
+    request: Request,
+    kept: tuple[str, ...],
+    around: tuple[str, ...] = (),
 ) -> Plan:
-    """Widths of all layers of the blocks that are to be solved.
+    """Widths of all layers that are to be solved, of the blocks and around them.
 
     Args:
         model: contains the blocks.
         blocks: by name.
         request: has the plan, or the widths.
         kept: names of layers that stay in float unless a plan names them.
+        around: names of layers outside the blocks that are solved, too.
 
     Raises:
         InvalidOption, InvalidPlan: an excluded or planned layer is not in a block, or none is left.
     """
-    names = [n for n in left_in_float(model) if any(n.startswith(f"{b}.") for b in blocks)]
+    names = [n for n in left_in_float(model) if n in around or is_inside(n, tuple(blocks))]
     left = [name for name in names if not is_inside(name, request.exclude)]
     there = (*names, *kept)
     unknown = [e for e in request.exclude if not any(is_inside(name, (e,)) for name in there)]

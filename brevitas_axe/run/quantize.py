@@ -41,8 +41,8 @@ def quantize(
     """Quantizes a model so that no accumulator can overflow, and proves it.
 
     A float model with a stack of blocks, as transformers have, is solved block after block and
-    keeps embeddings, norms, attention products and its head in float; the result is then a
-    `BlocksResult`. Every other model is solved as a whole.
+    keeps embeddings, norms and, unless the recipe says otherwise, attention products and its head
+    in float; the result is then a `BlocksResult`. Every other model is solved as a whole.
 
     Args:
         model: a float model, or a Brevitas model with calibrated activations (whose own bit widths
@@ -89,7 +89,8 @@ def quantize(
             "parts of the model are not in memory, so it cannot be copied; use quantize_blocks, "
             "which changes the model itself."
         )
-    request = _inside(request, model, stack)
+    if request.recipe.outside == "float":
+        request = _inside(request, model, stack)
     model = copy.deepcopy(model)
     experts_to_linears(model, request.exclude)
     if request.recipe.widths is not None:

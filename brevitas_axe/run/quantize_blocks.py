@@ -47,6 +47,7 @@ from brevitas_axe.run.block_layers import (
 from brevitas_axe.run.block_plan import block_plan, products_outside
 from brevitas_axe.run.checks import check_disk, check_widths, without_remarks
 from brevitas_axe.run.logs import solved_layers
+from brevitas_axe.run.outside import layers_outside, solve_outside
 from brevitas_axe.run.request import Keywords, Request, requested
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
 from brevitas_axe.run.saving.huggingface import refuse_save_pretrained
@@ -148,7 +149,8 @@ def solve_blocks(
         outside += [name for name in left_in_float(model) if name in kept]
         model, request = split_model(model, batches, request, tuple(outside))
         blocks = find_blocks(model, stack)
-    plan = block_plan(model, blocks, request, kept)
+    around = layers_outside(model, blocks, request.recipe)
+    plan = block_plan(model, blocks, request, kept, around)
     fit = request.recipe.ranges != Recipe.CALIBRATED
     tile = request.widths.tile if request.plan is None else None
     layers = BlockLayers(request.recipe, plan, tile, fit)
@@ -171,6 +173,7 @@ def solve_blocks(
                 calls[index] = []
                 if request.run.offload is not None:
                     send_out(block, Path(request.run.offload) / f"block-{index:04d}")
+        done += walk.around(model, batches, around)
     assumptions = tuple(dict.fromkeys(a for solved in done for a in solved.assumptions))
     certificate = _joined([solved.certificate for solved in done], type(model).__name__)
     certificate = certificate.assuming(assumptions)
@@ -178,7 +181,7 @@ def solve_blocks(
         refuse_save_pretrained(model),
         Plan({name: p for solved in done for name, p in solved.plan.layers.items()}),
         certificate,
-        [{"block": i, **entry} for i, solved in enumerate(done) for entry in solved.log],
+        [entry for solved in done for entry in solved.log],
         request.recipe,
         assumptions,
         example=batches[0],
@@ -205,7 +208,8 @@ def best_block_widths(
     request = request.settled(plain=True)
     recipe = request.recipe
     blocks = tuple(find_blocks(model, stack))
-    outside = [name for name in left_in_float(model) if not is_inside(name, blocks)]
+    around = layers_outside(model, dict.fromkeys(blocks, model), recipe)
+    outside = [n for n in left_in_float(model) if not is_inside(n, (*blocks, *around))]
     scored = copy.deepcopy(model).eval()
     exclude = (*request.exclude, *outside, *routers_within(model, blocks))
     with torch.no_grad():
@@ -281,12 +285,9 @@ class _Walk:
                 self.quantized = [alone(*pair) for pair in pairs]
         with called(alone, experts.experts):
             certificate = _proof(alone, pairs[0], plan)
-        proofs = {entry.name: entry for entry in certificate.entries}
         self.real = outputs
-        log = [
-            {**e, **_widths(proofs, plan, e["name"]), **experts.facts_of(e["name"])}
-            for e in axe.log
-        ]
+        log = [{"block": index, **e, **experts.facts_of(e["name"])} for e in axe.log]
+        log = _with_proofs(log, certificate, plan)
         return _Solved(certificate, plan, log, assumptions, tuple(learned))
 
     def _mode(self, alone: Alone, plan: Plan, index: int) -> axe_mode:
@@ -310,6 +311,24 @@ class _Walk:
         self.real = [alone(real, real) for _, real in pairs]
         return _Solved(_proof(alone, pairs[0], Plan()), Plan(), [], ())
 
+    def around(
+        self, model: nn.Module, batches: Sequence[Batch], names: Sequence[str]
+    ) -> list[_Solved]:
+        """Quantizes, solves and proves the layers outside the blocks, of the whole model."""
+        plan = Plan({n: p for n, p in self.layers.plan.layers.items() if n in names})
+        if not plan.layers:
+            return []
+        log = []
+        for entry in solve_outside(model, batches, self.request, plan, self.numbers):
+            self.bar.set_postfix_str(entry["name"])
+            self.bar.update()
+            log.append(entry)
+        args, kwargs = batches[0]
+        whole = certify(model, plan=plan, args=args, kwargs=kwargs)
+        mine = tuple(entry for entry in whole.entries if entry.name in plan.layers)
+        certificate = replace(whole, entries=mine, excluded=(), sums=())
+        return [_Solved(certificate, plan, _with_proofs(log, certificate, plan), ())]
+
     def _pairs(self, calls: Sequence[Call]) -> list[tuple[Call, Call]]:
         """Inputs of the next block, quantized and float, batch by batch."""
         streams = zip(calls, self.quantized, self.real, strict=True)
@@ -328,16 +347,20 @@ def _proof(alone: Alone, pair: tuple[Call, Call], plan: Plan) -> Certificate:
     return replace(certificate, excluded=tuple(name for name in names if name not in proven.layers))
 
 
-def _widths(proofs: dict, plan: Plan, name: str) -> dict[str, int | None]:
-    """P_I as requested and P_O as proven, of one layer."""
-    entry = proofs[name]
-    return {
-        "accumulator": plan[name].accumulator,
-        "tile": entry.tile_size,
-        "inner_bits": entry.width,
-        "outer_bits": entry.outer_width,
-        "outer_bound": entry.outer_bound,
-    }
+def _with_proofs(log: list[dict], certificate: Certificate, plan: Plan) -> list[dict]:
+    """Log entries with P_I as requested and P_O as proven."""
+    proofs = {entry.name: entry for entry in certificate.entries}
+    return [
+        {
+            **entry,
+            "accumulator": plan[entry["name"]].accumulator,
+            "tile": proofs[entry["name"]].tile_size,
+            "inner_bits": proofs[entry["name"]].width,
+            "outer_bits": proofs[entry["name"]].outer_width,
+            "outer_bound": proofs[entry["name"]].outer_bound,
+        }
+        for entry in log
+    ]
 
 
 def _joined(parts: Sequence[Certificate], subject: str) -> Certificate:

@@ -21,6 +21,7 @@ from brevitas_axe.recipe import (
     Attention,
     Function,
     Log,
+    Outside,
     Quality,
     Recipe,
     Run,
@@ -40,8 +41,8 @@ class Keywords(TypedDict, total=False):
         weight_bit_width: bits of the weights of a float model, 4 unless given.
         input_bit_width: bits of the layers' inputs of a float model, 8 unless given.
         activations: the recipe's `inputs`: "static", "dynamic", "per_token".
-        symmetric, ranges, power_of_two, solver, quality, act_order, function, attention: those of
-            the recipe.
+        symmetric, ranges, power_of_two, solver, quality, act_order, function, attention, outside:
+            those of the recipe.
         smooth: strength of SmoothQuant (arXiv 2211.10438), 0.5 as published; None for none.
         rotate: rotate every layer's inputs by a Hadamard matrix.
         tile_scales: one weight scale per output and tile, instead of per output. The results of
@@ -71,6 +72,7 @@ class Keywords(TypedDict, total=False):
     act_order: bool | None
     function: Function | None
     attention: Attention
+    outside: Outside
     widths: Widths | None
     budget: Mapping[str, float | str]
     validate: Validate | None

@@ -51,11 +51,12 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
         raise InvalidOption(
             "offload moves solved blocks, but this model is solved as a whole; leave it out."
         )
-    if request.recipe.attention != Recipe.attention:
-        raise InvalidOption(
-            "attention products are quantized in transformers that are solved block by block, and "
-            "this model is solved as a whole; set the recipe's attention to float."
-        )
+    for field in ("attention", "outside"):
+        if getattr(request.recipe, field) != getattr(Recipe, field):
+            raise InvalidOption(
+                f"the recipe's '{field}' is for transformers that are solved block by block, and "
+                f"this model is solved as a whole; set {field} to float."
+            )
     plain = not has_quantizers(model)
     if plain and request.recipe.function == "quantized":
         raise InvalidOption(
