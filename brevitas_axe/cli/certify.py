@@ -78,6 +78,7 @@ def _next(model: str, certificate: Certificate) -> str:
 
 def _of_folder(arguments: argparse.Namespace) -> Certificate:
     """Of a saved model: proven again as it was, or for the widths that are asked for."""
+    from brevitas_axe.model.attention_products import with_products
     from brevitas_axe.proof.certificate import certify
     from brevitas_axe.run.saving.save import left_out
 
@@ -91,7 +92,7 @@ def _of_folder(arguments: argparse.Namespace) -> Certificate:
         result.model,
         accumulator_bit_width=arguments.accumulator_bits,
         tile_size=arguments.tile_size,
-        plan=plan,
+        plan=None if plan is None else with_products(plan, result.model),
         exclude=(*left_out(result), *arguments.exclude),
         args=args,
         kwargs=kwargs,
