@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from brevitas_axe.errors import AxeError, ExportRefused, InvalidOption
 from brevitas_axe.export.comparison import check_output
 from brevitas_axe.export.finn import check_finn
+from brevitas_axe.export.finn.tokens import in_tokens
 from brevitas_axe.export.indexed import IndexedGraph
 from brevitas_axe.export.integers import WEIGHT_OPS, check_integers, solved_weights
 from brevitas_axe.export.streamline import streamlined
@@ -127,8 +128,9 @@ def export_qonnx(
         model: a Brevitas model with our, A2Q, A2Q+ or ordinary integer weight quantizers.
         args: example input(s) of the forward; moved to the model's device.
         export_path: path of the file, which appears whole or not at all.
-        target: "finn" refuses what FINN would refuse or silently get wrong; "qonnx" refuses only
-            what would be wrong in the file itself.
+        target: "finn" refuses what FINN would refuse or silently get wrong, and writes a
+            transformer in the form that FINN builds (`brevitas_axe.export.finn.tokens`); "qonnx"
+            refuses only what would be wrong in the file itself.
         dynamo: torch's newer exporter. FINN needs False (see the README).
         **kwargs: passed on to `torch.onnx.export`.
 
@@ -159,8 +161,10 @@ def export_qonnx(
                 _trace(model, args, raw, dynamo, kwargs)
             weights = {name: layer.weight.detach().cpu().numpy() for name, layer in layers.items()}
         proto = streamlined(_with_weight_names(onnx.load(raw), weights))
-    certificate = certify_file(proto)
     check_integers(proto, {name: integers.cpu().numpy() for name, (integers, _) in solved.items()})
+    if target == "finn":
+        proto = in_tokens(proto)
+    certificate = certify_file(proto)
     if target == "finn":
         _check_finn(proto)
     check_output(model, args, proto)

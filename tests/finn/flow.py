@@ -66,7 +66,8 @@ class Flow:
             not build), "errors" (step, type, message, traceback of what ended the run; empty if
             it came through) and "stages" (those reached).
         weights.npz: the weight matrix of every matrix unit by node name, [MW, MH] of an MVAU,
-            [channels, 1, k, k] of a VVAU; and <name>.thresholds where these are fused.
+            [channels, 1, k, k] of a VVAU, where it is no product of two activations; and
+            <name>.thresholds where these are fused.
         outputs.npz: what the model gives for the samples, by stage.
         <stage>.onnx: the model at each stage reached.
     """
@@ -163,7 +164,9 @@ class Flow:
                 "cycles": cycles.get(node.name),
             }
             nodes.append(entry)
-            if node.op_type.startswith(("MVAU", "VVAU")):
+            units = node.op_type.startswith(("MVAU", "VVAU"))
+            # A product of two activations has none.
+            if units and self.model.get_initializer(node.input[1]) is not None:
                 weights[node.name] = self.integers(node.input[1])
                 if len(node.input) > 2:
                     weights[f"{node.name}.thresholds"] = self.model.get_initializer(node.input[2])

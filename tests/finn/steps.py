@@ -35,11 +35,19 @@ from finn.builder.custom_step_library.resnet import (  # noqa: E402
     step_resnet_streamline,
 )
 from finn.transformation.fpgadataflow.convert_to_hw.upsample import InferUpsample  # noqa: E402
-from finn.transformation.streamline.absorb import AbsorbTransposeIntoResize  # noqa: E402
+from finn.transformation.streamline import Streamline  # noqa: E402
+from finn.transformation.streamline.absorb import (  # noqa: E402
+    AbsorbScalarBiasIntoMultiThreshold,
+    AbsorbTransposeIntoResize,
+)
+from finn.transformation.streamline.reorder import MoveMulPastFork  # noqa: E402
 from finn.transformation.streamline.streamline_plus import StreamlinePlus  # noqa: E402
 from qonnx.core.modelwrapper import ModelWrapper  # noqa: E402
 from qonnx.transformation.infer_data_layouts import InferDataLayouts  # noqa: E402
 from qonnx.transformation.infer_datatypes import InferDataTypes  # noqa: E402
+
+# Of streamlining a transformer: a scale passes reshape, transposition and product one by one.
+_ROUNDS = 3
 
 DEFAULT = {name: build_dataflow_step_lookup[name] for name in estimate_only_dataflow_steps}
 
@@ -59,6 +67,19 @@ def step_unet_streamline(model: ModelWrapper, cfg: object) -> ModelWrapper:
     return model
 
 
+def step_transformer_streamline(model: ModelWrapper, cfg: object) -> ModelWrapper:
+    """FINN's streamlining, until the scales of both operands are behind products of activations.
+
+    A layer norm's quantizer is read by three layers, so its scale has to pass that fork first.
+    """
+    for _ in range(_ROUNDS):
+        for moved in (AbsorbScalarBiasIntoMultiThreshold(), MoveMulPastFork(), Streamline()):
+            model = model.transform(moved)
+    for inferred in (InferDataLayouts(), InferDataTypes()):
+        model = model.transform(inferred)
+    return model
+
+
 def _streamlined(*steps: BuildDataflowStep) -> dict[str, BuildDataflowStep]:
     """FINN's list with other steps in the place of its streamlining."""
     replaced: dict[str, tuple[BuildDataflowStep, ...]]
@@ -69,10 +90,22 @@ def _streamlined(*steps: BuildDataflowStep) -> dict[str, BuildDataflowStep]:
     return {step.__name__: step for group in replaced.values() for step in group}
 
 
+def _transformer() -> dict[str, BuildDataflowStep]:
+    """FINN's list with a streamlining for transformers, and one more step of its whole build.
+
+    That step makes units with estimates of those that move numbers.
+    """
+    found = _streamlined(step_transformer_streamline)
+    name, last = found.popitem()
+    decomposition = "step_transpose_decomposition"
+    return {**found, decomposition: build_dataflow_step_lookup[decomposition], name: last}
+
+
 RECIPES: dict[str, dict[str, BuildDataflowStep]] = {
     "default": DEFAULT,
     "resnet": _streamlined(step_resnet_streamline),
     "unet": _streamlined(step_unet_streamline),
+    "transformer": _transformer(),
     "conv1d": _streamlined(step_pre_streamline, DEFAULT["step_streamline"]),
     "conv1d_resnet": _streamlined(step_pre_streamline, step_resnet_streamline),
 }
@@ -82,6 +115,7 @@ STAGES = {
     "step_streamline": "streamlined",
     "step_resnet_streamline": "streamlined",
     "step_unet_streamline": "streamlined",
+    "step_transformer_streamline": "streamlined",
     "step_convert_to_hw": "hardware",
     "step_minimize_bit_width_initial": "minimized",
     "step_create_dataflow_partition": "partitioned",

@@ -110,6 +110,8 @@ def _folded(
     problem = ""
     if source.rectified:
         problem = "comes between a ReLU and its quantizer"
+    elif len(axes) > 1 and graph.tokens:
+        return float_sum(node, graph)
     elif len(axes) > 1:
         problem = "has different values at different positions"
     elif not np.isfinite(scale).all() or not np.isfinite(offset).all():
@@ -136,6 +138,8 @@ def _branches(node: Node, inputs: list[Value], graph: Graph) -> Value:
     name = graph.name(node)
     if _is_silu(node, graph):
         return Host()  # a unit of its own, of which the Sigmoid's rule has spoken
+    if graph.tokens and node.op == "Add" and not _one_grid(left, right):
+        return float_sum(node, graph)
     if not isinstance(left, Signal) or not isinstance(right, Signal):
         problem = f"quantized and unquantized values meet in '{name}', which FINN refuses"
         return Lost(graph.report(name, "branches", problem, _SHARE))
@@ -164,6 +168,20 @@ def _branches(node: Node, inputs: list[Value], graph: Graph) -> Value:
     )
 
 
+def float_sum(node: Node, graph: Graph) -> Host:
+    """A sum between the layers of a transformer, which FINN computes in float32."""
+    name = graph.name(node)
+    problem = f"FINN computes the {node.op} '{name}' in float32"
+    graph.report(name, "float_unit", problem, "quantize both operands alike for integers", "note")
+    return Host()
+
+
+def _one_grid(left: Value, right: Value) -> bool:
+    """Whether two values can be added as integers."""
+    signals = isinstance(left, Signal) and isinstance(right, Signal)
+    return signals and left.joinable and right.joinable and left.scale.max() == right.scale.max()
+
+
 def _is_silu(node: Node, graph: Graph) -> bool:
     """Whether a product is x · sigmoid(x)."""
     made = {tensor: graph.producer(tensor) for tensor in node.inputs}
@@ -190,6 +208,8 @@ def concat(node: Node, inputs: list[Value], graph: Graph) -> Value:
     settled = _settled(inputs)
     if settled is not None:
         return settled
+    if len(inputs) == 1 and _pads_tokens(node, inputs[0], graph):
+        return inputs[0]
     name, signals = graph.name(node), [v for v in inputs if isinstance(v, Signal)]
     rank = len(graph.shape(node.outputs[0]))
     if len(signals) < len(node.inputs) or not all(s.integral for s in signals):
@@ -205,6 +225,19 @@ def concat(node: Node, inputs: list[Value], graph: Graph) -> Value:
     low, high = min(s.low.min() for s in signals), max(s.high.max() for s in signals)
     size, one = np.max([s.size.max() for s in signals]), np.ones((), np.int64)
     return Signal(scale, np.zeros(()), np.asarray(low), np.asarray(high), one, size)
+
+
+def _pads_tokens(node: Node, value: Value, graph: Graph) -> bool:
+    """Whether zeros of an integer type are put before or behind tokens, as FINN's Pad1D does."""
+    constants = [name for name in node.inputs if graph.constant(name) is not None]
+    return (
+        isinstance(value, Signal)
+        and value.integral
+        and len(graph.shape(node.outputs[0])) == 3
+        and node.attribute("axis", 1) == 1
+        and all(name in graph.file.types for name in constants)
+        and not any(np.any(graph.constant(name) != 0) for name in constants)
+    )
 
 
 def relu(node: Node, inputs: list[Value], graph: Graph) -> Value:

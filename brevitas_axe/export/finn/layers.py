@@ -19,6 +19,8 @@ _WIDEST_WEIGHTS = 22
 def dot_product(node: Node, inputs: list[Value], graph: Graph) -> Value:
     """Conv, ConvTranspose, MatMul or Gemm."""
     layer = graph.layer(node)
+    if len(inputs) > 1 and node.op == "MatMul" and node.inputs[1] in graph.values:
+        return _of_activations(node, inputs, graph)
     source = graph.demand(inputs[0])
     if isinstance(source, Lost):
         return source
@@ -44,14 +46,35 @@ def dot_product(node: Node, inputs: list[Value], graph: Graph) -> Value:
     return _sums(node, layer, source, weights, scales, graph)
 
 
+def _of_activations(node: Node, inputs: list[Value], graph: Graph) -> Value:
+    """Product of two activations: a matrix unit whose weights arrive while it works."""
+    name, (left, right) = graph.name(node), inputs
+    integers = isinstance(left, Signal) and isinstance(right, Signal)
+    if not integers or not left.integral or not right.integral:
+        problem = f"'{name}' multiplies two activations that are not both integers of one scale, so"
+        problem += " FINN would leave it in float"
+        way_out = "quantize both (the recipe's attention: quantized), and export for FINN"
+        return Lost(graph.report(name, "product", problem, way_out))
+    problem = f"the product '{name}' of two activations is built behind a streamlining that FINN's"
+    problem += " lists of steps leave out"
+    graph.report(name, "product", problem, "add the step in docs/finn.md", "note")
+    length = max(graph.shape(node.inputs[0])[-1:], default=1)
+    first, second = ((int(s.low.min()), int(s.high.max())) for s in (left, right))
+    corners = [length * a * b for a in first for b in second]
+    ends = (np.asarray(end, np.int64) for end in (min(corners), max(corners)))
+    scale = left.scale.reshape(-1)[0] * right.scale.reshape(-1)[0]
+    one, size = np.ones((), np.int64), np.asarray(scale * max(map(abs, corners)))
+    return Signal(np.asarray(scale), np.zeros(()), *ends, one, size)
+
+
 def _without_integers(node: Node, layer: str, graph: Graph) -> Finding:
     if graph.constant(node.inputs[1]) is not None:
         problem = f"layer '{layer}' has no integer weights, so FINN cannot build it"
         way_out = "quantize it (brevitas_axe.quantize does)"
         return graph.report(layer, "float_weights", problem, way_out)
     if graph.names.initializer(node.inputs[1]) is None:
-        problem = f"'{layer}' multiplies two activations, which FINN does not build here"
-        return graph.report(layer, "product", problem, "move it out of FINN's part")
+        problem = f"'{layer}' multiplies two activations, which FINN builds as a MatMul alone"
+        return graph.report(layer, "product", problem, "write it as one")
     problem = f"the weight quantizer of layer '{layer}' is of a kind that FINN refuses"
     way_out = "use symmetric integers with one scale per tensor or per output channel"
     return graph.report(layer, "weight_quantizer", problem, way_out)

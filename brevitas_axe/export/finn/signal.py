@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 
 from brevitas_axe.export.finn.finding import Finding, Severity
+from brevitas_axe.export.finn.tokens import is_transformer
 from brevitas_axe.proof.graph.grid import Fact, Grid, is_constant
 from brevitas_axe.proof.graph.modelfile import ModelFile, Node
 from brevitas_axe.proof.graph.names import Names
@@ -146,7 +147,9 @@ class Ties:
 class Graph:
     """A model, the facts of its constants, and the findings so far.
 
-    `written` has the names of the file before its constants were folded.
+    `written` has the names of the file before its constants were folded. Where it is a
+    transformer's, `tokens` is True: FINN streamlines it by other steps, which leave float units
+    between layers.
     """
 
     def __init__(
@@ -156,6 +159,7 @@ class Graph:
         self.facts = facts
         self.names = Names(file)
         self.written = written
+        self.tokens = is_transformer(model)
         self.values: dict[str, Value] = {}
         self.findings: dict[Finding, None] = {}
         self.ties: dict[str, tuple[Signal, Ties]] = {}
