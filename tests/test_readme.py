@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+VISION = (ROOT / "docs" / "tutorial_vit.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str, document: str = README) -> list[str]:
@@ -83,6 +84,25 @@ def test_the_tutorial_goes_from_a_net_to_finn_as_printed(tmp_path, monkeypatch, 
     assert len(scores) == 4
     assert max(scores) > 0.9
     assert main(["emulate", "mended", "--validate", "my_model.py:accuracy"]) == 0
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_a_vision_transformer_does_what_it_says(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (own,) = blocks("python", VISION)
+    (tmp_path / "my_vit.py").write_text(own)
+    for program, *arguments in [shlex.split(block) for block in blocks("bash", VISION)]:
+        assert program == "brevitas-axe"
+        assert main(arguments) == 0, capsys.readouterr()
+    proven = certify_file("vit/finn.onnx", accumulator_bit_width=16)
+    assert proven.ok
+    assert len(proven.judged) == 18
+    assert not check_finn("vit/finn.onnx")
+    [scores] = json.loads(Path("vit/summary.json").read_text())["validation"].values()
+    assert scores["float"] > 0.8
+    assert scores["accumulator"] > scores["float"] - 0.03
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(p.name for p in DOCS.glob("*.md"))])
