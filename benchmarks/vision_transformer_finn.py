@@ -1,6 +1,7 @@
 """What FINN builds of a whole vision transformer, with and without limits on its accumulators.
 
-    python benchmarks/vision_transformer_finn.py [--accumulators none 16] [--folder FOLDER]
+    python benchmarks/vision_transformer_finn.py [--accumulators none 16] [--blocks 9]
+        [--folder FOLDER]
 
 The model is `vit_cifar10` of the shared data (vision_transformer.py), W4A8, everything that
 multiplies as integers: the blocks' layers, their attention products, patch embedding and
@@ -9,7 +10,9 @@ through FINN's own steps for a Versal device, which has units for GELU (see test
 run builds FINN's environment). The table tells how many nodes FINN leaves to the host of both
 files, how many findings `check_finn` has about them, how wide the accumulators are that FINN gives
 its matrix units beside those that are proven, how far its hardware is from the file on one image,
-node by node, and its estimates without folding. FINN reports 0 LUT for MVAU_rtl.
+node by node, and its estimates without folding. FINN reports 0 LUT for MVAU_rtl. Its streamlining
+visits the whole graph again after each change: one block takes minutes, all nine more than an hour,
+so `--blocks` leaves out those behind the first ones.
 """
 
 from __future__ import annotations
@@ -62,10 +65,11 @@ def solved(accumulator: int | None, folder: Path) -> Result:
     return result
 
 
-def row(accumulator: int | None, folder: Path, seconds: int) -> dict[str, str]:
+def row(accumulator: int | None, blocks: int, folder: Path, seconds: int) -> dict[str, str]:
     """One line of the table."""
     start = time.perf_counter()
     model, x = solved(accumulator, folder).model, images_of("val")[0][:1]
+    model.get_submodule("vit.vit").layers = model.get_submodule("vit.vit.layers")[:blocks]
     files = {target: folder / f"vit_{accumulator or 'any'}_{target}.onnx" for target in TARGETS}
     for target, file in files.items():
         export_qonnx(model, x, file, target=target)
@@ -110,6 +114,7 @@ def _sum(finn: Finn, kind: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--accumulators", nargs="+", default=["none", "16"], metavar="P")
+    parser.add_argument("--blocks", type=int, default=9, help="the first ones of 9")
     parser.add_argument("--folder", type=Path, help="where models and files are kept")
     parser.add_argument("--seconds", type=int, default=3600, help="for one file; default 3600")
     arguments = parser.parse_args()
@@ -119,10 +124,10 @@ def main() -> None:
         folder = arguments.folder or Path(place)
         folder.mkdir(parents=True, exist_ok=True)
         rows = [
-            row(None if text == "none" else int(text), folder, arguments.seconds)
+            row(None if text == "none" else int(text), arguments.blocks, folder, arguments.seconds)
             for text in arguments.accumulators
         ]
-    print_table("vit_cifar10 through FINN, W4A8", rows)
+    print_table(f"vit_cifar10, {arguments.blocks} blocks through FINN, W4A8", rows)
 
 
 if __name__ == "__main__":

@@ -101,8 +101,8 @@ def test_the_tutorial_of_a_vision_transformer_does_what_it_says(
     assert len(proven.judged) == 18
     assert not check_finn("vit/finn.onnx")
     [scores] = json.loads(Path("vit/summary.json").read_text())["validation"].values()
-    assert scores["float"] > 0.8
-    assert scores["accumulator"] > scores["float"] - 0.03
+    assert scores["unquantized"] > 0.8
+    assert scores["limited"] > scores["unquantized"] - 0.03
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(p.name for p in DOCS.glob("*.md"))])

@@ -25,6 +25,7 @@ from brevitas_axe.model.running import evaluating
 _TOLERANCE = 1e-4
 # Outputs are compared on the example inputs times these factors, until they agree on one.
 _NEARBY = tuple(1 - step / 64 for step in range(4))
+_MORE_NEARBY = tuple(1 - step / 64 for step in range(16))
 # Share of a quantizer's integers that float rounding may turn, and error of a value in levels.
 _TURNED, _LEVEL = 1e-3, 1e-2
 
@@ -58,6 +59,31 @@ def check_output(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> None:
             "the exported file computes something else than the model (difference "
             f"{min(errors):.3g}); please report the model's layers."
         )
+
+
+def check_rewritten(plain: onnx.ModelProto, args: tuple, rewritten: onnx.ModelProto) -> None:
+    """A file whose quantizers were moved must compute what it did before.
+
+    Args:
+        plain: before, compared with its model already.
+        args: inputs.
+        rewritten: afterwards.
+
+    Raises:
+        ExportRefused: their outputs differ by more than 1e-4 of the largest on all nearby inputs.
+    """
+    before, after, errors = Execution(plain), Execution(rewritten), []
+    for share in _MORE_NEARBY if any(arg.is_floating_point() for arg in args) else (1,):
+        nearby = tuple(arg * share if arg.is_floating_point() else arg for arg in args)
+        wanted = before(_feeds(before, nearby))
+        expected = [wanted[item.name] for item in plain.graph.output]
+        errors.append(_error(after(_feeds(after, nearby)), expected, rewritten))
+        if errors[-1] <= _TOLERANCE:
+            return
+    raise ExportRefused(
+        "the file in the form that FINN builds computes something else than the model (difference "
+        f"{min(errors):.3g}); export with the target qonnx, and please report the model's layers."
+    )
 
 
 def _feeds(execution: Execution, args: tuple) -> dict[str, np.ndarray]:

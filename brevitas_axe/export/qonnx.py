@@ -37,7 +37,7 @@ from qonnx.core.datatype import DataType
 from torch import Tensor, nn
 
 from brevitas_axe.errors import AxeError, ExportRefused, InvalidOption
-from brevitas_axe.export.comparison import check_output
+from brevitas_axe.export.comparison import check_output, check_rewritten
 from brevitas_axe.export.finn import check_finn
 from brevitas_axe.export.finn.tokens import in_tokens
 from brevitas_axe.export.indexed import IndexedGraph
@@ -162,12 +162,13 @@ def export_qonnx(
             weights = {name: layer.weight.detach().cpu().numpy() for name, layer in layers.items()}
         proto = streamlined(_with_weight_names(onnx.load(raw), weights))
     check_integers(proto, {name: integers.cpu().numpy() for name, (integers, _) in solved.items()})
-    if target == "finn":
-        proto = in_tokens(proto)
+    plain, proto = proto, in_tokens(proto) if target == "finn" else proto
     certificate = certify_file(proto)
     if target == "finn":
         _check_finn(proto)
-    check_output(model, args, proto)
+    check_output(model, args, plain)
+    if proto is not plain:
+        check_rewritten(plain, args, proto)
     _annotate(proto, certificate)
     write_whole(export_path, proto.SerializeToString())
     return proto

@@ -178,8 +178,13 @@ def float_sum(node: Node, graph: Graph) -> Host:
 
 def _one_grid(left: Value, right: Value) -> bool:
     """Whether two values can be added as integers."""
-    signals = isinstance(left, Signal) and isinstance(right, Signal)
-    return signals and left.joinable and right.joinable and left.scale.max() == right.scale.max()
+    return (
+        isinstance(left, Signal)
+        and isinstance(right, Signal)
+        and left.joinable
+        and right.joinable
+        and left.scale.max() == right.scale.max()
+    )
 
 
 def _is_silu(node: Node, graph: Graph) -> bool:

@@ -49,8 +49,9 @@ def dot_product(node: Node, inputs: list[Value], graph: Graph) -> Value:
 def _of_activations(node: Node, inputs: list[Value], graph: Graph) -> Value:
     """Product of two activations: a matrix unit whose weights arrive while it works."""
     name, (left, right) = graph.name(node), inputs
-    integers = isinstance(left, Signal) and isinstance(right, Signal)
-    if not integers or not left.integral or not right.integral:
+    if not (isinstance(left, Signal) and left.integral) or not (
+        isinstance(right, Signal) and right.integral
+    ):
         problem = f"'{name}' multiplies two activations that are not both integers of one scale, so"
         problem += " FINN would leave it in float"
         way_out = "quantize both (the recipe's attention: quantized), and export for FINN"
@@ -61,10 +62,10 @@ def _of_activations(node: Node, inputs: list[Value], graph: Graph) -> Value:
     length = max(graph.shape(node.inputs[0])[-1:], default=1)
     first, second = ((int(s.low.min()), int(s.high.max())) for s in (left, right))
     corners = [length * a * b for a in first for b in second]
-    ends = (np.asarray(end, np.int64) for end in (min(corners), max(corners)))
-    scale = left.scale.reshape(-1)[0] * right.scale.reshape(-1)[0]
-    one, size = np.ones((), np.int64), np.asarray(scale * max(map(abs, corners)))
-    return Signal(np.asarray(scale), np.zeros(()), *ends, one, size)
+    low, high = np.asarray(min(corners), np.int64), np.asarray(max(corners), np.int64)
+    scale = np.asarray(left.scale.reshape(-1)[0] * right.scale.reshape(-1)[0])
+    size = np.asarray(scale * max(map(abs, corners)))
+    return Signal(scale, np.zeros(()), low, high, np.ones((), np.int64), size)
 
 
 def _without_integers(node: Node, layer: str, graph: Graph) -> Finding:

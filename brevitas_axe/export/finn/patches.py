@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from brevitas_axe.export.finn.writing import added, constant, options
+from brevitas_axe.export.finn.writing import added, constant, options, sizes
 from brevitas_axe.export.indexed import IndexedGraph
 
 
@@ -61,7 +61,7 @@ def _embedding(graph: IndexedGraph, conv: onnx.NodeProto) -> _Embedding | None:
     if not quantizers or bias is None or reshape is None or turn is None:
         return None
     one_scale = all(graph.array(name).size == 1 for name in image.input[1:])
-    flat = len(graph.shape(reshape.output[0]) or ()) == 3
+    flat = len(sizes(graph, reshape.output[0])) == 3
     if not (one_scale and flat and list(options(turn).get("perm", [])) == [0, 2, 1]):
         return None
     if _next(graph, image, "Conv") is not conv:
@@ -84,8 +84,8 @@ def _next(graph: IndexedGraph, node: onnx.NodeProto | None, op: str) -> onnx.Nod
 
 def _meets(graph: IndexedGraph, conv: onnx.NodeProto) -> bool:
     """Whether the windows of a two-dimensional convolution cover its image, each pixel once."""
-    given, kernel = options(conv), list(graph.shape(conv.input[1]) or ())[2:]
-    size = list(graph.shape(conv.input[0]) or ())[2:]
+    given, kernel = options(conv), list(sizes(graph, conv.input[1]))[2:]
+    size = list(sizes(graph, conv.input[0]))[2:]
     return (
         len(kernel) == len(size) == 2
         and list(given.get("strides", [])) == kernel
@@ -99,16 +99,16 @@ def _meets(graph: IndexedGraph, conv: onnx.NodeProto) -> bool:
 def _as_linear(graph: IndexedGraph, found: _Embedding) -> None:
     """Reshape, transposition and reshape of integers, and a MatMul in the place of the Conv."""
     conv, image = found.conv, found.image
-    rows, _, down, across = graph.shape(conv.input[1]) or ()
+    rows, _, down, across = sizes(graph, conv.input[1])
     scale = graph.array(image.input[1]).reshape(())
     tokens = _patches(graph, image, (down, across))
     if found.token is not None:
-        shape = list(graph.shape(tokens) or ())
+        shape = list(sizes(graph, tokens))
         empty = constant(graph, np.zeros((1, 1, shape[2]), np.float32))
         _annotate(graph, empty, graph.array(image.input[3]))
         shape[1] += 1
         tokens = added(graph, "Concat", [empty, tokens], shape, axis=1)
-    one, length, columns = graph.shape(tokens) or ()
+    one, length, columns = sizes(graph, tokens)
     for name in found.weight.input[:3]:
         if graph.array(name).ndim == 4:
             graph.set_constant(name, graph.array(name).reshape(-1, _size(graph, name)).T)
@@ -139,7 +139,7 @@ def _size(graph: IndexedGraph, name: str) -> int:
 def _patches(graph: IndexedGraph, image: onnx.NodeProto, window: tuple[int, int]) -> str:
     """Quantizes an image to integers of scale 1 and cuts these into patches, one per row."""
     down, across = window
-    shape = graph.shape(image.input[0]) or ()
+    shape = sizes(graph, image.input[0])
     one, channels, height, width = shape
     n, m = height // down, width // across
     scaled = added(graph, "Div", [image.input[0], image.input[1]], shape)
@@ -154,8 +154,8 @@ def _patches(graph: IndexedGraph, image: onnx.NodeProto, window: tuple[int, int]
     return added(graph, "Reshape", [tensor, _shape(graph, flat)], flat)
 
 
-def _shape(graph: IndexedGraph, sizes: tuple[int, ...]) -> str:
-    return constant(graph, np.array(sizes, np.int64))
+def _shape(graph: IndexedGraph, wanted: tuple[int, ...]) -> str:
+    return constant(graph, np.array(wanted, np.int64))
 
 
 def _annotate(graph: IndexedGraph, tensor: str, bits: np.ndarray) -> None:

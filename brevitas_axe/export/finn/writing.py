@@ -17,6 +17,11 @@ def options(node: onnx.NodeProto) -> dict[str, Any]:
     return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
+def sizes(graph: IndexedGraph, name: str) -> tuple[int, ...]:
+    """Shape of a tensor, empty where it is not known."""
+    return graph.shape(name) or ()
+
+
 def constant(graph: IndexedGraph, values: np.ndarray) -> str:
     """Adds a constant; returns its name."""
     name = graph.new_name()

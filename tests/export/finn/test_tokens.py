@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from brevitas_axe.export import check_finn, export_qonnx
+from brevitas_axe.errors import ExportRefused
+from brevitas_axe.export import check_finn, export_qonnx, qonnx
 from brevitas_axe.export.execution import Execution
 from brevitas_axe.export.finn.tokens import in_tokens
 from brevitas_axe.proof.certificate import certify_file
@@ -80,6 +81,24 @@ def test_a_float_product_is_refused_with_the_way_out(tmp_path: Path) -> None:
     [refused] = [f for f in check_finn(in_tokens(file)) if f.rule == "product"]
     assert "attention_products" in refused.problem
     assert "attention: quantized" in refused.way_out
+
+
+def test_a_form_that_computes_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shifted(proto: onnx.ModelProto) -> onnx.ModelProto:
+        moved = in_tokens(proto)
+        norm = next(n for n in moved.graph.node if n.op_type == "LayerNormalization")
+        [bias] = [t for t in moved.graph.initializer if t.name == norm.input[2]]
+        values = np.ones_like(onnx.numpy_helper.to_array(bias))
+        bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+        return moved
+
+    monkeypatch.setattr(qonnx, "in_tokens", shifted)
+    monkeypatch.setattr(qonnx, "_check_finn", lambda proto: None)
+    with pytest.raises(ExportRefused, match="in the form that FINN builds computes something else"):
+        export_qonnx(solved().model, pictures(1), tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
 
 
 def test_other_files_stay_as_they_are(tmp_path: Path) -> None:
