@@ -11,8 +11,8 @@ run builds FINN's environment). The table tells how many nodes FINN leaves to th
 files, how many findings `check_finn` has about them, how wide the accumulators are that FINN gives
 its matrix units beside those that are proven, how far its hardware is from the file on one image,
 node by node, and its estimates without folding. FINN reports 0 LUT for MVAU_rtl. Its streamlining
-visits the whole graph again after each change: one block takes minutes, all nine more than an hour,
-so `--blocks` leaves out those behind the first ones.
+visits the whole graph again after each change: one block takes minutes, and all nine were not
+through after 45, so `--blocks` leaves out those behind the first ones.
 """
 
 from __future__ import annotations
