@@ -29,8 +29,6 @@ def images():
 def labelled():
     return [(nets.data(NET), nets.labels(NET))]
 
-def loss(output, batch):
-    return torch.nn.functional.cross_entropy(output, batch[1])
 """
 DATA = ("--calibration", "user.py:images")
 SOLVE = ("quantize", "user.py:build", *DATA, "--quality", "fast")
@@ -66,7 +64,7 @@ def test_a_walk_by_commands(build, place, capsys) -> None:
     done(capsys, *SOLVE, "--plan", "plan.json", "--state", "layers", "--output", "solved")
     done(capsys, "emulate", "solved", "--inputs", "x.npy", "--output", "y.npy")
     labelled = ["--data", "user.py:labelled", "--validation", "user.py:labelled"]
-    more = ["--loss", "user.py:loss", "--epochs", "1", "--state", "epochs", "--output", "tuned"]
+    more = ["--epochs", "1", "--state", "epochs", "--output", "tuned"]
     done(capsys, "finetune", "solved", *own, *labelled, *more)
     assert "fits in" in done(capsys, "certify", "tuned", *own)
     done(capsys, "certify", "tuned", *own, "--accumulator-bits", "4", status=1)

@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -198,7 +196,6 @@ def _trained(start: Arm) -> Callable[[Case], Result]:
             epochs=case.settings.tuned_epochs,
             learning_rate=_TUNING_RATE,
             scale_learning_rate=_SCALES_RATE,
-            loss=_cross_entropy,
             validation=case.score,
             seed=case.seed,
             progress=case.progress,
@@ -292,8 +289,3 @@ def scores(model: nn.Module, split: DataSplit) -> dict[str, float]:
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
-
-
-def _cross_entropy(output: Any, batch: Any) -> Tensor:
-    """Of classes of pictures, or of pixels."""
-    return F.cross_entropy(output_tensor(output), batch[1])

@@ -1,8 +1,8 @@
 """How far a model's output is from what it should be.
 
 Outputs are tensors; of a tuple, list or dictionary the first tensor counts (of a dictionary,
-"logits" before others). Classes lie along axis 1 of 4- and 5-dimensional outputs (images of
-classes), else along the last axis.
+"logits" before others). Where labels do not tell, classes lie along axis 1 of 4- and 5-dimensional
+outputs (images of classes), else along the last axis.
 """
 
 from __future__ import annotations
@@ -68,35 +68,60 @@ def outputs(model: nn.Module, batches: Iterable[Batch]) -> list[Tensor]:
         return [output_tensor(model(*args, **kwargs)) for args, kwargs in batches]
 
 
-def class_axis(output: Tensor) -> int:
-    """Axis of a model's output along which its classes lie."""
+def class_axis(output: Tensor, labels: Tensor | None = None) -> int:
+    """Axis of a model's output along which its classes lie: the one that labels have not."""
+    shape, known = output.shape, None if labels is None else labels.shape
+    last, second = known == shape[:-1], known == shape[:1] + shape[2:]
+    if last != second:
+        return -1 if last else 1
     return 1 if output.dim() > 3 else -1
 
 
-def _classes_last(output: Tensor) -> Tensor:
-    return output.movedim(class_axis(output), -1)
+def classes_last(output: Tensor, labels: Tensor | None = None) -> Tensor:
+    """A model's output with its classes along the last axis."""
+    return output.movedim(class_axis(output, labels), -1)
+
+
+def cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
+    """Mean over all predictions of a batch; pixels of images of classes are predictions.
+
+    Args:
+        output: [batch, classes], [batch, ..., classes] or [batch, classes, ...].
+        labels: class of each prediction, the output's shape without its classes.
+
+    Raises:
+        InvalidOption: labels have another shape.
+    """
+    scores = classes_last(output, labels)
+    if labels.numel() != scores[..., 0].numel():
+        raise InvalidOption(
+            f"labels of shape {list(labels.shape)} do not fit an output of shape "
+            f"{list(output.shape)}; give one for each of {list(scores.shape[:-1])} predictions, or "
+            "a loss of your own."
+        )
+    return F.cross_entropy(scores.flatten(0, -2), labels.to(scores.device).flatten())
 
 
 def _kl(output: Tensor, reference: Tensor, item: Any) -> Tensor:
-    real, mine = (F.log_softmax(_classes_last(x), -1) for x in (reference, output))
+    real, mine = (F.log_softmax(classes_last(x), -1) for x in (reference, output))
     return (real.exp() * (real - mine)).sum(-1).mean()
 
 
 def _sampled_slope(reference: Tensor, item: Any, generator: Generator) -> Tensor:
     """Gradient of -log p at labels that the model itself draws: its covariance is Fisher's."""
-    p = F.softmax(_classes_last(reference), -1)
+    p = F.softmax(classes_last(reference), -1)
     drawn = torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=generator).view(p.shape[:-1])
     return _label_slope(reference, drawn)
 
 
 def _label_slope(reference: Tensor, labels: Tensor) -> Tensor:
-    p = F.softmax(_classes_last(reference), -1)
+    p = F.softmax(classes_last(reference), -1)
     slope = p - F.one_hot(labels, p.shape[-1]).to(p)
     return slope.movedim(-1, class_axis(reference))
 
 
 def _predictions(reference: Tensor) -> int:
-    return _classes_last(reference)[..., 0].numel()
+    return classes_last(reference)[..., 0].numel()
 
 
 def _kl_root(reference: Tensor, item: Any, generator: Generator) -> Tensor:
@@ -141,10 +166,7 @@ def labels_of(item: Any) -> Tensor:
 
 
 def _cross_entropy(output: Tensor, reference: Tensor, item: Any) -> Tensor:
-    scores = _classes_last(output)
-    return F.cross_entropy(
-        scores.reshape(-1, scores.shape[-1]), labels_of(item).to(scores.device).reshape(-1)
-    )
+    return cross_entropy(output, labels_of(item))
 
 
 def _cross_entropy_slope(reference: Tensor, item: Any, generator: Generator) -> Tensor:

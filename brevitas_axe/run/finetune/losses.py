@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brevitas_axe.errors import EmptyCalibration, InvalidOption
-from brevitas_axe.methods.sensitivity.metrics import labels_of, output_tensor
+from brevitas_axe.methods.sensitivity.metrics import (
+    class_axis,
+    classes_last,
+    cross_entropy,
+    labels_of,
+    output_tensor,
+)
 from brevitas_axe.model.devices import input_device, moved
 from brevitas_axe.model.running import evaluating
 
@@ -30,10 +36,9 @@ def run(model: nn.Module, batch: Any) -> Any:
     return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
 
-def cross_entropy(output: Any, batch: Any) -> Tensor:
-    """Mean cross-entropy of logits [batch, classes] or [batch, ..., classes] and labels."""
-    logits, labels = output_tensor(output), labels_of(batch)
-    return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+def label_loss(output: Any, batch: Any) -> Tensor:
+    """Mean cross-entropy of the predictions and the labels of a batch."""
+    return cross_entropy(output_tensor(output), labels_of(batch))
 
 
 def distillation(teacher: nn.Module, weight: float = 0.5, temperature: float = 2.0) -> Loss:
@@ -47,28 +52,31 @@ def distillation(teacher: nn.Module, weight: float = 0.5, temperature: float = 2
     if not 0 <= weight <= 1 or temperature <= 0:
         raise InvalidOption("distillation takes a weight in [0, 1] and a temperature above 0.")
 
+    def softened(output: Any) -> Tensor:
+        scores = classes_last(output_tensor(output)).flatten(0, -2)
+        return (scores / temperature).log_softmax(-1)
+
     def loss(output: Any, batch: Any) -> Tensor:
         with evaluating(teacher), torch.no_grad():
-            wanted = (
-                (output_tensor(run(teacher, batch)) / temperature).log_softmax(-1).flatten(0, -2)
-            )
-        found = (output_tensor(output) / temperature).log_softmax(-1).flatten(0, -2)
+            wanted = softened(run(teacher, batch))
+        found = softened(output)
         follow = F.kl_div(found, wanted, reduction="batchmean", log_target=True) * temperature**2
         if weight == 1:
             return follow
-        return weight * follow + (1 - weight) * cross_entropy(output, batch)
+        return weight * follow + (1 - weight) * label_loss(output, batch)
 
     return loss
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
-    """Fraction of labels at the largest logit, in evaluation mode."""
+    """Fraction of labels at the largest logit of their predictions, in evaluation mode."""
     right = total = 0
     with evaluating(model):
         for batch in on_device(model, loader):
             labels = labels_of(batch)
-            right += int((output_tensor(run(model, batch)).argmax(-1) == labels).sum())
+            found = output_tensor(run(model, batch))
+            right += int((found.argmax(class_axis(found, labels)) == labels).sum())
             total += labels.numel()
     return right / _counted(total)
 

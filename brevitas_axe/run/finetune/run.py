@@ -34,7 +34,7 @@ from brevitas_axe.run.finetune.groups import parameter_groups
 from brevitas_axe.run.finetune.losses import (
     Loss,
     accuracy,
-    cross_entropy,
+    label_loss,
     mean_loss,
     on_device,
     run,
@@ -201,7 +201,7 @@ def finetune(
     for epoch in range(len(history), epochs + 1):
         begun = time.perf_counter()
         with seeded(seed * 1_000_003 + epoch, (loader,)):
-            means = _epoch(trained, loader, loss or cross_entropy, penalty, stepper, schedule,
+            means = _epoch(trained, loader, loss or label_loss, penalty, stepper, schedule,
                            f"epoch {epoch}/{epochs}", progress)  # fmt: skip
         judged = judge.score(), stepper, judge.prove()
         entry = _entry(epoch, *means, *judged, time.perf_counter() - begun)

@@ -25,7 +25,7 @@ from brevitas_axe.model.apply.switches import Switches
 from brevitas_axe.recipe import Log
 from brevitas_axe.run.finetune.checkpoint import SavedRun, load_model_state, model_state, seeded
 from brevitas_axe.run.finetune.groups import parameter_groups
-from brevitas_axe.run.finetune.losses import Loss, cross_entropy, on_device, run
+from brevitas_axe.run.finetune.losses import Loss, label_loss, on_device, run
 from brevitas_axe.run.finetune.run import Optimizer, check_finite, cosine, length
 from brevitas_axe.run.logs import log_numbers
 
@@ -172,7 +172,7 @@ class SharedWeights:
         assignment = self._decisions.assignment(configuration)
         self._switches.set(self._decisions.problem.plan(assignment))
         self._optimizer.zero_grad()
-        value = (self._training.loss or cross_entropy)(run(self._model, batch), batch)
+        value = (self._training.loss or label_loss)(run(self._model, batch), batch)
         check_finite(value, f"step {len(self.asked) + 1}")
         value.backward()
         self._optimizer.step()
