@@ -170,7 +170,7 @@ CASES = {
     "unknown solver": (
         lambda: run(solver="adaround"),
         "InvalidOption",
-        ["'adaround'", "gpfq, gptq, learned_rounding, qronos"],
+        ["'adaround'", "gpfq, gptq, learned_rounding, nearest, qronos"],
     ),
     "unknown quality": (lambda: run(quality="ok"), "InvalidOption", ["'ok'", "fast"]),
     "not a model": (lambda: quantize("model.pt", [X]), "InvalidOption", ["torch", "str"]),

@@ -150,7 +150,9 @@ def with_first_input(args: tuple, kwargs: dict, value: Any) -> Batch:
 
 def dequantized(layer_input: Any) -> Tensor:
     """A layer's input as a plain tensor."""
-    return tensor_of(layer_input)
+    # By its class, as what stands for a tensor while a graph is traced has every attribute.
+    quantized = isinstance(layer_input, IntQuantTensor | FloatQuantTensor)
+    return layer_input.value if quantized else layer_input
 
 
 def tensor_of(output: Any) -> Any:
