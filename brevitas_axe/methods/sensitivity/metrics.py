@@ -115,9 +115,10 @@ def _sampled_slope(reference: Tensor, item: Any, generator: Generator) -> Tensor
 
 
 def _label_slope(reference: Tensor, labels: Tensor) -> Tensor:
-    p = F.softmax(classes_last(reference), -1)
+    axis = class_axis(reference, labels)
+    p = F.softmax(reference.movedim(axis, -1), -1)
     slope = p - F.one_hot(labels, p.shape[-1]).to(p)
-    return slope.movedim(-1, class_axis(reference))
+    return slope.movedim(-1, axis)
 
 
 def _predictions(reference: Tensor) -> int:
@@ -170,7 +171,8 @@ def _cross_entropy(output: Tensor, reference: Tensor, item: Any) -> Tensor:
 
 
 def _cross_entropy_slope(reference: Tensor, item: Any, generator: Generator) -> Tensor:
-    return _label_slope(reference, labels_of(item).to(reference.device)) / _predictions(reference)
+    labels = labels_of(item).to(reference.device)
+    return _label_slope(reference, labels) / labels.numel()
 
 
 METRICS = {
