@@ -30,13 +30,15 @@ def format_of(tensor: FloatQuantTensor) -> str:
     )
 
 
-def nearest_significant(numbers: Tensor, bits: int) -> Tensor:
+def nearest_significant(numbers: Tensor, bits: int | None) -> Tensor:
     """The nearest integers with so many significant bits; ties go to the even one.
 
     Args:
         numbers: of any shape, below 2^53.
-        bits: those that an integer may begin with, all behind them being zero.
+        bits: those that an integer may begin with, all behind them being zero; None for all.
     """
+    if bits is None:
+        return numbers.round()
     _, exponent = torch.frexp(numbers)
     step = torch.ldexp(torch.ones_like(numbers), (exponent - bits).clamp_min(0))
     return (numbers / step).round() * step

@@ -149,11 +149,7 @@ class Case:
         layer, grid = self.layer(name), self.weights[name][choice.weight]
         weight = unroll_weight(layer, layer.weight.detach())
         scale = grid.scale.to(weight).unsqueeze(-1).expand_as(weight)
-        ratio = weight / scale
-        if grid.significant is None:
-            numbers = ratio.round()
-        else:
-            numbers = nearest_significant(ratio, grid.significant)
+        numbers = nearest_significant(weight / scale, grid.significant)
         value = numbers.clamp(grid.low, grid.high) * scale
         return roll_weight(layer, value), roll_weight(layer, scale)
 

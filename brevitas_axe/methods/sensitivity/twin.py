@@ -60,12 +60,8 @@ class InputGrid:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The quantized input, dequantized."""
-        ratio = x / self.scale + self.zero_point
-        if self.significant is None:
-            ratio = ratio.round()
-        else:
-            ratio = nearest_significant(ratio, self.significant)
-        integers = ratio.clamp(self.low, self.high)
+        numbers = nearest_significant(x / self.scale + self.zero_point, self.significant)
+        integers = numbers.clamp(self.low, self.high)
         return (integers - self.zero_point) * self.scale
 
 
