@@ -217,21 +217,17 @@ def _with_quantizers(
 def _plan(layers: dict[str, Layer], request: Request) -> Plan | None:
     """Widths by layer; None where all layers have the same."""
     told = request.told
-    said = request.recipe.rules or told.weight or told.input or request.of_branches
     if request.plan is not None:
         return _filled(request.plan, told)
-    uniform = (request.widths.weight, request.widths.input)
-    if not said and not any(isinstance(format, str) for format in uniform):
+    uniform = {"weight": request.widths.weight, "input": request.widths.input}
+    formats = {key: value for key, value in uniform.items() if isinstance(value, str)}
+    said = request.recipe.rules or told.weight or told.input or request.of_branches
+    if not said and not formats:
         return None
     columns = {name: unroll_weight(m, m.weight).shape[2] for name, m in layers.items()}
     # Bits that nothing sets stay what they are.
-    formats = {
-        key: value
-        for key, value in zip(("weight", "input"), uniform, strict=True)
-        if isinstance(value, str)
-    }
-    widths = replace(request.widths, weight=told.weight, input=told.input)
-    widths = replace(widths, **formats)
+    bits: dict[str, Format | None] = {"weight": told.weight, "input": told.input}
+    widths = replace(request.widths, **{**bits, **formats})  # type: ignore[arg-type]
     return layer_widths(layers, columns, request.recipe, widths, request.of_branches)
 
 
