@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from brevitas import nn as qnn
@@ -30,6 +31,8 @@ from brevitas_axe.model.stack import Alone, Call, is_conv1d, left_in_float
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import Recipe
 from brevitas_axe.run.block_attention import BlockAttention
+from brevitas_axe.run.request import Request
+from brevitas_axe.run.solve import axe_mode
 
 # (scales of the recipe, powers of two) → weight quantizer.
 _WEIGHTS = {
@@ -202,6 +205,28 @@ class BlockLayers:
 
 def _parent(module: nn.Module, name: str) -> nn.Module:
     return module.get_submodule(name.rpartition(".")[0])
+
+
+def solving(module: nn.Module, plan: Plan, request: Request, place: str) -> axe_mode:
+    """The mode that solves layers which have their weight and input bits already.
+
+    Args:
+        module: contains the layers.
+        plan: their widths.
+        request: has the solver.
+        place: folder of these layers in the state of the run.
+    """
+    recipe, run = request.recipe, request.run
+    solved = {name: replace(p, weight=None, input=None) for name, p in plan.layers.items()}
+    return axe_mode(
+        module,
+        plan=Plan(solved),
+        solver=recipe.solver,
+        quality=recipe.quality,
+        act_order=recipe.act_order,
+        workers=run.workers,
+        state=None if run.state is None else Path(run.state) / place,
+    )
 
 
 def columns_of(layers: Mapping[str, nn.Module]) -> dict[str, int]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from brevitas.graph.quantize import LAYERWISE_COMPUTE_LAYER_MAP, layerwise_quantize
@@ -25,11 +23,10 @@ from brevitas_axe.model.prepare import Batch, calibrate
 from brevitas_axe.model.stack import left_in_float
 from brevitas_axe.plan import Plan
 from brevitas_axe.recipe import Recipe
-from brevitas_axe.run.block_layers import weight_quantizer
+from brevitas_axe.run.block_layers import solving, weight_quantizer
 from brevitas_axe.run.checks import check_widths
 from brevitas_axe.run.logs import solved_layers
 from brevitas_axe.run.request import Request
-from brevitas_axe.run.solve import axe_mode
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -77,23 +74,13 @@ def solve_outside(
         plan: widths of these layers.
         numbers: of the layers, across the whole run.
     """
-    recipe, run = request.recipe, request.run
-    _quantize(model, recipe, plan)
+    _quantize(model, request.recipe, plan)
     calibrate(model, batches, parts=[model.get_submodule(name) for name in plan.layers])
-    solved = {name: replace(p, weight=None, input=None) for name, p in plan.layers.items()}
-    with axe_mode(
-        model,
-        plan=Plan(solved),
-        solver=recipe.solver,
-        quality=recipe.quality,
-        act_order=recipe.act_order,
-        workers=run.workers,
-        state=None if run.state is None else Path(run.state) / "outside",
-    ) as axe:
+    with solving(model, plan, request, "outside") as axe:
         for args, kwargs in batches:
             axe.model(*args, **kwargs)
         check_widths(axe)
-        for entry in solved_layers(axe, run.log, numbers):
+        for entry in solved_layers(axe, request.run.log, numbers):
             yield dict(entry)
 
 

@@ -41,6 +41,7 @@ from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.run.block_layers import (
     BlockLayers,
     fit_to_widths,
+    solving,
     transformed,
     weight_quantizer,
 )
@@ -51,7 +52,6 @@ from brevitas_axe.run.outside import layers_outside, solve_outside
 from brevitas_axe.run.request import Keywords, Request, requested
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
 from brevitas_axe.run.saving.huggingface import refuse_save_pretrained
-from brevitas_axe.run.solve import axe_mode
 from brevitas_axe.run.solve.reconstruct import after_the_solve
 from brevitas_axe.run.splitting import split_model
 from brevitas_axe.run.widths import INPUT_BITS, WEIGHT_BITS, best_widths
@@ -270,7 +270,7 @@ class _Walk:
                 outputs, plan, assumptions = self.layers.apply(alone, pairs)
                 [solver] = self.request.recipe.methods("solver")
                 learn = after_the_solve(alone, solver)
-                with self._mode(alone, plan, index) as axe:
+                with solving(alone, plan, self.request, f"block-{index:04d}") as axe:
                     axe.experts = experts
                     for pair in pairs:
                         axe.model(*pair)
@@ -289,20 +289,6 @@ class _Walk:
         log = [{"block": index, **e, **experts.facts_of(e["name"])} for e in axe.log]
         log = _with_proofs(log, certificate, plan)
         return _Solved(certificate, plan, log, assumptions, tuple(learned))
-
-    def _mode(self, alone: Alone, plan: Plan, index: int) -> axe_mode:
-        """The mode that solves one block, whose layers have their weight and input bits already."""
-        recipe, run = self.request.recipe, self.request.run
-        layers = {n: replace(p, weight=None, input=None) for n, p in plan.layers.items()}
-        return axe_mode(
-            alone,
-            plan=Plan(layers),
-            solver=recipe.solver,
-            quality=recipe.quality,
-            act_order=recipe.act_order,
-            workers=run.workers,
-            state=None if run.state is None else Path(run.state) / f"block-{index:04d}",
-        )
 
     def past(self, alone: Alone, calls: Sequence[Call]) -> _Solved:
         """Runs a block that stays in float; the hidden states become its outputs."""
