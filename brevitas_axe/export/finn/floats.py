@@ -57,9 +57,6 @@ def _unit(node: Node, inputs: list[Value], graph: Graph, where: str = "") -> Val
     value = inputs[0]
     if len(inputs) != 1 or isinstance(value, Lost):
         return joins.unknown(node, inputs, graph)
-    if not isinstance(value, Host):
-        problem = f"FINN computes the {node.op} '{graph.name(node)}' in float32{where}"
-        graph.report(
-            graph.name(node), "float_unit", problem, "let the host compute it if it can", "note"
-        )
-    return Host()
+    if isinstance(value, Host):
+        return Host()  # of another scale
+    return joins.float_unit(node, graph, "let the host compute it if it can", where)

@@ -18,6 +18,7 @@ _ACTIVATIONS = (
 )
 # FINN does not build them, and moves the scale in front of them behind them.
 _MOVERS = ("Upsample", "Slice", "Squeeze", "DepthToSpace", "SpaceToDepth")
+_ALIKE = "quantize both operands alike for integers"
 _SHARE = "give both one shared activation quantizer"
 
 
@@ -111,7 +112,7 @@ def _folded(
     if source.rectified:
         problem = "comes between a ReLU and its quantizer"
     elif len(axes) > 1 and graph.tokens:
-        return float_sum(node, graph)
+        return float_unit(node, graph, _ALIKE)
     elif len(axes) > 1:
         problem = "has different values at different positions"
     elif not np.isfinite(scale).all() or not np.isfinite(offset).all():
@@ -139,7 +140,7 @@ def _branches(node: Node, inputs: list[Value], graph: Graph) -> Value:
     if _is_silu(node, graph):
         return Host()  # a unit of its own, of which the Sigmoid's rule has spoken
     if graph.tokens and node.op == "Add" and not _one_grid(left, right):
-        return float_sum(node, graph)
+        return float_unit(node, graph, _ALIKE)
     if not isinstance(left, Signal) or not isinstance(right, Signal):
         problem = f"quantized and unquantized values meet in '{name}', which FINN refuses"
         return Lost(graph.report(name, "branches", problem, _SHARE))
@@ -168,11 +169,11 @@ def _branches(node: Node, inputs: list[Value], graph: Graph) -> Value:
     )
 
 
-def float_sum(node: Node, graph: Graph) -> Host:
-    """A sum between the layers of a transformer, which FINN computes in float32."""
+def float_unit(node: Node, graph: Graph, way_out: str, where: str = "") -> Host:
+    """What FINN computes in float32, which a note says."""
     name = graph.name(node)
-    problem = f"FINN computes the {node.op} '{name}' in float32"
-    graph.report(name, "float_unit", problem, "quantize both operands alike for integers", "note")
+    problem = f"FINN computes the {node.op} '{name}' in float32{where}"
+    graph.report(name, "float_unit", problem, way_out, "note")
     return Host()
 
 
