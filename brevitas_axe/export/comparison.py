@@ -8,7 +8,7 @@ they differ, quantizer by quantizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -43,13 +43,10 @@ def check_output(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> None:
             quantizer differs in more than rare integers next to each other when all before it have
             the model's, or the outputs still differ then.
     """
-    execution, errors = Execution(proto), []
-    for share in _NEARBY if any(arg.is_floating_point() for arg in args) else _NEARBY[:1]:
-        nearby = tuple(arg * share if arg.is_floating_point() else arg for arg in args)
-        found = execution(_feeds(execution, nearby))
-        errors.append(_error(found, _outputs(model, nearby), proto))
-        if errors[-1] <= _TOLERANCE:
-            return
+    execution = Execution(proto)
+    least = _least_error(execution, lambda nearby: _outputs(model, nearby), args, proto, _NEARBY)
+    if least <= _TOLERANCE:
+        return
     with _quantized_values(model) as values:
         expected = _outputs(model, args)
     settled = _Settled(values)
@@ -57,7 +54,7 @@ def check_output(model: nn.Module, args: tuple, proto: onnx.ModelProto) -> None:
     if settled.other or not error <= _TOLERANCE:  # NaN is refused
         raise ExportRefused(
             "the exported file computes something else than the model (difference "
-            f"{min(errors):.3g}); please report the model's layers."
+            f"{least:.3g}); please report the model's layers."
         )
 
 
@@ -72,18 +69,44 @@ def check_rewritten(plain: onnx.ModelProto, args: tuple, rewritten: onnx.ModelPr
     Raises:
         ExportRefused: their outputs differ by more than 1e-4 of the largest on all nearby inputs.
     """
-    before, after, errors = Execution(plain), Execution(rewritten), []
-    for share in _MORE_NEARBY if any(arg.is_floating_point() for arg in args) else (1,):
+    before = Execution(plain)
+
+    def wanted(nearby: tuple) -> list[np.ndarray]:
+        found = before(_feeds(before, nearby))
+        return [found[item.name] for item in plain.graph.output]
+
+    least = _least_error(Execution(rewritten), wanted, args, rewritten, _MORE_NEARBY)
+    if not least <= _TOLERANCE:  # NaN is refused
+        raise ExportRefused(
+            "the file in the form that FINN builds computes something else than the model "
+            f"(difference {least:.3g}); export with the target qonnx, and please report the "
+            "model's layers."
+        )
+
+
+def _least_error(
+    execution: Execution,
+    wanted: Callable[[tuple], list[np.ndarray]],
+    args: tuple,
+    proto: onnx.ModelProto,
+    shares: tuple[float, ...],
+) -> float:
+    """The error on the first inputs that agree, else the least one.
+
+    Args:
+        execution: of the file.
+        wanted: inputs → what its outputs should be.
+        args: example inputs.
+        proto: the file.
+        shares: of the inputs that are tried; whole numbers are tried as they are.
+    """
+    errors = []
+    for share in shares if any(arg.is_floating_point() for arg in args) else shares[:1]:
         nearby = tuple(arg * share if arg.is_floating_point() else arg for arg in args)
-        wanted = before(_feeds(before, nearby))
-        expected = [wanted[item.name] for item in plain.graph.output]
-        errors.append(_error(after(_feeds(after, nearby)), expected, rewritten))
+        errors.append(_error(execution(_feeds(execution, nearby)), wanted(nearby), proto))
         if errors[-1] <= _TOLERANCE:
-            return
-    raise ExportRefused(
-        "the file in the form that FINN builds computes something else than the model (difference "
-        f"{min(errors):.3g}); export with the target qonnx, and please report the model's layers."
-    )
+            return errors[-1]
+    return min(errors)
 
 
 def _feeds(execution: Execution, args: tuple) -> dict[str, np.ndarray]:
