@@ -8,14 +8,25 @@ there as a patch of zeros, whose integers FINN can pad; what it held is added wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from brevitas_axe.export.finn.writing import added, constant, options, sizes
+from brevitas_axe.export.finn.writing import (
+    added,
+    constant,
+    options,
+    producers,
+    readers_of,
+    sizes,
+)
 from brevitas_axe.export.indexed import IndexedGraph
+
+# Tensor → the nodes that read it.
+Readers = Mapping[str, list[onnx.NodeProto]]
 
 
 @dataclass
@@ -42,44 +53,47 @@ class _Embedding:
 
 def cut_patches(graph: IndexedGraph) -> None:
     """Rewrites the patch embeddings of a file, in place."""
+    made, readers = producers(graph), readers_of(graph)
     for conv in [node for node in graph.nodes if node.op_type == "Conv"]:
-        found = _embedding(graph, conv)
+        found = _embedding(graph, conv, made, readers)
         if found is not None:
             _as_linear(graph, found)
+            made, readers = producers(graph), readers_of(graph)
 
 
-def _embedding(graph: IndexedGraph, conv: onnx.NodeProto) -> _Embedding | None:
+def _embedding(
+    graph: IndexedGraph, conv: onnx.NodeProto, made: Mapping[str, onnx.NodeProto], readers: Readers
+) -> _Embedding | None:
     """The patch embedding of a convolution; None for any other convolution."""
-    made = {name: node for node in graph.nodes for name in node.output}
     image, weight = (made.get(name) for name in conv.input[:2])
     if image is None or weight is None or not _meets(graph, conv):
         return None
     quantizers = image.op_type == weight.op_type == "Quant" and image.input[0] not in made
-    bias = _next(graph, conv, "Add")
-    reshape = _next(graph, bias, "Reshape")
-    turn = _next(graph, reshape, "Transpose")
+    bias = _next(readers, conv, "Add")
+    reshape = _next(readers, bias, "Reshape")
+    turn = _next(readers, reshape, "Transpose")
     if not quantizers or bias is None or reshape is None or turn is None:
         return None
     one_scale = all(graph.array(name).size == 1 for name in image.input[1:])
     flat = len(sizes(graph, reshape.output[0])) == 3
     if not (one_scale and flat and list(options(turn).get("perm", [])) == [0, 2, 1]):
         return None
-    if _next(graph, image, "Conv") is not conv:
+    if _next(readers, image, "Conv") is not conv:
         return None
     found = _Embedding(image, weight, conv, bias, [reshape, turn])
-    token = _next(graph, turn, "Concat")
+    token = _next(readers, turn, "Concat")
     if token is not None and options(token)["axis"] == 1 and len(token.input) == 2:
-        positions = _next(graph, token, "Add")
+        positions = _next(readers, token, "Add")
         known = token.input[0] in graph.constants and positions is not None
         if known and positions is not None and positions.input[1] in graph.constants:
             found.token, found.positions = token, positions
     return found
 
 
-def _next(graph: IndexedGraph, node: onnx.NodeProto | None, op: str) -> onnx.NodeProto | None:
+def _next(readers: Readers, node: onnx.NodeProto | None, op: str) -> onnx.NodeProto | None:
     """The only reader of a node, if it is of this kind."""
-    readers = [] if node is None else [n for n in graph.nodes if node.output[0] in n.input]
-    return readers[0] if len(readers) == 1 and readers[0].op_type == op else None
+    found = [] if node is None else readers.get(node.output[0], [])
+    return found[0] if len(found) == 1 and found[0].op_type == op else None
 
 
 def _meets(graph: IndexedGraph, conv: onnx.NodeProto) -> bool:

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto
 
 from brevitas_axe.export.finn.patches import cut_patches
-from brevitas_axe.export.finn.writing import added, constant, options
+from brevitas_axe.export.finn.writing import added, constant, options, producers, readers_of
 from brevitas_axe.export.indexed import IndexedGraph
 
 _MOVES = ("Reshape", "Transpose")
@@ -32,8 +32,7 @@ def in_tokens(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph = IndexedGraph(proto)
     for norm in [node for node in graph.nodes if node.op_type == _NORM]:
         _extract_gain(graph, norm)
-    while _quantize_before_move(graph):
-        pass
+    _quantize_before_moves(graph)
     _quantize_once(graph)
     _stream_first(graph)
     cut_patches(graph)
@@ -69,28 +68,26 @@ def _extract_gain(graph: IndexedGraph, norm: onnx.NodeProto) -> None:
     graph.nodes[-1].output[0] = output
 
 
-def _quantize_before_move(graph: IndexedGraph) -> bool:
-    """Moves what treats all numbers alike in front of a reshape or transposition; False at last."""
-    made = {name: node for node in graph.nodes for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.nodes:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+def _quantize_before_moves(graph: IndexedGraph) -> None:
+    """Moves what treats all numbers alike in front of reshapes and transpositions."""
+    made, readers = producers(graph), readers_of(graph)
     ends = {value.name for value in graph.whole.graph.output}
-    for node in graph.nodes:
-        move = made.get(node.input[0])
-        if move is None or move.op_type not in _MOVES or not _is_alike(graph, node):
-            continue
-        first, between, last = move.input[0], move.output[0], node.output[0]
-        if len(readers[between]) > 1 or ends & {between, last} or first not in made:
-            continue
-        # The tensor behind a quantizer keeps its name, which tells the module.
-        for reader in readers.get(last, []):
-            reader.input[:] = [between if name == last else name for name in reader.input]
-        node.input[0], move.input[0] = first, last
-        graph.set_type(last, TensorProto.FLOAT, graph.shape(first))
-        return True
-    return False
+    waiting = list(graph.nodes)
+    for node in waiting:  # which grows
+        while (move := made.get(node.input[0])) is not None and move.op_type in _MOVES:
+            first, between, last = move.input[0], move.output[0], node.output[0]
+            alone = len(readers[between]) == 1 and not ends & {between, last}
+            if not alone or first not in made or not _is_alike(graph, node):
+                break
+            # The tensor behind a quantizer keeps its name, which tells the module.
+            behind = readers.get(last, [])
+            for reader in behind:
+                reader.input[:] = [between if name == last else name for name in reader.input]
+            node.input[0], move.input[0] = first, last
+            readers[first] = [node if reader is move else reader for reader in readers[first]]
+            readers[last], readers[between] = [move], behind
+            graph.set_type(last, TensorProto.FLOAT, graph.shape(first))
+            waiting += behind  # they are behind the move now
 
 
 def _is_alike(graph: IndexedGraph, node: onnx.NodeProto) -> bool:

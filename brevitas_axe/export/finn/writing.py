@@ -1,4 +1,4 @@
-"""New nodes and constants of an indexed graph."""
+"""Nodes of an indexed graph by their tensors, and new nodes and constants."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ from brevitas_axe.export.indexed import IndexedGraph
 def options(node: onnx.NodeProto) -> dict[str, Any]:
     """Attributes of a node by name."""
     return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+
+
+def producers(graph: IndexedGraph) -> dict[str, onnx.NodeProto]:
+    """Tensor → the node that gives it."""
+    return {name: node for node in graph.nodes for name in node.output}
+
+
+def readers_of(graph: IndexedGraph) -> dict[str, list[onnx.NodeProto]]:
+    """Tensor → the nodes that read it."""
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.nodes:
+        for name in dict.fromkeys(node.input):
+            found.setdefault(name, []).append(node)
+    return found
 
 
 def sizes(graph: IndexedGraph, name: str) -> tuple[int, ...]:
