@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import nn
 
 from brevitas_axe.display import MOST_ROWS, html_table, one_line, span
+from brevitas_axe.export.finn.finding import Finding, Findings
+from brevitas_axe.export.hls4ml.project import Accumulator, Hls4mlProject
 from brevitas_axe.methods.allocate import Allocation
-from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.methods.cost.breakdowns import Breakdown, LayerCost
+from brevitas_axe.methods.cost.finn_nodes import Estimate
+from brevitas_axe.methods.cost.protocol import SERIAL
+from brevitas_axe.methods.cost.resources import ResourceRow, ResourceTable
+from brevitas_axe.methods.search.protocol import Space
+from brevitas_axe.methods.sensitivity.scores import Scores
+from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, DotProduct
+from brevitas_axe.proof.emulator import EmulationResult
 from brevitas_axe.recipe import Recipe
 from brevitas_axe.run.finetune import FinetuneResult
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
+from brevitas_axe.run.search_widths import WidthSearchResult
+from brevitas_axe.run.tune import TuneResult
+from brevitas_axe.run.tune.goal import Trial
 
 HOSTILE = "<script>alert('1')</script>&amp;\"\n\x1b[31m"
 
@@ -55,13 +69,53 @@ def examples(name: str, count: int = 1) -> dict[str, Any]:
     )
     certificate = Certificate(entries, subject=name)
     model, log = nn.Sequential(*(nn.Linear(2, 2) for _ in range(count))), [{"name": name}]
+    result = QuantizeResult(model, plan, certificate, log, Recipe())
+    tuned = FinetuneResult(model, [{"epoch": 0, name: 0.123456}], certificate, 0, plan)
     return {
         "plan": plan,
         "certificate": certificate,
-        "result": QuantizeResult(model, plan, certificate, log, Recipe()),
+        "result": result,
         "blocks": BlocksResult(model, plan, certificate, log, Recipe(), floats=(name,)),
-        "finetuned": FinetuneResult(model, [{"epoch": 0, name: 0.123456}], certificate, 0, plan),
+        "finetuned": tuned,
         "allocation": Allocation(plan, 0.123456, {name: 7.0}),
+        **of_runs(name, names, result, tuned),
+        **of_layers(names, certificate),
+    }
+
+
+def of_runs(
+    name: str, names: list[str], result: QuantizeResult, tuned: FinetuneResult
+) -> dict[str, Any]:
+    """What tuning, searching and checking give."""
+    trial = Trial({name: 1}, 0.9, {name: 123456.0}, "W3A8")
+    failed = Trial({name: 2}, refused=name, fits=False)
+    space = Space({n: ((LayerPrecision(weight=3, input=8),),) for n in names})
+    asked = ((dict.fromkeys(names, 0), 0.5),)
+    found = WidthSearchResult(tuned, 123456.0, 2e5, space, asked, None, 0)  # type: ignore[arg-type]
+    findings = [Finding(n, "rule", "tie", f"'{n}' is a tie", "round it") for n in names]
+    return {
+        "tuned": TuneResult(result, trial, failed, (trial, failed), 0.95, True),
+        "searched": found,
+        "findings": Findings(findings),
+    }
+
+
+def of_layers(names: list[str], certificate: Certificate) -> dict[str, Any]:
+    """What costs, scores, runs and files tell layer by layer."""
+    four = LayerPrecision(weight=4, input=8)
+    costs = tuple(LayerCost(n, four, 12, 1234.0, 16, 5678.0) for n in names)
+    estimates = Estimate(lut=1234, cycles=9000), Estimate(lut=5678)
+    resources = tuple(ResourceRow(n, SERIAL, 12, 16, *estimates) for n in names)
+    choices = Choices({n: (four, LayerPrecision(weight=2, input=8)) for n in names})
+    harm = {n: np.array([0.0, 1.5 + i]) for i, n in enumerate(names)}
+    overflows = {"outputs": {"y": np.zeros((1, 3))}, "overflow_counts": dict.fromkeys(names, 2)}
+    types = tuple(Accumulator(n, n, "fixed<12,12>", 12, True) for n in names)
+    return {
+        "breakdown": Breakdown("LUT", costs),
+        "resources": ResourceTable(resources),
+        "scores": Scores(choices, harm),
+        "emulated": EmulationResult(**overflows, float_nodes={f"{names[0]}+": "reason"}),
+        "project": Hls4mlProject(Path("folder"), {}, types, certificate),
     }
 
 
@@ -106,6 +160,24 @@ def test_reprs_say_what_matters() -> None:
     )
     assert repr(one["allocation"]) == f"Allocation(harm 0.1235, fc 7, {one['plan']!r})"
     assert repr(Plan()) == "Plan(0 layers)"
+    assert repr(shown["breakdown"]) == ("Breakdown(2 layers: 2,468, 11,356 without budget, in LUT)")
+    assert repr(shown["resources"]) == "ResourceTable(2 layers: 2,468 LUT, 11,356 without budget)"
+    assert repr(shown["scores"]) == "Scores(4 choices of 2 layers, worst 'fc1')"
+    assert repr(shown["emulated"]) == (
+        "EmulationResult(4 overflows in 2 dot products, 1 in floating point, y [1, 3])"
+    )
+    assert repr(shown["findings"]) == "Findings(2 tie, first 'fc' is a tie; round it.)"
+    assert repr(Findings()) == "Findings(none)"
+
+
+def test_tables_of_runs_name_what_was_chosen_and_what_was_not() -> None:
+    shown = examples("fc", 2)
+    cells = Tables(shown["tuned"]._repr_html_()).cells
+    assert cells[:7] == ["1", "W3A8", "0.9", "1.235e+05", "0", "0", "chosen"]
+    assert cells[13] == "fc"  # the reason of the trial that has no model
+    cells = Tables(shown["searched"]._repr_html_()).cells
+    assert cells[:3] == ["fc", "W3ANone P12", "W3A8"]
+    assert "sum" in Tables(shown["resources"]._repr_html_()).cells
 
 
 def test_long_tables_are_counted_and_not_shown() -> None:

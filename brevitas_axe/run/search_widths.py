@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from brevitas_axe.display import html_table
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.allocate import (
     Problem,
@@ -88,6 +89,25 @@ class WidthSearchResult:
     def plan(self) -> Plan:
         """Its widths."""
         return self.trained.plan
+
+    def __repr__(self) -> str:
+        return (
+            f"WidthSearchResult: {len(self.asked)} steps, cost {self.cost:,.6g} of a target of "
+            f"{self.target:,.6g}\n  {self.trained!r}"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, self._found(name), ", ".join(values)) for name, values in self.values.items()
+        ]
+        title = repr(self).partition("\n")[0]
+        decided = html_table(title, ("layers", "found", "offered"), rows)
+        return f"{decided}\n{self.trained._repr_html_()}"
+
+    def _found(self, decision: str) -> str:
+        """The plan's widths of a decision's layers."""
+        layers = decision.split(" + ")
+        return " + ".join(_in_words(self.plan[n]) for n in layers if n in self.plan.layers)
 
     @property
     def values(self) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from brevitas_axe.errors import InvalidModelFile
 from brevitas_axe.export.finn import floats, joins, layers, quantizers, thresholds
-from brevitas_axe.export.finn.finding import Finding
+from brevitas_axe.export.finn.finding import Findings
 from brevitas_axe.export.finn.joins import Rule
 from brevitas_axe.export.finn.signal import Graph, Host, Signal, forked
 from brevitas_axe.export.indexed import IndexedGraph
@@ -73,7 +73,7 @@ _HARDWARE = "finn.custom_op.fpgadataflow"
 
 def check_finn(
     path_or_model: str | os.PathLike | onnx.ModelProto | Any, *, notes: bool = False
-) -> list[Finding]:
+) -> Findings:
     """Findings of what FINN would refuse, or build wrong, in a QONNX file.
 
     Args:
@@ -88,7 +88,7 @@ def check_finn(
         InvalidModelFile: the file is missing, corrupted, unsafe or cannot be analysed.
     """
     findings = walk(path_or_model).findings
-    return [finding for finding in findings if notes or finding.severity != "note"]
+    return Findings(f for f in findings if notes or f.severity != "note")
 
 
 def walk(path_or_model: str | os.PathLike | onnx.ModelProto | Any) -> Graph:

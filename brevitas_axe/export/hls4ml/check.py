@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from brevitas_axe.errors import InvalidModelFile
-from brevitas_axe.export.finn.finding import Finding
+from brevitas_axe.export.finn.finding import Finding, Findings
 from brevitas_axe.export.finn.signal import Graph
 from brevitas_axe.export.hls4ml.fixed import power_of_two
 from brevitas_axe.export.hls4ml.rewrite import Rewriting
@@ -37,7 +37,7 @@ _POWERS = "use fixed-point quantizers (Int8ActPerTensorFixedPoint, Uint8ActPerTe
 
 def check_hls4ml(
     path_or_model: str | os.PathLike | onnx.ModelProto | Any, *, notes: bool = False
-) -> list[Finding]:
+) -> Findings:
     """Findings of what hls4ml would refuse, or compute differently, in a QONNX file.
 
     Args:
@@ -63,7 +63,7 @@ def check_hls4ml(
             f"{file.subject} cannot be analysed ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:120]}); export the model again."
         ) from error
-    return [finding for finding in findings if notes or finding.severity != "note"]
+    return Findings(f for f in findings if notes or f.severity != "note")
 
 
 def check_streamlined(proto: onnx.ModelProto) -> list[Finding]:

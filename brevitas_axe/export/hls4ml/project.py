@@ -20,6 +20,7 @@ from qonnx.transformation.general import GiveUniqueParameterTensors
 from qonnx.transformation.infer_shapes import InferShapes
 from torch import Tensor, nn
 
+from brevitas_axe.display import html_table
 from brevitas_axe.errors import ExportRefused, InvalidOption
 from brevitas_axe.export.hls4ml.check import check_streamlined
 from brevitas_axe.export.hls4ml.rewrite import Dot, rewrite
@@ -72,6 +73,18 @@ class Hls4mlProject:
     configuration: dict[str, Any]
     accumulators: tuple[Accumulator, ...]
     certificate: Certificate
+
+    def __repr__(self) -> str:
+        return f"Hls4mlProject in {self.folder}\n  {self.certificate!r}"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (a.layer, a.type, a.width, "inside" if a.bias_inside else "behind")
+            for a in self.accumulators
+        ]
+        headings = ("layer", "accum_t", "proven bits", "bias")
+        files = html_table(f"Hls4mlProject in {self.folder}", headings, rows)
+        return f"{files}\n{self.certificate._repr_html_()}"
 
 
 def export_hls4ml(

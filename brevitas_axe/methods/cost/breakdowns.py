@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from brevitas_axe.display import html_table, one_line
 from brevitas_axe.methods.cost.protocol import Folding, LayerShape
 from brevitas_axe.methods.cost.total import sides
 from brevitas_axe.plan import LayerPrecision, Plan
@@ -52,6 +53,22 @@ class Breakdown:
     @property
     def unlimited_total(self) -> float:
         return sum(row.unlimited for row in self.layers)
+
+    def __repr__(self) -> str:
+        count = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)}"
+        costs = f"{self.total:,.6g}, {self.unlimited_total:,.6g} without budget"
+        return f"Breakdown({count}: {costs}, in {one_line(self.unit)})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (r.layer, r.precision.weight, r.precision.input, r.accumulator, f"{r.cost:,.6g}",
+             r.unlimited_accumulator, f"{r.unlimited:,.6g}")
+            for r in self.layers
+        ]  # fmt: skip
+        free = ("without budget", "cost without budget")
+        return html_table(
+            repr(self), ("layer", "weight", "input", "accumulator", "cost", *free), rows
+        )
 
     def to_dict(self) -> dict[str, Any]:
         totals = {"total": self.total, "unlimited_total": self.unlimited_total}

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from brevitas_axe.display import html_table
 from brevitas_axe.methods.cost.finn_nodes import HLS, Estimate, Hardware, estimate
 from brevitas_axe.methods.cost.protocol import Folding, LayerShape
 from brevitas_axe.methods.cost.shapes import full_plan, layer_shapes
@@ -49,6 +50,21 @@ class ResourceTable:
     @property
     def unplanned(self) -> Estimate:
         return Estimate.total(row.unplanned for row in self.rows)
+
+    def __repr__(self) -> str:
+        count = f"{len(self.rows)} layer{'s' * (len(self.rows) != 1)}"
+        luts = f"{self.planned.lut:,} LUT, {self.unplanned.lut:,} without budget"
+        return f"ResourceTable({count}: {luts})"
+
+    def _repr_html_(self) -> str:
+        sums = [("sum", None, None, self.planned, self.unplanned)] if self.rows else []
+        rows = [(r.name, r.accumulator, r.unlimited, r.planned, r.unplanned) for r in self.rows]
+        headings = ("layer", "bits", "without budget", "LUT", "without budget", "DSP", "BRAM")
+        cells = [
+            (name, bits, free, f"{a.lut:,}", f"{b.lut:,}", a.dsp, a.bram, f"{a.cycles:,}")
+            for name, bits, free, a, b in [*rows, *sums]
+        ]
+        return html_table(repr(self), (*headings, "cycles"), cells)
 
 
 def resource_table(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from brevitas_axe.display import html_table, one_line
 from brevitas_axe.errors import NonFiniteValues
 from brevitas_axe.plan import Choices
 
@@ -44,6 +45,22 @@ class Scores:
                     "calibration data."
                 )
             assert self.harm[name].shape == (len(options),)
+
+    def __repr__(self) -> str:
+        count = sum(map(len, self.choices.layers.values()))
+        worst = max(self.harm, key=lambda name: float(self.harm[name].max()), default=None)
+        named = "" if worst is None else f", worst '{one_line(worst)}'"
+        return f"Scores({count} choices of {len(self.harm)} layers{named})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name in sorted(self.harm, key=lambda name: -float(self.harm[name].max())):
+            harm, options = self.harm[name], self.choices.layers[name]
+            worst = options[int(harm.argmax())]
+            widths = (worst.weight, worst.input, worst.accumulator)
+            rows.append((name, len(options), float(harm.min()), float(harm.max()), *widths))
+        most = ("most harm", "at weight", "at input", "at accumulator")
+        return html_table(repr(self), ("layer", "choices", "least harm", *most), rows)
 
 
 def from_importance(choices: Choices, importance: Mapping[str, float]) -> Scores:

@@ -14,6 +14,7 @@ from qonnx.core.execute_custom_node import execute_custom_node
 from qonnx.custom_op.registry import is_custom_op
 
 from brevitas_axe.accumulator import MAX_BIT_WIDTH, check_bit_width
+from brevitas_axe.display import html_table, one_line
 from brevitas_axe.errors import InvalidModelFile, InvalidOption
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate.certificate import Targets
@@ -68,6 +69,25 @@ class EmulationResult:
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.outputs[name]
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{one_line(n)} {list(a.shape)}" for n, a in self.outputs.items())
+        count = len(self.overflow_counts)
+        parts = [f"{self.overflows} overflows in {count} dot product{'s' * (count != 1)}"]
+        if self.float_nodes:
+            parts.append(f"{len(self.float_nodes)} in floating point")
+        return f"EmulationResult({', '.join([*parts, *([shapes] if shapes else [])])})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (self.layers.get(name, name), count, self.largest_sums.get(name), "")
+            for name, count in self.overflow_counts.items()
+        ]
+        rows += [
+            (self.layers.get(name, name), None, None, f"in floating point, {reason}")
+            for name, reason in self.float_nodes.items()
+        ]
+        return html_table(repr(self), ("layer", "overflows", "largest sum", "remark"), rows)
 
 
 def emulate(

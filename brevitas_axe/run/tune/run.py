@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from brevitas_axe.display import html_table
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.files import Journal
 from brevitas_axe.methods.allocate import check_budget
@@ -73,6 +74,21 @@ class TuneResult:
             f", plain widths {self.plain.value:.6g}, float {self.unquantized:.6g}\n"
             f"  {self.certificate!r}"
         )
+
+    def _repr_html_(self) -> str:
+        costs = list(dict.fromkeys(name for trial in self.trials for name in trial.costs))
+        headings = ["trial", "bits", "value", *costs, "epochs", "seconds", "remark"]
+        rows = [
+            (n, t.bits, t.value, *map(t.costs.get, costs), t.trained, t.seconds, self._remark(t))
+            for n, t in enumerate(self.trials, start=1)
+        ]
+        title = repr(self).partition("\n")[0]
+        return f"{html_table(title, headings, rows)}\n{self.result._repr_html_()}"
+
+    def _remark(self, trial: Trial) -> str:
+        if trial == self.best:
+            return "chosen"
+        return trial.refused or ("" if trial.fits else "over the budget")
 
 
 def tune(
