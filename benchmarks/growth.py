@@ -1,8 +1,9 @@
 """How the time of export, check, certify and emulate grows with the number of layers.
 
-A residual net of 8 channels, prepared and quantized without a solve, at growing depth. The CPU time
-of each step, the median of several runs, is divided by that at half the depth: 2 where it grows
-linearly.
+A residual net of 8 channels, prepared and quantized without a solve, at growing depth. All depths
+take turns, because the CPU time of the same work changes with what else the machine's cores do. The
+ratio is the median, over the turns, of the CPU time of a step divided by that at the depth before:
+2 where it grows linearly and the depth is twice.
 
     python benchmarks/growth.py --layers 25 50 100 200 [--repeat 3]
 """
@@ -44,52 +45,51 @@ def net(layers: int) -> nn.Module:
     return nn.Sequential(stem, nn.ReLU(), *blocks, *pool, nn.Linear(8, 10)).eval()
 
 
-def times(layers: int, repeat: int = 1) -> tuple[int, dict[str, float]]:
-    """Number of nodes of the file, and CPU seconds of each step, the median of several runs."""
-    images, found = torch.randn(4, 3, 8, 8), {}
-    model = prepare_for_finn(net(layers), [images], weight_bit_width=4, input_bit_width=4)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        steps = {
+class Case:
+    """A prepared net and the steps that are timed on it."""
+
+    def __init__(self, layers: int, folder: Path) -> None:
+        images = torch.randn(4, 3, 8, 8)
+        widths = {"weight_bit_width": 4, "input_bit_width": 4}
+        model, path = prepare_for_finn(net(layers), [images], **widths), folder / f"{layers}.onnx"
+        self.layers, self.nodes = layers, 0
+        self.steps = {
             "export": lambda: brevitas_axe.export_qonnx(model, images[:1], path, target="qonnx"),
             "check": lambda: brevitas_axe.check_finn(path),
             "certify": lambda: brevitas_axe.certify_file(path),
             "emulate": lambda: emulate(path, images[:1].numpy()),
         }
-        proto = None
-        for name, step in steps.items():
-            seconds = []
-            for _ in range(repeat):
-                start = time.process_time()
-                result = step()
-                seconds.append(time.process_time() - start)
-            found[name] = statistics.median(seconds)
-            proto = result if name == "export" else proto
-    return len(proto.graph.node), found
+
+    def turn(self) -> dict[str, float]:
+        """CPU seconds of every step."""
+        seconds = {}
+        for name, step in self.steps.items():
+            start = time.process_time()
+            result = step()
+            seconds[name] = time.process_time() - start
+            self.nodes = len(result.graph.node) if name == "export" else self.nodes
+        return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[25, 50, 100, 200])
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each step")
+    parser.add_argument("--repeat", type=int, default=3, help="turns of all depths")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    times(8)  # imports and caches
-    print(f"{'layers':>6} {'nodes':>6}", *(f"{n:>9} (ratio)" for n in STEPS))
-    last: dict[str, float] = {}
-    for layers in options.layers:
-        nodes, found = times(layers, options.repeat)
-        columns = [
-            f"{found[n]:8.2f}s ({found[n] / last[n]:5.2f})"
-            if n in last
-            else f"{found[n]:8.2f}s        "
-            for n in STEPS
-        ]
-        print(f"{layers:6} {nodes:6}", *columns, flush=True)
-        last = found
+    with tempfile.TemporaryDirectory() as folder:
+        Case(8, Path(folder)).turn()  # imports and caches
+        cases = [Case(layers, Path(folder)) for layers in options.layers]
+        turns = [[case.turn() for case in cases] for _ in range(options.repeat)]
+    print(f"{'layers':>6} {'nodes':>6}", *(f"{name:>9} (ratio)" for name in cases[0].steps))
+    for i, case in enumerate(cases):
+        columns = []
+        for name in case.steps:
+            seconds = statistics.median(turn[i][name] for turn in turns)
+            ratio = statistics.median(turn[i][name] / turn[i - 1][name] for turn in turns)
+            columns.append(f"{seconds:8.2f}s " + (f"({ratio:5.2f})" if i else " " * 7))
+        print(f"{case.layers:6} {case.nodes:6}", *columns, flush=True)
 
-
-STEPS = ("export", "check", "certify", "emulate")
 
 if __name__ == "__main__":
     main()
