@@ -17,7 +17,8 @@ def add(commands) -> None:
     parser = commands.add_parser(
         "certify",
         help="prove from a QONNX file that no accumulator can overflow",
-        description="Exit status 0: proven. 1: not proven. 2: the input cannot be used.",
+        description="Exit status 0: proven, with --include or --exclude of the layers that these "
+        "leave, which the verdict says. 1: not proven. 2: the input cannot be used.",
     )
     parser.add_argument(
         "model", help="a QONNX file, of any origin, or a folder that `quantize` wrote"
@@ -26,7 +27,7 @@ def add(commands) -> None:
     options.add_accumulator(parser)
     options.add_tile(parser)
     options.add_plan(parser)
-    options.add_exclude(parser)
+    options.add_picked(parser)
     parser.add_argument(
         "--input-type",
         action="append",
@@ -54,10 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
             accumulator_bit_width=arguments.accumulator_bits,
             tile_size=arguments.tile_size,
             plan=options.plan_of(arguments),
-            exclude=tuple(arguments.exclude),
             input_types=_input_types(arguments.input_type),
             fixed_initializers=arguments.fixed_initializers,
         )
+    certificate = certificate.judging(arguments.include, arguments.exclude)
     screen = Screen(arguments)
     screen.json(certificate.to_json())
     screen.table(certificate.table())
@@ -68,8 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _next(model: str, certificate: Certificate) -> str:
     from brevitas_axe.cli.screen import command
 
-    if certificate.ok:
+    if certificate.ok and not certificate.unclaimed:
         return command("check", model, "--target", "finn")
+    if certificate.ok:
+        return f"nothing is claimed of the others; for the whole model: {command('certify', model)}"
     widths = [entry.width for entry in certificate.judged]
     if not widths or None in widths:
         return "give what is not proven another quantizer, or leave it out by --exclude NAME"
@@ -93,7 +96,7 @@ def _of_folder(arguments: argparse.Namespace) -> Certificate:
         accumulator_bit_width=arguments.accumulator_bits,
         tile_size=arguments.tile_size,
         plan=None if plan is None else with_products(plan, result.model),
-        exclude=(*left_out(result), *arguments.exclude),
+        exclude=left_out(result),
         args=args,
         kwargs=kwargs,
     )

@@ -51,6 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     for folder in arguments.folders:
         result = folders.result_of(folder, arguments)
         rows.append(_row(folder, result, names, arguments.cost is None, validate))
+    if not any(row["unclaimed"] for row in rows):
+        for row in rows:
+            del row["unclaimed"]
     status = 0 if all(row["proven"] for row in rows) else 1
     screen = Screen(arguments)
     screen.json(rows)
@@ -98,6 +101,7 @@ def _row(
             (e.width for e in result.certificate.judged if e.width), default=None
         ),
         "proven": result.certificate.ok,
+        "unclaimed": len(result.certificate.unclaimed),
         **{name: costs[name].total if name in costs else None for name in names},
     }
     if validate is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from brevitas_axe.cli import folders
+from brevitas_axe.cli import folders, options
 
 if TYPE_CHECKING:
     from brevitas_axe.methods.cost import Breakdown
@@ -24,6 +24,7 @@ def add(commands) -> None:
     parser.add_argument("folder", metavar="DIR", help="written by `quantize` or `finetune`")
     folders.add_model(parser)
     add_costs(parser)
+    options.add_picked(parser, "layers that are not listed, nor added up")
     parser.set_defaults(run=run)
 
 
@@ -44,9 +45,15 @@ def run(arguments: argparse.Namespace) -> int:
     result = folders.result_of(arguments.folder, arguments)
     names = arguments.cost or USUAL
     costs, refusals = costs_of(result, names, lenient=arguments.cost is None)
+    missing = set(options.left_out(arguments, result.model))
+    title = f"{arguments.folder}, one sample"
+    if missing:
+        whole = max((len(found.layers) for found in costs.values()), default=0)
+        costs = {name: found.without(missing) for name, found in costs.items()}
+        title += f", {max((len(f.layers) for f in costs.values()), default=0)} of {whole} layers"
     screen = Screen(arguments)
     screen.json({name: found.to_dict() for name, found in costs.items()})
-    screen.table(_table(arguments.folder, costs))
+    screen.table(_table(title, costs))
     for sentence in refusals:
         screen.line(sentence)
     screen.next(command("export", arguments.folder, f"{arguments.folder}/{folders.MODEL_FILE}"))
@@ -57,7 +64,7 @@ def _table(title: str, costs: dict[str, Breakdown]):
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(f"{title}, one sample"), show_footer=True)
+    table = Table(title=Text(title), show_footer=True)
     table.add_column("layer", "total", overflow="fold")
     for heading in ("weight", "input", "accumulator", "without budget"):
         table.add_column(heading, justify="right")

@@ -27,6 +27,7 @@ def add(commands) -> None:
     options.add_accumulator(parser)
     options.add_tile(parser)
     options.add_plan(parser)
+    options.add_picked(parser, "layers whose accumulators are not limited")
     parser.add_argument(
         "--overflow",
         choices=["wrap", "saturate"],
@@ -48,14 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.plan = folders.planned(arguments.model, arguments)
     if arguments.accumulator_bits is None and arguments.plan is None:
         raise InvalidOption("give --accumulator-bits, or --plan with a width per layer.")
-    settings: dict[str, Any] = {
-        "tile_size": arguments.tile_size,
-        "overflow": arguments.overflow,
-        "plan": options.plan_of(arguments),
-    }
-    if arguments.accumulator_bits is not None:
-        settings["accumulator_bit_width"] = arguments.accumulator_bits
     file = folders.model_file(arguments.model)
+    settings = {**_widths(arguments, file), "overflow": arguments.overflow}
     content: dict[str, Any] = {}
     result = None
     if arguments.inputs is not None:
@@ -70,6 +65,24 @@ def run(arguments: argparse.Namespace) -> int:
     screen.numbers(numbers)
     screen.next(_next(arguments, result))
     return 0
+
+
+def _widths(arguments: argparse.Namespace, file: str) -> dict[str, Any]:
+    """Keywords of `emulate`: the widths of all dot products, or of those that are picked alone."""
+    from brevitas_axe.plan import LayerPrecision, Plan
+    from brevitas_axe.proof.certificate import certify_file
+
+    width, tile, plan = arguments.accumulator_bits, arguments.tile_size, options.plan_of(arguments)
+    if not arguments.include and not arguments.exclude:
+        asked = {} if width is None else {"accumulator_bit_width": width}
+        return {**asked, "tile_size": tile, "plan": plan}
+    picked = certify_file(file, width, tile, plan).judging(arguments.include, arguments.exclude)
+    layers = {
+        entry.name: LayerPrecision(accumulator=entry.target, tile=entry.tile_size)
+        for entry in picked.judged
+        if entry.target is not None
+    }
+    return {"plan": Plan(layers)}
 
 
 def _content(result: EmulationResult, output: str) -> dict[str, Any]:

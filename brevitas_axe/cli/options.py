@@ -52,17 +52,9 @@ def plan_of(arguments: argparse.Namespace) -> Plan | None:
     return None if arguments.plan is None else Plan.load(arguments.plan)
 
 
-def add_exclude(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--exclude",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a layer for which nothing is claimed; may be repeated",
-    )
-
-
-def add_picked(parser: argparse.ArgumentParser) -> None:
+def add_picked(
+    parser: argparse.ArgumentParser, left_out: str = "layers for which nothing is claimed"
+) -> None:
     """Layers that are chosen by patterns or by type, as in the rules of a recipe."""
     ways = "a name, a pattern such as '*.fc1', a regular expression between slashes, or a type "
     parser.add_argument(
@@ -70,7 +62,7 @@ def add_picked(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help=f"layers for which nothing is claimed: {ways}such as type:Conv2d; may be repeated",
+        help=f"{left_out}: {ways}such as type:Conv2d; may be repeated",
     )
     parser.add_argument(
         "--include",

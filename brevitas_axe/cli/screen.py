@@ -167,8 +167,9 @@ def _title(title: Any) -> Any:
     if title is None:
         return None
     text = Text(_plain(title))
-    text.highlight_regex(r"NOT proven$", "bold red")
+    text.highlight_regex(r"NOT proven(?=$|, \d+ of \d+ dot products judged$)", "bold red")
     text.highlight_regex(r"(?<!NOT )proven$", "bold green")
+    text.highlight_regex(r"proven for \d+ of \d+ dot products$", "bold yellow")
     return text
 
 

@@ -12,7 +12,16 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.files import write_whole
 from brevitas_axe.show import plots
 from brevitas_axe.show.origin import origin, told
-from brevitas_axe.show.parts import badge, cell, document, drawing, name_cell, paragraph, table
+from brevitas_axe.show.parts import (
+    badge,
+    cell,
+    document,
+    drawing,
+    name_cell,
+    paragraph,
+    sentence,
+    table,
+)
 
 
 def write_comparison(
@@ -22,8 +31,9 @@ def write_comparison(
 
     Args:
         path: the .html file.
-        rows: one per model, with the same keys: `folder` names it, `proven` is its verdict, and
-            the others are numbers, or None where one is not known.
+        rows: one per model, with the same keys: `folder` names it, `proven` is its verdict,
+            `unclaimed`, which may be missing, counts the dot products that the verdict leaves out,
+            and the others are numbers, or None where one is not known.
         measure: what "validation" is measured by, if it is among the keys.
 
     Raises:
@@ -31,11 +41,11 @@ def write_comparison(
     """
     if not rows:
         raise InvalidOption("there is nothing to compare; give folders of quantized models.")
-    keys = [key for key in rows[0] if key not in ("folder", "proven")]
+    keys = [key for key in rows[0] if key not in ("folder", "proven", "unclaimed")]
     cells = [
         [
             name_cell(str(row["folder"])),
-            badge("proven" if row["proven"] else "not proven", row["proven"]),
+            _verdict(row),
             *(_number(row[key]) for key in keys),
         ]
         for row in rows
@@ -56,6 +66,16 @@ def write_comparison(
             draw = partial(plots.groups_of_bars, names, {key: values}, colours, key)
             body += [f"<h2>{escape(key)}</h2>", drawing(draw, f"{key} of every model")]
     write_whole(path, document("Quantized models side by side", body).encode())
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    """A badge, and how much it leaves out."""
+    if not row["proven"]:
+        return badge("not proven", False)
+    left_out = row.get("unclaimed")
+    return badge("proven in part" if left_out else "proven", True) + sentence(
+        f"nothing is claimed of {left_out} dot products" if left_out else ""
+    )
 
 
 def _number(value: object) -> str:

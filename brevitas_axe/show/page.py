@@ -143,8 +143,12 @@ def page(
 def _facts(summary: Mapping[str, Any], certificate: Certificate | None) -> str:
     facts = []
     if certificate is not None:
-        label = "proven" if certificate.ok else "not proven"
-        facts.append((badge(label, certificate.ok), "overflow certificate"))
+        label, said = "proven" if certificate.ok else "not proven", "overflow certificate"
+        if certificate.unclaimed:
+            label += " in part" * certificate.ok
+            judged = f"{len(certificate.judged)} of {len(certificate.entries)}"
+            said += f" of {judged} dot products"
+        facts.append((badge(label, certificate.ok), said))
         for key, label in _WIDEST.items():
             widths = [getattr(entry, key) for entry in certificate.judged]
             known = [width for width in widths if width is not None]
@@ -173,9 +177,12 @@ def _facts(summary: Mapping[str, Any], certificate: Certificate | None) -> str:
 
 
 def _reasons(certificate: Certificate | None) -> str:
-    """Why a certificate is not one, layer by layer."""
-    if certificate is None or certificate.ok:
+    """What a certificate does not cover, and why it is not one, layer by layer."""
+    if certificate is None:
         return ""
+    uncovered = _uncovered(certificate)
+    if certificate.ok:
+        return uncovered
     entries = (*certificate.entries, *certificate.sums)
     claimed = [entry for entry in entries if entry.name not in certificate.excluded]
     open_ones = [entry for entry in claimed if not entry.fits]
@@ -187,7 +194,17 @@ def _reasons(certificate: Certificate | None) -> str:
         lines.append(f"<li>and {len(open_ones) - _MOST_REASONS} more, in the table below</li>")
     if not claimed:
         lines = ["<li>nothing is claimed of any layer</li>"]
-    return f"<h2>Why it is not proven</h2>\n<ul>{''.join(lines)}</ul>"
+    return f"<h2>Why it is not proven</h2>\n<ul>{''.join(lines)}</ul>\n{uncovered}"
+
+
+def _uncovered(certificate: Certificate) -> str:
+    """Layers of which nothing is claimed, so that no reader takes the verdict for the model's."""
+    if not certificate.unclaimed:
+        return ""
+    names = [name_cell(name) for name in certificate.unclaimed[:_MOST_REASONS]]
+    more = len(certificate.unclaimed) - len(names)
+    listed = ", ".join(names) + (f" and {more} more" if more > 0 else "")
+    return f"<p>The verdict does not cover the whole model: nothing is claimed of {listed}.</p>"
 
 
 def _validation(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,18 +1,20 @@
-"""`brevitas-axe certify` of a saved transformer whose attention multiplies integers."""
+"""`brevitas-axe certify`: of attention products, and of chosen layers alone."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from brevitas_axe import save
+from brevitas_axe import load, save
 from brevitas_axe.cli import main
 from brevitas_axe.model.attention_products import products_plan
 from brevitas_axe.plan import LayerPrecision, Plan
 from tests.export.finn import vit
 from tests.export.finn.vit import P
+from tests.walk import nets
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +43,35 @@ def test_products_that_a_plan_names_get_its_accumulator(saved, capsys) -> None:
     status, targets = certified(saved, plan, capsys)
     assert status == 1
     assert (targets[scores], targets[context]) == (P - 4, P)
+
+
+@pytest.mark.parametrize("model", ["solved", "solved/model.onnx"])
+def test_a_verdict_on_chosen_layers_does_not_speak_for_the_model(at, model, capsys) -> None:
+    names = list(load("solved").plan.layers)
+    assert main(["certify", model, "--accumulator-bits", "12", "--include", names[0]]) == 0
+    said = capsys.readouterr().out
+    assert f"proven for 1 of {len(names)} dot products" in said
+    assert "Nothing is claimed of" in said
+    assert "next: nothing is claimed of the others; for the whole model: brevitas-axe" in said
+    narrow = ["certify", model, "--accumulator-bits", "4", "--exclude", names[0], "--json"]
+    assert main(narrow) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["ok"]
+    assert found["unclaimed"] == [names[0]]
+    everything = ["certify", model, "--exclude", "*"]
+    assert main(everything) == 1
+    assert "NOT proven, 0 of" in capsys.readouterr().out
+
+
+def test_accumulators_of_chosen_layers_overflow_alone(at, tmp_path, capsys) -> None:
+    names = list(load("solved").plan.layers)
+    x, y = str(tmp_path / "x.npy"), str(tmp_path / "y.npy")
+    np.save(x, nets.data(nets.cnn, 1).numpy())
+    run = ["emulate", "solved", "--inputs", x, "--output", y, "--json"]
+    assert main([*run, "--accumulator-bits", "4"]) == 0
+    whole = json.loads(capsys.readouterr().out)["layers"]
+    assert main([*run, "--accumulator-bits", "4", "--include", names[0]]) == 0
+    part = json.loads(capsys.readouterr().out)["layers"]
+    assert part[names[0]] == whole[names[0]]
+    assert part[names[0]]["overflows"] > 0
+    assert not any(part[name]["overflows"] for name in names[1:])

@@ -37,6 +37,17 @@ def test_the_table_has_a_column_pair_for_each_cost(at, capsys) -> None:
     assert "next: brevitas-axe export" in out
 
 
+def test_costs_of_some_layers_are_added_up(at, capsys) -> None:
+    name = next(iter(load("solved").plan.layers))
+    assert main(["cost", "solved", "--json", "--cost", "bops", "--include", name]) == 0
+    [found] = json.loads(capsys.readouterr().out).values()
+    [row] = found["layers"]
+    assert row["layer"] == name
+    assert row["cost"] == found["total"]
+    assert main(["cost", "solved", "--exclude", name]) == 0
+    assert "one sample, " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [(["--cost", "gold"], "gold"), (["--model", "user.py:nothing"], "no function named")],

@@ -24,6 +24,14 @@ def test_every_model_has_a_row_and_a_bar_for_each_number(tmp_path) -> None:
     assert "script" not in found.tags
 
 
+def test_a_verdict_on_some_layers_says_so(tmp_path) -> None:
+    rows = [{**ROWS[0], "unclaimed": 0}, {**ROWS[0], "folder": "part", "unclaimed": 2}]
+    write_comparison(tmp_path / "page.html", rows)
+    found = read((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert {"proven", "proven in part", "nothing is claimed of 2 dot products"} <= set(found.text)
+    assert not any("unclaimed" in text for text in found.described)
+
+
 def test_nothing_to_compare_is_refused(tmp_path) -> None:
     with pytest.raises(InvalidOption, match="nothing to compare"):
         write_comparison(tmp_path / "page.html", [])

@@ -43,6 +43,16 @@ def test_every_text_is_escaped() -> None:
     assert HOSTILE in " ".join(checker.text)
 
 
+def test_page_says_what_the_verdict_leaves_out() -> None:
+    parts = certificate(entry("conv"), entry("fc", target=8), excluded=("fc",))
+    text = " ".join(" ".join(read(page({"title": "Run"}, parts)).text).split())
+    assert "proven in part overflow certificate of 1 of 2 dot products" in text
+    assert "The verdict does not cover the whole model: nothing is claimed of fc ." in text
+    whole = page({"title": "Run"}, certificate(entry("conv")))
+    assert "in part" not in whole
+    assert "whole model" not in whole
+
+
 def test_page_says_when_nothing_is_proven() -> None:
     unknown = entry(
         "gru", proven=False, reason="no input quantizer", width=None, minimum=None, maximum=None,
@@ -76,7 +86,8 @@ def test_the_graph_of_a_proven_file_can_be_looked_at_elsewhere() -> None:
 def test_excluded_layers_are_shown_without_a_claim() -> None:
     html = page({"title": "Run"}, certificate(entry("a"), entry("head"), excluded=("head",)))
     assert ">excluded<" in html
-    assert html.count(">proven<") == 2  # the verdict, and layer a
+    assert html.count(">proven<") == 1  # layer a
+    assert html.count(">proven in part<") == 1  # the verdict
 
 
 def test_costs_are_shown_with_and_without_the_budget() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from brevitas_axe.display import html_table, one_line
@@ -69,6 +69,10 @@ class Breakdown:
         return html_table(
             repr(self), ("layer", "weight", "input", "accumulator", "cost", *free), rows
         )
+
+    def without(self, names: Collection[str]) -> Breakdown:
+        """The other layers, and their sums."""
+        return replace(self, layers=tuple(r for r in self.layers if r.layer not in names))
 
     def to_dict(self) -> dict[str, Any]:
         totals = {"total": self.total, "unlimited_total": self.unlimited_total}

@@ -16,10 +16,15 @@ from brevitas_axe.accumulator import accumulator_limit, check_bit_width, tile_st
 from brevitas_axe.display import cell, html_table, one_line
 from brevitas_axe.errors import InvalidOption, InvalidState, NotProven
 from brevitas_axe.files import read_text, write_whole
-from brevitas_axe.plan import Plan
+from brevitas_axe.plan import Plan, name_matches
 
 _FORMAT = "brevitas_axe.certificate.v1"
 _NUMBERS = ("min", "max", "bits", "outer", "+bias", "target")
+# Names in a line of text; of the others only the number is said.
+_MOST_NAMES = 8
+_OF_TYPE = "type:"
+# "type:Conv2d" is Brevitas's QuantConv2d too.
+_QUANTIZED = "Quant"
 _HEADINGS = ("dot product", "K", "tile", "weights", "inputs", *_NUMBERS, "verdict")
 
 
@@ -141,7 +146,7 @@ class Certificate:
     def __repr__(self) -> str:
         count = f"{len(self.judged)} dot product{'s' * (len(self.judged) != 1)}"
         widest = max((e.width for e in self.judged if e.width is not None), default=None)
-        parts = [f"{one_line(self.subject)}: {self._word}", count]
+        parts = [f"{one_line(self.subject)}: {self._word}", *([] if self.unclaimed else [count])]
         if widest is not None:
             parts.append(f"widest accumulator {widest} bits")
         if self.failures:
@@ -155,12 +160,22 @@ class Certificate:
 
     @property
     def _word(self) -> str:
-        return "proven" if self.ok else "NOT proven"
+        """The verdict, which says so where it is about some of the dot products only."""
+        word = "proven" if self.ok else "NOT proven"
+        if not self.unclaimed:
+            return word
+        judged = f"{len(self.judged)} of {len(self.entries)} dot products"
+        return f"{word} for {judged}" if self.ok else f"{word}, {judged} judged"
 
     @property
     def judged(self) -> tuple[DotProduct, ...]:
         """Entries that are not excluded."""
         return tuple(e for e in self.entries if e.name not in self.excluded)
+
+    @property
+    def unclaimed(self) -> tuple[str, ...]:
+        """Layers, or names, of the dot products that the verdict leaves out."""
+        return tuple(e.layer or e.name for e in self.entries if e.name in self.excluded)
 
     @property
     def unlimited(self) -> tuple[str, ...]:
@@ -195,13 +210,32 @@ class Certificate:
         """The same certificate, which names these assumptions too."""
         return replace(self, assumptions=tuple(dict.fromkeys((*self.assumptions, *assumptions))))
 
+    def judging(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Certificate:
+        """The same proof with a verdict on chosen dot products; what it leaves out stays named.
+
+        Args:
+            include: names of layers, nodes or weights, patterns of them (see
+                `brevitas_axe.plan.name_matches`), or "type:" and an operator or a layer's class, of
+                which alone something is claimed; empty for all.
+            exclude: in the same way, of which nothing is claimed.
+
+        Raises:
+            InvalidOption: one of them matches no dot product.
+            InvalidPlan: a regular expression cannot be compiled.
+        """
+        left_out = {*self.excluded, *excluded_names(self.entries, exclude)}
+        if include:
+            claimed = excluded_names(self.entries, include, "include")
+            left_out |= {e.name for e in self.entries if e.name not in claimed}
+        return replace(self, excluded=tuple(e.name for e in self.entries if e.name in left_out))
+
     def to_json(self) -> str:
         """Strict JSON, the same bytes for the same certificate."""
         entries = [
             {**asdict(e), "fits": e.fits, "excluded": e.name in self.excluded} for e in self.entries
         ]
         data = {**asdict(self), "entries": entries, "ok": self.ok, "format": _FORMAT}
-        data["unlimited"] = self.unlimited
+        data["unlimited"], data["unclaimed"] = self.unlimited, self.unclaimed
         return json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     def save(self, path: str | Path) -> None:
@@ -245,6 +279,10 @@ class Certificate:
         notes = []
         if self.unlimited:
             notes.append(f"No width was requested: {', '.join(self.unlimited)}.")
+        if self.unclaimed:
+            more = len(self.unclaimed) - _MOST_NAMES
+            named = ", ".join(map(one_line, self.unclaimed[:_MOST_NAMES]))
+            notes.append(f"Nothing is claimed of {named}{f' and {more} more' * (more > 0)}.")
         if self.assumptions:
             notes.append(f"Assumed: {'; '.join(self.assumptions)}.")
         table.caption = Text("\n".join(notes)) if notes else None
@@ -302,17 +340,39 @@ class Targets:
             self.plan.check_names(dict.fromkeys(names[0] for names in aliases))
 
 
-def excluded_names(entries: Sequence[DotProduct], exclude: Sequence[str]) -> tuple[str, ...]:
-    """Names of the entries that exclude refers to; raises InvalidOption for an unknown name."""
-    if isinstance(exclude, str):
-        exclude = (exclude,)
-    for name in exclude:
-        if not any(name in entry.aliases for entry in entries):
+def excluded_names(
+    entries: Sequence[DotProduct], exclude: Sequence[str], option: str = "exclude"
+) -> tuple[str, ...]:
+    """Names of the entries that patterns refer to, see `Certificate.judging`.
+
+    Args:
+        entries: of a certificate.
+        exclude: the patterns; a name in full is meant as such, whatever signs are in it.
+        option: what the caller calls them.
+
+    Raises:
+        InvalidOption: a pattern refers to nothing.
+    """
+    found: set[str] = set()
+    for pattern in (exclude,) if isinstance(exclude, str) else exclude:
+        meant = {e.name for e in entries if pattern in e.aliases}
+        meant = meant or {e.name for e in entries if _meant(pattern, e)}
+        if not meant:
+            kinds = pattern.startswith(_OF_TYPE)
+            known = dict.fromkeys(_OF_TYPE + e.op if kinds else e.aliases[0] for e in entries)
             raise InvalidOption(
-                f"exclude names '{name}', which is no dot product here; they are: "
-                f"{', '.join(entry.aliases[0] for entry in entries) or 'none'}."
+                f"{option} names '{pattern}', which is no dot product here; they are: "
+                f"{', '.join(known) or 'none'}."
             )
-    return tuple(e.name for e in entries if any(name in e.aliases for name in exclude))
+        found |= meant
+    return tuple(e.name for e in entries if e.name in found)
+
+
+def _meant(pattern: str, entry: DotProduct) -> bool:
+    if pattern.startswith(_OF_TYPE):
+        kind = pattern.removeprefix(_OF_TYPE)
+        return entry.op in (kind, f"{_QUANTIZED}{kind}")
+    return any(name_matches(pattern, alias) for alias in entry.aliases)
 
 
 def tool_version() -> str:

@@ -18,7 +18,7 @@ from brevitas_axe.errors import (
     NotProven,
 )
 from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.proof.certificate import certify_file
+from brevitas_axe.proof.certificate import Certificate, certify_file
 from tests.proof.certificate.graphs import Graph
 
 
@@ -51,6 +51,35 @@ def test_exclusion_by_layer_node_or_weight(name) -> None:
     assert not certificate.ok  # nothing is left to judge
     assert not certify_file(two_layers(), 9).ok
     assert certify_file(two_layers(), 12, exclude=name).ok
+
+
+def test_a_verdict_on_some_dot_products_says_so() -> None:
+    whole = certify_file(two_layers(), 12)
+    assert not whole.unclaimed
+    assert "unclaimed" in whole.to_json()
+    for options in ({"include": ["a"]}, {"exclude": ["b*"]}, {"exclude": ["/^b$/"]}):
+        part = whole.judging(**options)
+        assert part.ok
+        assert part.unclaimed == ("b",)
+        assert repr(part).startswith("Certificate(the ONNX model: proven for 1 of 2 dot products, ")
+        table = part.table()
+        assert str(table.title) == "the ONNX model: proven for 1 of 2 dot products"
+        assert str(table.caption) == "Nothing is claimed of b."
+        assert Certificate.from_json(part.to_json()) == part
+    failing = certify_file(two_layers(), 9).judging(["a"])
+    assert str(failing.table().title) == "the ONNX model: NOT proven, 1 of 2 dot products judged"
+    assert whole.judging(["type:MatMul"]) == whole
+    assert not whole.judging(exclude=["type:MatMul"]).ok
+    assert whole.judging(["a"]).judging(["b"]).judged == ()  # what was left out stays so
+
+
+def test_patterns_of_nothing_are_refused() -> None:
+    with pytest.raises(InvalidOption, match=r"include names 'c\*', which .* they are: a, b"):
+        certify_file(two_layers()).judging(["c*"])
+    with pytest.raises(InvalidOption, match="they are: type:MatMul"):
+        certify_file(two_layers()).judging(["type:Conv"])
+    with pytest.raises(InvalidPlan, match="no regular expression"):
+        certify_file(two_layers()).judging(["/(/"])
 
 
 def test_exclusion_of_nothing_is_refused() -> None:
