@@ -49,6 +49,13 @@ def add(commands) -> None:
         help="fold every layer to at most N clock cycles per sample, for FINN's costs; left out, "
         "one multiplication at a time",
     )
+    parser.add_argument(
+        "--attention",
+        choices=["float", "quantized"],
+        default="float",
+        help="quantized: the budgets hold the attention products of a transformer's blocks, too, "
+        "which `quantize --attention quantized` makes integers",
+    )
     _add_methods(parser)
     options.add_run(parser, "folder for scores", "trials at a time")
     options.add_picked(parser)
@@ -149,6 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
         backend=arguments.backend,
         max_cycles=arguments.max_cycles,
         reference=reference,
+        attention=arguments.attention,
         run=run,
     )
     found.plan.save(arguments.output)
@@ -156,7 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report is not None:
         _write_report(found, arguments)
         files.append(arguments.report)
-    numbers = _numbers(arguments.validate, validate, model, batches, found, run)
+    numbers = _numbers(arguments, validate, model, batches, found, run)
     screen.json(_content(found, files, numbers))
     screen.shares(found.shares)
     screen.table(_table(found))
@@ -167,7 +175,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _numbers(
-    name: str, validate: Any, model: Any, batches: Any, found: AllocateResult, run: Run
+    arguments: argparse.Namespace,
+    validate: Any,
+    model: Any,
+    batches: Any,
+    found: AllocateResult,
+    run: Run,
 ) -> dict[str, Validated]:
     """How good the plan is by the user's function, as the fast solver gives it."""
     if validate is None:
@@ -176,8 +189,9 @@ def _numbers(
     from brevitas_axe.run.validated import validated
 
     run = replace(run, state=None)  # the plan is solved anew, if it changes
-    result = quantize(model, batches, found.plan, quality="fast", run=run)
-    return {"plan": validated(name, validate, model, batches, result, run)}
+    attention = arguments.attention
+    result = quantize(model, batches, found.plan, quality="fast", attention=attention, run=run)
+    return {"plan": validated(arguments.validate, validate, model, batches, result, run)}
 
 
 def _content(
@@ -203,6 +217,7 @@ def _next(arguments: argparse.Namespace) -> str:
     from brevitas_axe.cli.screen import command
 
     data = ("--calibration", arguments.calibration, "--plan", arguments.output)
+    data += ("--attention", "quantized") * (arguments.attention == "quantized")
     return command("quantize", arguments.model, *folders.own_model(arguments), *data)
 
 

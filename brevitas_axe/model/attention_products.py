@@ -10,8 +10,6 @@ hardware counts it whatever numbers arrive.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,17 +21,22 @@ from torch.overrides import TorchFunctionMode
 
 from brevitas_axe.model.apply.activations import set_bits
 from brevitas_axe.model.apply.ranges import current_bits
+from brevitas_axe.model.attention_calls import (
+    CHILD,
+    CONTEXT,
+    SCORES,
+    Product,
+    add_call,
+)
 from brevitas_axe.model.layers import Proxy
-from brevitas_axe.model.running import Batch
+from brevitas_axe.model.running import Batch, hooked
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
 
-# Name of the module under the one that computes attention.
-CHILD = "attention_products"
 # Product → its operands, left and right.
 PRODUCTS: Mapping[str, tuple[str, str]] = {
-    "scores": ("q_scaled_quant", "k_transposed_quant"),
-    "context": ("attn_output_weights_quant", "v_quant"),
+    SCORES: ("q_scaled_quant", "k_transposed_quant"),
+    CONTEXT: ("attn_output_weights_quant", "v_quant"),
 }
 _SIGNED: Any = Int8ActPerTensorFloat
 _UNSIGNED: Any = Uint8ActPerTensorFloat
@@ -45,14 +48,16 @@ class AttentionProducts(nn.Module):
     Without its quantizers it is `F.scaled_dot_product_attention`, whose arguments it takes.
 
     Args:
-        bits: of all four operands at first; `set_product_bits` changes them.
-        accumulator: P that both products must fit; None for no limit.
+        bits: of all four operands at first; `set_product_widths` changes them.
+
+    Attributes:
+        accumulators: "scores" and "context" → P that the product must fit; None for no limit.
     """
 
-    def __init__(self, bits: int, accumulator: int | None) -> None:
+    def __init__(self, bits: int) -> None:
         super().__init__()
         signed = _SIGNED.let(bit_width=bits)
-        self.accumulator = accumulator
+        self.accumulators: dict[str, int | None] = dict.fromkeys(PRODUCTS)
         self.q_scaled_quant = qnn.QuantIdentity(signed)
         self.k_transposed_quant = qnn.QuantIdentity(signed)
         self.attn_output_weights_quant = qnn.QuantIdentity(_UNSIGNED.let(bit_width=bits))
@@ -119,50 +124,6 @@ class _Answering(TorchFunctionMode):
         return (self._products if asked else func)(*args, **(kwargs or {}))
 
 
-@dataclass
-class AttentionCall:
-    """Lengths K of the products of one module: its head size and its number of keys."""
-
-    scores: int
-    context: int
-
-
-@torch.no_grad()
-def find_attention(model: nn.Module, forward: Callable[[], Any]) -> dict[str, AttentionCall]:
-    """Modules that call `F.scaled_dot_product_attention` themselves, by name.
-
-    Args:
-        model: not modified.
-        forward: runs it, on every batch whose number of keys matters.
-    """
-    running: list[str] = []
-    found: dict[str, AttentionCall] = {}
-
-    def leave(_module: nn.Module, _args: tuple, _output: object) -> None:
-        running.pop()
-
-    class Watching(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-        ) -> Any:
-            kwargs = kwargs or {}
-            if func is F.scaled_dot_product_attention and running:
-                key = args[1] if len(args) > 1 else kwargs["key"]
-                seen = found.setdefault(running[-1], AttentionCall(0, 0))
-                seen.scores = max(seen.scores, key.shape[-1])
-                seen.context = max(seen.context, key.shape[-2])
-            return func(*args, **kwargs)
-
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            enter = lambda _module, _args, name=name: running.append(name)  # noqa: E731
-            stack.callback(module.register_forward_pre_hook(enter).remove)
-            stack.callback(module.register_forward_hook(leave).remove)
-        stack.enter_context(Watching())
-        forward()
-    return found
-
-
 def put_products(owner: nn.Module, products: AttentionProducts) -> None:
     """Lets products answer the attention calls of a module, in place."""
     owner.add_module(CHILD, products)
@@ -192,17 +153,46 @@ def attention_products(model: nn.Module) -> dict[str, AttentionProducts]:
     return {n: m for n, m in model.named_modules() if isinstance(m, AttentionProducts)}
 
 
-def set_product_bits(products: AttentionProducts, product: str, bits: tuple[int, int]) -> None:
-    """Sets the bits of the left and right operand; a fitted range follows."""
-    for proxy, width in zip(products.proxies(product), bits, strict=True):
-        set_bits([proxy], width)
+@torch.no_grad()
+def called_products(model: nn.Module, forward: Callable[[], Any]) -> dict[str, Product]:
+    """Products of a model that a forward computes in integers, by name.
+
+    Args:
+        model: with attention products; not modified.
+        forward: runs it.
+    """
+    found: dict[str, dict[str, Product]] = {}
+    products = attention_products(model)
+    if not products:
+        return {}
+
+    def note(name: str, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        add_call(found, name.removesuffix(CHILD).removesuffix("."), args, kwargs)
+
+    with hooked(products, before=note):
+        forward()
+    return {product.name: product for mine in found.values() for product in mine.values()}
+
+
+def set_product_widths(products: AttentionProducts, product: str, widths: LayerPrecision) -> None:
+    """Sets the bits of the left operand (input) and the right one (weight), and the accumulator.
+
+    A fitted range follows the bits.
+    """
+    left, right = products.proxies(product)
+    for proxy, bits in ((left, widths.input_bits), (right, widths.weight_bits)):
+        if bits is not None:
+            set_bits([proxy], bits)
+    products.accumulators[product] = widths.accumulator
 
 
 def products_plan(model: nn.Module) -> Plan:
     """Widths of all attention products: left operand as input, right operand as weight."""
     return Plan(
         {
-            f"{name}.{product}": LayerPrecision(*_bits(module, product), module.accumulator)
+            f"{name}.{product}": LayerPrecision(
+                *_bits(module, product), module.accumulators[product]
+            )
             for name, module in attention_products(model).items()
             for product in PRODUCTS
         }

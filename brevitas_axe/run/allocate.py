@@ -26,10 +26,12 @@ from brevitas_axe.methods.allocate import (
     check_target,
     cost_table,
     foldings_within,
+    following,
     load_backend,
     make_problem,
     output_readers,
     pareto,
+    present,
 )
 from brevitas_axe.methods.cost import Folding, layer_shapes
 from brevitas_axe.methods.ranges import USUAL_FITTER, fit_ranges_to
@@ -43,13 +45,16 @@ from brevitas_axe.methods.sensitivity import (
     make_choices,
     score,
 )
+from brevitas_axe.model.attention_calls import Product
 from brevitas_axe.model.own_quantizers import completed
 from brevitas_axe.model.plain import check_open
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, one_sample, to_brevitas
+from brevitas_axe.model.stack import find_blocks
 from brevitas_axe.model.trained_function import trained_function
 from brevitas_axe.plan import Choices, LayerPrecision
-from brevitas_axe.recipe import Function, Recipe, Run
+from brevitas_axe.recipe import Attention, Function, Recipe, Run
 from brevitas_axe.registry import method
+from brevitas_axe.run.block_attention import float_products
 from brevitas_axe.run.logs import log_numbers
 from brevitas_axe.run.widths import REFERENCE, limits_of, shares_of
 
@@ -117,6 +122,7 @@ def allocate(
     backend: str | Path | Backend | None = None,
     max_cycles: int | None = None,
     reference: LayerPrecision = REFERENCE,
+    attention: Attention = "float",
     run: Run = Run(),
 ) -> AllocateResult:
     """Chooses bits for every layer: all budgets are met, with the least estimated harm.
@@ -139,6 +145,7 @@ def allocate(
             hardware; None for one multiplication at a time.
         reference: uniform widths, for budgets that are shares; on the widest accumulators that are
             offered, where it names none.
+        attention: "quantized" counts the products that `quantize` makes of a float transformer's.
         run: where scores are kept, and how many trials run at a time.
 
     Raises:
@@ -153,36 +160,53 @@ def allocate(
     models = {name: method("cost", name) for name in budgets}
     judge, chooser = method("sensitivity", scorer), method("allocate", allocator)
     spec = load_backend(backend) if isinstance(backend, str | Path) else backend
-    items = list(calibration)
     check_open(model)
+    items = list(calibration)
     batches = as_batches(items, model)
-    model, function = _calibrated(model, batches, run, exclude)
     args, kwargs = one_sample(batches[0])
+    products = _attention(model, (args, kwargs), attention, exclude)
+    model, function = _calibrated(model, batches, run, exclude)
     choices = choices_for(model, args, kwargs, choices, exclude)
     check_groups(scorer, allocator, choices.layers)
+    beside, choices = following(products, choices)
     shapes = layer_shapes(model, args, kwargs, exclude)
     if spec is not None:
         choices = spec.constrain(choices, shapes, model)
-    foldings = None if max_cycles is None else foldings_within(choices, shapes, max_cycles)
+    beside += present(model, args, kwargs, choices.layers, exclude)
+    folded = None if max_cycles is None else foldings_within(choices, shapes, max_cycles, beside)
     scores = _scores(model, items, choices, judge, metrics, exclude, run, function)
-    readers = output_readers(model, args, kwargs, exclude)
-    costs = {
-        name: cost_table(cost, choices, shapes, readers, foldings) for name, cost in models.items()
-    }
+    hardware = (shapes, output_readers(model, args, kwargs, exclude), folded, beside)
+    costs = {name: cost_table(cost, choices, *hardware) for name, cost in models.items()}
 
-    @cache
+    @cache  # built on demand: only some allocators measure plans, and it takes time to build
     def plan_loss() -> PlanLoss:
         case = make_case(model, items, choices, metrics[0], exclude=exclude, function=function)
         return PlanLoss(case)
 
-    # Built on demand: only some allocators measure plans, and it takes time to build.
     problem = make_problem(scores, costs, {}, lambda plan: plan_loss()(plan), target)
     problem, shares = _limited(problem, budgets, reference)
     best = allocate_bits(problem, chooser)
-    units = {name: cost.unit for name, cost in models.items()}
-    return AllocateResult(
-        best.plan, best.harm, best.costs, scores, problem, units, chooser, foldings, shares
-    )
+    found = (scores, problem, {n: m.unit for n, m in models.items()}, chooser, folded, shares)
+    return AllocateResult(best.plan, best.harm, best.costs, *found)
+
+
+def _attention(
+    model: nn.Module, call: Batch, attention: Attention, exclude: tuple[str, ...]
+) -> dict[str, dict[str, Product]]:
+    """Attention products that are to be quantized, of a float model.
+
+    Raises:
+        InvalidOption: the model has quantizers, or is no transformer.
+        UnsupportedLayer: it does not call torch's attention function.
+    """
+    if attention == "float":
+        return {}
+    if has_quantizers(model):
+        raise InvalidOption(
+            "attention='quantized' is for a float transformer; products that a model with "
+            "quantizers has count as they are, so leave attention out."
+        )
+    return float_products(model, call, tuple(find_blocks(model)), exclude)
 
 
 def sensitivity(

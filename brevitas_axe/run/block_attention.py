@@ -1,8 +1,6 @@
 """Attention products of one block: quantized, and their bits divided between both operands.
 
-A product of two activations has no weights to keep within a budget. K products of integers up to a
-and b in magnitude fit P bits where K·a·b ≤ 2^(P-1)-1, so the bits of both operands are what the
-accumulator leaves. Which operand gets more is tried on the calibration data.
+Which operand gets more of the bits that an accumulator leaves is tried on the calibration data.
 """
 
 from __future__ import annotations
@@ -13,22 +11,21 @@ from contextlib import contextmanager
 
 import torch
 from brevitas.proxy.quant_proxy import QuantProxyFromInjector
-from torch import Tensor
+from torch import Tensor, nn
 
-from brevitas_axe.accumulator import accumulator_limit
-from brevitas_axe.errors import AccumulatorTooNarrow, UnsupportedLayer
+from brevitas_axe.model.attention_calls import Product, check_attention, find_attention
 from brevitas_axe.model.attention_products import (
     AttentionProducts,
-    find_attention,
     put_products,
-    set_product_bits,
+    set_product_widths,
 )
 from brevitas_axe.model.devices import building_for
-from brevitas_axe.model.stack import Alone, Call
+from brevitas_axe.model.layers import is_inside
+from brevitas_axe.model.running import Batch, evaluating
+from brevitas_axe.model.stack import Alone, Call, left_in_float
 from brevitas_axe.plan import LayerPrecision, Plan
 
-Pairs = Mapping[str, tuple[tuple[int, int], ...]]
-_LEAST_BITS = 2
+Widths = tuple[LayerPrecision, ...]
 
 
 class BlockAttention:
@@ -37,41 +34,45 @@ class BlockAttention:
     Args:
         alone: the block; products are put into it.
         calls: inputs of the block, quantized and float, batch by batch.
-        plan: of the block's layers, whose narrowest accumulator and widest inputs count.
+        plan: of the block's layers, from which the widths of its products follow.
+        named: what a plan says of products, of this block or of others.
 
     Raises:
         UnsupportedLayer: the block does not call torch's attention function.
         AccumulatorTooNarrow: no two operands of 2 bits fit.
+        InvalidPlan: it names a product that the block does not have.
     """
 
-    def __init__(self, alone: Alone, calls: Sequence[tuple[Call, Call]], plan: Plan) -> None:
+    def __init__(
+        self,
+        alone: Alone,
+        calls: Sequence[tuple[Call, Call]],
+        plan: Plan,
+        named: Plan,
+    ) -> None:
         self._alone, self._calls = alone, calls
-        widths = plan.layers.values()
-        limit = min((p.accumulator for p in widths if p.accumulator is not None), default=None)
-        most = max(p.input_bits or 0 for p in widths)
-        found = find_attention(alone, lambda: [alone(*pair) for pair in calls])
-        if not found:
-            raise UnsupportedLayer(
-                f"block '{alone.name}' does not compute attention by torch's "
-                "scaled_dot_product_attention, so its products cannot be quantized; load the model "
-                "with attn_implementation='sdpa', or set the recipe's attention to float."
-            )
+        found = find_attention(alone, lambda: [alone(*pair) for pair in calls], plan.layers)
+        check_attention(found, f"block '{alone.name}'")
+        every = {p.name: p for mine in found.values() for p in mine.values()}
+        own = {n: p for n, p in named.layers.items() if is_inside(n, (alone.name,))}
+        Plan(own).check_names(every)
         self._products: dict[str, AttentionProducts] = {}
-        self._pairs: dict[str, Pairs] = {}
-        for name, call in found.items():
-            self._pairs[name] = {
-                product: _pairs(f"{name}, {product}", getattr(call, product), most, limit, signed)
-                for product, signed in (("scores", True), ("context", False))
+        self._widths: dict[str, Mapping[str, Widths]] = {}
+        for owner, mine in found.items():
+            self._widths[owner] = {
+                kind: p.operand_bits(_following(p, plan), own.get(p.name))
+                for kind, p in mine.items()
             }
-        for name in found:
+        most = max(p.input_bits or 0 for p in plan.layers.values())
+        for owner in found:
             with building_for(alone):
-                self._products[name] = AttentionProducts(most, limit)
-            put_products(alone.get_submodule(name), self._products[name].eval())
+                self._products[owner] = AttentionProducts(most)
+            put_products(alone.get_submodule(owner), self._products[owner].eval())
 
     def widths(self) -> list[LayerPrecision]:
         """All widths that an operand may get, as inputs for which ranges are to be fitted."""
-        every = [pair for pairs in self._pairs.values() for each in pairs.values() for pair in each]
-        return [LayerPrecision(input=bits) for bits in {bits for pair in every for bits in pair}]
+        every = [w for mine in self._widths.values() for each in mine.values() for w in each]
+        return [LayerPrecision(input=bits) for bits in {bits for w in every for bits in _bits(w)}]
 
     def choose(self, outputs: Sequence[Tensor]) -> None:
         """Divides the bits by the error of the block's output, all else in float.
@@ -80,24 +81,21 @@ class BlockAttention:
             outputs: of the float block, batch by batch.
         """
         with self._alone_quantized():
-            for name, products in self._products.items():
-                for product, pairs in self._pairs[name].items():
-                    self._set_best(products, product, pairs, lambda: self._error(outputs))
+            for owner, products in self._products.items():
+                for kind, widths in self._widths[owner].items():
+                    self._set_best(products, kind, widths, lambda: self._error(outputs))
 
     @staticmethod
     def _set_best(
-        products: AttentionProducts,
-        product: str,
-        pairs: tuple[tuple[int, int], ...],
-        error: Callable[[], float],
+        products: AttentionProducts, kind: str, widths: Widths, error: Callable[[], float]
     ) -> None:
-        best, least = pairs[-1], math.inf
-        for pair in pairs if len(pairs) > 1 else ():
-            set_product_bits(products, product, pair)
+        best, least = widths[-1], math.inf
+        for each in widths if len(widths) > 1 else ():
+            set_product_widths(products, kind, each)
             found = error()
             if found < least:
-                best, least = pair, found
-        set_product_bits(products, product, best)
+                best, least = each, found
+        set_product_widths(products, kind, best)
 
     @torch.no_grad()
     def _error(self, outputs: Sequence[Tensor]) -> float:
@@ -124,31 +122,33 @@ class BlockAttention:
                 proxy.disable_quant = state
 
 
-def _pairs(
-    name: str, length: int, most: int, accumulator: int | None, signed: bool
-) -> tuple[tuple[int, int], ...]:
-    """Bits of the left and the right operand of which neither could have more.
+def float_products(
+    model: nn.Module, call: Batch, blocks: tuple[str, ...], exclude: tuple[str, ...]
+) -> dict[str, dict[str, Product]]:
+    """The attention products of all blocks of a float model, for one sample, by module.
 
     Args:
-        name: of the product, for errors.
-        length: K.
-        most: bits of either at most.
-        accumulator: P, or None for no limit.
-        signed: whether the left operand is, as the right one always is.
+        model: not modified.
+        call: arguments of one forward.
+        blocks: their names.
+        exclude: names of layers that stay in float.
+
+    Raises:
+        UnsupportedLayer: no block calls torch's attention function.
     """
-    if accumulator is None:
-        return ((most, most),)
-    room = accumulator_limit(accumulator) // length
-    found: list[tuple[int, int]] = []
-    for left in range(most, _LEAST_BITS - 1, -1):
-        largest = 2 ** (left - 1) if signed else 2**left - 1
-        fits = [b for b in range(_LEAST_BITS, most + 1) if largest * 2 ** (b - 1) <= room]
-        if fits and (not found or fits[-1] > found[-1][1]):
-            found.append((left, fits[-1]))
-    if not found:
-        raise AccumulatorTooNarrow(
-            f"the attention product '{name}' adds {length} products, and not even operands of "
-            f"{_LEAST_BITS} bits fit an accumulator of {accumulator}; give it a wider one, or set "
-            "the recipe's attention to float."
-        )
-    return tuple(found)
+    args, kwargs = call
+    layers = [name for name in left_in_float(model) if not is_inside(name, exclude)]
+    with evaluating(model):
+        found = find_attention(model, lambda: model(*args, **kwargs), layers, blocks)
+    check_attention(found, type(model).__name__)
+    return found
+
+
+def _following(product: Product, plan: Plan) -> LayerPrecision:
+    """Widths of the layer from which those of a product follow."""
+    return LayerPrecision() if product.layer is None else plan[product.layer]
+
+
+def _bits(widths: LayerPrecision) -> Iterator[int]:
+    """Of both operands, where they are known."""
+    return (bits for bits in (widths.weight_bits, widths.input_bits) if bits is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ class BlockLayers:
         scale_tile: inputs that share a weight scale, in layers whose plan has no tile; for a recipe
             with scales per tile.
         fit: whether input ranges are fitted by the recipe's method.
+        products: what is planned for attention products, by their names in the whole model.
 
     Raises:
         InvalidOption: weights of one bit.
@@ -114,6 +115,7 @@ class BlockLayers:
     plan: Plan
     scale_tile: int | None = None
     fit: bool = False
+    products: Plan = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
         self.plan.check_integers("block by block, layers get")
@@ -144,7 +146,7 @@ class BlockLayers:
                 layerwise_quantize(alone, {nn.Linear: (qnn.QuantLinear, options)}, others)
         attention = None
         if self.recipe.attention == "quantized":
-            attention = BlockAttention(alone, calls, plan)
+            attention = BlockAttention(alone, calls, plan, self.products)
         with calibration_mode(alone), quick_percentiles(alone):
             outputs = [alone(*pair) for pair in calls]
         widths = [*plan.layers.values(), *(attention.widths() if attention else ())]

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from brevitas_axe.errors import InvalidOption
+from brevitas_axe.errors import InvalidOption, InvalidPlan
+from brevitas_axe.model.attention_calls import is_product, named_products
 from brevitas_axe.model.layers import is_inside
 from brevitas_axe.model.prepare import Batch
 from brevitas_axe.model.stack import left_in_float
@@ -26,6 +27,8 @@ def block_plan(
 ) -> Plan:
     """Widths of all layers that are to be solved, of the blocks and around them.
 
+    What a plan says of attention products is checked and left out.
+
     Args:
         model: contains the blocks.
         blocks: by name.
@@ -36,6 +39,7 @@ def block_plan(
     Raises:
         InvalidOption, InvalidPlan: an excluded or planned layer is not in a block, or none is left.
     """
+    _check_products(named_products(request.plan), blocks, request)
     names = [n for n in left_in_float(model) if n in around or is_inside(n, tuple(blocks))]
     left = [name for name in names if not is_inside(name, request.exclude)]
     there = (*names, *kept)
@@ -64,14 +68,30 @@ def _filled(plan: Plan, layers: dict[str, nn.Module], request: Request) -> Plan:
     if request.recipe.transforms:
         # Layers that a transform wrapped are planned by the names that they had afterwards.
         names += [planned for planned in plan.layers if is_inside(planned, tuple(names))]
-    plan.check_names(names)
+    planned = {name: p for name, p in plan.layers.items() if not is_product(name)}
+    Plan(planned).check_names(names)
     usual = request.widths
     return Plan(
         {
             name: replace(p, weight=p.weight or usual.weight, input=p.input or usual.input)
-            for name, p in plan.layers.items()
+            for name, p in planned.items()
         }
     )
+
+
+def _check_products(named: Plan, blocks: Mapping[str, nn.Module], request: Request) -> None:
+    """Raises InvalidPlan where no product of a name can be in a block, or all stay in float."""
+    for name in named.layers:
+        if request.recipe.attention != "quantized":
+            raise InvalidPlan(
+                f"the plan names the attention product '{name}', which stays in float; set the "
+                "recipe's attention to quantized, or leave it out of the plan."
+            )
+        if not is_inside(name, tuple(blocks)):
+            raise InvalidPlan(
+                f"the plan names the attention product '{name}', which is in no block; they are: "
+                f"{', '.join(blocks)}."
+            )
 
 
 def products_outside(

@@ -16,12 +16,13 @@ from tqdm.auto import tqdm
 
 from brevitas_axe.errors import InvalidOption, NotEnoughMemory
 from brevitas_axe.methods.inputs.protocol import input_quantizer
-from brevitas_axe.model.attention_products import with_products
+from brevitas_axe.model.attention_calls import named_products
+from brevitas_axe.model.attention_products import products_plan, with_products
 from brevitas_axe.model.experts import experts_to_linears, fused_experts
 from brevitas_axe.model.layers import find_layers, is_inside
 from brevitas_axe.model.offload import bring_in, send_out
 from brevitas_axe.model.plain import check_open, check_plainly_written
-from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, to_brevitas
+from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, one_sample, to_brevitas
 from brevitas_axe.model.routing import calibrating_experts, called, reaching_experts, routers_within
 from brevitas_axe.model.running import check_runs, evaluating, ran_out_of_memory
 from brevitas_axe.model.stack import (
@@ -38,6 +39,7 @@ from brevitas_axe.model.transformer_layers import check_solved_in_blocks
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
 from brevitas_axe.recipe import Recipe, Run
+from brevitas_axe.run.block_attention import float_products
 from brevitas_axe.run.block_layers import (
     BlockLayers,
     fit_to_widths,
@@ -153,7 +155,7 @@ def solve_blocks(
     plan = block_plan(model, blocks, request, kept, around)
     fit = request.recipe.ranges != Recipe.CALIBRATED
     tile = request.widths.tile if request.plan is None else None
-    layers = BlockLayers(request.recipe, plan, tile, fit)
+    layers = BlockLayers(request.recipe, plan, tile, fit, named_products(request.plan))
     bar = tqdm(total=len(plan.layers), desc="layers", disable=not request.run.progress)
     with torch.no_grad(), evaluating(model), bar, without_remarks():
         with _memory_advice("the float model"):
@@ -212,8 +214,11 @@ def best_block_widths(
     outside = [n for n in left_in_float(model) if not is_inside(n, (*blocks, *around))]
     scored = copy.deepcopy(model).eval()
     exclude = (*request.exclude, *outside, *routers_within(model, blocks))
+    attention = {}
     with torch.no_grad():
         transformed(recipe, scored, batches, request.widths, exclude)
+        if recipe.attention == "quantized":
+            attention = float_products(scored, one_sample(batches[0]), blocks, exclude)
     [static] = Recipe().methods("inputs")
     inputs = input_quantizer(static, recipe.symmetric)
     weights = weight_quantizer(recipe)
@@ -225,7 +230,7 @@ def best_block_widths(
     def solve(planned: Request) -> BlocksResult:
         return solve_blocks(copy.deepcopy(model), batches, planned, stack)
 
-    return best_widths(scored, batches, request, solve, exclude)
+    return best_widths(scored, batches, request, solve, exclude, attention=attention)
 
 
 class _Solved(NamedTuple):
@@ -286,9 +291,16 @@ class _Walk:
         with called(alone, experts.experts):
             certificate = _proof(alone, pairs[0], plan)
         self.real = outputs
+        plan = self._with_named_products(plan, alone)
         log = [{"block": index, **e, **experts.facts_of(e["name"])} for e in axe.log]
         log = _with_proofs(log, certificate, plan)
         return _Solved(certificate, plan, log, assumptions, tuple(learned))
+
+    def _with_named_products(self, plan: Plan, alone: Alone) -> Plan:
+        """A plan of a block's layers with those attention products that the request names."""
+        named = self.layers.products.layers
+        mine = {n: p for n, p in products_plan(alone).layers.items() if n in named}
+        return Plan({**plan.layers, **mine})
 
     def past(self, alone: Alone, calls: Sequence[Call]) -> _Solved:
         """Runs a block that stays in float; the hidden states become its outputs."""

@@ -25,6 +25,7 @@ from brevitas_axe.methods.allocate import (
     check_budget,
     cost_table,
     output_readers,
+    present,
 )
 from brevitas_axe.methods.cost import layer_shapes
 from brevitas_axe.methods.ranges import USUAL_FITTER, fit_ranges_to
@@ -227,7 +228,8 @@ def _problem(
     [(name, _)] = budget.items()
     shapes = layer_shapes(model, args, kwargs, exclude)
     readers = output_readers(model, args, kwargs, exclude)
-    cost = cost_table(name, choices, shapes, readers)
+    products = present(model, args, kwargs, choices.layers, exclude)
+    cost = cost_table(name, choices, shapes, readers, products=products)
     nothing = Quantity(tuple(np.zeros(len(options)) for options in choices.layers.values()))
     problem = Problem(choices, nothing, {name: cost}, {})
     limits = limits_of(budget, problem, REFERENCE)

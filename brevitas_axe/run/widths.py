@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,21 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.allocate import (
     Allocator,
     Assignment,
+    Beside,
     Problem,
     Quantity,
     allocate_bits,
     cost_table,
     foldings_within,
+    following,
     make_problem,
     output_readers,
+    present,
 )
 from brevitas_axe.methods.cost import layer_shapes
 from brevitas_axe.methods.sensitivity import Metric, find_metric, make_choices, score
 from brevitas_axe.methods.sensitivity.metrics import class_axis, outputs
+from brevitas_axe.model.attention_calls import Product
 from brevitas_axe.model.fingerprint import Fingerprint
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.prepare import Batch, one_sample
@@ -59,6 +64,7 @@ _ESTIMATED: str | Allocator = "ilp"
 _SEARCHED: str | Allocator = "search:trials=4"
 
 Solve = Callable[[Request], QuantizeResult]
+Attention = Mapping[str, Mapping[str, Product]]
 
 
 @without_remarks()
@@ -70,6 +76,7 @@ def best_widths(
     exclude: tuple[str, ...] = (),
     usual: int | None = None,
     reference: nn.Module | None = None,
+    attention: Attention = MappingProxyType({}),
 ) -> QuantizeResult:
     """Chooses widths for every layer, and gives the model that was solved with them.
 
@@ -83,12 +90,14 @@ def best_widths(
         usual: bits that the inputs of layers have. Where others arrive, as at layers that read the
             model's own input, uniform widths keep them; None where they keep nothing.
         reference: the model to follow; None for the model without its quantizers.
+        attention: products that `solve` quantizes, by the module that computes them.
 
     Raises:
         InvalidOption, InvalidPlan: nothing fits, or no layer is left.
     """
     choices = _choices(model, batches[0], request, exclude)
-    problem = _priced(model, batches[0], request, choices, exclude)
+    products, choices = following(attention, choices)
+    problem = _priced(model, batches[0], request, choices, exclude, products)
     some = [first_samples(batch, -(-_SAMPLES // len(batches))) for batch in batches[:_SAMPLES]]
     judge = Judge(model, batches, reference)
     state = request.run.state
@@ -284,7 +293,12 @@ def _choices(model: nn.Module, batch: Batch, request: Request, exclude: tuple[st
 
 
 def _priced(
-    model: nn.Module, batch: Batch, request: Request, choices: Choices, exclude: tuple[str, ...]
+    model: nn.Module,
+    batch: Batch,
+    request: Request,
+    choices: Choices,
+    exclude: tuple[str, ...],
+    products: tuple[Beside, ...],
 ) -> Problem:
     """Costs and limits of the budget, without harm.
 
@@ -298,9 +312,14 @@ def _priced(
         return Problem(choices, harm, {}, {})
     args, kwargs = one_sample(batch)
     shapes = layer_shapes(model, args, kwargs, exclude)
-    foldings = None if cycles is None else foldings_within(choices, shapes, int(cycles))
+    products += present(model, args, kwargs, choices.layers, exclude)
+    foldings = None
+    if cycles is not None:
+        foldings = foldings_within(choices, shapes, int(cycles), products)
     readers = output_readers(model, args, kwargs, exclude)
-    costs = {name: cost_table(name, choices, shapes, readers, foldings) for name in budget}
+    costs = {
+        name: cost_table(name, choices, shapes, readers, foldings, products) for name in budget
+    }
     free = Problem(choices, harm, costs, {})
     asked = replace(REFERENCE, accumulator=request.widths.accumulator, tile=request.widths.tile)
     limits = limits_of(budget, free, asked)

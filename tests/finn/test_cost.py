@@ -57,7 +57,7 @@ class Case:
     def node(self) -> dict:
         """The same in FINN's words."""
         shape, bits, hardware = self.shape, self.precision, self.hardware
-        dense = shape.kind == "dense"
+        dense = shape.kind != "depthwise"
         rtl = hardware.style == "rtl"
         output = shape.output_bits
         attributes = {
@@ -68,7 +68,7 @@ class Case:
             "accDataType": f"INT{bits.accumulator or 32}",
             "outputDataType": f"UINT{output}" if output else f"INT{bits.accumulator or 32}",
             "noActivation": int(output is None),
-            "mem_mode": hardware.mem_mode,
+            "mem_mode": "dynamic" if shape.kind == "product" else hardware.mem_mode,
             "ram_style": hardware.ram_style,
             "resType": hardware.res_type,
         }
@@ -100,7 +100,7 @@ def random_case(seed: int) -> Case:
     outputs = draw.choice([1, 4, 10, 48, 512])
     shape = LayerShape(
         name=f"layer{seed}",
-        kind="depthwise" if depthwise else "dense",
+        kind="depthwise" if depthwise else "product" if seed % 3 == 0 else "dense",
         inputs=inputs,
         outputs=outputs,
         vectors=draw.choice([1, 16, 49]),

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brevitas_axe.model.attention_calls import Product, find_attention
 from brevitas_axe.model.attention_products import (
     AttentionProducts,
     attention_products,
     connected,
-    find_attention,
     put_products,
 )
 from brevitas_axe.model.running import float_twin
@@ -38,14 +38,14 @@ def operands(keys: int = 7) -> tuple[Tensor, Tensor, Tensor]:
 )
 def test_without_quantizers_it_is_the_function_of_torch(options: dict) -> None:
     given = operands()
-    found = float_twin(AttentionProducts(8, None))(*given, **options)
+    found = float_twin(AttentionProducts(8))(*given, **options)
     torch.testing.assert_close(found, F.scaled_dot_product_attention(*given, **options))
 
 
 def test_heads_that_share_keys_are_the_same_too() -> None:
     query, key, value = operands()
     given = query, key[:, :2], value[:, :2]
-    found = float_twin(AttentionProducts(8, None))(*given, enable_gqa=True)
+    found = float_twin(AttentionProducts(8))(*given, enable_gqa=True)
     expected = F.scaled_dot_product_attention(*given, enable_gqa=True)
     torch.testing.assert_close(found, expected)
 
@@ -69,13 +69,17 @@ def test_the_module_that_calls_attention_is_found_with_both_lengths() -> None:
     net, x = Net(), operands()[0]
     found = find_attention(net, lambda: net(x))
     assert list(found) == ["attention"]
-    assert (found["attention"].scores, found["attention"].context) == (8, 5)
+    scores, context = found["attention"].values()
+    # 2 samples and 4 heads have 5 queries each, of size 8.
+    name = "attention.attention_products"
+    assert scores == Product(f"{name}.scores", 8, 5, 2 * 4 * 5, signed=True)
+    assert context == Product(f"{name}.context", 5, 8, 2 * 4 * 5, signed=False)
 
 
 def test_products_answer_in_copies_and_once_they_are_connected_again() -> None:
     net, x = Net().eval(), operands()[0].float()
     plain = net(x)
-    put_products(net.attention, AttentionProducts(2, 16).eval())
+    put_products(net.attention, AttentionProducts(2).eval())
     given = net(x)
     assert not torch.equal(given, plain)
     torch.testing.assert_close(copy.deepcopy(net)(x), given)
@@ -90,6 +94,6 @@ def test_products_answer_in_copies_and_once_they_are_connected_again() -> None:
 def test_products_that_were_taken_away_answer_no_more() -> None:
     net, x = Net().eval(), operands()[0].float()
     plain = net(x)
-    put_products(net.attention, AttentionProducts(2, 16).eval())
+    put_products(net.attention, AttentionProducts(2).eval())
     del net.attention.attention_products
     assert torch.equal(net(x), plain)

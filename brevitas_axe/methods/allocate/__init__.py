@@ -14,6 +14,7 @@ from brevitas_axe.methods.allocate.checks import (
     check_target,
 )
 from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
+from brevitas_axe.methods.allocate.products import Beside, following, present
 from brevitas_axe.methods.allocate.protocol import Allocator
 from brevitas_axe.methods.allocate.tables import cost_table, foldings_within, output_readers
 
@@ -22,6 +23,7 @@ __all__ = [
     "Allocator",
     "Assignment",
     "Backend",
+    "Beside",
     "Problem",
     "Quantity",
     "allocate_bits",
@@ -31,8 +33,10 @@ __all__ = [
     "check_target",
     "cost_table",
     "foldings_within",
+    "following",
     "load_backend",
     "make_problem",
     "output_readers",
     "pareto",
+    "present",
 ]

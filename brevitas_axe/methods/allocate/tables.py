@@ -7,7 +7,7 @@ of another layer: FINN turns it into thresholds. Such a cost depends on the choi
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +15,12 @@ from torch import nn
 
 from brevitas_axe.errors import InvalidPlan
 from brevitas_axe.methods.allocate.problem import Quantity
+from brevitas_axe.methods.allocate.products import Beside
 from brevitas_axe.methods.cost import (
     CostModel,
     Folding,
     LayerShape,
+    choose_folding,
     choose_foldings,
     layer_shapes,
 )
@@ -69,7 +71,10 @@ def check_shapes(choices: Choices, shapes: Mapping[str, LayerShape]) -> None:
 
 
 def foldings_within(
-    choices: Choices, shapes: Mapping[str, LayerShape], max_cycles: int
+    choices: Choices,
+    shapes: Mapping[str, LayerShape],
+    max_cycles: int,
+    products: Sequence[Beside] = (),
 ) -> dict[str, Folding]:
     """The folding of every layer that takes at most `max_cycles` clock cycles per forward.
 
@@ -80,6 +85,7 @@ def foldings_within(
         choices: every one needs weight and input bits.
         shapes: of all layers of the choices, see `brevitas_axe.methods.cost.layer_shapes`.
         max_cycles: for every single layer; the slowest one sets the pace.
+        products: of attention, which keep the pace as well.
 
     Raises:
         InvalidPlan: a layer has no shape, or bits that the estimate needs are missing.
@@ -88,7 +94,11 @@ def foldings_within(
     """
     check_shapes(choices, shapes)
     widest = Plan({name: max(options, key=_width) for name, options in choices.layers.items()})
-    return choose_foldings({name: shapes[name] for name in choices.layers}, widest, max_cycles)
+    foldings = choose_foldings({name: shapes[name] for name in choices.layers}, widest, max_cycles)
+    for each in products:
+        bits = max(each.widths(widest[each.layer]), key=_width)
+        foldings[each.shape.name] = choose_folding(each.shape, bits, max_cycles)
+    return foldings
 
 
 def _width(choice: LayerPrecision) -> tuple[float, ...]:
@@ -102,6 +112,7 @@ def cost_table(
     shapes: Mapping[str, LayerShape],
     readers: Mapping[str, str] | None = None,
     foldings: Mapping[str, Folding] | None = None,
+    products: Sequence[Beside] = (),
 ) -> Quantity:
     """Cost of every choice, and of every pair of choices where the next layer's bits count.
 
@@ -113,7 +124,8 @@ def cost_table(
         choices: every one needs weight and input bits.
         shapes: of all layers of the choices, see `brevitas_axe.methods.cost.layer_shapes`.
         readers: see `output_readers`; None keeps the output bits of the shapes.
-        foldings: layer → parallel hardware, for costs that estimate it.
+        foldings: layer or product → parallel hardware, for costs that estimate it.
+        products: of attention, which count with the choices of one layer each.
 
     Raises:
         InvalidPlan: a layer has no shape, or bits that the cost needs are missing.
@@ -143,6 +155,10 @@ def cost_table(
             single.append(np.zeros(len(options)))
             pair, table = ((i, j), table) if i < j else ((j, i), table.T)
             pairs[pair] = pairs[pair] + table if pair in pairs else table
+    for each in products:
+        folding = (foldings or {}).get(each.shape.name, Folding())
+        costs = [each.cost(price, choice, folding) for choice in choices.layers[each.layer]]
+        single[names.index(each.layer)] += np.array(costs, float)
     return Quantity(tuple(single), pairs)
 
 

@@ -4,6 +4,9 @@ The numbers are those of `res_estimation` and `exp_cycles_per_layer` of FINN (fi
 turn after FINN-R (arXiv 1809.04570): MVAU_hls, MVAU_rtl, VVAU_hls, VVAU_rtl, and Thresholding_rtl
 where thresholds are a node of their own. Names of options and their values are FINN's.
 
+A product of two activations is an MVAU whose weights arrive while it works (FINN's mem_mode
+"dynamic"): every head is one more vector, and the right operand of a head lies in block RAMs.
+
 Sliding windows, FIFOs and width converters are not counted; they do not depend on the
 accumulator. Nor are the thresholds behind an addition of two branches or a pooling, which belong to
 no layer. FINN has no tiles: a tiled layer is charged with its outer accumulator. Without
@@ -18,7 +21,14 @@ from dataclasses import dataclass, fields
 from math import ceil
 
 from brevitas_axe.errors import InvalidOption, UnsupportedLayer
-from brevitas_axe.methods.cost.protocol import SERIAL, Folding, LayerShape, Widths, widths
+from brevitas_axe.methods.cost.protocol import (
+    PRODUCT,
+    SERIAL,
+    Folding,
+    LayerShape,
+    Widths,
+    widths,
+)
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts
 
@@ -224,8 +234,9 @@ def _hls_lut(shape: LayerShape, bits: Widths, folding: Folding, hardware: Hardwa
     adder_tree = both * (2 * folding.simd - 1)
     weights = 0
     depth = _weight_words(shape, folding)
-    embedded = hardware.mem_mode == "internal_embedded" and depth <= 128
-    if embedded or (hardware.mem_mode, hardware.ram_style) == ("internal_decoupled", "distributed"):
+    mode = _memory_mode(shape, hardware)
+    embedded = mode == "internal_embedded" and depth <= 128
+    if embedded or (mode, hardware.ram_style) == ("internal_decoupled", "distributed"):
         weights = folding.pe * folding.simd * bits.weight * ceil(depth / 64)
     thresholds = _fused_thresholds(shape, bits, folding, hardware)
     per_pe = multipliers + adder_tree + bits.outer + thresholds
@@ -239,11 +250,16 @@ def _fused_thresholds(
     if shape.output_bits is None or hardware.standalone_thresholds:
         return 0
     words = shape.outputs / folding.pe / 64
-    if shape.kind == "dense":
+    if shape.kind != "depthwise":
         if hardware.ram_style_thresholds != "distributed":
             return 0
         words = ceil(words)
     return (2**shape.output_bits - 1) * bits.outer * (words + 1)
+
+
+def _memory_mode(shape: LayerShape, hardware: Hardware) -> str:
+    """Where weights come from: those of a product are another node's output."""
+    return "dynamic" if shape.kind == PRODUCT else hardware.mem_mode
 
 
 def _weight_words(shape: LayerShape, folding: Folding) -> int:
@@ -254,7 +270,7 @@ def _weight_bram(shape: LayerShape, bits: Widths, folding: Folding, hardware: Ha
     """18 Kbit block RAMs from which PE·SIMD·W bits of weights are read at a time."""
     width, depth = folding.pe * folding.simd * bits.weight, _weight_words(shape, folding)
     depthwise = shape.kind == "depthwise"
-    mode, style = hardware.mem_mode, hardware.ram_style
+    mode, style = _memory_mode(shape, hardware), hardware.ram_style
     shallow = depth <= 128
     if (
         mode == "external"

@@ -7,7 +7,7 @@ from brevitas_axe.registry import Facts
 
 
 def _bytes(shape: LayerShape, bits: Widths) -> float:
-    return shape.weights * bits.weight / 8
+    return shape.stored_weights * bits.weight / 8
 
 
 memory = Formula(

@@ -19,7 +19,9 @@ from brevitas_axe.formats import accumulator_bits, bits_of
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts
 
-_KINDS = ("dense", "depthwise", "transposed")
+# A product of two activations, whose right operand stands where a layer has its weights.
+PRODUCT = "product"
+_KINDS = ("dense", "depthwise", "transposed", PRODUCT)
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,12 @@ class LayerShape:
     Attributes:
         name: of `model.named_modules()`.
         kind: "transposed" for a transposed convolution, "depthwise" if every channel has a kernel
-            of its own, else "dense".
+            of its own, "product" for a product of two activations in attention, else "dense".
         inputs: terms K of one dot product: (input channels / groups) × kernel.
-        outputs: output channels MH, of all groups together.
+        outputs: output channels MH, of all groups together; of a product, of one head.
         vectors: positions of one forward at which every weight is used once, over all calls:
-            pixels, tokens, samples of the output, or of the input of a transposed convolution.
+            pixels, tokens, samples of the output, or of the input of a transposed convolution;
+            of a product, tokens of all heads.
         groups: independent groups of channels.
         kernel: taps per axis; () for a linear layer.
         channels: input channels.
@@ -75,8 +78,13 @@ class LayerShape:
 
     @property
     def weights(self) -> int:
-        """Number of weights, without biases."""
+        """Number of weights, without biases, or of what stands in their place at a time."""
         return self.inputs * self.outputs
+
+    @property
+    def stored_weights(self) -> int:
+        """Number of weights that a model keeps: a product has none."""
+        return 0 if self.kind == PRODUCT else self.weights
 
     @property
     def macs(self) -> int:

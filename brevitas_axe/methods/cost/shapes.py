@@ -15,13 +15,16 @@ from torch.overrides import TorchFunctionMode
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import MissingInputQuantizer
-from brevitas_axe.methods.cost.protocol import LayerShape
+from brevitas_axe.methods.cost.protocol import PRODUCT, LayerShape
 from brevitas_axe.model.apply.ranges import tensor_quantizer
+from brevitas_axe.model.attention_calls import Product
+from brevitas_axe.model.attention_products import called_products, products_plan
 from brevitas_axe.model.layers import (
     Layer,
     Proxy,
     find_layers,
     is_accumulator_aware,
+    is_inside,
     layer_groups,
     unroll_weight,
 )
@@ -39,6 +42,8 @@ def layer_shapes(
     model: nn.Module, args: tuple, kwargs: dict | None = None, exclude: tuple[str, ...] = ()
 ) -> dict[str, LayerShape]:
     """Shape of every quantized layer that one forward calls, in the order of first execution.
+
+    Behind them come the attention products whose operands are quantized.
 
     Costs count the whole forward, so give it one sample for costs per sample. A layer that is
     called twice has the positions of both calls.
@@ -82,7 +87,22 @@ def layer_shapes(
             output_bits=behind.bits.get(name),
             output_extra=behind.extra.get(name, 0),
         )
-    return shapes
+    products = called_products(model, lambda: model(*args, **(kwargs or {})))
+    mine = {name: product_shape(p) for name, p in products.items() if not is_inside(name, exclude)}
+    return {**shapes, **mine}
+
+
+def product_shape(product: Product) -> LayerShape:
+    """An attention product as a matrix unit computes it: head after head, token after token."""
+    return LayerShape(
+        name=product.name,
+        kind=PRODUCT,
+        inputs=product.inputs,
+        outputs=product.outputs,
+        vectors=product.vectors,
+        channels=product.inputs,
+        signed=product.signed,
+    )
 
 
 def full_plan(
@@ -107,7 +127,8 @@ def full_plan(
     """
     layers = find_layers(model, exclude)
     wanted = {} if plan is None else plan.layers
-    Plan(wanted).check_names(layers)
+    products = {n: p for n, p in products_plan(model).layers.items() if not is_inside(n, exclude)}
+    Plan(wanted).check_names((*layers, *products))
     ranges = _input_ranges(observe_inputs(model, layers, args, kwargs))
     full = {}
     for name, input_range in ranges.items():
@@ -121,10 +142,13 @@ def full_plan(
             accumulator=accumulator,
             tile=getattr(proxy, "accumulator_tile_size", None),
         )
-        own = vars(wanted.get(name, present))
-        given = {key: bits for key, bits in own.items() if bits is not None}
-        full[name] = replace(present, **given)
-    return Plan(full)
+        full[name] = present
+    return Plan({name: _filled(p, wanted.get(name, p)) for name, p in {**full, **products}.items()})
+
+
+def _filled(present: LayerPrecision, wanted: LayerPrecision) -> LayerPrecision:
+    """What is wanted, and what is present where that says nothing."""
+    return replace(present, **{key: bits for key, bits in vars(wanted).items() if bits is not None})
 
 
 def _input_ranges(calls: Mapping[str, list[InputRange | None]]) -> dict[str, InputRange]:

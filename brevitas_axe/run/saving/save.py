@@ -10,6 +10,7 @@ import safetensors.torch
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.files import json_text
+from brevitas_axe.model.attention_calls import is_product
 from brevitas_axe.model.attention_products import certified
 from brevitas_axe.model.devices import input_device, moved
 from brevitas_axe.model.fingerprint import Fingerprint
@@ -94,7 +95,7 @@ def digests(result: Result) -> dict[str, str]:
     observe_inputs(result.model, layers, args, kwargs)  # some quantizers follow their input
     found = {}
     with evaluating(result.model):
-        for name in result.plan.layers:
+        for name in (n for n in result.plan.layers if not is_product(n)):
             fingerprint = Fingerprint({})
             fingerprint.add(_integers(name, layers[name]))
             found[name] = fingerprint.hexdigest()
