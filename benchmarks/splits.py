@@ -123,7 +123,7 @@ def main() -> None:
     for arm in QUICK if arguments.quick else ARMS:
         found = []
         for seed in range(seeds):
-            key = {"arm": [arm, *ARMS[arm]], "seed": seed, "windows": windows, "version": 1}
+            key = {"arm": [arm, *ARMS[arm]], "seed": seed, "windows": windows, "version": 2}
             key |= {"blocks": blocks, "judged": judged}
             found.append(
                 recorded(

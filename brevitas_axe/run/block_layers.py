@@ -16,6 +16,7 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.methods.ranges import fit_ranges_to
 from brevitas_axe.methods.transforms.linears import linears
+from brevitas_axe.model.apply.weight_bits import set_weight_bits
 from brevitas_axe.model.branches import BranchedLinear
 from brevitas_axe.model.devices import building_for
 from brevitas_axe.model.percentiles import quick_percentiles
@@ -42,6 +43,7 @@ _WEIGHTS = {
     ("tensor", True): Int8WeightPerTensorFixedPointAXE,
     ("tile", False): Int8WeightPerTileFloatAXE,
 }
+# Fewer bits are what the groups of a split may have.
 _LEAST_WEIGHT_BITS = 2
 
 
@@ -51,9 +53,12 @@ def weight_quantizer(recipe: Recipe) -> Any:
 
 
 def check_weight_bits(widths: Iterable[LayerPrecision]) -> None:
-    """Raises InvalidOption for weights of one bit, which could only be zero."""
+    """Raises InvalidOption for whole layers of one bit."""
     if any((p.weight_bits or _LEAST_WEIGHT_BITS) < _LEAST_WEIGHT_BITS for p in widths):
-        raise InvalidOption("weights need 2 bits or more; symmetric ones of one bit are all zero.")
+        raise InvalidOption(
+            "weights need 2 bits or more; of one bit are only groups of them, which the split slim "
+            "makes at a mean of 2."
+        )
 
 
 def transformed(
@@ -107,7 +112,6 @@ class BlockLayers:
         products: what is planned for attention products, by their names in the whole model.
 
     Raises:
-        InvalidOption: weights of one bit.
         InvalidPlan: a floating-point format.
     """
 
@@ -119,7 +123,6 @@ class BlockLayers:
 
     def __post_init__(self) -> None:
         self.plan.check_integers("block by block, layers get")
-        check_weight_bits(self.plan.layers.values())
 
     def apply(
         self, alone: Alone, calls: Sequence[tuple[Call, Call]]
@@ -144,6 +147,9 @@ class BlockLayers:
             others = [name for name in linear if name not in names]
             with building_for(alone):
                 layerwise_quantize(alone, {nn.Linear: (qnn.QuantLinear, options)}, others)
+        for name, widths in plan.layers.items():
+            layer: Any = alone.get_submodule(name)
+            set_weight_bits(layer.weight_quant, widths.weight_bits or _LEAST_WEIGHT_BITS)
         attention = None
         if self.recipe.attention == "quantized":
             attention = BlockAttention(alone, calls, plan, self.products)
@@ -197,7 +203,7 @@ class BlockLayers:
         [inputs] = self.recipe.methods("inputs")
         return {
             "weight_quant": weight_quantizer(self.recipe),
-            "weight_bit_width": weight,
+            "weight_bit_width": max(weight, _LEAST_WEIGHT_BITS),
             "weight_accumulator_bit_width": None,
             "input_quant": input_quantizer(inputs, self.recipe.symmetric),
             "input_bit_width": input,

@@ -42,6 +42,7 @@ from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.run.block_attention import float_products
 from brevitas_axe.run.block_layers import (
     BlockLayers,
+    check_weight_bits,
     fit_to_widths,
     solving,
     transformed,
@@ -142,6 +143,8 @@ def solve_blocks(
 ) -> BlocksResult:
     """Solves the blocks of a float model in place, as `quantize_blocks` says."""
     request.check_integers(_INTEGERS)
+    planned = request.plan.layers.values() if request.plan is not None else ()
+    check_weight_bits([request.widths, *planned])
     request = request.settled(plain=True)
     check_disk(model, request.run)
     blocks = find_blocks(model, stack)

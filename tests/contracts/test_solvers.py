@@ -274,3 +274,21 @@ def test_the_float_inputs_count_where_they_are_said_to(name: str) -> None:
     other = replace(problem, cross=problem.cross * 0.9)
     same = torch.equal(SOLVERS[name](problem).integers, SOLVERS[name](other).integers)
     assert same != SOLVERS[name].uses_float_inputs
+
+
+@every_solver
+@qualities
+@pytest.mark.parametrize("limit", [None, 12])
+def test_weights_of_one_bit_are_never_zero(name: str, quality, limit: int | None) -> None:
+    ends = {"weight_low": torch.tensor([-1] * 8 + [-3] * 8 + [-1] * 8)}
+    ends["weight_high"] = -ends["weight_low"]
+    problem = random_problem(
+        columns=24, dead=2, bias=True, tile_size=8, accumulator_bit_width=limit, **ends
+    )
+    problem = replace(problem, binary=torch.tensor([True, False, True]), scale=problem.scale * 5)
+    solution = SOLVERS[name](problem, quality=quality)
+    ones = solution.integers[..., problem.binary_columns]
+    assert (ones.abs() == 1).all()
+    assert len(ones.unique()) == 2
+    assert len(solution.integers[..., ~problem.binary_columns].unique()) > 2
+    assert_feasible(problem, solution)

@@ -183,6 +183,7 @@ def _needed_multiple(problem: LayerProblem) -> Tensor:
     smallest = torch.minimum(value * low, value * high)
     sums = problem.tile_scale.new_zeros(2, *problem.tile_scale.shape)
     sums.index_add_(-1, problem.tile_of_column, torch.stack((largest, -smallest)))
+    sums = sums.masked_fill(problem.binary_tiles, 0)  # they fit at every scale
     return (sums.amax(0) / problem.tile_limits.clamp_min(1).to(sums)).amax(-1)
 
 

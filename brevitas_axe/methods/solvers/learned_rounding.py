@@ -164,6 +164,8 @@ def _learn(
         schedule.step(optimizer, number)
     scale = (scale * factor.exp()).detach()
     integers = committed(rounding, position) if variable != "scale" else start.integers
+    # Weights of one bit have no neighbour that they could be rounded to instead.
+    integers = torch.where(problem.binary_columns, start.integers, integers)
     return integers.to(dtype).clamp(low, high), scale
 
 

@@ -18,6 +18,9 @@ from brevitas_axe.methods.solvers.devices import search_for
 from brevitas_axe.methods.solvers.problem import LayerProblem
 from brevitas_axe.methods.solvers.threads import over_rows
 
+# (smallest, largest) integer of a weight that no step may change.
+_NOWHERE = (3, -3)
+
 
 def improve_integers(
     problem: LayerProblem,
@@ -54,7 +57,11 @@ def improve_integers(
 
     edges = torch.tensor(problem.tile_edges).to(device)
     fixed = [given(tensor) for tensor in (edges, tile_of, problem.tile_limits)]
-    weight_low, weight_high = map(given, problem.weight_range)
+    # A step of 1 leads from -1 and 1 to 0: weights of one bit keep their signs.
+    weight_low, weight_high = (
+        given(bound.masked_fill(problem.binary_columns, place))
+        for bound, place in zip(problem.weight_range, _NOWHERE, strict=True)
+    )
     factor = torch.empty(integers.shape[:2], dtype=torch.float64, device=device)
     loss = torch.empty_like(factor)
     improved = torch.empty_like(integers)

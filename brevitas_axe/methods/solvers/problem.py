@@ -56,6 +56,8 @@ class LayerProblem:
         power_of_two: the scale must stay a power of two times the start scale.
         significant: bits that an integer may begin with, all behind them being zero: the numbers
             of a floating-point format on their finest grid. None for all integers.
+        binary: weights of one bit, -1 or 1 and never 0, in a range from -1 to 1: a bool for all, or
+            a bool tensor [tiles]. Every choice of signs must fit the accumulator.
         name: of the layer, for messages.
 
     Raises:
@@ -81,6 +83,7 @@ class LayerProblem:
     shared_scale: bool = False
     power_of_two: bool = False
     significant: int | None = None
+    binary: bool | Tensor = False
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -110,6 +113,27 @@ class LayerProblem:
         if product >= 2**62 and not (self.significant and self.unlimited):
             raise InvalidOption(
                 f"Weights times inputs{self._of} must stay below 2^62: use fewer bits."
+            )
+        self._check_binary()
+
+    def _check_binary(self) -> None:
+        """Weights that cannot be smaller must fit as they are."""
+        if not bool(self.binary_columns.any()):
+            return
+        smallest, largest = (bound[self.binary_columns] for bound in self.weight_range)
+        if bool((smallest != -1).any()) or bool((largest != 1).any()):
+            raise InvalidOption(f"Weights of one bit{self._of} must range from -1 to 1.")
+        low, high = self.counted_range
+        size = torch.maximum(-low, high) * self.binary_columns
+        sums = size.new_zeros(len(size), self.tiles).index_add_(1, self.tile_of_column, size)
+        over = ((sums > self.tile_limits) & (self.tile_limits > 0)).any(0)
+        if bool(over.any()):
+            tile = int(over.int().argmax())
+            count = self.tile_edges[tile + 1] - self.tile_edges[tile]
+            raise AccumulatorTooNarrow(
+                f"Weights of one bit{self._of} are never 0, so {count} of them do not fit an "
+                f"accumulator of {self.tile_bit_widths[tile]} bits; give it a wider one or smaller "
+                "tiles, or the weights 2 bits."
             )
 
     @property
@@ -236,6 +260,22 @@ class LayerProblem:
             for bound in (self.weight_low, self.weight_high)
         )
         return low, high
+
+    @cached_property
+    def binary_tiles(self) -> Tensor:
+        """[tiles] bool, those whose weights are -1 or 1."""
+        return torch.as_tensor(self.binary).to(self.weight.device).expand(self.tiles)
+
+    @property
+    def binary_columns(self) -> Tensor:
+        """[K] bool, the same for every column."""
+        return self.binary_tiles[self.tile_of_column]
+
+    def nearest(self, ratio: Tensor) -> Tensor:
+        """The nearest integers that weights in units of their scale may become, [..., K]."""
+        rounded = ratio.round().clamp(*self.weight_range)
+        signs = torch.where(ratio < 0, -1.0, 1.0).to(ratio)
+        return torch.where(self.binary_columns, signs, rounded)
 
     @cached_property
     def counted_range(self) -> tuple[Tensor, Tensor]:

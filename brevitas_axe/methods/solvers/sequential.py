@@ -14,7 +14,7 @@ passed on together to all later columns.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -110,6 +110,12 @@ def run(
     """
     groups, columns, rows = recursion.base.shape
     device = recursion.base.device
+    if bool(problem.binary_tiles.any()):
+        # Magnitudes beyond every integer are cut to the largest one, which is 1, whatever the
+        # weight: its sign alone is left. What was cut is no shrinkage to be forgotten.
+        beyond = -torch.finfo(threshold.dtype).max / 4
+        threshold = threshold.masked_fill(problem.binary_tiles, beyond)
+        recursion = replace(recursion, forgets_shrinkage=False)
     integers = torch.empty(groups, rows, columns, dtype=torch.int32, device=device)
     residual = torch.zeros(groups, rows, dtype=torch.float64, device=device)
 

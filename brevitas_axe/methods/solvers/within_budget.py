@@ -18,7 +18,7 @@ def rounded(problem: LayerProblem) -> LayerSolution:
     """Every weight to its nearest integer, brought within the budget; of two ways, the better."""
     plain = replace(problem, quant_mean=None, float_mean=None)
     size = expanded(problem.scale.to(problem.dtype), problem)
-    nearest = (problem.weight.detach() / size).round().clamp(*problem.weight_range) * size
+    nearest = problem.nearest(problem.weight.detach() / size) * size
     cut, shrunk = (within(plain, nearest, problem.scale, multiple) for multiple in (0.0, 1.0))
     return better(plain, shrunk, cut)
 

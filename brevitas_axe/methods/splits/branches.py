@@ -66,6 +66,7 @@ def joint(parts: Sequence[LayerProblem], moments: Statistics) -> LayerProblem:
         ),
         shared_scale=any(part.shared_scale for part in parts),
         power_of_two=any(part.power_of_two for part in parts),
+        binary=torch.cat([part.binary_tiles.cpu() for part in parts]),
         name=" + ".join(part.name for part in parts if part.name),
     )
 
@@ -199,15 +200,16 @@ def _branch_problem(problem: LayerProblem, branch: Branch, moments: Statistics) 
     weight_low, weight_high = (bound[branch.columns] for bound in problem.weight_range)
     input_low, input_high = (bound[:, branch.columns] for bound in problem.input_range)
     if precision.weight_bits is not None:
-        most = 2 ** (precision.weight_bits - 1) - 1
+        most = max(2 ** (precision.weight_bits - 1) - 1, 1)
         weight_low, weight_high = (torch.full_like(weight_low, q) for q in (-most, most))
     if precision.input_bits is not None:
         input_range = InputRange.from_bits(precision.input_bits, bool((input_low < 0).any()))
         input_low = torch.full_like(input_low, input_range.low)
         input_high = torch.full_like(input_high, input_range.high)
-    scale = branch.scale
+    scale, binary = branch.scale, precision.weight_bits == 1
     if scale is None:
-        scale = branch.weight.abs().amax(-1) / int(weight_high.max())
+        size = branch.weight.abs()
+        scale = size.mean(-1) if binary else size.amax(-1) / int(weight_high.max())
         scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)
     return LayerProblem(
         weight=branch.weight.unsqueeze(0),
@@ -218,6 +220,7 @@ def _branch_problem(problem: LayerProblem, branch: Branch, moments: Statistics) 
         input_high=input_high,
         accumulator_bit_width=precision.accumulator,
         tile_size=precision.tile,
+        binary=binary,
         name=branch.name,
         **moments,
     )

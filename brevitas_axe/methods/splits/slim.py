@@ -20,6 +20,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from brevitas_axe.accumulator import accumulator_limit
 from brevitas_axe.methods.solvers.factor import damped_factor
 from brevitas_axe.methods.solvers.problem import LayerProblem
 from brevitas_axe.methods.splits.protocol import Branch
@@ -27,9 +28,7 @@ from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.registry import Facts, check_ranges
 
 # Bits where a plan gives none.
-_OPEN_BITS = 4
-# Weights of one bit, symmetric, could only be zero.
-_LEAST_BITS = 2
+_OPEN_BITS, _OPEN_INPUT_BITS = 4, 8
 # Share of the mean diagonal that is added to the second moments.
 DAMPING = 0.01
 # Probabilities count as this at least.
@@ -53,7 +52,8 @@ class Slim:
     """Splits linear layers by the salience of groups of inputs; the mean of bits stays the same.
 
     A last group with fewer inputs keeps the planned bits. A layer stays whole where it has fewer
-    than two groups, and where a bit less would leave one.
+    than two groups. Groups of one bit have the weights -1 and 1; where their accumulator does not
+    hold that many of them, no group gets fewer than two bits.
 
     Attributes:
         group: inputs of a group, in layers whose plan has no tiles; with tiles, these are the
@@ -87,7 +87,7 @@ class Slim:
         weight = problem.weight[0]
         salience = salience_of(weight.double(), problem.hessian[0].double())
         shift = torch.zeros(-(-problem.columns // size), dtype=torch.int64)
-        if bits > _LEAST_BITS:
+        if bits > (1 if _fits_one_bit(precision, size) else 2):
             rounding = rounded_asymmetric if self.published else rounded_symmetric
             counts, losses = divergences(
                 weight, salience, sample, bits, size, rounding, self.published
@@ -116,7 +116,7 @@ class Slim:
         weight, hessian = problem.weight[0].double(), problem.hessian[0].double()
         found = [plain_scales(weight, bits, size)]
         found += calibrated_scales(weight, salient, bits, size, factors, shares)
-        most = (2 ** (bits - 1) - 1).repeat_interleave(size)[: problem.columns]
+        most = largest_integers(bits).repeat_interleave(size)[: problem.columns]
         best, least = found[0], None
         for scale in found:
             each = scale.repeat_interleave(size, 1)[:, : problem.columns]
@@ -128,6 +128,14 @@ class Slim:
             best = torch.where((loss < least).unsqueeze(-1), scale, best)
             least = torch.minimum(least, loss)
         return best.to(problem.weight.dtype)
+
+
+def _fits_one_bit(precision: LayerPrecision, size: int) -> bool:
+    """Whether an accumulator holds weights of one bit at any inputs, with a zero point or not."""
+    if precision.accumulator is None:
+        return True
+    largest = 2 ** (precision.input_bits or _OPEN_INPUT_BITS) - 1
+    return size * largest <= accumulator_limit(precision.accumulator)
 
 
 def salience_of(weight: Tensor, hessian: Tensor) -> Tensor:
@@ -247,12 +255,21 @@ def rounded_symmetric(weight: Tensor, bits: int) -> Tensor:
     size = weight.shape[1]
     width, none = torch.tensor([bits]), torch.zeros_like(weight, dtype=torch.bool)
     [scale] = calibrated_scales(weight, none, width, size, factors_of(*OUR_RANGE), (1.0,))
-    return on_grid(weight, scale, 2 ** (width - 1) - 1)
+    return on_grid(weight, scale, largest_integers(width))
+
+
+def largest_integers(bits: Tensor) -> Tensor:
+    """The largest integer of so many bits, as `on_grid` takes it: 0 for -1 and 1 of one bit."""
+    return 2 ** (bits - 1) - 1
 
 
 def on_grid(weight: Tensor, scale: Tensor, most: Tensor) -> Tensor:
-    """Weights rounded to multiples of a scale, by integers of at most such a magnitude."""
-    return (weight / scale).round().clamp(-most, most) * scale
+    """Weights rounded to multiples of a scale, by integers of at most such a magnitude.
+
+    Where that is 0, weights have one bit and are the scale with their sign.
+    """
+    rounded = (weight / scale).round().clamp(-most, most)
+    return torch.where(most == 0, torch.where(weight < 0, -1.0, 1.0).to(rounded), rounded) * scale
 
 
 def salient_weights(salience: Tensor) -> Tensor:
@@ -267,9 +284,15 @@ def factors_of(least: float, greatest: float) -> Tensor:
 
 
 def plain_scales(weight: Tensor, bits: Tensor, size: int) -> Tensor:
-    """[rows, groups] scales at which the largest weight of each group is the largest integer."""
-    largest = torch.stack([part.abs().amax(1) for part in weight.split(size, -1)], 1)
-    scale = largest / (2 ** (bits.to(largest) - 1) - 1)
+    """[rows, groups] scales at which the largest weight of each group is the largest integer.
+
+    Those of one bit, which has no largest weight to fit, are the root mean squares.
+    """
+    parts = weight.split(size, -1)
+    largest = torch.stack([part.abs().amax(1) for part in parts], 1)
+    usual = torch.stack([part.square().mean(1).sqrt() for part in parts], 1)
+    most = largest_integers(bits).to(largest)
+    scale = torch.where(most == 0, usual, largest / most.clamp_min(1))
     return torch.where(largest > 0, scale, 1.0)
 
 
@@ -298,12 +321,11 @@ def calibrated_scales(
     for index, (part, marked) in enumerate(
         zip(weight.split(size, -1), salient.split(size, -1), strict=True)
     ):
-        most = 2 ** (int(bits[index]) - 1) - 1
+        most = largest_integers(bits[index])
         least = [torch.full_like(plain[:, 0], inf) for _ in shares]
         for factor in factors.tolist():
             scale = factor * plain[:, index : index + 1]
-            error = (part / scale).round_().clamp_(-most, most).mul_(scale).sub_(part)
-            error = error.abs_().pow_(NORM)
+            error = (on_grid(part, scale, most) - part).abs_().pow_(NORM)
             apart = (error * marked).sum(-1)
             rest = error.sum(-1) - apart
             for share, best, chosen in zip(shares, least, found, strict=True):

@@ -17,6 +17,7 @@ from brevitas_axe.formats import is_format
 from brevitas_axe.model.apply.activations import set_input_bits
 from brevitas_axe.model.apply.minifloats import give_weights, set_unit, unit, weight_format
 from brevitas_axe.model.apply.ranges import FittedBitWidth, write_bits
+from brevitas_axe.model.apply.weight_bits import set_weight_bits
 from brevitas_axe.model.layers import (
     Layer,
     Proxy,
@@ -142,7 +143,7 @@ def apply_precision(
         )
     proxy = layer.weight_quant
     if isinstance(precision.weight, int):
-        _set_bits(proxy, precision.weight)
+        set_weight_bits(proxy, precision.weight)
     proxy.accumulator_bit_width = precision.accumulator
     proxy.accumulator_tile_size = precision.tile
 
@@ -252,7 +253,7 @@ def _make_a2q(name: str, layer: Layer, precision: LayerPrecision, kind: str) -> 
     quant = proxy.tensor_quant
     if precision.weight_bits is not None:
         before = _largest_integer(quant)
-        if _set_bits(proxy, precision.weight_bits):
+        if set_weight_bits(proxy, precision.weight_bits):
             set_a2q_scale(layer, a2q_scale(layer) * (before / _largest_integer(quant)))
     if precision.accumulator is not None:
         quant.pre_scaling_impl.accumulator_bit_width.bit_width.fill_(precision.accumulator)
@@ -348,14 +349,6 @@ def write_solution(
             f"layer '{name}' does not reproduce its solved integers in {layer.weight.dtype}; "
             "convert the model to float32 first."
         )
-
-
-def _set_bits(proxy: Proxy, bits: int) -> bool:
-    """Sets a proxy's bit width; its scale follows. False where it had that width already."""
-    if int(proxy.tensor_quant.msb_clamp_bit_width_impl()) == bits:
-        return False
-    write_bits(proxy, bits)
-    return True
 
 
 def _set_input_bits(

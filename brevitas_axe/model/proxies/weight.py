@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from brevitas import config
@@ -12,7 +12,8 @@ from brevitas.quant_tensor import GroupwiseIntQuantTensor, IntQuantTensor, Quant
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import check_bit_width, tile_starts
-from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.errors import AccumulatorTooNarrow, UnsupportedLayer
+from brevitas_axe.model.layers import Layer, unroll_weight
 from brevitas_axe.model.proxies.observed import ObservedInput, described
 from brevitas_axe.model.proxies.projected import ProjectedIntegers
 from brevitas_axe.model.proxies.projection import Budget
@@ -108,6 +109,8 @@ class AccumulatorAwareWeightQuantProxy(ObservedInput, WeightQuantProxyFromInject
         size = self.per_weight(scale)
         ratio = x / size
         rounded = quant.int_quant.float_to_int_impl(ratio)
+        if int(bit_width) == 1:
+            _check_fits(cast(Layer, layer), budget)
         integers = ProjectedIntegers.apply(rounded, ratio.detach(), size, layer, low, high, budget)
         return integers * size, scale, zero_point, bit_width
 
@@ -129,6 +132,18 @@ def reset_scale(proxy: AccumulatorAwareWeightQuantProxy, keys: Any) -> None:
     """Computes the scale from loaded weights, where a checkpoint of another quantizer has none."""
     if proxy._anew is not None:
         keys.missing_keys[:] = [k for k in keys.missing_keys if not k.startswith(proxy._anew)]
+
+
+def _check_fits(layer: Layer, budget: Budget) -> None:
+    """Raises AccumulatorTooNarrow where weights of -1 and 1, which cannot shrink, are too many."""
+    columns = unroll_weight(layer, layer.weight.detach()).shape[-1]
+    count = budget.tile_size_in(columns)
+    if count * (budget.norm_cost + budget.imbalance_cost) > budget.bound:
+        raise AccumulatorTooNarrow(
+            f"{described(layer)} has weights of one bit, never 0, and {count} of them do not fit "
+            f"an accumulator of {budget.accumulator_bit_width} bits; give it a wider one or "
+            "smaller tiles, or the weights 2 bits."
+        )
 
 
 class TileScaledWeightQuantProxy(AccumulatorAwareWeightQuantProxy):

@@ -175,6 +175,10 @@ def _integers_and_scale(weight: object) -> tuple[np.ndarray, np.ndarray, str]:
     scale = _finite_scale(weight.scale, "weight")
     integers = _checked_integers(weight.value, scale, "weight", bits)
     low, high = quantizer_range(bits, bool(weight.signed), narrow=False)
+    if bits == 1 and weight.signed:
+        low, high = -1, 1
+        if np.any(integers == 0):
+            raise Unprovable("its weights have one bit, -1 or 1, and some of them are 0")
     if integers.size and (int(integers.min()) < low or int(integers.max()) > high):
         raise Unprovable(f"its weights lie outside their declared {bits} bits")
     return integers, scale, type_name(bits, bool(weight.signed))

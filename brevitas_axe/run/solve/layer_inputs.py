@@ -11,6 +11,7 @@ from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import UnsupportedLayer
 from brevitas_axe.methods.solvers.problem import LayerProblem
 from brevitas_axe.model.apply.minifloats import weight_numbers
+from brevitas_axe.model.apply.weight_bits import is_binary
 from brevitas_axe.model.apply.weights import current_scale, is_power_of_two, is_shared_scale
 from brevitas_axe.model.layers import Layer, unroll_weight
 from brevitas_axe.model.moments import Moments, Statistics
@@ -132,19 +133,46 @@ def layer_problem(
         scale: start scale, [rows] or [rows, tiles], instead of the quantizer's own.
     """
     low, high, significant = weight_numbers(layer)
+    binary = is_binary(layer)
+    weight = unroll_weight(layer, layer.weight.detach()).float()
+    tile = layer.weight_quant.scale_tile or precision.tile
+    if scale is not None:
+        start = scale.float().unsqueeze(0)
+    else:
+        start = _mean_magnitudes(layer, weight, tile) if binary else current_scale(layer).float()
     input_range: InputRange | None = layer.weight_quant.input_range
     return LayerProblem(
-        weight=unroll_weight(layer, layer.weight.detach()).float(),
-        scale=current_scale(layer).float() if scale is None else scale.float().unsqueeze(0),
+        weight=weight,
+        scale=start,
         weight_low=low,
         weight_high=high,
         input_low=input_range.low if input_range else 0,
         input_high=input_range.high if input_range else 0,
         accumulator_bit_width=precision.accumulator,
-        tile_size=layer.weight_quant.scale_tile or precision.tile,
+        tile_size=tile,
         shared_scale=is_shared_scale(layer),
         power_of_two=is_power_of_two(layer),
         significant=significant,
+        binary=binary,
         name=name,
         **statistics,
     )
+
+
+def _mean_magnitudes(layer: Layer, weight: Tensor, tile: int | None) -> Tensor:
+    """The start scale of weights of one bit, shaped like `current_scale`.
+
+    Args:
+        layer: tells which weights share a scale.
+        weight: [groups, rows, K]; at their mean magnitude, -1 and 1 have the least error.
+        tile: inputs that share a scale, where tiles have their own.
+    """
+    size = weight.abs()
+    if layer.weight_quant.scale_tile is not None:
+        parts = size.split(tile or size.shape[-1], -1)
+        found = torch.stack([part.mean(-1) for part in parts], -1)
+    else:
+        found = size.mean(-1)
+        found = found.mean().expand_as(found) if is_shared_scale(layer) else found
+    found = found.clamp_min(torch.finfo(weight.dtype).tiny)
+    return found.log2().round().exp2() if is_power_of_two(layer) else found

@@ -27,6 +27,7 @@ from brevitas_axe.methods.solvers.rounding import (
     committed,
     learned,
 )
+from brevitas_axe.model.apply.weight_bits import is_binary
 from brevitas_axe.model.apply.weights import (
     current_scale,
     is_power_of_two,
@@ -70,14 +71,19 @@ def reconstruct(
         model: solved.
         reference: its float twin from before the solve.
         batches: calibration; each step of the optimizer sees one of them, in turn.
-        layers: the solved layers; those with a scale per tile are left as they are.
+        layers: the solved layers; those with a scale per tile, or with weights of one bit, are left
+            as they are.
         solver: with a scope wider than a layer.
 
     Returns:
         For every block its layers and its loss at the start, as learned without a budget, and as
         kept, and for the model, under the name "model", the same.
     """
-    usable = {n: layer for n, layer in layers.items() if layer.weight_quant.scale_tile is None}
+    usable = {
+        name: layer
+        for name, layer in layers.items()
+        if layer.weight_quant.scale_tile is None and not is_binary(layer)
+    }
     whole = solver.scope == "model"
     pieces = cut(model, [*usable], whole)
     generator = torch.Generator().manual_seed(solver.seed)

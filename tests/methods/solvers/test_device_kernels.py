@@ -77,6 +77,20 @@ def test_fast_solutions_are_the_same(used: ModuleType, data: st.DataObject) -> N
 
 
 @others
+@pytest.mark.parametrize("name", ["gptq", "qronos"])
+def test_weights_of_one_bit_are_the_same(used: ModuleType, name: str) -> None:
+    binary = torch.tensor([True, False, True])
+    ends = torch.tensor([1, 3, 1]).repeat_interleave(8)
+    problem = random_problem(
+        tile_size=8, accumulator_bit_width=13, dead=1, dtype=torch.float64,
+        weight_low=-ends, weight_high=ends, binary=binary,
+    )  # fmt: skip
+    one, other = both_ways(used, name, problem)
+    assert torch.equal(one.integers, other.integers)
+    assert (one.integers[..., problem.binary_columns] != 0).all()
+
+
+@others
 def test_the_search_finds_the_same_rows(used: ModuleType) -> None:
     problem = random_problem(
         rows=6, columns=20, dtype=torch.float64, accumulator_bit_width=11, tile_size=8

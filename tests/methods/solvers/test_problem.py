@@ -113,3 +113,14 @@ def test_loss_is_that_of_the_outputs() -> None:
     shifted = replace(plain, bias_shift=error.mean(1)[None])
     expected = (error - error.mean(1, keepdim=True)).square().mean(1)
     torch.testing.assert_close(shifted.loss(problem)[0] + constant, expected)
+
+
+def test_weights_of_one_bit_must_fit_whatever_their_signs() -> None:
+    ends = {"weight_low": -1, "weight_high": 1, "binary": True, "tile_size": 8}
+    fits = random_problem(input_bits=8, accumulator_bit_width=12, **ends)
+    assert fits.binary_columns.all()
+    assert fits.nearest(torch.tensor([-0.0, 0.2, -0.2] * 8)).abs().eq(1).all()
+    with pytest.raises(AccumulatorTooNarrow, match=r"never 0, so 8 of them do not fit .* 11 bits"):
+        random_problem(input_bits=8, accumulator_bit_width=11, **ends)
+    with pytest.raises(InvalidOption, match="must range from -1 to 1"):
+        random_problem(binary=True)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import onnx
 import pytest
 import torch
+from brevitas import nn as qnn
+from brevitas.graph.quantize import layerwise_quantize
+from brevitas.quant import Int8ActPerTensorFloat
 from torch import nn
 
+from brevitas_axe import Int8WeightPerChannelFloatAXE, export_qonnx, load, quantize, save
 from brevitas_axe.errors import InvalidOption, InvalidPlan
 from brevitas_axe.methods.splits.layers import float_problem, split_layers
 from brevitas_axe.methods.splits.protocol import Branch
@@ -25,8 +30,10 @@ from brevitas_axe.methods.splits.slim import (
     shifted,
     slim,
 )
-from brevitas_axe.model.branches import BranchedLinear, branched_layers
+from brevitas_axe.model.branches import BranchedLinear, branch_plan, branched_layers
+from brevitas_axe.model.prepare import as_batches, calibrate
 from brevitas_axe.plan import LayerPrecision, Plan
+from brevitas_axe.proof.certificate import certify_file
 from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.registry import method
 from brevitas_axe.run.quantize_blocks import quantize_blocks
@@ -67,14 +74,15 @@ def test_inputs_that_are_always_zero_have_no_salience() -> None:
     assert shifted(salience, 8, 1)[1] == -1
 
 
+@pytest.mark.parametrize("mean", [2, 3])
 @pytest.mark.parametrize("columns", [64, 60])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_mean_of_bits_is_the_planned_one(columns: int, seed: int) -> None:
+def test_the_mean_of_bits_is_the_planned_one(columns: int, seed: int, mean: int) -> None:
     given, x = uneven(seed, columns)
-    branches = slim(given, WIDTHS, x)
+    branches = slim(given, replace(WIDTHS, weight=mean), x)
     bits = [bits_of(b) for b in branches for _ in b.columns]
-    assert sum(bits) == 3 * columns
-    assert {b.precision.weight for b in branches} == {2, 3, 4}
+    assert sum(bits) == mean * columns
+    assert {b.precision.weight for b in branches} == {mean - 1, mean, mean + 1}
     assert sorted(c for b in branches for c in b.columns.tolist()) == list(range(columns))
     for branch in branches:
         groups = (branch.columns // 8).unique_consecutive()
@@ -104,6 +112,22 @@ def test_no_number_of_groups_diverges_less(seed: int) -> None:
         assert loss == pytest.approx(float(wanted), rel=1e-3)
     low = next(b for b in slim(given, WIDTHS, x) if b.name == "low")
     assert len(low.columns) // 8 == min(counts, key=losses.__getitem__)
+
+
+@pytest.mark.parametrize(("accumulator", "least"), [(None, 1), (12, 1), (11, 2)])
+def test_groups_of_one_bit_are_made_where_their_accumulator_holds_them(
+    accumulator: int | None, least: int
+) -> None:
+    given, x = uneven()
+    widths = replace(WIDTHS, weight=2, accumulator=accumulator)
+    branches = slim(given, widths, x)
+    assert min(bits_of(branch) for branch in branches) == least
+    (low,) = (b for b in branches if bits_of(b) == least)
+    if least == 1:  # -1 and 1 at this scale are near the weights
+        assert low.scale is not None
+        scale = low.scale.repeat_interleave(8, 1)
+        share = (low.weight.sign() * scale - low.weight).square().sum() / low.weight.square().sum()
+        assert share < 0.45  # 1 - 2 / pi of a Gaussian is .36
 
 
 def test_alike_groups_stay_as_they_are() -> None:
@@ -193,15 +217,15 @@ def test_one_published_bit_is_two_levels() -> None:
     assert rounded_asymmetric(weight, 2).tolist() == [[0.0, 2.0, -4.0, -4.0]]
 
 
-@pytest.mark.parametrize("planned", [False, True])
-def test_blocks_are_split_solved_and_proven(planned: bool) -> None:
+@pytest.mark.parametrize(("planned", "mean"), [(False, 3), (True, 3), (False, 2)])
+def test_blocks_are_split_solved_and_proven(planned: bool, mean: int, tmp_path) -> None:
     model, data = tiny("llama").eval(), batches("llama")
     for layer in model.modules():
         if isinstance(layer, nn.Linear):  # with inputs that differ so much that bits must, too
             layer.weight.data[:, :8] *= 8
             layer.weight.data[:, 8:16] /= 8
     recipe = Recipe(split="slim", weights="tile", quality="fast", solver="gptq")
-    widths, run = LayerPrecision(3, 8, accumulator=12, tile=8), Run(progress=False)
+    widths, run = LayerPrecision(mean, 8, accumulator=12, tile=8), Run(progress=False)
     exclude = ("model.layers.1",)
     if planned:
         first = "model.layers.0"
@@ -218,11 +242,48 @@ def test_blocks_are_split_solved_and_proven(planned: bool) -> None:
     for name, whole in split.items():
         groups = {b: len(whole.get_buffer(f"{b}_columns")) // 8 for b in whole.branches}
         bits = {b: result.plan[f"{name}.{b}"].weight or 0 for b in whole.branches}
-        assert sum(groups[b] * bits[b] for b in bits) == 3 * sum(groups.values())
+        assert sum(groups[b] * bits[b] for b in bits) == mean * sum(groups.values())
         seen |= set(bits.values())
-    assert seen == {2, 3, 4}
+    assert seen == {mean - 1, mean, mean + 1}
+    for name, precision in result.plan.layers.items():
+        weight = result.model.get_submodule(name).quant_weight()
+        assert weight.bit_width == precision.weight
+        integers = set((weight.value / weight.scale).round().unique().tolist())
+        assert precision.weight != 1 or integers == {-1, 1}
     assert {entry.target for entry in result.certificate.judged} == {12}
-    assert result.model(data[0]).logits.isfinite().all()
+    logits = result.model(data[0]).logits
+    assert logits.isfinite().all()
+    if mean == 2:
+        assert torch.equal(load(save(result, tmp_path / "saved")).model(data[0]).logits, logits)
+
+
+def test_two_bits_on_average_stand_in_the_file_as_one_two_and_three(tmp_path) -> None:
+    torch.manual_seed(0)
+    x = (
+        torch.randn(256, 32)
+        @ torch.randn(32, 32)
+        / 5
+        * torch.tensor([1, 9, 1, 0.1]).repeat_interleave(8)
+    )
+    model = nn.Sequential(nn.Linear(32, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    planned = Plan({"0": LayerPrecision(2, 6, accumulator=14, tile=8)})
+    split = split_layers(model, [x], slim, exclude=("2",), plan=planned)
+    options = {"weight_quant": Int8WeightPerChannelFloatAXE, "weight_bit_width": 4}
+    options |= {"input_quant": Int8ActPerTensorFloat, "input_bit_width": 6}
+    quantized = layerwise_quantize(split, {nn.Linear: (qnn.QuantLinear, options)}).eval()
+    calibrate(quantized, as_batches([x]))
+    plan = branch_plan(split, planned)
+    result = quantize(quantized, [x], plan=plan, progress=False)
+    assert {p.weight for p in plan.layers.values()} == {1, 3}
+    file = tmp_path / "split.onnx"
+    export_qonnx(result.model, x[:4], file, target="qonnx")
+    ops = [node.op_type for node in onnx.load(file).graph.node]
+    assert ops.count("BipolarQuant") == 1
+    live = {entry.name: entry for entry in result.certificate.entries}
+    for entry in certify_file(file, plan=plan).entries:
+        assert entry.proven
+        assert entry.layer in live
+        assert entry.width == live[entry.layer].width
 
 
 def test_bad_options_are_named() -> None:
