@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -26,8 +27,9 @@ import yaml
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.files import StrictLoader, read_text, write_whole
 from brevitas_axe.formats import Format
-from brevitas_axe.plan import LayerPrecision, bit_map_rules, name_matches, precision_of
+from brevitas_axe.plan import LayerPrecision, bit_map_rules
 from brevitas_axe.registry import Facts, method, spec_of
+from brevitas_axe.rules import EXCLUDE, applies, check_pattern, check_rule
 
 _FORMAT = "brevitas_axe.recipe.v1"
 # "NAME:key=value", or the method itself.
@@ -51,9 +53,6 @@ _ROOMS = {
 }
 # Key of a budget that is no cost.
 MAX_CYCLES = "max_cycles"
-_OF_TYPE = "type:"
-_EXCLUDE = "exclude"
-_RULED = tuple(f.name for f in fields(LayerPrecision))
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
     # What FINN builds: static inputs, one weight scale per channel, ranges that fit few bits.
@@ -71,7 +70,8 @@ class Recipe:
 
     Attributes:
         transforms: rewrites of the float model that preserve its function, in this order.
-        split: method that divides layers into branches; None for none.
+        split: method that divides layers into branches; None for none. Or a mapping from patterns,
+            as in rules, to methods and None: a layer has that of the last one that applies.
         inputs: how the inputs of layers are quantized.
         symmetric: True for signed inputs without a zero point, False for unsigned ones with one.
         ranges: how the range of a static input is fitted to its bits; "calibrated" keeps the
@@ -106,7 +106,7 @@ class Recipe:
     """
 
     transforms: tuple[Spec, ...] = ()
-    split: Spec | None = None
+    split: Spec | Mapping[str, Spec | None] | None = None
     inputs: Spec = "static"
     symmetric: bool = True
     ranges: Spec | None = None
@@ -157,15 +157,27 @@ class Recipe:
         if not isinstance(self.rules, Mapping):
             raise InvalidOption("a recipe's rules are a mapping from patterns to widths.")
         for pattern, rule in self.rules.items():
-            _check_rule(pattern, rule)
+            check_rule(pattern, rule)
+        for pattern in self.split if isinstance(self.split, Mapping) else ():
+            check_pattern("split", pattern)
 
     def _specs(self, key: str) -> tuple[Spec, ...]:
         value = getattr(self, key)
+        if key == "split" and isinstance(value, Mapping):
+            value = tuple(spec for spec in value.values() if spec is not None)
         if isinstance(value, tuple):
             return value
         if key == "ranges" and value == self.CALIBRATED:
             return ()
         return () if value is None and key in ("split", "ranges") else (value,)
+
+    def _each(self, key: str, change: Callable[[Spec], Spec]) -> Any:
+        """What a field names, every method changed, in the field's own form."""
+        value = getattr(self, key)
+        if isinstance(value, Mapping):
+            return {name: None if spec is None else change(spec) for name, spec in value.items()}
+        found = [change(spec) for spec in self._specs(key)]
+        return found if key == "transforms" else found[0]
 
     def methods(self, key: str) -> tuple[Any, ...]:
         """The methods that one field names, with their options; empty where it names none.
@@ -192,11 +204,18 @@ class Recipe:
                     f"[{', '.join(names[j] for j in order)}]."
                 )
         single = {
-            key: _written(room, self.methods(key)[0])
+            key: self._each(key, partial(_found, room))
             for key, room in _ROOMS.items()
             if key != "transforms" and self._specs(key)
         }
         return replace(self, transforms=tuple(names), **single)
+
+    def split_of(self, name: str, layer: object) -> Spec | None:
+        """The split of one layer, None where it has none; see `ruled`."""
+        if not isinstance(self.split, Mapping):
+            return self.split
+        found = [spec for pattern, spec in self.split.items() if applies(pattern, name, layer)]
+        return found[-1] if found else None
 
     def ruled(self, name: str, layer: object, widths: LayerPrecision) -> LayerPrecision | None:
         """Widths of one layer after the rules; None where a rule excludes it.
@@ -208,20 +227,20 @@ class Recipe:
         """
         excluded = False
         for pattern, rule in self.rules.items():
-            if _applies(pattern, name, layer):
-                excluded = bool(rule.get(_EXCLUDE, excluded))
-                widths = replace(widths, **{k: v for k, v in rule.items() if k != _EXCLUDE})
+            if applies(pattern, name, layer):
+                excluded = bool(rule.get(EXCLUDE, excluded))
+                widths = replace(widths, **{k: v for k, v in rule.items() if k != EXCLUDE})
         return None if excluded else widths
 
     def rule_widths(self, pattern: str) -> LayerPrecision:
         """The widths that one rule gives."""
-        widths = {k: v for k, v in self.rules[pattern].items() if k != _EXCLUDE}
+        widths = {k: v for k, v in self.rules[pattern].items() if k != EXCLUDE}
         return LayerPrecision(**widths)  # type: ignore[arg-type]
 
     def check_rules(self, layers: Mapping[str, object]) -> None:
         """Raises InvalidOption for a rule that applies to none of the layers."""
         for pattern in self.rules:
-            if not any(_applies(pattern, name, layer) for name, layer in layers.items()):
+            if not any(applies(pattern, name, layer) for name, layer in layers.items()):
                 raise InvalidOption(
                     f"the rule '{pattern}' applies to no layer; there are: {', '.join(layers)}."
                 )
@@ -241,11 +260,7 @@ class Recipe:
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name in _ROOMS and self._specs(f.name):
-                written = [_written(_ROOMS[f.name], spec) for spec in self._specs(f.name)]
-                nameless = next((w for w in written if not isinstance(w, str)), None)
-                if nameless is not None:
-                    spec_of(_ROOMS[f.name], nameless)  # raises the error that it has no name
-                value = written if f.name == "transforms" else written[0]
+                value = self._each(f.name, partial(_named, _ROOMS[f.name]))
             elif f.name == "rules":
                 value = {pattern: dict(rule) for pattern, rule in value.items()}
             elif f.name == "transforms":
@@ -380,26 +395,14 @@ def _check_budget(widths: Widths | None, budget: object) -> None:
             )
 
 
-def _check_rule(pattern: object, rule: object) -> None:
-    if not isinstance(pattern, str) or not pattern:
-        raise InvalidOption(f"a rule starts with a pattern of names, not {pattern!r}.")
-    known = (*_RULED, _EXCLUDE)
-    if not isinstance(rule, Mapping) or not rule or not set(rule) <= set(known):
-        raise InvalidOption(
-            f"the rule '{pattern}' must be a mapping with keys among {', '.join(known)}."
-        )
-    if not isinstance(rule.get(_EXCLUDE, False), bool):
-        raise InvalidOption(f"the rule '{pattern}': exclude must be true or false.")
-    name_matches(pattern, "")  # refuses a broken expression
-    widths = {key: value for key, value in rule.items() if key != _EXCLUDE}
-    precision_of(f"the rule '{pattern}'", widths)
+def _named(room: str, spec: Spec) -> str:
+    """A method as text; raises InvalidOption for one that is not registered."""
+    return spec if isinstance(spec, str) else spec_of(room, spec)
 
 
-def _applies(pattern: str, name: str, layer: object) -> bool:
-    if pattern.startswith(_OF_TYPE):
-        kind = pattern.removeprefix(_OF_TYPE)
-        return any(ancestor.__name__ == kind for ancestor in type(layer).__mro__)
-    return name_matches(pattern, name)
+def _found(room: str, spec: Spec) -> Spec:
+    """A method looked up, and written in full."""
+    return _written(room, method(room, spec))
 
 
 def _written(room: str, found: Any) -> Spec:

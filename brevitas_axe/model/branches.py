@@ -49,6 +49,7 @@ class BranchedLinear(nn.Module):
         parts: the branches by name, in the order in which they run.
 
     Attributes:
+        inputs, outputs: as given.
         branches: names of the branches.
         precisions: planned widths of each branch.
 
@@ -60,6 +61,7 @@ class BranchedLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, parts: Mapping[str, Part]) -> None:
         super().__init__()
         _check(inputs, outputs, parts)
+        self.inputs, self.outputs = inputs, outputs
         self.branches = tuple(parts)
         self.adds = all(part.rows is None for part in parts.values())
         self.precisions = {name: part.precision for name, part in parts.items()}

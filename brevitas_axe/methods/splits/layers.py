@@ -93,11 +93,14 @@ def split_layers(
 def split_layers_by(
     model: nn.Module,
     batches: Sequence[Batch],
-    split: Split,
+    split: Split | Mapping[str, Split],
     exclude: Iterable[str] = (),
     plan: Plan | None = None,
 ) -> nn.Module:
-    """`split_layers` for batches that are arguments of forwards already."""
+    """`split_layers` for batches that are arguments of forwards already.
+
+    With a mapping, layer → split, only these layers are split.
+    """
     if isinstance(exclude, str):
         raise InvalidOption(f"exclude is a list of names; give ['{exclude}'].")
     planned: Mapping[str, LayerPrecision] = {} if plan is None else plan.layers
@@ -114,6 +117,7 @@ def split_layers_by(
         if type(module := modules[name]) is nn.Linear
         and module.in_features > 1
         and module not in kept
+        and (not isinstance(split, Mapping) or name in split)
     }
     samples = _samples(holder[_ROOT], linears, batches)
     if not samples:
@@ -124,7 +128,8 @@ def split_layers_by(
     made = {}
     for name, sample in samples.items():
         precision = planned.get(name, LayerPrecision())
-        branches = split(float_problem(name, linears[name], precision, sample), precision, sample)
+        used = split[name] if isinstance(split, Mapping) else split
+        branches = used(float_problem(name, linears[name], precision, sample), precision, sample)
         if len(branches) > 1 or any(branch.scale is not None for branch in branches):
             made[linears[name]] = branched(linears[name], branches)
     # A layer that is registered under several names is replaced under all of them.

@@ -82,7 +82,7 @@ def test_the_mean_of_bits_is_the_planned_one(columns: int, seed: int, mean: int)
     branches = slim(given, replace(WIDTHS, weight=mean), x)
     bits = [bits_of(b) for b in branches for _ in b.columns]
     assert sum(bits) == mean * columns
-    assert {b.precision.weight for b in branches} == {mean - 1, mean, mean + 1}
+    assert {b.precision.weight for b in branches} >= {mean - 1, mean + 1}
     assert sorted(c for b in branches for c in b.columns.tolist()) == list(range(columns))
     for branch in branches:
         groups = (branch.columns // 8).unique_consecutive()
