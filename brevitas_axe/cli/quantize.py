@@ -216,7 +216,7 @@ def exported(
     from brevitas_axe.export import export_qonnx
     from brevitas_axe.files import write_whole
     from brevitas_axe.methods.cost import resource_rows
-    from brevitas_axe.model.attention_products import products_plan
+    from brevitas_axe.model.attention_products import with_products
     from brevitas_axe.proof.certificate import certify_file
 
     if _multiplies_floats(result):
@@ -226,11 +226,9 @@ def exported(
     path = folder / "model.onnx"
     example = _example(result.model, batch)
     export_qonnx(result.model, example, path, target=target)
-    # The file is proven, not the live model: the next tool reads the file, in which products of
-    # attention have no names that a plan could give.
-    limits = [p.accumulator for p in products_plan(result.model).layers.values()]
-    most = None if None in limits else max((p for p in limits if p is not None), default=None)
-    certificate = certify_file(path, most, plan=result.plan, exclude=exclude)
+    # The file is proven, not the live model: the next tool reads the file.
+    plan = with_products(result.plan, result.model)
+    certificate = certify_file(path, plan=plan, exclude=exclude)
     return path, certificate, resource_rows(result.model, example, result.plan, exclude)
 
 

@@ -42,6 +42,7 @@ from brevitas_axe.export.finn import check_finn
 from brevitas_axe.export.finn.tokens import in_tokens
 from brevitas_axe.export.indexed import IndexedGraph
 from brevitas_axe.export.integers import WEIGHT_OPS, check_integers, solved_weights
+from brevitas_axe.export.products import with_product_names
 from brevitas_axe.export.streamline import streamlined
 from brevitas_axe.files import write_whole
 from brevitas_axe.model.devices import input_device, moved
@@ -161,6 +162,7 @@ def export_qonnx(
                 _trace(model, args, raw, dynamo, kwargs)
             weights = {name: layer.weight.detach().cpu().numpy() for name, layer in layers.items()}
         proto = streamlined(_with_weight_names(onnx.load(raw), weights))
+    proto = with_product_names(proto)
     check_integers(proto, {name: integers.cpu().numpy() for name, (integers, _) in solved.items()})
     plain, proto = proto, in_tokens(proto) if target == "finn" else proto
     certificate = certify_file(proto)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from brevitas_axe import load, save
 from brevitas_axe.cli import main
-from brevitas_axe.model.attention_products import products_plan
+from brevitas_axe.export import export_qonnx
+from brevitas_axe.model.attention_products import products_plan, with_products
 from brevitas_axe.plan import LayerPrecision, Plan
 from tests.export.finn import vit
 from tests.export.finn.vit import P
@@ -23,12 +25,35 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def certified(saved: Path, plan: Plan, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:
-    """Exit status, and target of every dot product by name."""
+    """Exit status, and target of every dot product by its name in plans."""
     plan.save(saved.parent / "asked.json")
-    asked = ["--plan", str(saved.parent / "asked.json"), "--model", f"{vit.__file__}:Classifier"]
+    asked = ["--plan", str(saved.parent / "asked.json")]
+    if saved.is_dir():
+        asked += ["--model", f"{vit.__file__}:Classifier"]
     status = main(["certify", str(saved), *asked, "--json"])
     entries = json.loads(capsys.readouterr().out)["entries"]
-    return status, {entry["name"]: entry["target"] for entry in entries}
+    return status, {entry["layer"] or entry["name"]: entry["target"] for entry in entries}
+
+
+@pytest.fixture(scope="module", params=["qonnx", "finn"])
+def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("file") / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of ties in FINN
+        export_qonnx(vit.solved().model, vit.pictures(1), path, target=request.param)
+    return path
+
+
+def test_a_file_names_products_as_plans_do(file: Path, capsys) -> None:
+    whole = with_products(vit.solved().plan, vit.solved().model)
+    status, targets = certified(file, whole, capsys)
+    assert status == 0
+    assert targets == dict.fromkeys(whole.layers, P)
+    [scores, context] = products_plan(vit.solved().model).layers
+    narrow = Plan({**whole.layers, scores: LayerPrecision(accumulator=P - 4)})
+    status, targets = certified(file, narrow, capsys)
+    assert status == 1
+    assert (targets[scores], targets[context]) == (P - 4, P)
 
 
 def test_products_that_a_plan_leaves_out_keep_their_accumulator(saved, capsys) -> None:

@@ -116,7 +116,8 @@ def _describe(
         if side is None and isinstance(facts[node.inputs[1]], Unknown):
             side = 1 if names.initializer(node.inputs[1]) else None
         if side is None:
-            return _of_activations(node, facts, shapes, file)
+            found = replace(found, layer=names.product(node))
+            return _of_activations(found, node, facts, shapes, file)
         tensor = node.inputs[side]
         found = replace(found, layer=names.layer(node, tensor), weight=names.initializer(tensor))
         weights = _labelled("weights", tensor, facts)
@@ -259,13 +260,15 @@ def _bias(
     return np.broadcast_to(bias.reshape(-1) * factor / step, rows)
 
 
-def _of_activations(node: Node, facts: TensorFacts, shapes: Shapes, file: ModelFile) -> Found:
+def _of_activations(
+    found: Found, node: Node, facts: TensorFacts, shapes: Shapes, file: ModelFile
+) -> Found:
     """Product of two activations: K times the worst product."""
     left, right = (
         _labelled(f"{which} input", tensor, facts)
         for which, tensor in zip(("left", "right"), node.inputs[:2], strict=True)
     )
-    found = Found(node.name, node.op, weight_type=right.type, input_type=left.type)
+    found = replace(found, weight_type=right.type, input_type=left.type)
     if not (left.scalar and right.scalar):
         return replace(found, reason="its inputs have a scale per channel")
     transposed = node.op == "Gemm" and node.attribute("transA", 0)

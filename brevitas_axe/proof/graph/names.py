@@ -52,12 +52,12 @@ class Names:
         if module := self._modules.get(tensor):
             return shown(module)
         found = re.fullmatch(r"/(.+)/(?:MatMul|Gemm|Conv|ConvTranspose)(?:_\d+)?", node.proto.name)
-        return shown(_dotted(found[1])) if found else None
+        return shown(dotted(found[1])) if found else None
 
     def _module(self, quantizer: Node) -> str:
         """The module that a weight quantizer names in its own name or in its scale's."""
         if found := re.fullmatch(r"/?(.+)/weight_quant/.*", quantizer.proto.name):
-            return _dotted(found[1])
+            return dotted(found[1])
         for parameter in quantizer.inputs[1:2]:
             # Exporters share equal constants between layers: a shared one belongs to no single
             # layer.
@@ -78,12 +78,17 @@ class Names:
         others = [tensor for tensor in followers[0].inputs if tensor != output]
         return others[0] if len(others) == 1 and is_constant(facts[others[0]]) else ""
 
+    def product(self, node: Node) -> str | None:
+        """The attention product that a node of two activations is, as a Plan names it."""
+        found = re.fullmatch(r"(.+\.(?:scores|context))(?:_\d+)?", node.name)
+        return found[1] if found else None
+
     def producer(self, tensor: str) -> Node | None:
         """The node that computes a tensor."""
         return self._producer.get(tensor)
 
 
-def _dotted(path: str) -> str:
+def dotted(path: str) -> str:
     """/blocks/blocks.0/conv → blocks.0.conv, as torch writes scopes of nested modules."""
     parts = path.split("/")
     inner = [*parts[1:], ""]
