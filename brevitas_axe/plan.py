@@ -139,14 +139,15 @@ class LayerPrecision:
         """Bits that an input is stored in, whatever its format."""
         return None if self.input is None else bits_of(self.input)
 
-    def check_integers(self, name: str, what: str) -> None:
+    def check_integers(self, name: str, what: str, of: Sequence[str] = _FORMATTED) -> None:
         """Raises InvalidPlan for a floating-point format, where only integers are handled.
 
         Args:
             name: of the layer, for the message.
             what: that handles only integers, as the subject of a sentence.
+            of: "weight", "input" or both.
         """
-        floats = {f for f in (self.weight, self.input) if isinstance(f, str)}
+        floats = {f for key in of if isinstance(f := getattr(self, key), str)}
         if floats:
             raise InvalidPlan(
                 f"layer '{name}' is planned in {' and '.join(sorted(floats))}, but {what} only "
@@ -233,10 +234,10 @@ class Plan:
             {n.removeprefix(start): p for n, p in self.layers.items() if n.startswith(start)}
         )
 
-    def check_integers(self, what: str) -> None:
+    def check_integers(self, what: str, of: Sequence[str] = _FORMATTED) -> None:
         """Raises InvalidPlan for a layer in a floating-point format, see `LayerPrecision`."""
         for name, precision in self.layers.items():
-            precision.check_integers(name, what)
+            precision.check_integers(name, what, of)
 
     def missing(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of the names for which nothing is planned, in their order."""

@@ -16,6 +16,7 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.inputs.protocol import input_quantizer
 from brevitas_axe.methods.ranges import fit_ranges_to
 from brevitas_axe.methods.transforms.linears import linears
+from brevitas_axe.model.apply.minifloats import give_inputs
 from brevitas_axe.model.apply.weight_bits import set_weight_bits
 from brevitas_axe.model.branches import BranchedLinear
 from brevitas_axe.model.devices import building_for
@@ -110,9 +111,6 @@ class BlockLayers:
             with scales per tile.
         fit: whether input ranges are fitted by the recipe's method.
         products: what is planned for attention products, by their names in the whole model.
-
-    Raises:
-        InvalidPlan: a floating-point format.
     """
 
     recipe: Recipe
@@ -120,9 +118,6 @@ class BlockLayers:
     scale_tile: int | None = None
     fit: bool = False
     products: Plan = field(default_factory=Plan)
-
-    def __post_init__(self) -> None:
-        self.plan.check_integers("block by block, layers get")
 
     def apply(
         self, alone: Alone, calls: Sequence[tuple[Call, Call]]
@@ -160,6 +155,7 @@ class BlockLayers:
             fit_to_widths(self.recipe, alone, batches, widths)
         if attention is not None:
             attention.choose(outputs)
+        give_input_formats(alone, plan)
         return outputs, plan, assumptions
 
     def _widths(self, name: str) -> LayerPrecision | None:
@@ -211,12 +207,27 @@ class BlockLayers:
         }
 
 
+def give_input_formats(module: nn.Module, plan: Plan) -> None:
+    """Gives layers whose inputs a plan has in floating-point formats such quantizers, in place.
+
+    Args:
+        module: contains the layers, whose inputs are quantized to integers and calibrated.
+        plan: of the layers.
+    """
+    for name, widths in plan.layers.items():
+        if isinstance(widths.input, str):
+            layer: Any = module.get_submodule(name)
+            give_inputs(module, [layer.input_quant], widths.input)
+
+
 def _parent(module: nn.Module, name: str) -> nn.Module:
     return module.get_submodule(name.rpartition(".")[0])
 
 
 def solving(module: nn.Module, plan: Plan, request: Request, place: str) -> axe_mode:
     """The mode that solves layers which have their weight and input bits already.
+
+    It gives weights the floating-point formats of the plan.
 
     Args:
         module: contains the layers.
@@ -225,7 +236,10 @@ def solving(module: nn.Module, plan: Plan, request: Request, place: str) -> axe_
         place: folder of these layers in the state of the run.
     """
     recipe, run = request.recipe, request.run
-    solved = {name: replace(p, weight=None, input=None) for name, p in plan.layers.items()}
+    solved = {
+        name: replace(p, weight=p.weight if isinstance(p.weight, str) else None, input=None)
+        for name, p in plan.layers.items()
+    }
     return axe_mode(
         module,
         plan=Plan(solved),

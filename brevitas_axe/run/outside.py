@@ -23,7 +23,7 @@ from brevitas_axe.model.prepare import Batch, calibrate
 from brevitas_axe.model.stack import left_in_float
 from brevitas_axe.plan import Plan
 from brevitas_axe.recipe import Recipe
-from brevitas_axe.run.block_layers import solving, weight_quantizer
+from brevitas_axe.run.block_layers import give_input_formats, solving, weight_quantizer
 from brevitas_axe.run.checks import check_widths
 from brevitas_axe.run.logs import solved_layers
 from brevitas_axe.run.request import Request
@@ -76,6 +76,7 @@ def solve_outside(
     """
     _quantize(model, request.recipe, plan)
     calibrate(model, batches, parts=[model.get_submodule(name) for name in plan.layers])
+    give_input_formats(model, plan)
     with solving(model, plan, request, "outside") as axe:
         for args, kwargs in batches:
             axe.model(*args, **kwargs)

@@ -62,9 +62,6 @@ from brevitas_axe.run.widths import INPUT_BITS, WEIGHT_BITS, best_widths
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# What handles no floating-point format, in messages.
-_INTEGERS = "block by block, layers get"
-
 
 def quantize_blocks(
     model: nn.Module,
@@ -113,7 +110,7 @@ def quantize_blocks(
     check_plainly_written(model)
     check_solved_in_blocks(model)
     request = requested(plan, recipe, exclude, run, keywords)
-    request.check_integers(_INTEGERS)
+    request.check_formats()
     batches = as_batches(calibration, model)
     restore = experts_to_linears(model, request.exclude)
     try:
@@ -142,7 +139,7 @@ def solve_blocks(
     model: nn.Module, batches: Sequence[Batch], request: Request, stack: str | None = None
 ) -> BlocksResult:
     """Solves the blocks of a float model in place, as `quantize_blocks` says."""
-    request.check_integers(_INTEGERS)
+    request.check_formats()
     planned = request.plan.layers.values() if request.plan is not None else ()
     check_weight_bits([request.widths, *planned])
     request = request.settled(plain=True)

@@ -15,6 +15,7 @@ from torch import nn
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.allocate import check_budget
 from brevitas_axe.methods.ranges import USUAL_FITTER
+from brevitas_axe.methods.solvers.protocol import wide
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import (
     MAX_CYCLES,
@@ -119,17 +120,42 @@ class Request:
     told: LayerPrecision = field(default_factory=LayerPrecision)
     of_branches: Mapping[str, LayerPrecision] = field(default_factory=dict)
 
-    def check_integers(self, what: str) -> None:
+    def check_formats(self) -> None:
+        """Raises InvalidPlan for floating-point formats that layers of blocks cannot have.
+
+        They can have those of weights with one scale per output or tensor, and of static inputs
+        without a zero point, in layers that are not split.
+        """
+        recipe = self.recipe
+        self.check_learning()
+        [inputs], [static] = recipe.methods("inputs"), Recipe().methods("inputs")
+        if recipe.split is not None:
+            self.check_integers("splits work with")
+        if recipe.weights == "tile":
+            self.check_integers("scales per tile fit", ("weight",))
+        if inputs != static:
+            self.check_integers("scales that are found at run time fit", ("input",))
+        if not recipe.symmetric:
+            self.check_integers("zero points of inputs fit", ("input",))
+
+    def check_learning(self) -> None:
+        """Raises InvalidPlan for floating-point formats where a solver learns from whole blocks."""
+        [solver] = self.recipe.methods("solver")
+        if wide(solver) is not None:
+            self.check_integers("a solver that learns from whole blocks rounds")
+
+    def check_integers(self, what: str, of: Sequence[str] = ("weight", "input")) -> None:
         """Raises InvalidPlan where widths, plan or rules ask for a floating-point format.
 
         Args:
             what: that handles only integers, as the subject of a sentence.
+            of: "weight", "input" or both.
         """
-        self.widths.check_integers("*", what)
+        self.widths.check_integers("*", what, of)
         if self.plan is not None:
-            self.plan.check_integers(what)
+            self.plan.check_integers(what, of)
         for pattern in self.recipe.rules:
-            self.recipe.rule_widths(pattern).check_integers(pattern, what)
+            self.recipe.rule_widths(pattern).check_integers(pattern, what, of)
 
     def settled(self, plain: bool) -> Request:
         """The request with the recipe's ranges known.

@@ -57,6 +57,7 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
                 f"the recipe's '{field}' is for transformers that are solved block by block, and "
                 f"this model is solved as a whole; set {field} to float."
             )
+    request.check_learning()
     plain = not has_quantizers(model)
     if plain and request.recipe.function == "quantized":
         raise InvalidOption(

@@ -13,14 +13,11 @@ from brevitas_axe.errors import (
     AccumulatorTooNarrow,
     AxeError,
     InvalidOption,
-    InvalidPlan,
     NotEnoughMemory,
     UnsupportedLayer,
 )
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.stack import left_in_float
-from brevitas_axe.plan import LayerPrecision, Plan
-from brevitas_axe.recipe import Recipe
 from brevitas_axe.run.quantize_blocks import quantize_blocks
 from brevitas_axe.run.solve import axe_mode
 from tests.run.solved import P, integers, solve
@@ -137,18 +134,3 @@ def test_weights_that_are_computed_anew_at_each_call_are_refused_before_the_work
     torch.nn.utils.parametrizations.weight_norm(layer)
     with pytest.raises(UnsupportedLayer, match=r"layers\.0\.fc1.*remove_parametrizations"):
         quantize_blocks(model, batches("opt"), accumulator_bit_width=P, progress=False)
-
-
-@pytest.mark.parametrize(
-    ("request_for", "named"),
-    [
-        ({"plan": LayerPrecision("e2m1", 8)}, r"'\*' is planned in e2m1"),
-        ({"plan": Plan({"0": LayerPrecision(4, "e4m3")})}, "'0' is planned in e4m3"),
-        ({"recipe": Recipe(rules={"*.fc": {"weight": "e5m2"}})}, r"'\*.fc' is planned in e5m2"),
-    ],
-    ids=["widths", "plan", "rule"],
-)
-def test_floating_point_formats_of_blocks_are_refused_before_any_forward(request_for, named):
-    model, data = tiny("llama").eval(), batches("llama")
-    with pytest.raises(InvalidPlan, match=named):
-        quantize_blocks(model, data, progress=False, **request_for)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from brevitas.quant_tensor import FloatQuantTensor
 
-from brevitas_axe.errors import ExportRefused, InvalidOption, InvalidPlan
+from brevitas_axe.errors import ExportRefused, InvalidOption
 from brevitas_axe.export.qonnx import export_qonnx
 from brevitas_axe.formats import minifloat
 from brevitas_axe.model.layers import find_layers, integer_weight
@@ -20,7 +20,6 @@ from brevitas_axe.run.result import QuantizeResult
 from brevitas_axe.run.saving.load import load
 from brevitas_axe.run.saving.save import save
 from tests.model.test_prepare import Residual, X, conv_net
-from tests.run.tiny import batches, tiny
 
 BATCHES = [X, X.flip(0)]
 
@@ -100,12 +99,6 @@ def test_formats_and_integers_live_in_one_model_on_shared_quantizers() -> None:
     assert drift(both, residual) < 0.2
     layer = next(iter(find_layers(both.model).values()))
     assert isinstance(layer.quant_weight(), FloatQuantTensor)
-
-
-def test_blocks_refuse_a_rule_before_any_forward() -> None:
-    recipe = Recipe(rules={"*": {"weight": "e2m1"}})
-    with pytest.raises(InvalidPlan, match=r"'\*' is planned in e2m1, but block by block"):
-        quantize(tiny("llama").eval(), batches("llama"), recipe=recipe, progress=False)
 
 
 def test_a_saved_model_has_the_same_numbers_and_cannot_be_trained_on(tmp_path) -> None:
