@@ -27,7 +27,7 @@ def test_the_table_is_of_the_rows(gallery) -> None:
     assert all((GALLERY / f"{name}.py").is_file() for name in ROWS)
 
 
-@pytest.mark.parametrize("name", ["breast_cancer", "digits"])
+@pytest.mark.parametrize("name", ["breast_cancer", "digits", "spoken_vowels"])
 def test_a_kept_model_is_what_its_row_says(name) -> None:
     found = load(GALLERY / "models" / name)
     assert found.certificate.ok
