@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brevitas_axe.cli import folders, options
@@ -40,6 +41,9 @@ def add(commands) -> None:
         action="store_true",
         help="nobody replaces weights that are graph inputs too, as Brevitas's own export has them",
     )
+    parser.add_argument(
+        "--report", metavar="FILE", help="an HTML page: the verdict, all sums, and the file's graph"
+    )
     parser.set_defaults(run=run)
 
 
@@ -62,8 +66,23 @@ def run(arguments: argparse.Namespace) -> int:
     screen = Screen(arguments)
     screen.json(certificate.to_json())
     screen.table(certificate.table())
+    if arguments.report is not None:
+        _write_page(arguments.report, arguments.model, certificate)
+        screen.files([arguments.report])
     screen.next(_next(arguments.model, certificate))
     return 0 if certificate.ok else 1
+
+
+def _write_page(path: str, model: str, certificate: Certificate) -> None:
+    # Here, for it loads matplotlib, which a verdict does not need.
+    from brevitas_axe.files import write_whole
+    from brevitas_axe.show.graph import graph_view
+    from brevitas_axe.show.origin import origin
+    from brevitas_axe.show.page import page
+
+    graph = "" if folders.is_folder(model) else graph_view(Path(model), certificate)
+    summary = {"title": f"{model}, certified", "origin": origin()}
+    write_whole(path, page(summary, certificate, graph=graph).encode())
 
 
 def _next(model: str, certificate: Certificate) -> str:

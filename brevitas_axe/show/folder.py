@@ -11,6 +11,7 @@ from brevitas_axe.files import json_text, write_whole
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate import Certificate
 from brevitas_axe.recipe import Recipe
+from brevitas_axe.show.graph import graph_view
 from brevitas_axe.show.origin import origin
 from brevitas_axe.show.page import page
 
@@ -42,14 +43,16 @@ def write_folder(
     """Writes plan.json, recipe.yaml (of a recipe), certificate.json, summary.json and report.html.
 
     All contents are made before the first file is written, and each file appears whole. The
-    summary also gets its origin.
+    summary also gets its origin, and the page the graph of the proven file if that is there.
 
     Returns:
         The files, in the order in which a person would open them.
     """
     summary = {"origin": origin(), **summary}
+    file = directory / Path(certificate.subject).name
+    graph = "" if certificate.sha256 is None else graph_view(file, certificate)
     files = {
-        directory / "report.html": page(summary, certificate, plan),
+        directory / "report.html": page(summary, certificate, plan, graph),
         directory / "certificate.json": certificate.to_json(),
         directory / "plan.json": plan.to_json(),
         directory / "summary.json": json_text(summary),

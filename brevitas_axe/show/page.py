@@ -14,6 +14,7 @@ from brevitas_axe.files import write_whole
 from brevitas_axe.plan import Plan
 from brevitas_axe.proof.certificate import Certificate, DotProduct
 from brevitas_axe.show import plots
+from brevitas_axe.show.graph import netron
 from brevitas_axe.show.origin import told
 from brevitas_axe.show.parts import (
     badge,
@@ -119,9 +120,12 @@ def write_page(
 
 
 def page(
-    summary: Mapping[str, Any], certificate: Certificate | None = None, plan: Plan | None = None
+    summary: Mapping[str, Any],
+    certificate: Certificate | None = None,
+    plan: Plan | None = None,
+    graph: str = "",
 ) -> str:
-    """The report as HTML text; see `write_page`."""
+    """The report as HTML text; see `write_page`. `graph` is HTML, see `graph_view`."""
     body = [
         paragraph(told(summary.get("origin") or {})),
         paragraph(summary.get("description")),
@@ -130,6 +134,8 @@ def page(
         _validation(summary.get("validation") or {}),
         _arms(summary.get("arms") or ()),
         _certificate(certificate),
+        graph,
+        "" if certificate is None else netron(certificate),
         _layers(summary.get("layers") or ()),
         _history(summary.get("history") or ()),
         _plan(plan),
@@ -266,7 +272,6 @@ def _certificate(certificate: Certificate | None) -> str:
         "<h2>Overflow certificate</h2>",
         table(headings, rows, numbers),
         *(paragraph(f"Assumed: {said}.") for said in certificate.assumptions),
-        _graph(certificate),
     ]
     if any(entry.width is not None for entry in certificate.entries):
         widths = partial(plots.layer_widths, certificate)
@@ -275,17 +280,6 @@ def _certificate(certificate: Certificate | None) -> str:
             use = partial(plots.budget_use, certificate)
             parts.append(drawing(use, "budget use per layer"))
     return "\n".join(parts)
-
-
-def _graph(certificate: Certificate) -> str:
-    """How to look at the graph of the file that was proven; nothing of it is loaded by the page."""
-    if certificate.sha256 is None:  # of a live model
-        return ""
-    file = escape(Path(certificate.subject).name)
-    return (
-        f'<p class="soft">To see the graph, open {file} at <a href="https://netron.app/">'
-        f'netron.app</a>, or run <span class="name">netron {file}</span> (pip install netron).</p>'
-    )
 
 
 def _verdict(entry: DotProduct, certificate: Certificate) -> str:

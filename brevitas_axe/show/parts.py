@@ -92,8 +92,8 @@ def cell(value: object) -> str:
 
 
 def name_cell(name: str) -> str:
-    """A cell with the name of a layer."""
-    return f'<span class="name">{escape(name)}</span>'
+    """A cell with the name of a layer, which may be broken behind its dots where it is long."""
+    return f'<span class="name">{escape(name).replace(".", ".<wbr>")}</span>'
 
 
 def width_cells(name: str, precision: LayerPrecision) -> list[str]:

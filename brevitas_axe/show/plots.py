@@ -239,7 +239,7 @@ def rows_of(labels: Sequence[str], width: float = WIDE) -> tuple[Figure, Axes]:
     narrow = width <= NARROW
     pitch = _ROW_INCHES_NARROW if narrow else _ROW_INCHES
     figure, axes = axes_of(width, min(0.8 + pitch * max(len(labels), 1), _MOST_INCHES))
-    shown = [_short(one_line(label)) for label in labels]
+    shown = [shortened(one_line(label)) for label in labels]
     # parse_math off: a layer may be called "a$b$".
     axes.set_yticks(range(len(shown)), [] if narrow else shown, parse_math=False)
     if narrow:
@@ -255,11 +255,11 @@ def rows_of(labels: Sequence[str], width: float = WIDE) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _short(label: str) -> str:
+def shortened(label: str, most: int = _MOST_LETTERS) -> str:
     """A label with its middle left out where it is long: both ends tell layers apart."""
-    if len(label) <= _MOST_LETTERS:
+    if len(label) <= most:
         return label
-    half = (_MOST_LETTERS - 1) // 2
+    half = (most - 1) // 2
     return f"{label[:half]}…{label[-half:]}"
 
 

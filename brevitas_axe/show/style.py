@@ -17,7 +17,7 @@ body {
   margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
 }
-main { max-width: 1100px; margin: 0 auto; padding: 40px 20px 64px; }
+main { max-width: 1180px; margin: 0 auto; padding: 40px 20px 64px; }
 h1 { font-size: 27px; line-height: 1.25; margin: 0 0 6px; letter-spacing: -0.01em; }
 h2 { font-size: 18px; margin: 40px 0 10px; }
 p { margin: 6px 0; max-width: 76ch; }
@@ -35,17 +35,27 @@ a { color: inherit; }
 .plot { padding: 10px 12px; }
 .plot svg { display: block; width: 100%; height: auto; }
 .narrow { display: none; }
+.graph svg { display: block; }
+.graph text { font-size: 12px; fill: var(--ink); }
+.graph .title { font-weight: 600; font-family: ui-monospace, SFMono-Regular, Menlo, monospace; }
+.graph .soft { fill: var(--soft); font-size: 11px; }
+.graph .box { fill: var(--card); stroke: var(--line); }
+.graph .line { fill: none; stroke: var(--soft); }
+.graph .good .box { fill: var(--good-bg); stroke: var(--good); }
+.graph .bad .box { fill: var(--bad-bg); stroke: var(--bad); }
+.good .bar { fill: var(--good); }
+.bad .bar { fill: var(--bad); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 10px; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; }
-th { font-size: 12.5px; font-weight: 600; color: var(--soft); white-space: nowrap; }
+th { font-size: 12.5px; font-weight: 600; color: var(--soft); vertical-align: bottom; }
 tr:last-child td { border-bottom: 0; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--card); }
-.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; }
 .name { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 13px;
-  white-space: nowrap; }
+  white-space: normal; }
 td { white-space: nowrap; }
-.sentence { white-space: normal; min-width: 26ch; max-width: 48ch; }
+.sentence { white-space: normal; min-width: 22ch; max-width: 48ch; }
 .operation { display: block; max-width: 15ch; overflow: hidden; text-overflow: ellipsis;
   color: var(--soft); }
 tr.ours td { background: var(--good-bg); }
@@ -62,7 +72,8 @@ dd { margin: 0; color: var(--soft); }
   .narrow { display: block; }
   .narrow svg { max-width: 480px; }
   main { padding: 24px 16px 48px; }
-  td:first-child { max-width: 42vw; white-space: normal; overflow-wrap: anywhere; }
+  td:first-child { max-width: 42vw; white-space: normal; overflow-wrap: break-word; }
+  td:first-child:not(.number) { min-width: 13ch; }
   .name { display: inline-block; min-width: 11ch; white-space: normal; }
 }
 @media print {

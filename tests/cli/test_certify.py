@@ -88,6 +88,16 @@ def test_a_verdict_on_chosen_layers_does_not_speak_for_the_model(at, model, caps
     assert "NOT proven, 0 of" in capsys.readouterr().out
 
 
+def test_a_page_has_the_verdict_and_the_graph(at, tmp_path, capsys) -> None:
+    name, report = next(iter(load("solved").plan.layers)), tmp_path / "page.html"
+    command = ["certify", "solved/model.onnx", "--include", name, "--report", str(report)]
+    assert main(command) == 0
+    assert str(report) in capsys.readouterr().out
+    text = report.read_text(encoding="utf-8")
+    assert "proven in part" in text
+    assert "The graph of model.onnx" in text
+
+
 def test_accumulators_of_chosen_layers_overflow_alone(at, tmp_path, capsys) -> None:
     names = list(load("solved").plan.layers)
     x, y = str(tmp_path / "x.npy"), str(tmp_path / "y.npy")

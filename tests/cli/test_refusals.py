@@ -113,6 +113,7 @@ CASES = {
     "certify solved --include nobody*": "include names 'nobody*'",
     "cost solved --exclude nobody": "'nobody' is not in the model",
     f"{EMULATE} --accumulator-bits 8 --include nobody": "include names 'nobody'",
+    "certify solved/model.onnx --report user.py/page.html": "user.py",
     "check prepared": "has no model.onnx; write it first",
     "check user.py": "user.py",
     "emulate solved": "give --inputs X.npy and --output Y.npy, or --validate",

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 HOSTILE = '<script>alert("x")</script>$\\frac{&$'
 
-VOID = {"meta", "br", "use", "path", "rect", "image"}
+VOID = {"meta", "br", "use", "path", "rect", "image", "wbr"}
 
 
 class Checker(HTMLParser):
