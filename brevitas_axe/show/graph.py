@@ -106,15 +106,15 @@ def boxes_of(nodes: Iterable[Node], inputs: Iterable[str], certificate: Certific
     giver = {box.name: index for index, box in enumerate(boxes)}  # tensor → its box
     moved = list(_moving(nodes, {*giver}))
     readers: dict[str, int] = defaultdict(int)
-    for _, moving in moved:
-        for tensor in set(moving):
+    for _, tensors in moved:
+        for tensor in set(tensors):
             readers[tensor] += 1
     last = {index: box.name for index, box in enumerate(boxes)}  # box → the tensor at its end
-    for node, moving in moved:
+    for node, tensors in moved:
         entry = entries.get(node.name)
-        sources = sorted({giver[tensor] for tensor in moving})
+        sources = sorted({giver[tensor] for tensor in tensors})
         follows = len(sources) == 1 and all(
-            last[sources[0]] == tensor and readers[tensor] == 1 for tensor in moving
+            last[sources[0]] == tensor and readers[tensor] == 1 for tensor in tensors
         )
         if follows and entry is None:
             index = sources[0]
@@ -137,10 +137,10 @@ def _moving(nodes: Iterable[Node], known: set[str]) -> Iterator[tuple[Node, list
         known: inputs of the graph; gets what depends on them.
     """
     for node in nodes:
-        moving = [name for name in node.inputs if name in known]
-        if moving:
+        tensors = [name for name in node.inputs if name in known]
+        if tensors:
             known.update(filter(None, node.outputs))
-            yield node, moving
+            yield node, tensors
 
 
 def _placed(boxes: list[Box]) -> Iterator[tuple[int, int, int]]:
