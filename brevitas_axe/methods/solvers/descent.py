@@ -17,17 +17,8 @@ LEAST_GAIN = 1e-5
 MOVES_PER_REFIT = 16
 # Columns whose gains are compared at once.
 GROUP = 64
-
-
-@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
-def _room_after(q, step, room, low, high, weight_low, weight_high):
-    """(room above, room below) after one step, exact; negative where it does not fit."""
-    new = q + step
-    if new < weight_low or new > weight_high:
-        return -1, -1
-    above = room[0] + max(q * low, q * high) - max(new * low, new * high)
-    below = room[1] + min(new * low, new * high) - min(q * low, q * high)
-    return above, below
+# The need of a step that no room is enough for.
+IMPOSSIBLE = np.iinfo(np.int64).max
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
@@ -49,11 +40,66 @@ def _refit(q, size, half_gradient, wanted):
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
-def _gains(half_gradient, coupling, line, size, diagonal, gains):
-    """Writes each column's gain by its better step, with coupling * line added to the gradient."""
+def _needs(q, step, low, high, weight_low, weight_high):
+    """(above, below): the room that one step of an integer takes, exact; it gives back if negative.
+
+    No room is enough for a step out of the range of the integers.
+    """
+    new = q + step
+    if new < weight_low or new > weight_high:
+        return IMPOSSIBLE, IMPOSSIBLE
+    above = max(new * low, new * high) - max(q * low, q * high)
+    below = min(q * low, q * high) - min(new * low, new * high)
+    return above, below
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _write_needs(k, q, needs, low, high, weight_low, weight_high):
+    """What the steps of one column need: [up above, up below, down above, down below, K]."""
+    for place, step in ((0, 1), (2, -1)):
+        needs[place, k], needs[place + 1, k] = _needs(
+            q[k], step, low[k], high[k], weight_low[k], weight_high[k]
+        )
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _write_open(room, needs, tile, up, down):
+    """Writes 0 where a step fits the room, and -inf where it does not.
+
+    The loops of this and the next functions have no branch and few arrays, so that they become
+    vector instructions: a compiler that cannot know that arrays do not overlap asks for each pair.
+    """
+    for place, opened in ((0, up), (2, down)):
+        above, below, written = needs[place, tile], needs[place + 1, tile], opened[tile]
+        for k in range(len(written)):
+            fits = (above[k] <= room[0]) & (below[k] <= room[1])
+            written[k] = 0.0 if fits else -np.inf
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _write_gains(slopes, size, diagonal, gains):
+    """Each column's gain by its better step, whether it fits or not."""
     for k in range(len(gains)):
-        slope = abs(half_gradient[k] + coupling * line[k])
-        gains[k] = size[k] * (2 * slope - size[k] * diagonal[k])
+        gains[k] = size[k] * (2 * abs(slopes[k]) - size[k] * diagonal[k])
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _write_single(slopes, gains, up, down, fitting):
+    """The gains of the better steps, -inf where they do not fit."""
+    for k in range(len(fitting)):
+        fitting[k] = gains[k] + (down[k] if slopes[k] > 0 else up[k])
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _write_second(base, slopes, size, gains, up, down, fitting):
+    """Base and the gain by the better of the steps that fit; -inf where none does."""
+    for k in range(len(fitting)):
+        falls = slopes[k] > 0
+        value = base + gains[k]
+        # The other direction may free what this one lacks.
+        other = value - 4 * size[k] * abs(slopes[k]) + (up[k] if falls else down[k])
+        value += down[k] if falls else up[k]
+        fitting[k] = value if value > other else other
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
@@ -69,138 +115,114 @@ def _any_above(gains, bound):
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
-def _best_single(
-    q, half_gradient, gains, room, tile_of, low, high, weight_low, weight_high, least, starts
-):
-    """(column, gain) of the best step within the budget; column -1 if there is none.
+def _largest(values, least):
+    """(position, value) of the first largest value above `least`; position -1 for none."""
+    best = -1
+    for first in range(0, len(values), GROUP):
+        last = min(first + GROUP, len(values))
+        if _any_above(values[first:last], least):
+            for k in range(first, last):
+                if values[k] > least:
+                    best, least = k, values[k]
+    return best, least
 
-    Writes to starts the columns with the largest gains whether they fit or not, best first: first
-    halves for pairs.
-    """
-    best, best_gain = -1, least
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _first_halves(slopes, gains, needs, starts):
+    """Writes the columns with the largest gains whether they fit or not, best first; else -1."""
     starts[:] = -1
     cut = -np.inf
-    for first in range(0, len(q), GROUP):
-        last = min(first + GROUP, len(q))
-        if not _any_above(gains[first:last], min(best_gain, cut)):
+    for first in range(0, len(gains), GROUP):
+        last = min(first + GROUP, len(gains))
+        if not _any_above(gains[first:last], cut):
             continue
         for k in range(first, last):
             gain = gains[k]
-            if gain <= min(best_gain, cut):
+            if gain <= cut or needs[2 if slopes[k] > 0 else 0, k] == IMPOSSIBLE:
                 continue
-            step = -1 if half_gradient[k] > 0 else 1
-            above, below = _room_after(
-                q[k], step, room[tile_of[k]], low[k], high[k], weight_low[k], weight_high[k]
-            )
-            if gain > best_gain and above >= 0 and below >= 0:
-                best, best_gain = k, gain
-            if gain > cut and weight_low[k] <= q[k] + step <= weight_high[k]:
-                place = PAIR_STARTS - 1
-                while place > 0 and (starts[place - 1] < 0 or gains[starts[place - 1]] < gain):
-                    starts[place] = starts[place - 1]
-                    place -= 1
-                starts[place] = k
-                if starts[-1] >= 0:
-                    cut = gains[starts[-1]]
-    return best, best_gain
+            place = PAIR_STARTS - 1
+            while place > 0 and (starts[place - 1] < 0 or gains[starts[place - 1]] < gain):
+                starts[place] = starts[place - 1]
+                place -= 1
+            starts[place] = k
+            if starts[-1] >= 0:
+                cut = gains[starts[-1]]
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _move(k, step, q, slopes, line, size, room, needs):
+    """Takes one step: integers, room and gradient."""
+    place = 0 if step > 0 else 2
+    room[0] -= needs[place, k]
+    room[1] -= needs[place + 1, k]
+    q[k] += step
+    change = step * size[k]
+    for other in range(len(line)):
+        slopes[other] += change * line[other]
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 def _best_partner(
-    i,
-    i_step,
-    i_gain,
-    least,
-    q,
-    half_gradient,
-    line,
-    size,
-    gains,
-    room,
-    edges,
-    tile_of,
-    low,
-    high,
-    weight_low,
-    weight_high,
-):
-    """(column, step, gain of the pair) of the best second step after i's; column -1 for none.
+    i, i_gain, least, tile, room, slopes, line, size, diagonal, needs, up, down,
+    pair_slopes, pair_up, pair_down, gains, fitting,
+):  # fmt: skip
+    """(step of i, j, step of j, gain): the best second step after i's; j = -1 for none.
 
-    gains are those of every column after i's step, each for its better direction.
+    The room is that after i's step, which a partner of its own tile may have to make first.
     """
-    best, best_step, best_gain = -1, 0, least
-    i_tile = tile_of[i]
-    moved = np.empty(2, np.int64)
-    moved[0], moved[1] = _room_after(
-        q[i], i_step, room[i_tile], low[i], high[i], weight_low[i], weight_high[i]
-    )
-    alone = moved[0] >= 0 and moved[1] >= 0
-    begin = 0 if alone else edges[i_tile]
-    end = len(q) if alone else edges[i_tile + 1]
-    for first in range(begin, end, GROUP):
-        last = min(first + GROUP, end)
-        if not _any_above(gains[first:last], best_gain - i_gain):
-            continue
-        for j in range(first, last):
-            if gains[j] + i_gain <= best_gain or j == i:
-                continue
-            slope = half_gradient[j] + i_step * size[i] * line[j]
-            left = moved if tile_of[j] == i_tile else room[tile_of[j]]
-            step = -1 if slope > 0 else 1
-            gain = i_gain + gains[j]
-            for _ in range(2):
-                above, below = _room_after(
-                    q[j], step, left, low[j], high[j], weight_low[j], weight_high[j]
-                )
-                if above >= 0 and below >= 0:
-                    best, best_step, best_gain = j, step, gain
-                    break
-                # The other direction may free what this one lacks.
-                step = -step
-                gain -= 4 * size[j] * abs(slope)
-                if gain <= best_gain:
-                    break
-    return best, best_step, best_gain
-
-
-@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
-def _move(k, step, q, half_gradient, line, size, room, low, high):
-    """Takes one step: integers, room and gradient."""
-    new = q[k] + step
-    room[0] += max(q[k] * low, q[k] * high) - max(new * low, new * high)
-    room[1] += min(new * low, new * high) - min(q[k] * low, q[k] * high)
-    q[k] = new
-    change = step * size[k]
-    for other in range(len(line)):
-        half_gradient[other] += change * line[other]
+    step, place = (-1, 2) if slopes[i] > 0 else (1, 0)
+    left = room[0] - needs[place, i], room[1] - needs[place + 1, i]
+    columns = len(line)
+    part = slice(0, columns) if left[0] >= 0 and left[1] >= 0 else tile
+    _write_open(left, needs, tile, pair_up, pair_down)
+    coupling = step * size[i]
+    for k in range(part.start, part.stop):
+        pair_slopes[k] = slopes[k] + coupling * line[k]
+    _write_gains(pair_slopes[part], size[part], diagonal[part], gains[part])
+    _write_second(
+        i_gain, pair_slopes[tile], size[tile], gains[tile], pair_up[tile], pair_down[tile],
+        fitting[tile],
+    )  # fmt: skip
+    for other in (slice(part.start, tile.start), slice(tile.stop, part.stop)):
+        _write_second(
+            i_gain, pair_slopes[other], size[other], gains[other], up[other], down[other],
+            fitting[other],
+        )  # fmt: skip
+    fitting[i] = -np.inf
+    j, gain = _largest(fitting[part], least)
+    if j < 0:
+        return step, -1, 0, 0.0
+    j += part.start
+    own = tile.start <= j < tile.stop
+    falls = pair_slopes[j] > 0
+    ahead = (pair_down[j] if own else down[j]) if falls else (pair_up[j] if own else up[j])
+    return step, j, -1 if falls == (ahead == 0.0) else 1, gain
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 def _best_move(
-    starts, least, q, half_gradient, hessian, size, diagonal, gains,
-    room, edges, tile_of, low, high, weight_low, weight_high,
+    starts, least, slopes, hessian, size, diagonal, room, edges, tile_of, needs, up, down,
+    pair_slopes, pair_up, pair_down, gains, fitting,
 ):  # fmt: skip
     """(i, step of i, j, step of j, gain): the best single step, else the first pair found.
 
-    j = -1 for a single step, i = -1 if nothing lowers the loss; gains and starts are written.
+    j = -1 for a single step, i = -1 if nothing lowers the loss.
     """
-    _gains(half_gradient, 0.0, diagonal, size, diagonal, gains)
-    i, gain = _best_single(
-        q, half_gradient, gains, room, tile_of, low, high, weight_low, weight_high, least, starts
-    )
+    _write_gains(slopes, size, diagonal, gains)
+    _write_single(slopes, gains, up, down, fitting)
+    i, gain = _largest(fitting, least)
     if i >= 0:
-        return i, (-1 if half_gradient[i] > 0 else 1), -1, 0, gain
+        return i, (-1 if slopes[i] > 0 else 1), -1, 0, gain
+    _first_halves(slopes, gains, needs, starts)
     first_gains = gains[starts]
     for place in range(PAIR_STARTS):
         i = starts[place]
         if i < 0:
             break
-        i_step = -1 if half_gradient[i] > 0 else 1
-        line = hessian[i]
-        _gains(half_gradient, i_step * size[i], line, size, diagonal, gains)
-        j, j_step, gain = _best_partner(
-            i, i_step, first_gains[place], least, q, half_gradient, line, size,
-            gains, room, edges, tile_of, low, high, weight_low, weight_high,
+        tile = slice(edges[tile_of[i]], edges[tile_of[i] + 1])
+        i_step, j, j_step, gain = _best_partner(
+            i, first_gains[place], least, tile, room[tile_of[i]], slopes, hessian[i], size,
+            diagonal, needs, up, down, pair_slopes, pair_up, pair_down, gains, fitting,
         )  # fmt: skip
         if j >= 0:
             return i, i_step, j, j_step, gain
@@ -208,9 +230,7 @@ def _best_move(
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
-def _begin(
-    q, half_gradient, wanted, hessian, scale, tile_of, limits, low, high, diagonal, size, room
-):
+def _begin(q, slopes, wanted, hessian, scale, tile_of, limits, low, high, diagonal, size, room):
     """The loss of one row; writes diagonal, size, and the room that its integers leave."""
     room[:, 0] = limits
     room[:, 1] = limits
@@ -221,8 +241,17 @@ def _begin(
         size[k] = scale[tile]
         room[tile, 0] -= max(q[k] * low[k], q[k] * high[k])
         room[tile, 1] += min(q[k] * low[k], q[k] * high[k])
-        loss += size[k] * q[k] * (half_gradient[k] - wanted[k])
+        loss += size[k] * q[k] * (slopes[k] - wanted[k])
     return loss
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _begin_steps(q, needs, room, edges, low, high, weight_low, weight_high, up, down):
+    """Writes what the steps of all columns need, and which of them fit."""
+    for k in range(len(q)):
+        _write_needs(k, q, needs, low, high, weight_low, weight_high)
+    for tile in range(len(room)):
+        _write_open(room[tile], needs, slice(edges[tile], edges[tile + 1]), up, down)
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
@@ -263,10 +292,13 @@ def descend(
         refits: whether the scale may move.
     """
     groups, rows, columns = integers.shape
-    room = np.empty((scale.shape[2], 2), np.int64)
-    size = np.empty(columns)
-    gains = np.empty(columns)
-    diagonal = np.empty(columns)
+    room = np.empty((len(limits), 2), np.int64)
+    needs = np.empty((4, columns), np.int64)
+    # One by one: rows of a larger array would not count as contiguous.
+    size, diagonal = np.empty(columns), np.empty(columns)
+    gains, fitting, pair_slopes = np.empty(columns), np.empty(columns), np.empty(columns)
+    up, down = np.empty(columns), np.empty(columns)
+    pair_up, pair_down = np.empty(columns), np.empty(columns)
     starts = np.empty(PAIR_STARTS, np.int64)
     for task in range(groups * rows):
         g = task // rows
@@ -278,6 +310,7 @@ def descend(
             q, r, wanted[g, row], hessian[g], scale[g, row], tile_of, limits, low, high,
             diagonal, size, room,
         )  # fmt: skip
+        _begin_steps(q, needs, room, edges, low, high, weight_low, weight_high, up, down)
         factor[g, row] = 1.0
         moves = 0
         settled = not refits
@@ -287,8 +320,8 @@ def descend(
                 factor[g, row] *= ratio
             least = LEAST_GAIN * abs(loss)
             i, i_step, j, j_step, gain = _best_move(
-                starts, least, q, r, hessian[g], size, diagonal, gains,
-                room, edges, tile_of, low, high, weight_low, weight_high,
+                starts, least, r, hessian[g], size, diagonal, room, edges, tile_of, needs,
+                up, down, pair_slopes, pair_up, pair_down, gains, fitting,
             )  # fmt: skip
             if i < 0:
                 if settled:
@@ -299,9 +332,12 @@ def descend(
                 settled = True
                 continue
             settled = not refits
-            _move(i, i_step, q, r, hessian[g, i], size, room[tile_of[i]], low[i], high[i])
-            if j >= 0:
-                _move(j, j_step, q, r, hessian[g, j], size, room[tile_of[j]], low[j], high[j])
+            for k, step in ((i, i_step), (j, j_step)):
+                if k >= 0:
+                    tile = slice(edges[tile_of[k]], edges[tile_of[k] + 1])
+                    _move(k, step, q, r, hessian[g, k], size, room[tile_of[k]], needs)
+                    _write_needs(k, q, needs, low, high, weight_low, weight_high)
+                    _write_open(room[tile_of[k]], needs, tile, up, down)
             loss -= gain
             moves += 1
         losses[g, row] = loss
