@@ -24,6 +24,7 @@ from brevitas_axe.show.parts import (
     document,
     drawing,
     how_to_read,
+    origin_line,
     paragraph,
     significant,
     table,
@@ -87,7 +88,7 @@ def write_allocation(
         for name, limit in problem.budgets.items()
     ]
     body = [
-        paragraph(told(origin())),
+        origin_line(told(origin())),
         "<h2>Budgets</h2>",
         table(["cost", "spent", "budget"], [(cells, "") for cells in spent], numbers=[1, 2]),
         "<h2>Harm against cost</h2>",

@@ -18,6 +18,7 @@ from brevitas_axe.show.parts import (
     document,
     drawing,
     name_cell,
+    origin_line,
     paragraph,
     sentence,
     table,
@@ -52,16 +53,19 @@ def write_comparison(
     ]
     headings = ["model", "verdict", *keys]
     body = [
-        paragraph(told(origin())),
+        origin_line(told(origin())),
         "<h2>Side by side</h2>",
         table(headings, [(row, "") for row in cells], range(2, len(headings))),
         paragraph(f"Measure of the validation: {measure}." if measure else None),
         paragraph("Costs are for one sample."),
     ]
     names = [str(row["folder"]) for row in rows]
+    same = [key for key in keys if len({row[key] for row in rows}) == 1]
+    if same and len(rows) > 1:
+        body.append(paragraph(f"The same in all: {', '.join(same)}."))
     for key in keys:
         values = [row[key] for row in rows]
-        if any(value is not None for value in values):
+        if key not in same or len(rows) == 1:
             colours = [plots.KIND_COLOURS["ours"]]
             draw = partial(plots.groups_of_bars, names, {key: values}, colours, key)
             body += [f"<h2>{escape(key)}</h2>", drawing(draw, f"{key} of every model")]

@@ -41,6 +41,7 @@ class Box:
         name: of its layer or first node.
         operations: of its nodes, in order.
         entry: what the certificate says of its dot product; None without one.
+        claimed: whether the verdict covers it.
         sources: boxes whose values it reads.
         rank: column.
         lane: row.
@@ -49,6 +50,7 @@ class Box:
     name: str
     operations: list[str]
     entry: DotProduct | None = None
+    claimed: bool = True
     sources: list[int] = field(default_factory=list)
     rank: int = 0
     lane: int = 0
@@ -122,7 +124,8 @@ def boxes_of(nodes: Iterable[Node], inputs: Iterable[str], certificate: Certific
         else:
             index = len(boxes)
             name = node.name if entry is None else entry.layer or entry.name
-            boxes.append(Box(name, [node.op], entry, sources))
+            claimed = node.name not in certificate.excluded
+            boxes.append(Box(name, [node.op], entry, claimed, sources))
         for tensor in filter(None, node.outputs):
             giver[tensor] = index
         last[index] = next(filter(None, node.outputs), "")
@@ -228,12 +231,13 @@ def _curve(x: int, y: int, end_x: int, end_y: int) -> str:
 def _box(box: Box, y: int, most: int) -> str:
     """A box with its name, its widths and what follows it."""
     x = _left(box.rank)
-    entry, judged = box.entry, box.entry is not None and box.entry.target is not None
-    verdict = "plain" if entry is None else "good" if entry.fits else "bad"
+    entry, bar = box.entry, ""
+    verdict = "plain" if entry is None or not box.claimed else "good" if entry.fits else "bad"
     texts = [(18, "title", shortened(box.name, _LETTERS))]
-    bar = ""
-    if entry is not None and entry.width is not None:
-        limit = f" of {entry.target}" if judged else ""
+    if not box.claimed:
+        texts.append((37, "", "nothing is claimed"))
+    elif entry is not None and entry.width is not None:
+        limit = "" if entry.target is None else f" of {entry.target}"
         texts.append((37, "", f"{entry.width}{limit} bits, K = {entry.inputs}"))
         share = min(entry.width / most, 1) * (_WIDTH - 16)
         bar = f'<rect class="bar" x="{x + 8}" y="{y + 44}" width="{share:.1f}" height="4" rx="2"/>'

@@ -23,6 +23,7 @@ from brevitas_axe.show.parts import (
     drawing,
     how_to_read,
     name_cell,
+    origin_line,
     paragraph,
     sentence,
     significant,
@@ -127,7 +128,7 @@ def page(
 ) -> str:
     """The report as HTML text; see `write_page`. `graph` is HTML, see `graph_view`."""
     body = [
-        paragraph(told(summary.get("origin") or {})),
+        origin_line(told(summary.get("origin") or {})),
         paragraph(summary.get("description")),
         _facts(summary, certificate),
         _reasons(certificate),

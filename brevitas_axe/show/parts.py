@@ -82,6 +82,13 @@ def paragraph(text: object) -> str:
     return f'<p class="soft">{escape(str(text))}</p>' if text else ""
 
 
+def origin_line(text: str) -> str:
+    """A remark that ends in a command, whose options are not broken behind their hyphens."""
+    words = (escape(word) for word in text.split(" "))
+    shown = (f'<span class="option">{w}</span>' if w.startswith("-") else w for w in words)
+    return f'<p class="soft">{" ".join(shown)}</p>' if text else ""
+
+
 def sentence(text: str) -> str:
     """A cell whose text may take several lines, but no narrow ones."""
     return f'<div class="sentence">{escape(text)}</div>' if text else ""

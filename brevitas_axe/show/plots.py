@@ -70,7 +70,9 @@ def layer_widths(certificate: Certificate, width: float = WIDE) -> Figure:
     rows = [(entry, entry.width) for entry in certificate.entries if entry.width is not None]
     figure, axes = rows_of([entry.layer or entry.name for entry, _ in rows], width)
     tips = [f"{e.layer or e.name}: needs {b} bits, target {e.target or 'none'}" for e, b in rows]
-    _bars(axes, [bits for _, bits in rows], tips, [_judged(entry) for entry, _ in rows])
+    _bars(
+        axes, [bits for _, bits in rows], tips, [_judged(entry, certificate) for entry, _ in rows]
+    )
     ends = [max(bits, entry.target or 0) for entry, bits in rows]
     axes.set_xlim(0, max([*ends, 1]) * 1.05)
     for row, (entry, bits) in enumerate(rows):
@@ -95,7 +97,9 @@ def budget_use(certificate: Certificate, width: float = WIDE) -> Figure:
         "bits"
         for e, share in rows
     ]
-    _bars(axes, [share for _, share in rows], tips, [_judged(entry) for entry, _ in rows])
+    _bars(
+        axes, [share for _, share in rows], tips, [_judged(entry, certificate) for entry, _ in rows]
+    )
     axes.axvline(100, color=CHOSEN, linewidth=2)
     most = max([share for _, share in rows], default=0)
     # One layer far above its budget would make the bars of the others invisible.
@@ -116,6 +120,8 @@ def groups_of_bars(
 ) -> Figure:
     """A bar per series in the row of every label; none where there is no value.
 
+    Where there is one series, its values stand at the bars instead of its name above them.
+
     Args:
         labels: of the rows, such as layers.
         series: name → values, one per label.
@@ -131,8 +137,16 @@ def groups_of_bars(
         for bar, label, value in zip(bars, labels, values, strict=True):
             tip(bar, f"{label}: {what} {'–' if value is None else f'{value:,.6g}'}")
     axes.set_xlabel(axis, parse_math=False)
-    # Above the bars, which leave no room between them.
-    legend(axes, axes.containers, list(series))
+    if len(series) == 1:
+        (values,) = series.values()
+        for row, value in enumerate(values):
+            text, place = "" if value is None else f"{value:,.6g}", (value or 0, row)
+            aside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(text, place, color=INK, fontsize=TEXT, **aside)
+        room = 1.4 if width <= NARROW else 1.12  # for the longest value
+        axes.set_xlim(0, room * max(max(v or 0 for v in values), 1e-12))
+    else:  # above the bars, which leave no room between them
+        legend(axes, axes.containers, list(series))
     return figure
 
 
@@ -229,8 +243,10 @@ def _bars(axes: Axes, values: Sequence[float], tips: Sequence[str], colours: Seq
         tip(bar, text)
 
 
-def _judged(entry: DotProduct) -> str:
-    """Green where it is proven to fit."""
+def _judged(entry: DotProduct, certificate: Certificate) -> str:
+    """Green where it is proven to fit, and grey where nothing is claimed."""
+    if entry.name in certificate.excluded:
+        return KIND_COLOURS["reference"]
     return KIND_COLOURS["ours" if entry.fits else "overflow"]
 
 

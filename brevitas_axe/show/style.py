@@ -22,13 +22,15 @@ h1 { font-size: 27px; line-height: 1.25; margin: 0 0 6px; letter-spacing: -0.01e
 h2 { font-size: 18px; margin: 40px 0 10px; }
 p { margin: 6px 0; max-width: 76ch; }
 .soft { color: var(--soft); }
+.option { white-space: nowrap; }
 a { color: inherit; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
   margin: 22px 0 0; }
 .fact { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 12px 14px; }
+.facts + p { margin-top: 14px; }
 .fact b { display: block; font-size: 22px; font-variant-numeric: tabular-nums; }
-.fact span { color: var(--soft); font-size: 13px; }
+.fact > span { color: var(--soft); font-size: 13px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   overflow-x: auto; }
 .card + .card { margin-top: 12px; }
@@ -46,7 +48,7 @@ a { color: inherit; }
 .good .bar { fill: var(--good); }
 .bad .bar { fill: var(--bad); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 10px; border-bottom: 1px solid var(--line); text-align: left;
+th, td { padding: 7px 8px; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; }
 th { font-size: 12.5px; font-weight: 600; color: var(--soft); vertical-align: bottom; }
 tr:last-child td { border-bottom: 0; }
@@ -74,15 +76,18 @@ dd { margin: 0; color: var(--soft); }
   main { padding: 24px 16px 48px; }
   td:first-child { max-width: 42vw; white-space: normal; overflow-wrap: break-word; }
   td:first-child:not(.number) { min-width: 13ch; }
-  .name { display: inline-block; min-width: 11ch; white-space: normal; }
+  td .name { display: inline-block; min-width: 11ch; }
 }
 @media print {
   main { max-width: none; padding: 0; }
   .card { overflow: visible; }
   .plot, tr { break-inside: avoid; }
   h2 { break-after: avoid; }
-  table { font-size: 11px; }
-  th, td, .name { padding: 4px 5px; white-space: normal; overflow-wrap: anywhere; }
+  .graph svg { max-width: 100%; height: auto; }
+  table, th, .badge, td .name { font-size: 10px; }
+  th, td { padding: 3px 4px; white-space: normal; }
+  .badge { padding: 0 5px; }
+  .operation { max-width: 10ch; }
   .sentence { min-width: 0; }
   th:first-child, td:first-child { position: static; }
   * { print-color-adjust: exact; }

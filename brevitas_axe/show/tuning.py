@@ -15,7 +15,19 @@ from brevitas_axe.files import write_whole
 from brevitas_axe.run.tune import Trial, TuneResult
 from brevitas_axe.show import plots
 from brevitas_axe.show.origin import origin, told
-from brevitas_axe.show.parts import cell, document, drawing, paragraph, sentence, significant, table
+from brevitas_axe.show.parts import (
+    cell,
+    document,
+    drawing,
+    origin_line,
+    paragraph,
+    sentence,
+    significant,
+    table,
+)
+
+# One trial that costs so many times as much as another would press all others together.
+_FAR = 8
 
 
 def write_tuning(path: str | Path, found: TuneResult, cost: str, unit: str = "") -> None:
@@ -29,7 +41,7 @@ def write_tuning(path: str | Path, found: TuneResult, cost: str, unit: str = "")
     """
     shown = [trial for trial in found.trials if cost in trial.costs]
     body = [
-        paragraph(told(origin())),
+        origin_line(told(origin())),
         paragraph(
             "The values are those by which the best trial was chosen, so its own is too good: judge"
             " it on data that it has not seen."
@@ -75,6 +87,8 @@ def trade_off(found: TuneResult, cost: str, unit: str = "", width: float = plots
         for t in shown
     ]
     plots.targets(axes, x, y, texts, plots.CHOSEN)
+    if x and 0 < min(x) < max(x) / _FAR:
+        plots.logarithmic(axes, "x")
     axes.set_xlabel(f"{cost}, {unit}" if unit else cost, parse_math=False)
     axes.set_ylabel("value")
     axes.grid(color=plots.FAINT, linewidth=0.6)

@@ -70,6 +70,14 @@ def test_colours_are_verdicts_and_the_mouse_is_told_more(proven) -> None:
     assert "not proven: no grid" in " ".join(read(graph_view(file, changed)).hovered)
 
 
+def test_what_nothing_is_claimed_of_has_no_colour(proven) -> None:
+    file, certificate = proven
+    view, whole = (graph_view(file, c) for c in (certificate.judging(["second"]), certificate))
+    assert view.count('class="plain"') == whole.count('class="plain"') + 2
+    assert view.count("nothing is claimed") == 2
+    assert view.count('class="box"') == whole.count('class="box"')
+
+
 def test_names_are_escaped(tmp_path) -> None:
     file = tmp_path / "model.onnx"
     onnx.save(residual(HOSTILE), file)

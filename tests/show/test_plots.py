@@ -45,3 +45,19 @@ def test_a_policy_is_drawn_for_every_decision() -> None:
     assert only.height == pytest.approx(0.8)
     assert only.x1 == pytest.approx(896, abs=4)
     assert plots.svg(figure).startswith("<svg")
+
+
+def test_bars_of_what_nothing_is_claimed_of_are_grey() -> None:
+    proof = certificate(entry("a"), entry("head"), excluded=("head",))
+    for draw in (plots.layer_widths, plots.budget_use):
+        shown = plots.svg(draw(proof))
+        assert shown.count(plots.KIND_COLOURS["ours"]) == 1
+        assert shown.count(plots.KIND_COLOURS["reference"]) == 1
+
+
+def test_one_series_has_its_values_at_the_bars() -> None:
+    one = plots.svg(
+        plots.groups_of_bars(["a", "b"], {"lut": [1234567.0, None]}, ["#123456"], "lut")
+    )
+    assert ">1.23457e+06<" in one
+    assert one.count(">lut<") == 1

@@ -37,7 +37,8 @@ def page(summary: Mapping[str, Any]) -> str:
             ([escape(cell) for cell in row], kind) for row, kind in zip(cells, kinds, strict=True)
         ]
         body += [f"<h2>{_TITLES[task]}</h2>", table(headings, html, range(2, len(headings)))]
-    rows = [([sentence(cell) for cell in claim], "") for claim in _claims(summary)]
+    claims = ([sentence(cell.replace("`", "")) for cell in claim] for claim in _claims(summary))
+    rows = [(claim, "") for claim in claims]
     body += ["<h2>What is to be shown</h2>", table(["claim", "met", "found"], rows, ())]
     body += ["<h2>How to read this page</h2>", paragraph(_HOW_TO_READ)]
     body.append(f"<footer>{escape(_environment(summary))}</footer>")
