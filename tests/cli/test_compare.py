@@ -30,7 +30,7 @@ def test_rows_are_what_the_folders_hold(at, capsys) -> None:
 def test_the_table_has_a_row_each(at, capsys, tmp_path) -> None:
     report = str(tmp_path / "page.html")
     assert main(["compare", "prepared", "solved", "--cost", "bops", "--report", report]) == 0
-    assert "bops of every model" in Path(report).read_text(encoding="utf-8")
+    assert "widest accumulator of every model" in Path(report).read_text(encoding="utf-8")
     out = capsys.readouterr().out
     assert "prepared" in out
     assert "solved" in out
