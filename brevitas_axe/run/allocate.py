@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from brevitas_axe.errors import InvalidOption
+from brevitas_axe.errors import InvalidOption, UnsupportedLayer
 from brevitas_axe.formats import Format
 from brevitas_axe.methods.allocate import (
     Allocation,
@@ -46,9 +47,11 @@ from brevitas_axe.methods.sensitivity import (
     score,
 )
 from brevitas_axe.model.attention_calls import Product
+from brevitas_axe.model.experts import experts_to_linears, fused_experts
 from brevitas_axe.model.own_quantizers import completed
 from brevitas_axe.model.plain import check_open
 from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, one_sample, to_brevitas
+from brevitas_axe.model.routing import reaching_experts, routers_within
 from brevitas_axe.model.stack import find_blocks
 from brevitas_axe.model.trained_function import trained_function
 from brevitas_axe.plan import Choices, LayerPrecision
@@ -165,7 +168,7 @@ def allocate(
     batches = as_batches(items, model)
     args, kwargs = one_sample(batches[0])
     products = _attention(model, (args, kwargs), attention, exclude)
-    model, function = _calibrated(model, batches, run, exclude)
+    model, function, exclude = _calibrated(model, batches, run, exclude)
     choices = choices_for(model, args, kwargs, choices, exclude)
     check_groups(scorer, allocator, choices.layers)
     beside, choices = following(products, choices)
@@ -230,7 +233,7 @@ def sensitivity(
     items = list(calibration)
     check_open(model)
     batches = as_batches(items, model)
-    model, function = _calibrated(model, batches, run, exclude)
+    model, function, exclude = _calibrated(model, batches, run, exclude)
     choices = choices_for(model, *one_sample(batches[0]), choices, exclude)
     if not choices.layers:
         raise InvalidOption("there is no layer to look at; do not exclude them all.")
@@ -289,14 +292,31 @@ def check_scoring(scorer: str | Scorer, metrics: Iterable[str | Metric]) -> None
 
 def _calibrated(
     model: nn.Module, batches: Sequence[Batch], run: Run, exclude: tuple[str, ...]
-) -> tuple[nn.Module, Function]:
-    """A model with quantizers, those of a float one with ranges that fit any bits; its function."""
+) -> tuple[nn.Module, Function, tuple[str, ...]]:
+    """A model with quantizers, its function, and what is left out besides what is excluded.
+
+    Those of a float one have ranges that fit any bits. Its fused experts are linear layers, and
+    every forward calls all experts with few tokens; routers stay in float.
+    """
     if has_quantizers(model):
         model = completed(model, batches, exclude)
-        return model, trained_function(model, batches)
-    quantized = to_brevitas(model, batches, progress=run.progress)
+        return model, trained_function(model, batches), exclude
+    if fused_experts(model):
+        model = copy.deepcopy(model)
+        experts_to_linears(model, exclude)
+    exclude = (*exclude, *_routers(model))
+    with reaching_experts(model, batches):
+        quantized = to_brevitas(model, batches, progress=run.progress)
     fit_ranges_to(quantized, batches, _FITTED, USUAL_FITTER)
-    return quantized, "float"
+    return quantized, "float", exclude
+
+
+def _routers(model: nn.Module) -> tuple[str, ...]:
+    """Routers of a float model that is a stack of blocks."""
+    try:
+        return routers_within(model, find_blocks(model))
+    except (InvalidOption, UnsupportedLayer):
+        return ()
 
 
 def _limited(

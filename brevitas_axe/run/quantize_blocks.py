@@ -292,7 +292,7 @@ class _Walk:
             certificate = _proof(alone, pairs[0], plan)
         self.real = outputs
         plan = self._with_named_products(plan, alone)
-        log = [{"block": index, **e, **experts.facts_of(e["name"])} for e in axe.log]
+        log = [{"block": index, **e, **axe.experts.facts_of(e["name"])} for e in axe.log]
         log = _with_proofs(log, certificate, plan)
         return _Solved(certificate, plan, log, assumptions, tuple(learned))
 

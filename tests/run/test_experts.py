@@ -10,12 +10,13 @@ import torch
 from brevitas import nn as qnn
 from torch import nn
 
-from brevitas_axe import load, quantize, save
+from brevitas_axe import Run, allocate, load, quantize, save
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.export.layers import export_layers
 from brevitas_axe.model.experts import fused_experts
 from brevitas_axe.plan import LayerPrecision
 from brevitas_axe.proof.certificate import certify_file
+from brevitas_axe.run import quantize_blocks as quantize_blocks_module
 from brevitas_axe.run.quantize_blocks import quantize_blocks
 from tests.run.moe import by_hand, fused, tokens, vectors
 
@@ -92,3 +93,52 @@ def test_experts_by_hand_are_solved_with_the_tokens_that_they_get() -> None:
     mine = sum(log[f"blocks.0.experts.{i}.up"]["samples"] for i in (0, 1, 3))
     assert mine == 3 * 4 * 24
     assert "statistics" not in log["blocks.0.first"]
+
+
+def test_experts_that_quantization_leaves_without_tokens_get_shared_ones(monkeypatch) -> None:
+    model: Any = by_hand()
+    run = model.blocks[0].forward
+
+    def forward(hidden_states: torch.Tensor) -> torch.Tensor:
+        router = model.blocks[0].router.weight.data
+        kept = router.clone()
+        if isinstance(model.blocks[0].first, qnn.QuantLinear) and during:
+            router[2] = (router[0] + router[1]) / 2  # never the largest
+        try:
+            return run(hidden_states)
+        finally:
+            router.copy_(kept)
+
+    during: list[bool] = []
+    model.blocks[0].forward = forward
+    before = quantize_blocks_module.solving
+
+    def solving(*args: Any) -> Any:
+        during.append(True)
+        return before(*args)
+
+    monkeypatch.setattr(quantize_blocks_module, "solving", solving)
+    result = quantize_blocks(
+        model, vectors(), WIDTHS, solver="gptq", quality="fast", progress=False
+    )
+    result.certificate.require()
+    log = {entry["name"]: entry for entry in result.layers}
+    assert log["blocks.0.experts.2.up"]["samples"] == 3 * 4 * 24
+    assert "few of its own" in log["blocks.0.experts.2.up"]["statistics"]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "allocator"), [("expert_usage", "ilp"), ("outliers", "search:trials=1")]
+)
+def test_bits_are_allocated_over_fused_experts(scorer: str, allocator: str) -> None:
+    model = fused("mixtral")
+    found = allocate(
+        model, tokens(1), {"memory": "75%"}, {"weight": (2, 4), "input": (8,)},
+        scorer=scorer, allocator=allocator, exclude=("lm_head",), run=Run(progress=False),
+    )  # fmt: skip
+    experts = {n: p.weight for n, p in found.plan.layers.items() if ".experts." in n}
+    assert len(experts) == 12
+    assert set(experts.values()) == {2, 4}
+    assert not any(name.endswith(".gate") for name in found.plan.layers)
+    assert found.costs["memory"] <= found.problem.budgets["memory"]
+    assert fused_experts(model) == [f"{PLACE}.experts"]

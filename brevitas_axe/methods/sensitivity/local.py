@@ -73,7 +73,8 @@ def _harms(
     case: Case, name: str, known: LayerMoments, weights: Tensor, solver: str, most: int
 ) -> list[float]:
     start = next(iter(case.weights[name].values())).scale.double()
-    weights = weights.view_as(start)
+    # A layer whose outputs no result depends on, such as an expert without tokens, has one number.
+    weights = weights.expand(start.numel()).view_as(start)
     expected = weights * start.square()
     some = expected.topk(min(most, start.shape[1])).indices
     share = float(expected.gather(1, some).sum() / expected.sum()) if expected.any() else 1.0

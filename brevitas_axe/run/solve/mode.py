@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -36,7 +37,7 @@ from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Qu
 from brevitas_axe.methods.solvers.tasks import solve_layer, solve_layers
 from brevitas_axe.model.apply.weights import apply_precision, untie, write_solution
 from brevitas_axe.model.fingerprint import Fingerprint
-from brevitas_axe.model.layers import Layer, find_layers, find_unquantized, unroll_weight
+from brevitas_axe.model.layers import Layer, find_layers, find_unquantized
 from brevitas_axe.model.moments import Moments
 from brevitas_axe.model.routing import Calibrated
 from brevitas_axe.model.running import Flow, float_twin, flow, observe_inputs
@@ -56,6 +57,7 @@ from brevitas_axe.run.solve.log import describe
 from brevitas_axe.run.solve.memory import release_freed_memory
 from brevitas_axe.run.solve.state import SavedLayers
 from brevitas_axe.run.solve.tiles import fitted_tile
+from brevitas_axe.run.solve.unreached import calling_unreached
 from brevitas_axe.run.solve.walk import SuspendedForward, abandon_all, add_hooks
 
 if TYPE_CHECKING:
@@ -139,9 +141,8 @@ class axe_mode:
         wanted = widths.plan(layers) if plan is None else plan
         if plan is not None:
             if (widths.accumulator_bit_width, widths.accumulator_tile_size) != (None, None):
-                raise InvalidOption(
-                    "give either a plan or one accumulator width and tile, not both."
-                )
+                both = "give either a plan or one accumulator width and tile, not both."
+                raise InvalidOption(both)
             plan.check_names(layers)
         self.root = model
         self.layers = {name: layers[name] for name in wanted.layers}
@@ -196,6 +197,7 @@ class axe_mode:
         self._batches: list[tuple[tuple, dict]] = []
         self._forwards: list[tuple[SuspendedForward, SuspendedForward | None]] = []
         self._handles: list = []
+        self._calling = ExitStack()
         self._done: set[str] = set()
         self._solved: dict[str, tuple[LayerSolution, dict]] = {}  # solved, not written yet
         self._round, self._position = 0, 0
@@ -206,6 +208,7 @@ class axe_mode:
 
     def __exit__(self, kind, value, traceback) -> None:
         abandon_all(forward for pair in self._forwards for forward in pair)
+        self._calling.close()
         for handle in self._handles:
             handle.remove()
         for module, training in self._training.items():
@@ -213,8 +216,7 @@ class axe_mode:
         for layer in self.layers.values():
             layer.weight_quant.train(layer.training)  # it may have been replaced
         self._bar.close()
-        self._forwards, self._batches, self._float_model = [], [], None
-        self._entered = False
+        self._forwards, self._batches, self._float_model, self._entered = [], [], None, False
         if kind is None:
             missing = [name for name in self.layers if name not in self._done]
             if missing and not self._done:
@@ -272,7 +274,12 @@ class axe_mode:
         stops = {quant.layer for quant, _ in self._forwards if quant.layer}
         # Where data decides which layers run, the first layer is the one that none has passed.
         name = next((layer for layer in self.layers if layer in stops), None)
-        if name is None:
+        if not name:  # quantization may leave experts without tokens
+            missing = [layer for layer in self.layers if layer not in self._done]
+            calling = calling_unreached(self.root, self.experts, missing)
+            self.experts = self._calling.enter_context(calling)
+            name = next(filter(self.experts.is_shared, missing), "")
+        if not name:
             return False
         start = time.perf_counter()
         entry = self._solve(name)
@@ -358,17 +365,10 @@ class axe_mode:
 
     def _restored(self, index: int, names: Sequence[str]) -> bool:
         """Loads these layers from the state; False unless all of them are there."""
-        if self._saved is None:
-            return False
-        found = {}
-        for position, name in enumerate(names, index):
-            shape = unroll_weight(self.layers[name], self.layers[name].weight).shape
-            solution = self._saved.load(position, name, self._run, shape)
-            if solution is None:
-                return False
-            found[name] = solution, {**self._saved.entry(position), "resumed": True}
-        self._solved.update(found)
-        return True
+        layers = {name: self.layers[name] for name in names}
+        found = None if self._saved is None else self._saved.load_all(index, layers, self._run)
+        self._solved |= found or {}
+        return found is not None
 
     def _save(self, index: int, name: str) -> None:
         if self._saved is not None:

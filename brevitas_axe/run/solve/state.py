@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from brevitas_axe.errors import InvalidState
 from brevitas_axe.files import write_whole
 from brevitas_axe.methods.solvers.problem import LayerSolution
+from brevitas_axe.model.layers import Layer, unroll_weight
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -88,6 +90,24 @@ class SavedLayers:
             raise InvalidState(
                 f"the state file {path} is corrupted ({error}); delete it to solve its layer again."
             ) from None
+
+    def load_all(
+        self, index: int, layers: Mapping[str, Layer], run: str
+    ) -> dict[str, tuple[LayerSolution, dict]] | None:
+        """Layers that were solved together, with their log entries; None unless all are there.
+
+        Args:
+            index: position of the first one.
+            layers: by name, in the order of solving.
+            run: fingerprint of the run.
+        """
+        found = {}
+        for position, (name, layer) in enumerate(layers.items(), index):
+            solution = self.load(position, name, run, unroll_weight(layer, layer.weight).shape)
+            if solution is None:
+                return None
+            found[name] = solution, {**self.entry(position), "resumed": True}
+        return found
 
     def entry(self, index: int) -> dict:
         """The log entry of a layer that `load` gave; empty in states of older versions."""

@@ -21,6 +21,7 @@ from brevitas_axe.model.layers import Layer, find_layers
 from brevitas_axe.model.prepare import as_batches, calibrate
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import certify
+from brevitas_axe.recipe import Recipe
 from brevitas_axe.run.quantize_blocks import quantize_blocks
 from tests.run.tiny import batches, tiny
 
@@ -169,3 +170,20 @@ def test_what_cannot_be_split_is_said() -> None:
     layer.weight.data.fill_(torch.nan)
     with pytest.raises(NonFiniteValues, match="input of layer '1' contains NaN"):
         split_by(channel_split, nn.Sequential(layer, nn.Linear(8, 2)), [x])
+
+
+def test_inputs_of_two_widths_share_one_accumulator() -> None:
+    model, x = planted()
+    widths = LayerPrecision(4, 8, accumulator=11)
+    errors = {}
+    for fewer in (0, 2):
+        recipe = Recipe(split=f"channel_split:share=0.0625,fewer={fewer}")
+        result = quantize(model, [x], widths, recipe, progress=False)
+        result.certificate.require()
+        assert result.plan["0.rest"].input == 8 - fewer
+        assert result.plan["0.outliers"].input == 8
+        assert {entry.target for entry in result.certificate.judged} == {11}
+        errors[fewer] = (result.model(x) - model(x)).square().mean()
+    assert errors[2] < errors[0] / 2
+    with pytest.raises(InvalidOption, match="fewer of ChannelSplit must be 0 to 8"):
+        ChannelSplit(fewer=9)
