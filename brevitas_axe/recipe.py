@@ -90,6 +90,8 @@ class Recipe:
         outside: of such a transformer, "quantized" makes integers of the convolutions and linear
             layers in front of and behind the blocks, too, as a patch embedding and a classifier
             are; a layer that shares its weights with an embedding stays in float.
+        distill: steps that each solved block of such a transformer is trained towards the outputs of
+            the float block, within its accumulators; kept only where batches held out gain.
         rules: name pattern (see `brevitas_axe.plan.name_matches`) or "type:" and a layer's class
             ("type:Conv2d") → widths ("weight", "input", "accumulator", "tile") or {"exclude":
             true}. All rules that apply do so in order, a later one over an earlier one. Layers
@@ -118,6 +120,7 @@ class Recipe:
     function: Function | None = None
     attention: Attention = "float"
     outside: Outside = "float"
+    distill: int = 0
     rules: Mapping[str, Mapping[str, Format | bool | None]] = field(default_factory=dict)
     widths: Widths | None = None
     budget: Mapping[str, float | str] = field(default_factory=dict)
@@ -145,6 +148,8 @@ class Recipe:
         _one_of("function", self.function, (*get_args(Function), None))
         _one_of("attention", self.attention, get_args(Attention))
         _one_of("outside", self.outside, get_args(Outside))
+        if type(self.distill) is not int or self.distill < 0:
+            raise InvalidOption(f"distill is a number of steps from 0, not {self.distill!r}.")
         if self.power_of_two and self.weights == "tile":
             raise InvalidOption(
                 "a recipe cannot have power_of_two scales for every tile; set weights to channel "

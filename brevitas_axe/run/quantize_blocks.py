@@ -40,6 +40,7 @@ from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.proof.certificate import Certificate, certify
 from brevitas_axe.recipe import Recipe, Run
 from brevitas_axe.run.block_attention import float_products
+from brevitas_axe.run.block_distillation import check_held_out, distil
 from brevitas_axe.run.block_layers import (
     BlockLayers,
     check_weight_bits,
@@ -142,6 +143,7 @@ def solve_blocks(
     request.check_formats()
     planned = request.plan.layers.values() if request.plan is not None else ()
     check_weight_bits([request.widths, *planned])
+    check_held_out(request.recipe.distill, batches)
     request = request.settled(plain=True)
     check_disk(model, request.run)
     blocks = find_blocks(model, stack)
@@ -286,6 +288,9 @@ class _Walk:
                         self.bar.update()
                     self.quantized = list(axe.outputs())
             learned = learn([(pair, {}) for pair in pairs], axe.layers)[:-1]  # not of the whole
+            if self.request.recipe.distill:
+                steps = self.request.recipe.distill
+                learned.append(distil(alone, pairs, outputs, axe.layers, steps))
             if learned:
                 self.quantized = [alone(*pair) for pair in pairs]
         with called(alone, experts.experts):

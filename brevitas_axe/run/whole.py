@@ -63,6 +63,11 @@ def quantize_whole(model: nn.Module, batches: Sequence[Batch], request: Request)
         raise InvalidOption(
             "the model has no quantizers to follow; leave the recipe's function out."
         )
+    if request.recipe.distill:
+        raise InvalidOption(
+            "the recipe's distill trains block after block, and this model is solved as a whole; "
+            "leave it out, and fine-tune the result."
+        )
     request = request.settled(plain)
     if plain:  # its quantizers are made with these widths
         request = replace(request, told=LayerPrecision())

@@ -127,6 +127,7 @@ def test_experts_that_quantization_leaves_without_tokens_get_shared_ones(monkeyp
     assert "few of its own" in log["blocks.0.experts.2.up"]["statistics"]
 
 
+@pytest.mark.filterwarnings("ignore:MixtralForCausalLM is quantized layer by layer")
 @pytest.mark.parametrize(
     ("scorer", "allocator"), [("expert_usage", "ilp"), ("outliers", "search:trials=1")]
 )

@@ -135,7 +135,7 @@ class _Block:
         with _without_limits(layers):
             free = self.loss()
         for name, layer in layers.items():
-            _commit(name, layer)
+            commit(name, layer)
         kept = self.loss()
         if not kept <= start:
             for name, layer in layers.items():
@@ -316,7 +316,7 @@ def _write(layer: Layer, integers: Tensor) -> None:
     layer.weight.data.copy_(integers * layer.weight_quant.per_weight(scale))
 
 
-def _commit(name: str, layer: Layer) -> None:
+def commit(name: str, layer: Layer) -> None:
     """Writes the integers that the layer's quantizer makes of its weights, and checks their sums.
 
     Raises:
