@@ -90,8 +90,8 @@ class Recipe:
         outside: of such a transformer, "quantized" makes integers of the convolutions and linear
             layers in front of and behind the blocks, too, as a patch embedding and a classifier
             are; a layer that shares its weights with an embedding stays in float.
-        distill: steps that each solved block of such a transformer is trained towards the outputs of
-            the float block, within its accumulators; kept only where batches held out gain.
+        distill: steps that each solved block of such a transformer is trained towards the float
+            block's outputs, within its accumulators; kept only where batches held out gain.
         rules: name pattern (see `brevitas_axe.plan.name_matches`) or "type:" and a layer's class
             ("type:Conv2d") → widths ("weight", "input", "accumulator", "tile") or {"exclude":
             true}. All rules that apply do so in order, a later one over an earlier one. Layers

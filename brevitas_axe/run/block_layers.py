@@ -107,8 +107,8 @@ class BlockLayers:
         recipe: resolved.
         plan: widths of the layers to solve, by their names in the whole model. All have weight and
             input bits.
-        scale_tile: inputs that share a weight scale, in layers whose plan has no tile; for a recipe
-            with scales per tile.
+        scale_tile: the tile of layers that have no other one; where it is given, a layer without a
+            tile has no more inputs than one, and one scale per row.
         fit: whether input ranges are fitted by the recipe's method.
         products: what is planned for attention products, by their names in the whole model.
     """
@@ -183,10 +183,11 @@ class BlockLayers:
         for name, widths in plan.layers.items():
             tile = None
             if self.recipe.weights == "tile":
-                tile = self.scale_tile or widths.tile
+                tile = widths.tile
                 layer: Any = alone.get_submodule(name)
-                if tile is None and isinstance(_parent(alone, name), BranchedLinear):
-                    tile = layer.in_features  # of its layer's tiles, it has one
+                branch = isinstance(_parent(alone, name), BranchedLinear)
+                if tile is None and (self.scale_tile is not None or branch):
+                    tile = layer.in_features  # it has no more inputs than a tile
                 if tile is None:
                     raise InvalidOption(
                         f"layer '{name}' is to have a weight scale per tile, but no tile is "
