@@ -131,9 +131,15 @@ def test_experts_that_quantization_leaves_without_tokens_get_shared_ones(monkeyp
 def test_bits_are_allocated_over_fused_experts() -> None:
     model = fused("mixtral")
     found = allocate(
-        model, tokens(1), {"memory": "75%"}, {"weight": (2, 4), "input": (8,)},
-        scorer="expert_usage", allocator="search:trials=1", exclude=("lm_head",), run=Run(progress=False),
-    )  # fmt: skip
+        model,
+        tokens(1),
+        {"memory": "75%"},
+        {"weight": (2, 4), "input": (8,)},
+        scorer="expert_usage",
+        allocator="search:trials=1",
+        exclude=("lm_head",),
+        run=Run(progress=False),
+    )
     experts = {n: p.weight for n, p in found.plan.layers.items() if ".experts." in n}
     assert len(experts) == 12
     assert set(experts.values()) == {2, 4}
