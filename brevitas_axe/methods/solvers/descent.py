@@ -256,23 +256,9 @@ def _begin_steps(q, needs, room, edges, low, high, weight_low, weight_high, up, 
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 def descend(
-    hessian,
-    wanted,
-    integers,
-    scale,
-    half_gradient,
-    factor,
-    losses,
-    edges,
-    tile_of,
-    limits,
-    input_low,
-    input_high,
-    weight_low,
-    weight_high,
-    most_moves,
-    refits,
-):
+    hessian, wanted, integers, scale, half_gradient, factor, losses, edges, tile_of, limits,
+    input_low, input_high, weight_low, weight_high, most_moves, refits,
+):  # fmt: skip
     """Local search of every row.
 
     Args:
