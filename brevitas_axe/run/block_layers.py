@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.inputs.protocol import input_quantizer
-from brevitas_axe.methods.ranges import fit_ranges_to
+from brevitas_axe.methods.ranges import fit_format_ranges, fit_ranges_to
 from brevitas_axe.methods.transforms.linears import linears
 from brevitas_axe.model.apply.minifloats import give_inputs
 from brevitas_axe.model.apply.weight_bits import set_weight_bits
@@ -99,6 +99,12 @@ def fit_to_widths(
         fit_ranges_to(module, batches, bits, fitter, weight_bits)
 
 
+def fit_formats(recipe: Recipe, module: nn.Module, batches: Sequence[Batch]) -> None:
+    """Fits the ranges of inputs in floating-point formats, by the recipe's method."""
+    for fitter in recipe.methods("ranges"):
+        fit_format_ranges(module, batches, fitter)
+
+
 @dataclass(frozen=True)
 class BlockLayers:
     """How the layers of a block are quantized.
@@ -156,6 +162,8 @@ class BlockLayers:
         if attention is not None:
             attention.choose(outputs)
         give_input_formats(alone, plan)
+        if self.fit:
+            fit_formats(self.recipe, alone, batches)
         return outputs, plan, assumptions
 
     def _widths(self, name: str) -> LayerPrecision | None:

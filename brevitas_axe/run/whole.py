@@ -27,6 +27,7 @@ from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import Recipe
 from brevitas_axe.run.block_layers import (
     check_weight_bits,
+    fit_formats,
     fit_to_widths,
     transformed,
     weight_quantizer,
@@ -262,6 +263,8 @@ def _follow_inputs(
         fit_to_widths(request.recipe, model, batches, widths if planned else [request.widths])
     if plan is not None and planned:
         set_input_bits(model, plan, *batches[0], exclude)
+        if any(isinstance(p.input, str) for p in planned):
+            fit_formats(request.recipe, model, batches)
 
 
 def _final_plan(axe: axe_mode) -> Plan:

@@ -43,7 +43,8 @@ def test_the_whole_model_its_file_and_its_saved_form_agree(tmp_path: Path) -> No
     assert again.plan == result.plan
     assert again.certificate.entries == result.certificate.entries
     with torch.no_grad():
-        assert torch.equal(again.model(pictures(2)), result.model(pictures(2)))
+        # Equal integers; sums of floats between them may be added in another order.
+        torch.testing.assert_close(again.model(pictures(2)), result.model(pictures(2)))
 
 
 def test_tiles_hold_in_the_files_of_layers(tmp_path: Path) -> None:

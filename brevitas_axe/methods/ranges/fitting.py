@@ -11,11 +11,13 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
+from brevitas.proxy import ActFloatQuantProxyFromInjector
 from torch import Tensor, nn
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.ranges.protocol import RangeCase, RangeFitter
 from brevitas_axe.model.apply.activations import activation_quantizers
+from brevitas_axe.model.apply.format_ranges import FormatRange
 from brevitas_axe.model.apply.ranges import AdjustableRange, range_parameter, sample_inputs
 from brevitas_axe.model.apply.weight_ranges import weight_ranges
 from brevitas_axe.model.prepare import Batch, as_batches
@@ -96,6 +98,45 @@ def fit_ranges_to(
     return shares
 
 
+@torch.no_grad()
+def fit_format_ranges(
+    model: nn.Module, batches: Sequence[Batch], fitter: str | RangeFitter
+) -> dict[str, float]:
+    """Fits the ranges of inputs in floating-point formats, in place.
+
+    Those of one range, as where branches are added, keep one.
+
+    Args:
+        model: whose quantizers have the calibrated ranges.
+        batches: of calibration.
+        fitter: method of the room `ranges`.
+
+    Returns:
+        Quantizer → share of the calibrated range that is kept.
+    """
+    groups: dict[tuple, list[str]] = {}
+    proxies: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ActFloatQuantProxyFromInjector) and module.is_quant_enabled:
+            value = range_parameter(module)
+            if value is not None:
+                proxies[name] = module
+                groups.setdefault(tuple(value.flatten().tolist()), []).append(name)
+    if not groups:
+        return {}
+    samples = sample_inputs(model, {name: [proxy] for name, proxy in proxies.items()}, batches)
+    ranges = {
+        names[0]: FormatRange([proxies[n] for n in some], [samples[n][0] for n in some])
+        for names in groups.values()
+        if (some := [name for name in names if name in samples])
+    }
+    case = _case(ranges, {n: each.sample for n, each in ranges.items()}, _Loss(model, batches))
+    shares = dict((method("ranges", fitter))(case))
+    for name, share in shares.items():
+        ranges[name].set_share(share)
+    return shares
+
+
 def _steps(
     ranges: Mapping[str, AdjustableRange], widths: Sequence[int]
 ) -> list[tuple[int, dict[str, AdjustableRange]]]:
@@ -127,7 +168,9 @@ def _inputs(model: nn.Module, batches: Sequence[Batch]) -> dict[str, AdjustableR
 
 
 def _case(
-    ranges: Mapping[str, AdjustableRange], samples: Mapping[str, Tensor], loss: _Loss
+    ranges: Mapping[str, AdjustableRange] | Mapping[str, FormatRange],
+    samples: Mapping[str, Tensor],
+    loss: _Loss,
 ) -> RangeCase:
     def rounded(name: str, share: float) -> Tensor:
         return ranges[name].rounded(share)

@@ -74,7 +74,11 @@ def _shrunk(problem: LayerProblem, ratio: Tensor, threshold: Tensor) -> Tensor:
     assert problem.significant is not None
     less = (ratio.abs() - threshold[..., problem.tile_of_column]).clamp_min(0) * ratio.sign()
     numbers = nearest_significant(less, problem.significant)
-    numbers = numbers.clamp(*problem.weight_range).to(torch.int64)
+    return as_integers(problem, numbers.clamp(*problem.weight_range).to(torch.int64))
+
+
+def as_integers(problem: LayerProblem, numbers: Tensor) -> Tensor:
+    """Numbers of a format in the type of a solution's integers."""
     small = max(int(bound.abs().max()) for bound in problem.weight_range) < _INT32
     return numbers.to(torch.int32) if small else numbers
 

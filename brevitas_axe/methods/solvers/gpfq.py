@@ -31,6 +31,7 @@ class Gpfq:
     """GPFQ under an accumulator budget."""
 
     uses_float_inputs = True
+    rounds_floats = True
     facts = Facts(
         kind="–",
         granularity="layer",

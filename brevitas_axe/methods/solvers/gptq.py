@@ -36,6 +36,7 @@ class Gptq:
     """
 
     uses_float_inputs = False
+    rounds_floats = True
     facts = Facts(
         kind="–",
         granularity="layer",

@@ -6,6 +6,7 @@ import torch
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.methods.solvers.best import improve
+from brevitas_axe.methods.solvers.format_columns import columns_in_format
 from brevitas_axe.methods.solvers.problem import LayerProblem, LayerSolution, Quality
 from brevitas_axe.methods.solvers.sequential import Recursion, run
 from brevitas_axe.methods.solvers.thresholds import published_threshold
@@ -20,6 +21,8 @@ def finish(problem: LayerProblem, recursion: Recursion, quality: Quality) -> Lay
     """
     if quality not in ("fast", "best"):
         raise InvalidOption(f'quality is "fast" or "best", not {quality!r}.')
+    if problem.significant is not None:
+        return columns_in_format(problem, recursion, quality)
     scale = problem.tile_scale
     integers, _ = run(recursion, problem, scale, published_threshold(problem, scale))
     published = LayerSolution(integers, problem.scale)

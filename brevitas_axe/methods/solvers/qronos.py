@@ -27,6 +27,7 @@ class Qronos:
     """Qronos under an accumulator budget."""
 
     uses_float_inputs = True
+    rounds_floats = True
     facts = Facts(
         kind="–",
         granularity="layer",

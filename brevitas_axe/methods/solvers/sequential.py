@@ -176,7 +176,7 @@ def _run_part(
     near = given(_within_blocks(coupling))
     pivot = given(recursion.pivot[some_groups].contiguous())
     backward, forgets = recursion.backward, recursion.forgets_shrinkage
-    for block, carried in _blocks(coupling, error, columns if on_cpu else SUPER_BLOCK, backward):
+    for block, carried in blocks_of(coupling, error, columns if on_cpu else SUPER_BLOCK, backward):
         start, stop = block.start, block.stop
         used.quantize_block(
             start, stop, backward, forgets, near, pivot, given(carried), *read, *written
@@ -201,7 +201,7 @@ def _within_blocks(coupling: Tensor) -> Tensor:
     return near
 
 
-def _blocks(
+def blocks_of(
     coupling: Tensor, error: Tensor, together: int, backward: bool
 ) -> Iterator[tuple[slice, Tensor]]:
     """Each block, and what the errors of earlier blocks add up to for it, [groups, block, rows].

@@ -11,6 +11,7 @@ from brevitas_axe.errors import InvalidOption
 from brevitas_axe.formats import MINIFLOATS
 from brevitas_axe.methods.solvers import LayerProblem
 from brevitas_axe.methods.solvers.gptq import gptq
+from brevitas_axe.methods.solvers.learned_rounding import learned_rounding
 from brevitas_axe.methods.solvers.nearest import nearest
 from brevitas_axe.methods.solvers.protocol import for_floats
 from tests.methods.solvers.layers import largest_sum, random_problem
@@ -77,5 +78,6 @@ def test_an_unknown_quality_is_refused() -> None:
 
 
 def test_a_solver_of_integers_leaves_floats_to_one_that_rounds_them() -> None:
-    assert for_floats(gptq) is nearest
+    assert for_floats(learned_rounding) is not learned_rounding
+    assert for_floats(gptq) is gptq
     assert for_floats(nearest) is nearest
