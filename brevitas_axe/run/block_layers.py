@@ -178,11 +178,13 @@ class BlockLayers:
         return None
 
     def _narrowest(self, alone: Alone) -> LayerPrecision:
-        """The fewest bits among the block's layers, which transforms take into account."""
+        """The fewest bits and the least tile of the block's layers, for its transforms."""
         mine = self.plan.within(alone.name).layers.values()
         return LayerPrecision(
             min((p.weight_bits for p in mine if p.weight_bits), default=None),
             min((p.input_bits for p in mine if p.input_bits), default=None),
+            min((p.accumulator for p in mine if p.accumulator), default=None),
+            min((p.tile for p in mine if p.tile), default=None),
         )
 
     def _groups(self, alone: Alone, plan: Plan) -> list[tuple[dict[str, Any], list[str]]]:
