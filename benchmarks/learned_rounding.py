@@ -35,6 +35,7 @@ ROWS = {
     "half of the images": ("subset", BASIC),
     "flipped and shifted too": ("augmentation", BASIC),
     "half of the activations float": ("drop", f"{BASIC},drop=0.5"),
+    "Fisher information": ("loss", f"{BASIC},loss=fisher"),
     "divergence": ("loss", f"{BASIC.replace('block', 'model')},loss=kl"),
     "scope layer": ("scope", "learned_rounding:scope=layer,start=gptq"),
     "scope model": ("scope", BASIC.replace("block", "model")),

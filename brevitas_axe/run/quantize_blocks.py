@@ -56,7 +56,7 @@ from brevitas_axe.run.outside import layers_outside, solve_outside
 from brevitas_axe.run.request import Keywords, Request, requested
 from brevitas_axe.run.result import BlocksResult, QuantizeResult
 from brevitas_axe.run.saving.huggingface import refuse_save_pretrained
-from brevitas_axe.run.solve.reconstruct import after_the_solve
+from brevitas_axe.run.solve.reconstruct import after_the_solve, check_of_blocks
 from brevitas_axe.run.splitting import split_model
 from brevitas_axe.run.widths import INPUT_BITS, WEIGHT_BITS, best_widths
 
@@ -144,6 +144,7 @@ def solve_blocks(
     planned = request.plan.layers.values() if request.plan is not None else ()
     check_weight_bits([request.widths, *planned])
     check_held_out(request.recipe.distill, batches)
+    check_of_blocks(*request.recipe.methods("solver"))
     request = request.settled(plain=True)
     check_disk(model, request.run)
     blocks = find_blocks(model, stack)

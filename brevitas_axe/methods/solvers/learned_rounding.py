@@ -53,7 +53,8 @@ class LearnedRounding:
         start: where learning starts: "nearest", or a solver of this room, such as "qronos".
         steps, rate, strength, warmup, optimizer: see `brevitas_axe.methods.solvers.rounding`.
         variable: what is learned: the rounding, the scale of every row, or both.
-        loss: of wider scopes: "mse" of the outputs, or "kl", of their softmax along the last axis.
+        loss: of wider scopes: "mse" of the outputs, "fisher", the same weighted with the Fisher
+            information of the float model (BRECQ), or "kl", of their softmax along the last axis.
         drop: of wider scopes: share of the numbers that enter a block and are taken from the float
             model at each step, instead of from the quantized one (QDrop, arXiv 2203.05740).
         seed: of what is dropped.
@@ -70,7 +71,7 @@ class LearnedRounding:
     warmup: float = 0.2
     optimizer: Optimizer = "adam"
     variable: Variable = "rounding"
-    loss: Literal["mse", "kl"] = "mse"
+    loss: Literal["mse", "fisher", "kl"] = "mse"
     drop: float = 0.0
     seed: int = 0
     uses_float_inputs = True

@@ -19,7 +19,7 @@ from brevitas.core.function_wrapper import RoundSte
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import accumulator_limit, worst_case_sums
-from brevitas_axe.errors import NotProven
+from brevitas_axe.errors import InvalidOption, NotProven
 from brevitas_axe.methods.solvers.protocol import Solver, WideSolver, wide
 from brevitas_axe.methods.solvers.rounding import (
     PUBLISHED_STRENGTH,
@@ -36,6 +36,7 @@ from brevitas_axe.model.apply.weights import (
 from brevitas_axe.model.layers import Layer, integer_weight, unroll_weight
 from brevitas_axe.model.pieces import Piece, Values, arguments, cut
 from brevitas_axe.model.running import Batch, evaluating, float_twin, tensor_of
+from brevitas_axe.run.solve.fisher import Weights, fisher_weights
 
 
 def after_the_solve(
@@ -56,6 +57,20 @@ def after_the_solve(
         return lambda batches, layers: []
     followed = float_twin(model) if reference is None else reference
     return lambda batches, layers: reconstruct(model, followed, batches, layers, wider)
+
+
+def check_of_blocks(solver: Solver) -> None:
+    """Raises InvalidOption for a loss that asks what the whole model says.
+
+    Args:
+        solver: that is to solve one block at a time, of which no one says what the model gives.
+    """
+    wider = wide(solver)
+    if wider is not None and wider.loss == "fisher":
+        raise InvalidOption(
+            "loss=fisher weights errors by what they change in the output of the whole model, and "
+            "a transformer is solved one block at a time; take loss=mse."
+        )
 
 
 def reconstruct(
@@ -91,11 +106,13 @@ def reconstruct(
     with evaluating(model), _same_gradients(model), torch.no_grad():
         before = {name: _state(layer) for name, layer in usable.items()}
         [everything] = cut(model, [*usable], whole=True)
-        start = _model_loss(everything, model, reference, batches, solver)
+        [ends] = _weights([everything], reference, batches, solver)
+        start = _model_loss(everything, model, reference, batches, ends, solver)
+        importance = _weights(pieces, reference, batches, solver)
         values = [arguments(model, pieces[0], batch) for batch in batches]
         floats = [arguments(reference, pieces[0], batch) for batch in batches]
-        for piece in pieces:
-            block = _Block(piece, model, solver, values, floats)
+        for piece, weights in zip(pieces, importance, strict=True):
+            block = _Block(piece, model, solver, values, floats, weights)
             block.wanted = [piece.run(reference, each) for each in floats]
             mine = {name: usable[name] for name in piece.layers}
             log.append(
@@ -103,7 +120,7 @@ def reconstruct(
             )
             values = [piece.run(model, each) for each in values]
             floats = block.wanted
-        end = _model_loss(everything, model, reference, batches, solver)
+        end = _model_loss(everything, model, reference, batches, ends, solver)
         if not end <= start:
             for name, layer in usable.items():
                 _restore(layer, before[name])
@@ -120,6 +137,7 @@ class _Block:
     solver: WideSolver
     values: list[Values]
     floats: list[Values]
+    weights: list[Weights]
     wanted: list[Values] = None  # type: ignore[assignment]
 
     def learn(
@@ -145,9 +163,12 @@ class _Block:
     def loss(self) -> float:
         """Mean loss of this piece over the batches, as the quantized layers are."""
         return sum(
-            float(distance(self.piece, self.piece.run(self.model, given), wanted, self.solver))
-            for given, wanted in zip(self.values, self.wanted, strict=True)
+            float(self._distance(at, self.piece.run(self.model, given)))
+            for at, given in enumerate(self.values)
         ) / len(self.values)
+
+    def _distance(self, at: int, found: Values) -> Tensor:
+        return distance(self.piece, found, self.wanted[at], self.weights[at], self.solver)
 
     def _descend(
         self,
@@ -182,7 +203,7 @@ class _Block:
                 at = number % len(self.values)
                 given = self._mixed(at, generator)
                 found = self.piece.run(self.model, given)
-                loss = distance(self.piece, found, self.wanted[at], solver) / start
+                loss = self._distance(at, found) / start
                 if solver.variable != "scale":
                     loss = loss + share * schedule.penalty(modules, number).to(loss)
                 loss.backward()
@@ -208,21 +229,38 @@ def _dropped(value: Any, real: Any, share: float, generator: torch.Generator) ->
     return mixed if isinstance(value, Tensor) else value.set(value=mixed)
 
 
-def distance(piece: Piece, found: Values, wanted: Values, solver: WideSolver) -> Tensor:
+def distance(
+    piece: Piece, found: Values, wanted: Values, weights: Weights, solver: WideSolver
+) -> Tensor:
     """Loss of a piece's results: squared errors summed over channels, or the divergence.
 
     Means are over samples and positions, and a channel is an entry of the second axis.
     """
     total = torch.zeros(())
-    for mine, real in zip(piece.given(found), piece.given(wanted), strict=True):
+    pairs = zip(piece.given(found), piece.given(wanted), strict=True)
+    for number, (mine, real) in enumerate(pairs):
         if solver.loss == "kl":
             target = real.log_softmax(-1)
             loss = F.kl_div(mine.log_softmax(-1), target, log_target=True, reduction="sum")
             total = total + (loss / max(target[..., 0].numel(), 1)).to(total.device)
         else:
             channels = mine.shape[1] if mine.ndim > 1 else 1
-            total = total + channels * (mine - real).square().mean().to(total.device)
+            error = (mine - real).square()
+            if weights:
+                error = weights[number] * error
+            total = total + channels * error.mean().to(total.device)
     return total
+
+
+def _weights(
+    pieces: Sequence[Piece], reference: nn.Module, batches: Sequence[Batch], solver: WideSolver
+) -> list[list[Weights]]:
+    """What squared errors count, for every piece and batch; empty where all count alike."""
+    if solver.loss != "fisher":
+        return [[[] for _ in batches] for _ in pieces]
+    generator = torch.Generator().manual_seed(solver.seed)
+    with _same_gradients(reference):
+        return fisher_weights(pieces, reference, batches, generator)
 
 
 def _model_loss(
@@ -230,12 +268,13 @@ def _model_loss(
     model: nn.Module,
     reference: nn.Module,
     batches: Sequence[Batch],
+    weights: list[Weights],
     solver: WideSolver,
 ) -> float:
     values = [arguments(model, piece, batch) for batch in batches]
     return sum(
-        float(distance(piece, piece.run(model, each), piece.run(reference, each), solver))
-        for each in values
+        float(distance(piece, piece.run(model, each), piece.run(reference, each), mine, solver))
+        for each, mine in zip(values, weights, strict=True)
     ) / len(values)
 
 

@@ -91,7 +91,9 @@ def test_integers_move_to_a_neighbour_at_most_and_the_model_says_what_can_be_tra
     assert gradients[0] == gradients[1]
 
 
-@pytest.mark.parametrize("options", ["variable=both", "variable=scale", "drop=0.5", "loss=kl"])
+@pytest.mark.parametrize(
+    "options", ["variable=both", "variable=scale", "drop=0.5", "loss=kl", "loss=fisher"]
+)
 def test_every_factor_can_be_varied(options: str) -> None:
     spec = "learned_rounding:scope=block,start=gptq,steps=20"
     plain, *_ = solved(spec)
