@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from brevitas_axe.accumulator import required_bit_width, worst_case_sums
 from brevitas_axe.errors import AxeError
 from brevitas_axe.export.finn.prepare import findings_for_finn, made_for_finn
+from brevitas_axe.methods.solvers.format_rounding import as_integers
 from brevitas_axe.methods.solvers.problem import (
     LayerProblem,
     LayerSolution,
     Quality,
     expanded,
 )
-from brevitas_axe.methods.solvers.protocol import Solver
+from brevitas_axe.methods.solvers.protocol import Solver, for_floats
 from brevitas_axe.model.layers import find_unquantized
+from brevitas_axe.model.minifloats import nearest_significant
 from brevitas_axe.model.prepare import as_batches, has_quantizers
 from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.recipe import Recipe, Run
@@ -114,6 +116,7 @@ def preview(
     """
     batches = as_batches(calibration, model)
     request = requested(plan, recipe, exclude, Run(), keywords)
+    request.check_learning()  # of the real solver, in whose place another one looks
     real = request.recipe
     solver = _Look(method("solvers", real.solver), real.quality, bool(real.act_order))
     recipe = replace(real, solver=solver, quality="fast", widths=None, budget={})
@@ -160,6 +163,7 @@ class _Look:
     timed: list[float] = field(default_factory=list)
 
     uses_float_inputs: ClassVar[bool] = False
+    rounds_floats: ClassVar[bool] = True
     facts: ClassVar[Facts] = Facts("–", "layer", "none", "–", "ours")
 
     @property
@@ -173,7 +177,8 @@ class _Look:
         """Integers that fit: the nearest ones, or none at all in rows that these would overflow."""
         begun = time.perf_counter()
         low, high = problem.weight_range
-        nearest = (problem.weight.double() / expanded(problem.scale.double(), problem)).round()
+        ratio = problem.weight.double() / expanded(problem.scale.double(), problem)
+        nearest = nearest_significant(ratio, problem.significant)
         integers = torch.minimum(torch.maximum(nearest.long(), low), high)
         needed = _needed(problem, integers)
         widths = [p for p in problem.tile_bit_widths if p is not None]
@@ -195,17 +200,18 @@ class _Look:
         if limit is not None:
             integers = integers * (needed <= limit).unsqueeze(-1).to(integers.device)
         self.timed.append(time.perf_counter() - begun)
-        return LayerSolution(integers.int(), problem.scale)
+        return LayerSolution(as_integers(problem, integers), problem.scale)
 
     def _seconds(self, problem: LayerProblem) -> float:
         """Seconds for the whole layer, from those for a part of it: rows × inputs²."""
         part, share = _part(problem)
+        solver = self.solver if problem.significant is None else for_floats(self.solver)
         options: dict[str, Any] = {"act_order": self.act_order, "quality": self.quality}
         try:
             if not self.timed:
-                self.solver(part, **options)  # compiles its kernels
+                solver(part, **options)  # compiles its kernels
             begun = time.perf_counter()
-            self.solver(part, **options)
+            solver(part, **options)
         except AxeError:  # of the part alone, such as inputs that are all zero
             return 0.0
         return share * (time.perf_counter() - begun)
@@ -228,6 +234,7 @@ def _part(problem: LayerProblem) -> tuple[LayerProblem, float]:
         int(most.max()),
         accumulator_bit_width=min(widths) if widths else None,
         tile_size=None if problem.tile_size is None else min(problem.tile_size, k),
+        significant=problem.significant,
     )
     return part, groups * rows / (g * r) * (columns / k) ** 2
 

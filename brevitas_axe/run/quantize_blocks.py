@@ -133,7 +133,7 @@ def _with_widths(
     recipe = replace(request.recipe, widths=None, budget={})
     planned = replace(request, plan=chosen.plan, recipe=recipe, validate=None)
     result = solve_blocks(model, batches, planned, stack)
-    return replace(result, tried=chosen.tried, plans=chosen.plans)
+    return replace(result, tried=chosen.tried, plans=chosen.plans, shares=chosen.shares)
 
 
 def solve_blocks(

@@ -61,6 +61,17 @@ def test_what_a_plan_says_is_looked_at() -> None:
     assert without.floats["5"] == "left out by name or by a rule"
 
 
+def test_layers_in_formats_are_looked_at_as_integers_on_their_grid() -> None:
+    net, data = nets.seeded(nets.cnn), [nets.data(nets.cnn)]
+    plan = Plan({"0": LayerPrecision("e2m1", "e2m3", 9), "5": LayerPrecision("e5m2", "e5m2")})
+    first, second = preview(net, data, plan).layers
+    assert (first.weight, first.input, first.accumulator) == ((-12, 12), (-60, 60), 9)
+    # One product of 12 and 60 needs 11 bits.
+    assert first.clipped == len(first.needed) > 0
+    assert second.clipped == 0
+    assert max(second.needed) > 64
+
+
 def test_blocks_say_what_stays_in_float() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
