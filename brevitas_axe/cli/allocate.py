@@ -130,6 +130,8 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     budgets = options.budgets_of(arguments, _budget)
+    folders.check_file(arguments.report, "--report")
+    folders.check_file(arguments.output, "--output")
     from brevitas_axe.cli.screen import Screen
     from brevitas_axe.run.allocate import allocate, check_names
 

@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.cli.screen import Screen
     from brevitas_axe.proof.certificate import certify_file
 
+    folders.check_file(arguments.report, "--report")
     if folders.is_folder(arguments.model):
         certificate = _of_folder(arguments)
     else:

@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.cli.screen import Screen, command
     from brevitas_axe.cli.usercode import function_of
 
+    folders.check_file(arguments.report, "--report")
     validate = None if arguments.validate is None else function_of(arguments.validate)
     for folder in arguments.folders:
         if not folders.is_folder(folder):

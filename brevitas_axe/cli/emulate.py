@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from brevitas_axe.cli.screen import Screen
     from brevitas_axe.proof.emulator import emulate
 
+    folders.check_file(arguments.output, "--output")
     validate = options.validation_of(arguments)
     paths = (arguments.inputs, arguments.output)
     if None in paths and (validate is None or paths != (None, None)):
@@ -152,8 +153,8 @@ def _load(path: str):
     try:
         # Pickles could run any code.
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InvalidOption(f"--inputs {path} is not a plain .npy array: {error}.") from None
+    except (ValueError, EOFError, OSError):
+        raise InvalidOption(f"--inputs {path} is not a plain .npy array.") from None
     if not isinstance(array, np.ndarray):
         raise InvalidOption(f"--inputs {path} is an archive; give one .npy array.")
     return array

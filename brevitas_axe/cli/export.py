@@ -85,6 +85,7 @@ def _model_and_args(arguments: argparse.Namespace):
     from brevitas_axe.model.prepare import as_batches, one_sample
 
     if ".py:" not in arguments.model:
+        folders.model_file(arguments.model)  # says so where there is none
         return arguments.model, None
     if arguments.calibration is None:
         raise InvalidOption(f"{arguments.model} is traced: give --calibration for an input batch.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,29 @@ def own_model(arguments: argparse.Namespace) -> tuple[str, ...]:
     return ("--model", arguments.architecture) if arguments.architecture else ()
 
 
+def check_file(path: str | None, option: str) -> None:
+    """Refuses, before the work, a file that cannot be written where it is to go.
+
+    Args:
+        path: of the file; None where none is asked for.
+        option: that names it.
+
+    Raises:
+        InvalidOption: it is a folder, or it lies in none that may be written.
+    """
+    if path is None:
+        return
+    place = Path(path).absolute()
+    if place.is_dir():
+        raise InvalidOption(f"{option} {path} is a folder; name a file.")
+    there = next(parent for parent in place.parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InvalidOption(
+            f"{option} {path} cannot be written, for {there} is no folder in which you may write; "
+            "choose another place."
+        )
+
+
 def is_folder(path: str) -> bool:
     """Whether a command was given a folder instead of a file or a function."""
     return Path(path).is_dir()
@@ -56,6 +80,9 @@ def result_of(path: str, arguments: argparse.Namespace) -> Result:
     from brevitas_axe.cli.usercode import model_of
     from brevitas_axe.run.saving.load import load
 
+    if not is_folder(path):
+        what = "is no folder" if Path(path).exists() else "does not exist"
+        raise InvalidOption(f"{path} {what}; give one that another command wrote by --output.")
     reference = arguments.architecture
     return load(path, None if reference is None else model_of(reference))
 
@@ -66,6 +93,11 @@ def model_from(reference: str, arguments: argparse.Namespace) -> Any:
 
     if is_folder(reference):
         return result_of(reference, arguments).model
+    if ":" not in reference and not Path(reference).exists():
+        raise InvalidOption(
+            f"{reference} does not exist; give FILE.py:FUNCTION, or a folder that another command "
+            "wrote."
+        )
     return model_of(reference)
 
 
@@ -90,6 +122,8 @@ def model_file(path: str) -> str:
         InvalidOption: a folder without one.
     """
     if not is_folder(path):
+        if not Path(path).exists():
+            raise InvalidOption(f"{path} does not exist; give a QONNX file, or a folder with one.")
         return path
     file = Path(path) / MODEL_FILE
     if not file.is_file():

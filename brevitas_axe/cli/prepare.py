@@ -7,6 +7,7 @@ from pathlib import Path
 
 from brevitas_axe.cli import folders
 from brevitas_axe.cli.usercode import batches_of, model_of
+from brevitas_axe.errors import InvalidOption
 
 
 def add(commands) -> None:
@@ -66,6 +67,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
     args, kwargs = example = as_batches(given, model)[0]
     plan = full_plan(prepared, args, kwargs)
+    if not plan.layers:
+        raise InvalidOption(
+            f"{arguments.model} returns a model without a linear or convolutional layer, so there "
+            "is nothing to quantize."
+        )
     certificate = certify(prepared, plan=plan, args=args, kwargs=kwargs)
     save(QuantizeResult(prepared, plan, certificate, [], Recipe(), example=example), place / INSIDE)
     plan.save(place / folders.PLAN_FILE)

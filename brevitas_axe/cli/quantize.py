@@ -124,14 +124,14 @@ def run(arguments: argparse.Namespace) -> int:
         return preview.run(arguments, model, batches, asked)
     folder = open_folder(arguments.output)
     kept = check_place(folder / INSIDE)
-    if kept.is_dir():
-        screen.line(f"{kept} is replaced at the end")
     model = folders.model_from(arguments.model, arguments)
     check_saving(model, arguments.output)
     batches = batches_of(arguments.calibration)
     if arguments.target == "finn":
         model, keywords = _for_finn(model, batches, keywords)
 
+    if kept.is_dir():
+        screen.line(f"{kept} is replaced at the end")
     start = time.perf_counter()
     result = quantize(model, batches, plan, recipe, exclude=exclude, run=run, **keywords)
     save(result, kept)

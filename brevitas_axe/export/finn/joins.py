@@ -39,7 +39,7 @@ def unknown(node: Node, inputs: list[Value], graph: Graph) -> Value:
         return Lost(graph.report(name, "operator", problem, "move it before or behind all layers"))
     problem = f"'{name}' is a {node.op} between layers, which FINN cannot build"
     if node.op in _ACTIVATIONS:
-        return lost(node, graph, problem, "use QuantReLU")
+        return lost(node, graph, problem, "use nn.ReLU, or QuantReLU in a Brevitas model")
     return lost(node, graph, problem, "replace it, or move it before or behind all layers")
 
 

@@ -19,6 +19,7 @@ from brevitas import nn as qnn
 from brevitas.graph.per_input import AdaptiveAvgPoolToAvgPool
 from brevitas.graph.utils import replace_module
 from torch import nn
+from torch.fx import Node
 
 from brevitas_axe.errors import ExportRefused
 from brevitas_axe.export.finn.check import check_finn
@@ -153,19 +154,34 @@ def _as_convolution(pool: Any, channels: int) -> nn.Conv2d:
     return convolution.eval()
 
 
+def _is_dropout(node: Node, model: Graph) -> bool:
+    """Whether a node is a dropout of single numbers that nothing else reads."""
+    called = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return type(called) is nn.Dropout and len(node.users) == 1
+
+
 def _quantize_before_flatten(model: Graph) -> None:
-    """Flatten → quantizer becomes quantizer → flatten: the same values, and FINN builds it."""
+    """Flatten → quantizer becomes quantizer → flatten: the same values, and FINN builds it.
+
+    A dropout between them moves along.
+    """
     for node in list(model.graph.nodes):
         if node.op != "call_module" or not isinstance(
             model.get_submodule(node.target), qnn.QuantIdentity
         ):
             continue
-        flat = node.args[0]
+        flat, between = node.args[0], [node]
+        while _is_dropout(flat, model):
+            between.append(flat)
+            flat = flat.args[0]
         if flat.target not in _FLATTENS or len(flat.users) != 1 or flat.args[0].op == "placeholder":
             continue
+        moved = flat.args[0]
         with model.graph.inserting_before(flat):
-            quantized = model.graph.call_module(node.target, (flat.args[0],))
-        flat.replace_input_with(flat.args[0], quantized)
+            for each in reversed(between):
+                moved = model.graph.call_module(each.target, (moved,))
+        flat.replace_input_with(flat.args[0], moved)
         node.replace_all_uses_with(flat)
-        model.graph.erase_node(node)
+        for each in between:
+            model.graph.erase_node(each)
     model.recompile()

@@ -93,7 +93,9 @@ def present(
         names: of the layers for which there are choices, with the first of which they count.
         exclude: names to leave out.
     """
-    first, widths = next(iter(names)), products_plan(model)
+    first, widths = next(iter(names), None), products_plan(model)
+    if first is None:  # which is refused where choices are counted
+        return ()
     called = called_products(model, lambda: model(*args, **kwargs))
     return tuple(
         Beside(product, first, widths[name])

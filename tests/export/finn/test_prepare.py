@@ -50,3 +50,25 @@ def test_what_finn_never_builds_is_named():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LeakyReLU(), nn.Flatten(), nn.Linear(144, 10))
     with pytest.raises(ExportRefused, match="'1' is a LeakyRelu"):
         prepare_for_finn(model, [X])
+
+
+class AveragedHead(nn.Module):
+    """An average over the image as a method, and a dropout in front of the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU())
+        self.drop = nn.Dropout(0.1)
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.drop(self.body(x).mean((2, 3))))
+
+
+def test_a_dropout_behind_an_average_does_not_stand_in_the_way():
+    model = AveragedHead().eval()
+    prepared = prepare_for_finn(model, [X], weight_bit_width=8, input_bit_width=8)
+    assert any(isinstance(module, nn.Dropout) for module in prepared.modules())
+    with torch.no_grad():
+        expected = model(X)
+        assert (prepared(X) - expected).abs().max() < 0.05 * expected.abs().max()
