@@ -151,8 +151,7 @@ class axe_mode:
             raise UnquantizedLayer(
                 "there is no quantized layer to solve"
                 + (f": layer '{plain[0]}' has no integer weights" if plain else "")
-                + "; quantize the model first (brevitas_axe.quantize does), exclude less, or give "
-                "one with linear or convolutional layers."
+                + "; give a model with quantized linear or convolutional layers, or exclude less."
             )
         self.plan = Plan(
             {n: fitted_tile(n, layers[n], wanted[n], plan is None) for n in wanted.layers}
