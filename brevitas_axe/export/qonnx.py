@@ -225,6 +225,7 @@ def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict
     try:
         with (
             evaluating(model),
+            _own_caches(model),
             _plain_outputs(model),
             _unchecked_graph(),
             warnings.catch_warnings(),
@@ -242,6 +243,24 @@ def _trace(model: nn.Module, args: tuple, path: Path, dynamo: bool, kwargs: dict
             f"torch cannot write the model as ONNX: {first}; compute that with operators that ONNX "
             "has, or export the part of the model before it."
         ) from error
+
+
+@contextmanager
+def _own_caches(model: nn.Module) -> Iterator[None]:
+    """Restores what quantizers keep of a forward, and whether they do.
+
+    Brevitas leaves what it kept for its export, and quantizers then tell the scale and the bits of
+    that forward, whatever they get afterwards.
+    """
+    kept = [
+        (module, {k: v for k, v in vars(module).items() if k.startswith(("_cached", "cache_"))})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, values in kept:
+            vars(module).update(values)
 
 
 @contextmanager

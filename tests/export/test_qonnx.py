@@ -14,6 +14,7 @@ import torch
 from brevitas import nn as qnn
 from brevitas.export import export_qonnx as brevitas_export_qonnx
 from brevitas.graph.calibrate import calibration_mode
+from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from brevitas.quant import (
     Int8ActPerTensorFloat,
     Int8WeightPerChannelFloat,
@@ -190,7 +191,11 @@ def test_exporting_leaves_the_model_as_it_was(tmp_path):
     parameters = dict(model.named_parameters())
     state = copy.deepcopy(model.state_dict())
     modes = [module.training for module in model.modules()]
+    proxies = [m for m in model.modules() if isinstance(m, ActQuantProxyFromInjector)]
     export_qonnx(model, X[:1], tmp_path / "m.onnx")
+    # What Brevitas keeps of a forward would tell the bits of that one, whatever they are later.
+    assert proxies
+    assert not any(p._cached_act or p.cache_inference_quant_act for p in proxies)
     assert all(model.get_parameter(name) is value for name, value in parameters.items())
     now = model.state_dict()
     changed = [name for name in state if not torch.equal(state[name], now[name])]

@@ -97,6 +97,8 @@ def write_bits(proxy: Proxy, bits: int, fitted: FittedBitWidth | None = None) ->
     known = next(iter((*old.buffers(), *old.parameters(), torch.zeros(()))))
     quant.msb_clamp_bit_width_impl = new.to(known.device)
     proxy.quant_injector = proxy.quant_injector.let(bit_width=real)
+    # What it keeps of a forward has the former bits, and it would go on telling them.
+    proxy._cached_act = None
 
 
 class AdjustableRange:

@@ -6,10 +6,17 @@ import copy
 
 import pytest
 import torch
+from brevitas.export import export_qonnx
 from torch import nn
 
 from brevitas_axe.errors import InvalidPlan
-from brevitas_axe.model.apply.activations import input_sources, set_input_bits, tied_layers
+from brevitas_axe.model.apply.activations import (
+    activation_quantizers,
+    input_sources,
+    set_bits,
+    set_input_bits,
+    tied_layers,
+)
 from brevitas_axe.model.layers import find_layers
 from brevitas_axe.model.prepare import as_batches, to_brevitas
 from brevitas_axe.model.running import observe_inputs
@@ -39,6 +46,16 @@ def test_layers_that_read_one_activation_are_tied(fork) -> None:
     sources = input_sources(fork, (X[:1],))
     assert sources["left"] == sources["right"] != sources["stem"]
     assert tied_layers(sources) == (("left", "right"),)
+
+
+def test_bits_are_told_as_they_are_behind_an_export_of_brevitas(fork, tmp_path) -> None:
+    export_qonnx(fork, args=(X[:1],), export_path=str(tmp_path / "m.onnx"), dynamo=False)
+    told = {}
+    for name, proxies in activation_quantizers(fork).items():
+        set_bits(proxies, 3)
+        told |= {name: {int(proxy.bit_width()) for proxy in proxies}}
+    assert told
+    assert all(bits == {3} for bits in told.values())
 
 
 def test_branches_that_share_a_scale_change_together() -> None:
