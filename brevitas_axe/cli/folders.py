@@ -101,6 +101,15 @@ def model_from(reference: str, arguments: argparse.Namespace) -> Any:
     return model_of(reference)
 
 
+def is_only_prepared(reference: str) -> bool:
+    """Whether this is a folder whose model has calibrated quantizers, and nothing solved."""
+    from brevitas_axe.run.saving.folder import INSIDE, read_json
+    from brevitas_axe.run.saving.save import RESULT
+
+    place = Path(reference) / INSIDE
+    return (place / RESULT).is_file() and read_json(place, RESULT).get("layers") == []
+
+
 def model_and_example(result: Result) -> tuple[Any, tuple[Any, ...]]:
     """A saved model with one sample as export takes it; with no sample where it has float parts."""
     import inspect

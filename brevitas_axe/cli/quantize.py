@@ -127,6 +127,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = folders.model_from(arguments.model, arguments)
     check_saving(model, arguments.output)
     batches = batches_of(arguments.calibration)
+    if request.recipe.ranges is None:
+        keywords |= _ranges(model, arguments.model)
     if arguments.target == "finn":
         model, keywords = _for_finn(model, batches, keywords)
 
@@ -243,6 +245,15 @@ def _multiplies_floats(result: Result) -> bool:
     modules = dict(result.model.named_modules())
     products = any(name not in modules for name in result.exclude)
     return isinstance(result, FinetuneResult) and (products or bool(left_in_float(result.model)))
+
+
+def _ranges(model: Any, reference: str) -> dict[str, str]:
+    """The keyword by which ranges are fitted, where no one trained those of the quantizers."""
+    from brevitas_axe.methods.ranges import USUAL_FITTER
+    from brevitas_axe.model.prepare import has_quantizers
+
+    untrained = folders.is_only_prepared(reference) or not has_quantizers(model)
+    return {"ranges": USUAL_FITTER} if untrained else {}
 
 
 def _for_finn(
