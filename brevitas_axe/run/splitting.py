@@ -27,7 +27,7 @@ def split_model(
 
     Both are returned unchanged where the recipe has no split.
 
-    Layers that a plan does not name stay whole: they stay in float.
+    Layers of which a plan names neither themselves nor branches stay whole: they stay in float.
 
     Args:
         model: a float model; not modified.
@@ -47,7 +47,7 @@ def split_model(
     if plan is None:
         widths = _ruled(layers, request)
     else:
-        widths = {name: plan.layers.get(name) for name in layers}
+        widths = {name: _planned(plan, name) for name in layers}
     planned = Plan({name: mine for name, mine in widths.items() if mine is not None})
     splits = _splits(recipe, layers, planned)
     if not splits:
@@ -57,6 +57,13 @@ def split_model(
         return model, replace(request, of_branches=_of_branches(model))
     _check_means(model, plan, recipe)
     return model, replace(request, plan=branch_plan(model, plan))
+
+
+def _planned(plan: Plan, name: str) -> LayerPrecision | None:
+    """Widths of a layer by a plan, open ones where it names the layer's branches; else None."""
+    if any(branch.startswith(f"{name}.") for branch in plan.layers):
+        return LayerPrecision()
+    return plan.layers.get(name)
 
 
 def _splits(recipe: Recipe, layers: Mapping[str, nn.Module], planned: Plan) -> dict[str, Split]:
@@ -82,6 +89,8 @@ def _check_means(model: nn.Module, plan: Plan, recipe: Recipe) -> None:
         InvalidPlan: the plan was made for fewer bits, by an allocation say.
     """
     for name, whole in branched_layers(model).items():
+        if name not in plan.layers:  # its branches are planned
+            continue
         allowed, stored, weights = plan[name].weight_bits, 0, whole.inputs * whole.outputs
         for branch in whole.branches:
             count = whole.get_submodule(branch).get_parameter("weight").numel()

@@ -41,8 +41,7 @@ def test_the_whole_model_is_one_file_that_is_proven(solved, tmp_path: Path) -> N
     export_qonnx(solved.model, batches("vit")[0][:1], path, target="qonnx")
     certificate = certify_file(path, P).require()
     assert len(certificate.judged) == len(solved.certificate.judged) == 12 + 4 + 2
-    of_activations = [entry for entry in certificate.judged if entry.layer is None]
-    assert len(of_activations) == len(products_plan(solved.model).layers)
+    assert {entry.layer for entry in certificate.judged} >= {*products_plan(solved.model).layers}
 
 
 def test_a_saved_result_has_them_again(solved, tmp_path: Path) -> None:
