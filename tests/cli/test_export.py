@@ -69,7 +69,9 @@ def test_what_hls4ml_would_compute_otherwise_is_refused(user_file: Path, capsys)
 
 
 def test_a_file_cannot_be_traced(user_file: Path, capsys) -> None:
-    assert main(["export", "net.onnx", "again.onnx", "--target", "finn"]) == 2
+    there = user_file.with_name("net.onnx")
+    there.write_bytes(b"")
+    assert main(["export", str(there), "again.onnx", "--target", "finn"]) == 2
     assert "give my_model.py:function" in capsys.readouterr().err
     assert main(["export", f"{user_file.name}:fixed", "project", "--target", "hls4ml"]) == 2
     assert "--calibration" in capsys.readouterr().err
