@@ -36,14 +36,14 @@ def test_what_was_prepared_can_be_allocated(at, capsys, tmp_path) -> None:
     assert (tmp_path / "plan.json").is_file()
 
 
-@pytest.mark.parametrize(("options", "ranges"), [([], "mse"), (["--ranges", "max"], "max")])
-def test_ranges_that_no_one_trained_are_fitted_unless_others_are_asked_for(
-    at, tmp_path, options, ranges
-) -> None:
+def test_ranges_that_no_one_trained_are_fitted_unless_others_are_asked_for(at, tmp_path) -> None:
     command = ["quantize", "prepared", "--calibration", "user.py:images", "--quality", "fast"]
-    place = str(tmp_path / "out")
-    assert main([*command, "--accumulator-bits", "12", "--output", place, *options]) == 0
-    assert load(place).recipe.ranges == ranges
+    asked = tmp_path / "recipe.yaml"
+    asked.write_text("format: brevitas_axe.recipe.v1\nranges: max\n")
+    for options, ranges in (((), "mse"), (("--recipe", str(asked)), "max")):
+        place = str(tmp_path / ranges)
+        assert main([*command, "--accumulator-bits", "12", "--output", place, *options]) == 0
+        assert load(place).recipe.ranges == ranges
 
 
 @pytest.mark.parametrize(

@@ -117,12 +117,11 @@ def test_the_file_is_proven_and_finn_takes_it(outcome) -> None:
 def test_the_pages_tell_what_the_summary_has(outcome) -> None:
     folder, summary, _ = outcome
     html, text = ((folder / f"report.{kind}").read_text("utf-8") for kind in ("html", "md"))
-    for page in (html, text):
+    for page, mark in ((html, ""), (text, "`")):
         assert "synthetic" in page
         assert "estimates for its HLS units" in page
-        words = re.sub(r"</?code>", "`", page)
         for claim in summary["claims"]:
-            assert claim["claim"] in words
+            assert claim["claim"].replace("`", mark) in page
     assert text.count("\n| ") == len(SHOWN) + 1 + len(summary["claims"]) + 1
     assert json.loads((folder / "summary.json").read_text())["claims"] == summary["claims"]
 
