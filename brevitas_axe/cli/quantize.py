@@ -17,6 +17,7 @@ from brevitas_axe.errors import AxeError, InvalidOption
 if TYPE_CHECKING:
     from brevitas_axe.cli.screen import Screen
     from brevitas_axe.proof.certificate import Certificate
+    from brevitas_axe.run.request import Request
     from brevitas_axe.run.result import QuantizeResult
     from brevitas_axe.run.saving.save import Result
     from brevitas_axe.run.validated import Validated
@@ -127,8 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = folders.model_from(arguments.model, arguments)
     check_saving(model, arguments.output)
     batches = batches_of(arguments.calibration)
-    if request.recipe.ranges is None:
-        keywords |= _ranges(model, arguments.model)
+    keywords |= _ranges(model, arguments.model, request)
     if arguments.target == "finn":
         model, keywords = _for_finn(model, batches, keywords)
 
@@ -247,11 +247,13 @@ def _multiplies_floats(result: Result) -> bool:
     return isinstance(result, FinetuneResult) and (products or bool(left_in_float(result.model)))
 
 
-def _ranges(model: Any, reference: str) -> dict[str, str]:
-    """The keyword by which ranges are fitted, where no one trained those of the quantizers."""
+def _ranges(model: Any, reference: str, request: Request) -> dict[str, str]:
+    """The keyword by which ranges are fitted, where none are asked for and no one trained them."""
     from brevitas_axe.methods.ranges import USUAL_FITTER
     from brevitas_axe.model.prepare import has_quantizers
 
+    if request.recipe.ranges is not None:
+        return {}
     untrained = folders.is_only_prepared(reference) or not has_quantizers(model)
     return {"ranges": USUAL_FITTER} if untrained else {}
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from brevitas_axe.methods.solvers.kernel_cache import cached_kernel
+
 # First halves of pairs that are tried, best first: the first that finds a partner is taken.
 PAIR_STARTS = 8
 # A move must lower the loss by more than this share of it; smaller gains do not repay their time.
@@ -254,6 +256,7 @@ def _begin_steps(q, needs, room, edges, low, high, weight_low, weight_high, up, 
         _write_open(room[tile], needs, slice(edges[tile], edges[tile + 1]), up, down)
 
 
+@cached_kernel
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 def descend(
     hessian, wanted, integers, scale, half_gradient, factor, losses, edges, tile_of, limits,

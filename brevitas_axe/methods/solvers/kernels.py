@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from brevitas_axe.methods.solvers.kernel_cache import cached_kernel
+
 # Rows that are carried together: a block of 64 columns of them stays in the second-level cache.
 ROWS_AT_ONCE = 128
 # Magnitudes are clipped to this before they become integers, so that a product stays below 2^62.
@@ -95,6 +97,7 @@ def _pass_on(
             error[r] += corrected[r] - kept
 
 
+@cached_kernel
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 def quantize_block(
     start,
@@ -173,6 +176,7 @@ def quantize_block(
             )  # fmt: skip
 
 
+@cached_kernel
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 def l1_thresholds(weight, edges, radius, threshold):
     """Threshold of the Euclidean projection of every centred tile on an l1 ball.
