@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from brevitas.core.bit_width import BitWidthConst
 from brevitas.core.restrict_val import LogFloatRestrictValue, PowerOfTwoRestrictValue
+from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
 from torch import Tensor, nn
 
 from brevitas_axe.model.layers import Layer, Proxy
@@ -97,8 +98,10 @@ def write_bits(proxy: Proxy, bits: int, fitted: FittedBitWidth | None = None) ->
     known = next(iter((*old.buffers(), *old.parameters(), torch.zeros(()))))
     quant.msb_clamp_bit_width_impl = new.to(known.device)
     proxy.quant_injector = proxy.quant_injector.let(bit_width=real)
-    # What it keeps of a forward has the former bits, and it would go on telling them.
-    proxy._cached_act = None
+    if isinstance(proxy, ActQuantProxyFromInjectorBase):
+        # What it keeps of a forward has the former bits, and it would go on telling them. An A2Q
+        # weight quantizer keeps its layer's input there, which its bound follows.
+        proxy._cached_act = None
 
 
 class AdjustableRange:

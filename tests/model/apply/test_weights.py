@@ -22,6 +22,7 @@ from torch import nn
 
 from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import InvalidOption, InvalidPlan, InvalidTile, NotProven, UnsupportedLayer
+from brevitas_axe.model.apply.weight_bits import set_weight_bits
 from brevitas_axe.model.apply.weights import (
     apply_plan,
     apply_precision,
@@ -205,6 +206,18 @@ def test_a2q_takes_over_scale_granularity_and_widths(kind, quantizer):
     assert torch.allclose(a2q_scale(net[0]), scale.view_as(a2q_scale(net[0])))
     assert a2q_granularity(net[0]) == (scale.numel() == 1, "FixedPoint" in quantizer.__name__)
     assert max(widths(net, 13)) <= 13
+
+
+def test_a2q_keeps_the_input_that_its_bound_follows_when_its_bits_change():
+    net, x = model(), torch.rand(2, 20)
+    apply_plan(net, plan(accumulator=13), args=(x,), quantizer="a2q")
+    proxy = net[0].weight_quant
+    proxy.cache_inference_quant_act = True
+    net(x)
+    kept = proxy._cached_act
+    assert kept is not None
+    assert set_weight_bits(proxy, 3)
+    assert proxy._cached_act is kept
 
 
 def test_every_layer_has_a_width_of_its_own_and_quantizers_can_be_changed():
