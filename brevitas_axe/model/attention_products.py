@@ -9,7 +9,8 @@ hardware counts it whatever numbers arrive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -153,25 +154,23 @@ def attention_products(model: nn.Module) -> dict[str, AttentionProducts]:
     return {n: m for n, m in model.named_modules() if isinstance(m, AttentionProducts)}
 
 
-@torch.no_grad()
-def called_products(model: nn.Module, forward: Callable[[], Any]) -> dict[str, Product]:
-    """Products of a model that a forward computes in integers, by name.
+@contextmanager
+def noting_products(model: nn.Module) -> Iterator[dict[str, Product]]:
+    """Context whose forwards note the products that they compute in integers, by name.
 
     Args:
-        model: with attention products; not modified.
-        forward: runs it.
+        model: with attention products or without.
     """
     found: dict[str, dict[str, Product]] = {}
-    products = attention_products(model)
-    if not products:
-        return {}
+    noted: dict[str, Product] = {}
 
     def note(name: str, _module: nn.Module, args: tuple, kwargs: dict) -> None:
-        add_call(found, name.removesuffix(CHILD).removesuffix("."), args, kwargs)
+        owner = name.removesuffix(CHILD).removesuffix(".")
+        add_call(found, owner, args, kwargs)
+        noted.update({product.name: product for product in found[owner].values()})
 
-    with hooked(products, before=note):
-        forward()
-    return {product.name: product for mine in found.values() for product in mine.values()}
+    with hooked(attention_products(model), before=note):
+        yield noted
 
 
 def set_product_widths(products: AttentionProducts, product: str, widths: LayerPrecision) -> None:

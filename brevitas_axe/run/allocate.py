@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,14 +25,11 @@ from brevitas_axe.methods.allocate import (
     check_groups,
     check_metrics,
     check_target,
-    cost_table,
-    foldings_within,
+    cost_tables,
     following,
     load_backend,
     make_problem,
-    output_readers,
     pareto,
-    present,
 )
 from brevitas_axe.methods.cost import Folding, layer_shapes
 from brevitas_axe.methods.ranges import USUAL_FITTER, fit_ranges_to
@@ -54,7 +51,7 @@ from brevitas_axe.model.prepare import Batch, as_batches, has_quantizers, one_sa
 from brevitas_axe.model.routing import reaching_experts, routers_within
 from brevitas_axe.model.stack import find_blocks
 from brevitas_axe.model.trained_function import trained_function
-from brevitas_axe.plan import Choices, LayerPrecision
+from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.recipe import Attention, Function, Recipe, Run
 from brevitas_axe.registry import method
 from brevitas_axe.run.block_attention import float_products
@@ -166,31 +163,45 @@ def allocate(
     check_open(model)
     items = list(calibration)
     batches = as_batches(items, model)
-    args, kwargs = one_sample(batches[0])
-    products = _attention(model, (args, kwargs), attention, exclude)
+    call = one_sample(batches[0])
+    products = _attention(model, call, attention, exclude)
     model, function, exclude = _calibrated(model, batches, run, exclude)
-    choices = choices_for(model, args, kwargs, choices, exclude)
+    choices = choices_for(model, *call, choices, exclude)
     check_groups(scorer, allocator, choices.layers)
     beside, choices = following(products, choices)
-    shapes = layer_shapes(model, args, kwargs, exclude)
     if spec is not None:
-        choices = spec.constrain(choices, shapes, model)
-    beside += present(model, args, kwargs, choices.layers, exclude)
-    folded = None if max_cycles is None else foldings_within(choices, shapes, max_cycles, beside)
+        choices = spec.constrain(choices, layer_shapes(model, *call, exclude), model)
+    costs, foldings = cost_tables(
+        models, choices, model, call, exclude, max_cycles=max_cycles, following=beside
+    )
     scores = _scores(model, items, choices, judge, metrics, exclude, run, function)
-    hardware = (shapes, output_readers(model, args, kwargs, exclude), folded, beside)
-    costs = {name: cost_table(cost, choices, *hardware) for name, cost in models.items()}
-
-    @cache  # built on demand: only some allocators measure plans, and it takes time to build
-    def plan_loss() -> PlanLoss:
-        case = make_case(model, items, choices, metrics[0], exclude=exclude, function=function)
-        return PlanLoss(case)
-
-    problem = make_problem(scores, costs, {}, lambda plan: plan_loss()(plan), target)
+    measure = _measuring(model, items, choices, metrics[0], exclude, function)
+    problem = make_problem(scores, costs, {}, measure, target)
     problem, shares = _limited(problem, budgets, reference)
     best = allocate_bits(problem, chooser)
-    found = (scores, problem, {n: m.unit for n, m in models.items()}, chooser, folded, shares)
-    return AllocateResult(best.plan, best.harm, best.costs, *found)
+    units = {name: cost.unit for name, cost in models.items()}
+    return AllocateResult(
+        best.plan, best.harm, best.costs, scores, problem, units, chooser, foldings, shares
+    )
+
+
+def _measuring(
+    model: nn.Module,
+    items: Sequence[Any],
+    choices: Choices,
+    metric: str | Metric,
+    exclude: tuple[str, ...],
+    function: Function,
+) -> Callable[[Plan], float]:
+    """The loss of a plan; built on demand, as only some allocators ask, and it takes time."""
+
+    @cache
+    def plan_loss() -> PlanLoss:
+        return PlanLoss(
+            make_case(model, items, choices, metric, exclude=exclude, function=function)
+        )
+
+    return lambda plan: plan_loss()(plan)
 
 
 def _attention(

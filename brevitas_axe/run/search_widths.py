@@ -23,11 +23,8 @@ from brevitas_axe.methods.allocate import (
     Problem,
     Quantity,
     check_budget,
-    cost_table,
-    output_readers,
-    present,
+    cost_tables,
 )
-from brevitas_axe.methods.cost import layer_shapes
 from brevitas_axe.methods.ranges import USUAL_FITTER, fit_ranges_to
 from brevitas_axe.methods.search.protocol import Configuration, RepeatingSearcher, Space
 from brevitas_axe.model.apply.activations import input_sources, set_input_bits
@@ -222,16 +219,14 @@ def _problem(
     exclude: tuple[str, ...],
 ) -> Problem:
     """The choices of a model and their cost; a problem whose budget is the target."""
-    call = args, kwargs = one_sample(call)
+    call = one_sample(call)
     if not isinstance(choices, Choices):
         choices = _offered(model, call, WIDTHS if choices is None else choices, exclude)
     [(name, _)] = budget.items()
-    shapes = layer_shapes(model, args, kwargs, exclude)
-    readers = output_readers(model, args, kwargs, exclude)
-    products = present(model, args, kwargs, choices.layers, exclude)
-    cost = cost_table(name, choices, shapes, readers, products=products)
+    costs, _ = cost_tables({name: name}, choices, model, call, exclude)
+    cost = costs[name]
     nothing = Quantity(tuple(np.zeros(len(options)) for options in choices.layers.values()))
-    problem = Problem(choices, nothing, {name: cost}, {})
+    problem = Problem(choices, nothing, costs, {})
     limits = limits_of(budget, problem, REFERENCE)
     least, most = cost.extreme(np.min), cost.extreme(np.max)
     if not least <= limits[name] <= most or limits[name] <= 0:

@@ -29,14 +29,10 @@ from brevitas_axe.methods.allocate import (
     Problem,
     Quantity,
     allocate_bits,
-    cost_table,
-    foldings_within,
+    cost_tables,
     following,
     make_problem,
-    output_readers,
-    present,
 )
-from brevitas_axe.methods.cost import layer_shapes
 from brevitas_axe.methods.sensitivity import Metric, find_metric, make_choices, score
 from brevitas_axe.methods.sensitivity.metrics import class_axis, outputs
 from brevitas_axe.model.attention_calls import Product
@@ -310,16 +306,10 @@ def _priced(
     cycles: Any = budget.pop(MAX_CYCLES, None)
     if not budget:
         return Problem(choices, harm, {}, {})
-    args, kwargs = one_sample(batch)
-    shapes = layer_shapes(model, args, kwargs, exclude)
-    products += present(model, args, kwargs, choices.layers, exclude)
-    foldings = None
-    if cycles is not None:
-        foldings = foldings_within(choices, shapes, int(cycles), products)
-    readers = output_readers(model, args, kwargs, exclude)
-    costs = {
-        name: cost_table(name, choices, shapes, readers, foldings, products) for name in budget
-    }
+    costs, _ = cost_tables(
+        {name: name for name in budget}, choices, model, one_sample(batch), exclude,
+        max_cycles=None if cycles is None else int(cycles), following=products,
+    )  # fmt: skip
     free = Problem(choices, harm, costs, {})
     asked = replace(REFERENCE, accumulator=request.widths.accumulator, tile=request.widths.tile)
     limits = limits_of(budget, free, asked)

@@ -14,9 +14,14 @@ from brevitas_axe.methods.allocate.checks import (
     check_target,
 )
 from brevitas_axe.methods.allocate.problem import Assignment, Problem, Quantity
-from brevitas_axe.methods.allocate.products import Beside, following, present
+from brevitas_axe.methods.allocate.products import Beside, following
 from brevitas_axe.methods.allocate.protocol import Allocator
-from brevitas_axe.methods.allocate.tables import cost_table, foldings_within, output_readers
+from brevitas_axe.methods.allocate.tables import (
+    cost_table,
+    cost_tables,
+    foldings_within,
+    output_readers,
+)
 
 __all__ = [
     "Allocation",
@@ -32,11 +37,11 @@ __all__ = [
     "check_metrics",
     "check_target",
     "cost_table",
+    "cost_tables",
     "foldings_within",
     "following",
     "load_backend",
     "make_problem",
     "output_readers",
     "pareto",
-    "present",
 ]

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from brevitas_axe.errors import AccumulatorTooNarrow
 from brevitas_axe.methods.cost import CostModel, Folding, LayerShape
 from brevitas_axe.methods.cost.shapes import product_shape
 from brevitas_axe.model.attention_calls import Product
-from brevitas_axe.model.attention_products import called_products, products_plan
+from brevitas_axe.model.attention_products import noting_products, products_plan
 from brevitas_axe.model.layers import is_inside
+from brevitas_axe.model.running import Batch
 from brevitas_axe.plan import Choices, LayerPrecision
 
 
@@ -82,23 +84,26 @@ def _fits(product: Beside, choice: LayerPrecision) -> bool:
         return False
 
 
+@torch.no_grad()
 def present(
-    model: nn.Module, args: tuple, kwargs: dict, names: Iterable[str], exclude: tuple[str, ...]
+    model: nn.Module, call: Batch, names: Iterable[str], exclude: tuple[str, ...]
 ) -> tuple[Beside, ...]:
     """Products that a quantized model has already, which keep their widths.
 
     Args:
         model: not modified.
-        args, kwargs: of one forward.
+        call: arguments of one forward.
         names: of the layers for which there are choices, with the first of which they count.
         exclude: names to leave out.
     """
     first, widths = next(iter(names), None), products_plan(model)
-    if first is None:  # which is refused where choices are counted
+    if first is None or not widths.layers:  # no choices are refused where they are counted
         return ()
-    called = called_products(model, lambda: model(*args, **kwargs))
+    args, kwargs = call
+    with noting_products(model) as noted:
+        model(*args, **kwargs)
     return tuple(
         Beside(product, first, widths[name])
-        for name, product in called.items()
+        for name, product in noted.items()
         if not is_inside(name, exclude)
     )

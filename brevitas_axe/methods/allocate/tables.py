@@ -15,7 +15,7 @@ from torch import nn
 
 from brevitas_axe.errors import InvalidPlan
 from brevitas_axe.methods.allocate.problem import Quantity
-from brevitas_axe.methods.allocate.products import Beside
+from brevitas_axe.methods.allocate.products import Beside, present
 from brevitas_axe.methods.cost import (
     CostModel,
     Folding,
@@ -26,6 +26,7 @@ from brevitas_axe.methods.cost import (
 )
 from brevitas_axe.model.apply.activations import input_sources, varied
 from brevitas_axe.model.quantizers.operands import with_extra
+from brevitas_axe.model.running import Batch
 from brevitas_axe.plan import Choices, LayerPrecision, Plan
 from brevitas_axe.registry import method
 
@@ -160,6 +161,41 @@ def cost_table(
         costs = [each.cost(price, choice, folding) for choice in choices.layers[each.layer]]
         single[names.index(each.layer)] += np.array(costs, float)
     return Quantity(tuple(single), pairs)
+
+
+def cost_tables(
+    prices: Mapping[str, str | CostModel],
+    choices: Choices,
+    model: nn.Module,
+    call: Batch,
+    exclude: tuple[str, ...] = (),
+    *,
+    max_cycles: int | None = None,
+    following: Sequence[Beside] = (),
+) -> tuple[dict[str, Quantity], dict[str, Folding] | None]:
+    """The table of every cost, with all that they count beside the choices.
+
+    Args:
+        prices: name of a cost → its model, or the registered name.
+        choices: every one needs weight and input bits.
+        model: a calibrated Brevitas model; not modified.
+        call: arguments of one forward, of one sample for costs per sample.
+        exclude: names of layers to leave out.
+        max_cycles: see `foldings_within`; None for one multiplication at a time.
+        following: attention products that the model will have; those that it has are found.
+
+    Returns:
+        Name → table, and the foldings, None without `max_cycles`.
+    """
+    args, kwargs = call
+    shapes = layer_shapes(model, args, kwargs, exclude)
+    products = (*following, *present(model, call, choices.layers, exclude))
+    foldings = None
+    if max_cycles is not None:
+        foldings = foldings_within(choices, shapes, max_cycles, products)
+    readers = output_readers(model, args, kwargs, exclude)
+    hardware = (shapes, readers, foldings, products)
+    return {n: cost_table(price, choices, *hardware) for n, price in prices.items()}, foldings
 
 
 def _bits_behind(shape: LayerShape, planned: int | None) -> int | None:

@@ -18,7 +18,7 @@ from brevitas_axe.errors import MissingInputQuantizer
 from brevitas_axe.methods.cost.protocol import PRODUCT, LayerShape
 from brevitas_axe.model.apply.ranges import tensor_quantizer
 from brevitas_axe.model.attention_calls import Product
-from brevitas_axe.model.attention_products import called_products, products_plan
+from brevitas_axe.model.attention_products import noting_products, products_plan
 from brevitas_axe.model.layers import (
     Layer,
     Proxy,
@@ -60,7 +60,7 @@ def layer_shapes(
         UnsupportedLayer: as `find_layers`.
     """
     layers = find_layers(model, exclude)
-    with _watching(model, layers) as (vectors, behind):
+    with _watching(model, layers) as (vectors, behind), noting_products(model) as products:
         calls = observe_inputs(model, layers, args, kwargs)
     shapes = {}
     for name, input_range in _input_ranges(calls).items():
@@ -87,7 +87,6 @@ def layer_shapes(
             output_bits=behind.bits.get(name),
             output_extra=behind.extra.get(name, 0),
         )
-    products = called_products(model, lambda: model(*args, **(kwargs or {})))
     mine = {name: product_shape(p) for name, p in products.items() if not is_inside(name, exclude)}
     return {**shapes, **mine}
 
