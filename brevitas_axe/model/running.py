@@ -30,6 +30,26 @@ After = Callable[[str, Layer, tuple, dict, Any], Any]
 
 
 @contextmanager
+def same_gradients(module: nn.Module) -> Iterator[None]:
+    """Every parameter is learned afterwards if it was before."""
+    learned = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    try:
+        yield
+    finally:
+        for parameter, before in learned.items():
+            parameter.requires_grad_(before)
+
+
+@contextmanager
+def all_learned(module: nn.Module) -> Iterator[None]:
+    """Context in which every parameter is learned."""
+    with same_gradients(module):
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        yield
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, and every module's own mode again afterwards, whatever happens.
 

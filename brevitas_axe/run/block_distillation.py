@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from brevitas_axe.errors import InvalidOption
 from brevitas_axe.model.layers import Layer
+from brevitas_axe.model.running import all_learned
 from brevitas_axe.model.stack import Alone, Call
 from brevitas_axe.run.finetune.groups import parameter_groups
 from brevitas_axe.run.solve.reconstruct import commit
@@ -66,26 +67,22 @@ def distil(
     before = best = _parameters(alone)
     start = least = _loss(alone, pairs[judged], wanted[judged])
     learned = float("inf")
-    open_before = {p: p.requires_grad for p in alone.parameters()}
-    for parameter in open_before:
-        parameter.requires_grad_(parameter.is_floating_point())
-    optimizer = torch.optim.Adam(parameter_groups(alone, RATE))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    given, targets = pairs[seen], wanted[seen]
-    for step in range(steps):
-        at = step % len(given)
-        with torch.enable_grad():
-            _share(alone(*given[at]), targets[at]).backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if (step + 1) % max(steps // CHECKS, 1) == 0 or step + 1 == steps:
-            loss = _loss(alone, pairs[judged], wanted[judged])
-            learned = min(learned, loss)
-            if loss < least:
-                least, best = loss, _parameters(alone)
-    for parameter, was in open_before.items():
-        parameter.requires_grad_(was)
+    with all_learned(alone):
+        optimizer = torch.optim.Adam(parameter_groups(alone, RATE))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        given, targets = pairs[seen], wanted[seen]
+        for step in range(steps):
+            at = step % len(given)
+            with torch.enable_grad():
+                _share(alone(*given[at]), targets[at]).backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            if (step + 1) % max(steps // CHECKS, 1) == 0 or step + 1 == steps:
+                loss = _loss(alone, pairs[judged], wanted[judged])
+                learned = min(learned, loss)
+                if loss < least:
+                    least, best = loss, _parameters(alone)
     _restore(alone, best)
     if best is not before:
         for name, layer in layers.items():

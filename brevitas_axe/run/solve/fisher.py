@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from brevitas_axe.model.pieces import Piece, arguments
-from brevitas_axe.model.running import Batch
+from brevitas_axe.model.running import Batch, all_learned
 
 # What the squared errors of each tensor that a piece gives are multiplied by.
 Weights = list[Tensor]
@@ -31,7 +31,7 @@ def fisher_weights(
     Args:
         pieces: of the model, which they make up together. Classes are along the last axis of what
             the last one gives.
-        model: in float; its parameters get requires_grad.
+        model: in float.
         batches: for each a forward and a backward, whose activations are held meanwhile.
         generator: of the labels, one for every sample and position.
 
@@ -39,11 +39,9 @@ def fisher_weights(
         In the shapes of what the pieces give, of mean 1.
     """
     found: list[list[Weights]] = [[] for _ in pieces]
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
     for batch in batches:
         values, given = arguments(model, pieces[0], batch), []
-        with torch.enable_grad():
+        with torch.enable_grad(), all_learned(model):
             for piece in pieces:
                 values = piece.run(model, values)
                 given.append(piece.given(values))

@@ -35,7 +35,7 @@ from brevitas_axe.model.apply.weights import (
 )
 from brevitas_axe.model.layers import Layer, integer_weight, unroll_weight
 from brevitas_axe.model.pieces import Piece, Values, arguments, cut
-from brevitas_axe.model.running import Batch, evaluating, float_twin, tensor_of
+from brevitas_axe.model.running import Batch, evaluating, float_twin, same_gradients, tensor_of
 from brevitas_axe.run.solve.fisher import Weights, fisher_weights
 
 
@@ -103,12 +103,12 @@ def reconstruct(
     pieces = cut(model, [*usable], whole)
     generator = torch.Generator().manual_seed(solver.seed)
     log: list[dict] = []
-    with evaluating(model), _same_gradients(model), torch.no_grad():
+    with evaluating(model), same_gradients(model), torch.no_grad():
         before = {name: _state(layer) for name, layer in usable.items()}
         [everything] = cut(model, [*usable], whole=True)
-        [ends] = _weights([everything], reference, batches, solver)
-        start = _model_loss(everything, model, reference, batches, ends, solver)
         importance = _weights(pieces, reference, batches, solver)
+        ends = importance[-1]  # the last piece gives what the model gives
+        start = _model_loss(everything, model, reference, batches, ends, solver)
         values = [arguments(model, pieces[0], batch) for batch in batches]
         floats = [arguments(reference, pieces[0], batch) for batch in batches]
         for piece, weights in zip(pieces, importance, strict=True):
@@ -259,8 +259,7 @@ def _weights(
     if solver.loss != "fisher":
         return [[[] for _ in batches] for _ in pieces]
     generator = torch.Generator().manual_seed(solver.seed)
-    with _same_gradients(reference):
-        return fisher_weights(pieces, reference, batches, generator)
+    return fisher_weights(pieces, reference, batches, generator)
 
 
 def _model_loss(
@@ -310,17 +309,6 @@ def _without_limits(layers: Mapping[str, Layer]) -> Iterator[None]:
     finally:
         for name, layer in layers.items():
             layer.weight_quant.accumulator_bit_width = widths[name]
-
-
-@contextmanager
-def _same_gradients(model: nn.Module) -> Iterator[None]:
-    """Every parameter is learned afterwards if it was before."""
-    learned = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        yield
-    finally:
-        for parameter, before in learned.items():
-            parameter.requires_grad_(before)
 
 
 class _Positioned(nn.Module):
