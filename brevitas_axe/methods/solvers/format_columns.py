@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from brevitas_axe.methods.solvers.corrected import corrected_recursion
-from brevitas_axe.methods.solvers.format_rounding import as_integers, nearest_in_format
+from brevitas_axe.methods.solvers.format_rounding import (
+    as_integers,
+    better_in_format,
+    nearest_in_format,
+)
 from brevitas_axe.methods.solvers.problem import (
     LayerProblem,
     LayerSolution,
     Quality,
     about_means,
-    chosen,
     with_bias_shift,
 )
 from brevitas_axe.methods.solvers.sequential import BLOCK, Recursion, blocks_of
@@ -59,10 +62,7 @@ def columns_in_format(
     for share in shares:
         for multiple in (0.0,) if problem.unlimited else (0.0, 1.0):
             found = _diffused(view, recursion, start * share, multiple)
-            gain = best.loss(view) - found.loss(view)
-            if problem.shared_scale:
-                gain = gain.sum().expand_as(gain)
-            best = chosen(gain > 0, found, best)
+            best = better_in_format(view, found, best)
     return best if quality == "fast" else with_bias_shift(problem, best)
 
 

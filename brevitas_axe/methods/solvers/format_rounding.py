@@ -43,12 +43,18 @@ def nearest_in_format(problem: LayerProblem, quality: Quality) -> LayerSolution:
     view, best = about_means(problem), start
     shares = (0.5, 2.0) if problem.power_of_two else _SHARES
     for share in shares:
-        found = _rounded(problem, problem.scale * share)
-        gain = best.loss(view) - found.loss(view)
-        if problem.shared_scale:
-            gain = gain.sum().expand_as(gain)
-        best = chosen(gain > 0, found, best)
+        best = better_in_format(view, _rounded(problem, problem.scale * share), best)
     return with_bias_shift(problem, best)
+
+
+def better_in_format(
+    problem: LayerProblem, found: LayerSolution, other: LayerSolution
+) -> LayerSolution:
+    """The rows with the less loss of two solutions; of all rows together if they share a scale."""
+    gain = other.loss(problem) - found.loss(problem)
+    if problem.shared_scale:
+        gain = gain.sum().expand_as(gain)
+    return chosen(gain > 0, found, other)
 
 
 def _rounded(problem: LayerProblem, scale: Tensor) -> LayerSolution:
