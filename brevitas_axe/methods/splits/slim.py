@@ -268,8 +268,10 @@ def on_grid(weight: Tensor, scale: Tensor, most: Tensor) -> Tensor:
 
     Where that is 0, weights have one bit and are the scale with their sign.
     """
-    rounded = (weight / scale).round().clamp(-most, most)
-    return torch.where(most == 0, torch.where(weight < 0, -1.0, 1.0).to(rounded), rounded) * scale
+    rounded = (weight / scale).round_().clamp_(-most, most)
+    if bool((most == 0).any()):
+        rounded = torch.where(most == 0, torch.where(weight < 0, -1.0, 1.0).to(rounded), rounded)
+    return rounded.mul_(scale)
 
 
 def salient_weights(salience: Tensor) -> Tensor:
