@@ -19,6 +19,8 @@ from brevitas_axe.formats import Format, bits_of, minifloat
 _FORMAT = "brevitas_axe.plan.v2"
 _OLDER_FORMATS = ("brevitas_axe.plan.v1",)
 _CHOICES_FORMAT = "brevitas_axe.choices.v1"
+# Begins a pattern that means a type of layers instead of names.
+OF_TYPE = "type:"
 # Fields of LayerPrecision that hold a format, not a number alone.
 _FORMATTED = ("weight", "input")
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from brevitas_axe.errors import InvalidOption
-from brevitas_axe.plan import LayerPrecision, name_matches, precision_of
+from brevitas_axe.plan import OF_TYPE, LayerPrecision, name_matches, precision_of
 
 # Key of a rule beside widths.
 EXCLUDE = "exclude"
-_OF_TYPE = "type:"
 _RULED = tuple(f.name for f in fields(LayerPrecision))
 
 
@@ -22,8 +21,8 @@ def applies(pattern: str, name: str, layer: object) -> bool:
         name: of the layer.
         layer: the module itself.
     """
-    if pattern.startswith(_OF_TYPE):
-        kind = pattern.removeprefix(_OF_TYPE)
+    if pattern.startswith(OF_TYPE):
+        kind = pattern.removeprefix(OF_TYPE)
         return any(ancestor.__name__ == kind for ancestor in type(layer).__mro__)
     return name_matches(pattern, name)
 

@@ -16,13 +16,12 @@ from brevitas_axe.accumulator import accumulator_limit, check_bit_width, tile_st
 from brevitas_axe.display import cell, html_table, one_line
 from brevitas_axe.errors import InvalidOption, InvalidState, NotProven
 from brevitas_axe.files import read_text, write_whole
-from brevitas_axe.plan import Plan, name_matches
+from brevitas_axe.plan import OF_TYPE, Plan, name_matches
 
 _FORMAT = "brevitas_axe.certificate.v1"
 _NUMBERS = ("min", "max", "bits", "outer", "+bias", "target")
 # Names in a line of text; of the others only the number is said.
 _MOST_NAMES = 8
-_OF_TYPE = "type:"
 # "type:Conv2d" is Brevitas's QuantConv2d too.
 _QUANTIZED = "Quant"
 _HEADINGS = ("dot product", "K", "tile", "weights", "inputs", *_NUMBERS, "verdict")
@@ -358,8 +357,8 @@ def excluded_names(
         meant = {e.name for e in entries if pattern in e.aliases}
         meant = meant or {e.name for e in entries if _meant(pattern, e)}
         if not meant:
-            kinds = pattern.startswith(_OF_TYPE)
-            known = dict.fromkeys(_OF_TYPE + e.op if kinds else e.aliases[0] for e in entries)
+            kinds = pattern.startswith(OF_TYPE)
+            known = dict.fromkeys(OF_TYPE + e.op if kinds else e.aliases[0] for e in entries)
             raise InvalidOption(
                 f"{option} names '{pattern}', which is no dot product here; they are: "
                 f"{', '.join(known) or 'none'}."
@@ -369,8 +368,8 @@ def excluded_names(
 
 
 def _meant(pattern: str, entry: DotProduct) -> bool:
-    if pattern.startswith(_OF_TYPE):
-        kind = pattern.removeprefix(_OF_TYPE)
+    if pattern.startswith(OF_TYPE):
+        kind = pattern.removeprefix(OF_TYPE)
         return entry.op in (kind, f"{_QUANTIZED}{kind}")
     return any(name_matches(pattern, alias) for alias in entry.aliases)
 
