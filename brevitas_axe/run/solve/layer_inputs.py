@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
 from brevitas_axe.accumulator import InputRange
-from brevitas_axe.errors import UnsupportedLayer
+from brevitas_axe.errors import MissingInputQuantizer, UnsupportedLayer
 from brevitas_axe.methods.solvers.problem import LayerProblem
 from brevitas_axe.model.apply.minifloats import weight_numbers
 from brevitas_axe.model.apply.weight_bits import is_binary
@@ -16,11 +17,41 @@ from brevitas_axe.model.apply.weights import current_scale, is_power_of_two, is_
 from brevitas_axe.model.layers import Layer, unroll_weight
 from brevitas_axe.model.moments import Moments, Statistics
 from brevitas_axe.model.running import dequantized
-from brevitas_axe.plan import LayerPrecision
+from brevitas_axe.plan import LayerPrecision, Plan
 from brevitas_axe.run.solve.branches import Branches
 from brevitas_axe.run.solve.walk import SuspendedForward, abandon_all
 
+# Layer → the range of its input in each call, None where that had none.
+Calls = Mapping[str, Sequence[InputRange | None]]
 Pair = tuple[SuspendedForward, SuspendedForward | None]
+
+
+def check_quantized(calls: Calls, plan: Plan) -> None:
+    """Refuses layers whose accumulator cannot be bounded.
+
+    Args:
+        calls: as `observe_inputs` gives them.
+        plan: of the layers.
+
+    Raises:
+        MissingInputQuantizer: names the first of them.
+    """
+    for name, ranges in calls.items():
+        if plan[name].accumulator is not None and None in ranges:
+            raise MissingInputQuantizer(
+                f"the input of layer '{name}' is not quantized to integers, so its "
+                "accumulator cannot be bounded; give it an input_quant, feed it a "
+                "QuantTensor (return_quant_tensor=True of the activation before it), or "
+                f"exclude it by name, exclude=('{name}',)."
+            )
+
+
+def set_input_ranges(layers: Mapping[str, Layer], calls: Calls) -> None:
+    """Tells weight quantizers the range of all calls; none where one of them had none."""
+    for name, ranges in calls.items():
+        known = [input_range for input_range in ranges if input_range is not None]
+        input_range = reduce(InputRange.union, known) if len(known) == len(ranges) else None
+        layers[name].weight_quant.set_input_range(input_range)
 
 
 def collect(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,11 +22,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from brevitas_axe.accumulator import InputRange
 from brevitas_axe.errors import (
     EmptyCalibration,
     InvalidOption,
-    MissingInputQuantizer,
     NonFiniteValues,
     UnquantizedLayer,
     UnsupportedLayer,
@@ -52,7 +49,13 @@ from brevitas_axe.run.solve.brevitas_keywords import (
     translated,
 )
 from brevitas_axe.run.solve.joint import solve_jointly
-from brevitas_axe.run.solve.layer_inputs import collect, collect_all, layer_problem
+from brevitas_axe.run.solve.layer_inputs import (
+    check_quantized,
+    collect,
+    collect_all,
+    layer_problem,
+    set_input_ranges,
+)
 from brevitas_axe.run.solve.log import describe
 from brevitas_axe.run.solve.memory import release_freed_memory
 from brevitas_axe.run.solve.state import SavedLayers
@@ -141,8 +144,9 @@ class axe_mode:
         wanted = widths.plan(layers) if plan is None else plan
         if plan is not None:
             if (widths.accumulator_bit_width, widths.accumulator_tile_size) != (None, None):
-                both = "give either a plan or one accumulator width and tile, not both."
-                raise InvalidOption(both)
+                raise InvalidOption(
+                    "give either a plan or one accumulator width and tile, not both."
+                )
             plan.check_names(layers)
         self.root = model
         self.layers = {name: layers[name] for name in wanted.layers}
@@ -216,7 +220,8 @@ class axe_mode:
         for layer in self.layers.values():
             layer.weight_quant.train(layer.training)  # it may have been replaced
         self._bar.close()
-        self._forwards, self._batches, self._float_model, self._entered = [], [], None, False
+        self._forwards, self._batches, self._float_model = [], [], None
+        self._entered = False
         if kind is None:
             missing = [name for name in self.layers if name not in self._done]
             if missing and not self._done:
@@ -299,22 +304,12 @@ class axe_mode:
     def _prepare(self, args: tuple, kwargs: dict) -> None:
         """Observes the inputs in one forward, then installs quantizers and hooks."""
         calls = observe_inputs(self.root, self.layers, args, kwargs)
-        for name, ranges in calls.items():
-            if self.plan[name].accumulator is not None and None in ranges:
-                raise MissingInputQuantizer(
-                    f"the input of layer '{name}' is not quantized to integers, so its "
-                    "accumulator cannot be bounded; give it an input_quant, feed it a "
-                    "QuantTensor (return_quant_tensor=True of the activation before it), or "
-                    f"exclude it by name, exclude=('{name}',)."
-                )
+        check_quantized(calls, self.plan)
         for name, layer in self.layers.items():
             apply_precision(name, layer, self.plan[name], calls.get(name, ()))
         if any(precision.input is not None for precision in self.plan.layers.values()):
             calls = observe_inputs(self.root, self.layers, args, kwargs)
-        for name, ranges in calls.items():
-            known = [input_range for input_range in ranges if input_range is not None]
-            input_range = reduce(InputRange.union, known) if len(known) == len(ranges) else None
-            self.layers[name].weight_quant.set_input_range(input_range)
+        set_input_ranges(self.layers, calls)
         self._calls = {name: len(ranges) for name, ranges in calls.items()}
         self._flow = Flow({}, {})
         if self._workers is not None or self._parallel:
